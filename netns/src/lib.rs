@@ -1,0 +1,1 @@
+//! Network namespaces, links, addresses, routes, bridges and nf_tables over netlink.

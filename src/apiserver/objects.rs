@@ -1,0 +1,59 @@
+//! How plugins, authorizers and special handlers inside the API server reach objects.
+//!
+//! The verbs implement these; nothing else inside `apiserver` opens the store. Objects are named
+//! by `plural`: `pods`, or with the group where there is one, `deployments.apps`.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::{request::User, status::Status};
+
+/// Reads current objects, fresh as of the last finished write.
+#[async_trait::async_trait]
+pub trait Lookup: Send + Sync {
+    async fn get(&self, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>>;
+
+    /// Namespace empty: all namespaces.
+    async fn list(&self, plural: &str, namespace: &str) -> Vec<Arc<Value>>;
+
+    /// Rises with every change to an object of that kind, so that indexes are rebuilt only then.
+    fn changed(&self, plural: &str) -> u64;
+}
+
+/// Changes objects past authorization but with admission, defaulting, validation and conflicts
+/// like every other write.
+#[async_trait::async_trait]
+pub trait Objects: Lookup {
+    async fn create(
+        &self,
+        user: &User,
+        plural: &str,
+        namespace: &str,
+        object: Value,
+    ) -> Result<Value, Status>;
+
+    /// Reads, lets `change` alter the object, writes; again on a conflict. `subresource` empty
+    /// for the main endpoint. `trusted`: prepare_update and immutability are skipped (a binding
+    /// sets spec.nodeName).
+    async fn update(
+        &self,
+        user: &User,
+        target: Named<'_>,
+        trusted: bool,
+        change: &(dyn for<'v> Fn(&'v mut Value) -> Result<(), Status> + Send + Sync),
+    ) -> Result<Value, Status>;
+
+    /// `options` is a DeleteOptions object (`{}` for none).
+    async fn delete(&self, user: &User, target: Named<'_>, options: Value)
+    -> Result<Value, Status>;
+}
+
+/// One object, by name.
+#[derive(Clone, Copy, Debug)]
+pub struct Named<'a> {
+    pub plural: &'a str,
+    pub subresource: &'a str,
+    pub namespace: &'a str,
+    pub name: &'a str,
+}

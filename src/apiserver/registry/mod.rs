@@ -1,0 +1,202 @@
+//! The registry table: every API kind is one [`Resource`] row.
+//!
+//! A row says what is its own; all verbs, Table output, discovery and OpenAPI are written once
+//! over rows. A custom resource will be the same row, made at run time, hence the owned strings'
+//! absence is only a convenience of the built-in table: nothing may depend on `'static`.
+
+pub mod kinds;
+
+use serde_json::Value;
+
+use super::status::{Cause, CauseType};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    Namespaced,
+    Cluster,
+}
+
+/// One served kind in one version.
+#[derive(Clone, Debug)]
+pub struct Resource {
+    pub group: &'static str,
+    pub version: &'static str,
+    pub kind: &'static str,
+    pub plural: &'static str,
+    pub singular: &'static str,
+    pub short_names: &'static [&'static str],
+    pub categories: &'static [&'static str],
+    pub scope: Scope,
+    /// In discovery order: `create delete deletecollection get list patch update watch`.
+    pub verbs: &'static [&'static str],
+    pub subresources: &'static [Subresource],
+    /// The schema's type name, `io.k8s.api.core.v1.Pod`.
+    pub type_name: &'static str,
+    /// Where objects lie in the store: `/registry/<storage>/<namespace>/<name>`. Two versions or
+    /// groups of one kind share it (core and events.k8s.io Events) and set `convert`.
+    pub storage: &'static str,
+    /// Columns after Name (which every kind has first).
+    pub columns: &'static [Column],
+    /// Field selectors besides metadata.name and metadata.namespace: label and JSON path.
+    pub fields: &'static [Field],
+    pub behaviour: Behaviour,
+    /// Rows that share storage with another version: from and to the stored form.
+    pub convert: Option<Conversion>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subresource {
+    Status,
+    /// The paths inside the object: spec.replicas, status.replicas, and the selector.
+    Scale(&'static ScalePaths),
+    /// A verb of its own with a handler of its own: `log`, `exec`, `binding`, `token`, `eviction`...
+    Special(&'static SpecialSubresource),
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct ScalePaths {
+    pub spec_replicas: &'static str,
+    pub status_replicas: &'static str,
+    pub selector: &'static str,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct SpecialSubresource {
+    pub name: &'static str,
+    pub verbs: &'static [&'static str],
+    /// Group, version and kind of its body as discovery shows them.
+    pub group: &'static str,
+    pub version: &'static str,
+    pub kind: &'static str,
+}
+
+/// A Table column. `cell` reads the object (JSON form, with kind).
+#[derive(Clone, Copy, Debug)]
+pub struct Column {
+    pub name: &'static str,
+    /// `string`, `integer`, `number`, `boolean` or `date`.
+    pub kind: &'static str,
+    /// 1: only with `-o wide`.
+    pub priority: u8,
+    pub cell: fn(&Value) -> Value,
+}
+
+/// A field selector's label and how its value is read from the object.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    pub label: &'static str,
+    pub value: fn(&Value) -> String,
+}
+
+/// The few functions that are really a kind's own. All pure.
+#[derive(Clone, Copy, Debug)]
+pub struct Behaviour {
+    /// Fills in defaults; runs on requests and on stored objects, so it must be idempotent.
+    pub default: fn(&mut Value),
+    /// Before create: reset status, server-made values that need no lookup.
+    pub prepare_create: fn(&mut Value),
+    /// Before update through the main endpoint (`new`, `old`): keep what clients may not set.
+    /// The generic code has already kept metadata and, where there is a status subresource, status.
+    pub prepare_update: fn(&mut Value, &Value),
+    pub validate: fn(&Value, &mut Causes),
+    /// Rules over (`new`, `old`): immutable fields. `validate(new)` runs besides.
+    pub validate_update: fn(&Value, &Value, &mut Causes),
+    /// Whether metadata.generation is kept (1 on create, +1 when spec changes).
+    pub generation: bool,
+    /// PUT on a missing name creates.
+    pub create_on_update: bool,
+    /// PUT without resourceVersion is an unconditional update; else 422.
+    pub unconditional_update: bool,
+    /// Grace period on delete: pods only, for all others deletion is at once.
+    pub graceful: Option<fn(&Value) -> i64>,
+}
+
+/// A kind without anything of its own.
+pub const PLAIN: Behaviour = Behaviour {
+    default: |_| {},
+    prepare_create: |_| {},
+    prepare_update: |_, _| {},
+    validate: |_, _| {},
+    validate_update: |_, _, _| {},
+    generation: false,
+    create_on_update: false,
+    unconditional_update: true,
+    graceful: None,
+};
+
+/// To and from the form in the store.
+#[derive(Clone, Copy, Debug)]
+pub struct Conversion {
+    pub to_stored: fn(&mut Value),
+    pub from_stored: fn(&mut Value),
+}
+
+/// Collects violations, all at once, each with its path.
+#[derive(Debug, Default)]
+pub struct Causes(pub Vec<Cause>);
+
+impl Causes {
+    pub fn required(&mut self, field: impl Into<String>, detail: &str) {
+        let message = if detail.is_empty() {
+            "Required value".to_owned()
+        } else {
+            format!("Required value: {detail}")
+        };
+        self.push(CauseType::FieldValueRequired, field, message);
+    }
+
+    pub fn invalid(
+        &mut self,
+        field: impl Into<String>,
+        value: impl serde::Serialize,
+        detail: &str,
+    ) {
+        let value = serde_json::to_string(&value).unwrap_or_default();
+        self.push(
+            CauseType::FieldValueInvalid,
+            field,
+            format!("Invalid value: {value}: {detail}"),
+        );
+    }
+
+    pub fn unsupported(&mut self, field: impl Into<String>, value: &str, supported: &[&str]) {
+        let supported: Vec<String> = supported.iter().map(|value| format!("{value:?}")).collect();
+        let message = format!(
+            "Unsupported value: {value:?}: supported values: {}",
+            supported.join(", ")
+        );
+        self.push(CauseType::FieldValueNotSupported, field, message);
+    }
+
+    pub fn duplicate(&mut self, field: impl Into<String>, value: &str) {
+        self.push(
+            CauseType::FieldValueDuplicate,
+            field,
+            format!("Duplicate value: {value:?}"),
+        );
+    }
+
+    pub fn forbidden(&mut self, field: impl Into<String>, detail: &str) {
+        self.push(
+            CauseType::FieldValueForbidden,
+            field,
+            format!("Forbidden: {detail}"),
+        );
+    }
+
+    pub fn not_found(&mut self, field: impl Into<String>, value: &str) {
+        self.push(
+            CauseType::FieldValueNotFound,
+            field,
+            format!("Not found: {value:?}"),
+        );
+    }
+
+    pub fn push(&mut self, reason: CauseType, field: impl Into<String>, message: String) {
+        self.0.push(Cause {
+            reason,
+            message,
+            field: field.into(),
+        });
+    }
+}

@@ -1,0 +1,271 @@
+//! Shared informers: one list-and-watch per kind per process, read by every component.
+//!
+//! Owns the caches; knows no component. Scheduler, controllers, proxy, DNS and kubelet get theirs
+//! from one [`Informers`].
+//! Always true:
+//! - A [`Change`] is sent after the cache shows it, in watch order.
+//! - A subscriber that falls behind gets [`Change::Resync`] and must look at the whole cache.
+
+use std::{
+    any::{Any, TypeId},
+    collections::HashMap,
+    fmt::Debug,
+    hash::Hash,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
+
+use futures::StreamExt;
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    runtime::watcher::{self, Event},
+};
+use serde::de::DeserializeOwned;
+use tokio::sync::{broadcast, watch};
+
+/// Changes a subscriber may lag behind before it is told to resync.
+const BACKLOG: usize = 4096;
+
+/// Namespace and name; the namespace is empty for cluster-scoped objects.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl Key {
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+
+    pub fn of<K: Resource>(object: &K) -> Self {
+        Self::new(object.namespace().unwrap_or_default(), object.name_any())
+    }
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.namespace.as_str() {
+            "" => f.write_str(&self.name),
+            namespace => write!(f, "{namespace}/{}", self.name),
+        }
+    }
+}
+
+/// What happened to one object, or to too many to tell.
+#[derive(Debug)]
+pub enum Change<K> {
+    Applied {
+        old: Option<Arc<K>>,
+        new: Arc<K>,
+    },
+    Deleted(Arc<K>),
+    /// Changes were missed: compare everything.
+    Resync,
+}
+
+impl<K> Clone for Change<K> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Applied { old, new } => Self::Applied {
+                old: old.clone(),
+                new: new.clone(),
+            },
+            Self::Deleted(old) => Self::Deleted(old.clone()),
+            Self::Resync => Self::Resync,
+        }
+    }
+}
+
+/// Changes of one kind from the moment of subscription on.
+#[derive(Debug)]
+pub struct Changes<K>(broadcast::Receiver<Change<K>>);
+
+impl<K> Changes<K> {
+    /// The next change; `None` when the informer has ended.
+    pub async fn next(&mut self) -> Option<Change<K>> {
+        match self.0.recv().await {
+            Ok(change) => Some(change),
+            Err(broadcast::error::RecvError::Lagged(_)) => Some(Change::Resync),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+}
+
+/// The cache of one kind.
+#[derive(Debug)]
+pub struct Informer<K> {
+    shared: Arc<Shared<K>>,
+}
+
+impl<K> Clone for Informer<K> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Shared<K> {
+    objects: RwLock<HashMap<Key, Arc<K>>>,
+    changes: broadcast::Sender<Change<K>>,
+    synced: watch::Sender<bool>,
+}
+
+impl<K> Informer<K> {
+    pub fn get(&self, key: &Key) -> Option<Arc<K>> {
+        self.shared
+            .objects
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(key)
+            .cloned()
+    }
+
+    /// Every object, in no order.
+    pub fn list(&self) -> Vec<Arc<K>> {
+        self.shared
+            .objects
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
+    }
+
+    /// Subscribe before the first `list`, so that nothing falls between.
+    pub fn changes(&self) -> Changes<K> {
+        Changes(self.shared.changes.subscribe())
+    }
+
+    /// Waits until the first list is in the cache.
+    pub async fn synced(&self) {
+        let mut synced = self.shared.synced.subscribe();
+        // The sender lives in `shared`, so this can only end by becoming true.
+        let _ = synced.wait_for(|synced| *synced).await;
+    }
+}
+
+impl<K> Shared<K>
+where
+    K: Resource + Clone,
+{
+    fn apply(&self, object: K) {
+        let key = Key::of(&object);
+        let new = Arc::new(object);
+        let old = self.write().insert(key, new.clone());
+        if old
+            .as_ref()
+            .is_some_and(|old| old.resource_version() == new.resource_version())
+        {
+            return;
+        }
+        let _ = self.changes.send(Change::Applied { old, new });
+    }
+
+    fn delete(&self, key: &Key) {
+        let old = self.write().remove(key);
+        if let Some(old) = old {
+            let _ = self.changes.send(Change::Deleted(old));
+        }
+    }
+
+    /// Takes over a whole list: what it lacks was deleted while nobody watched.
+    fn replace(&self, list: Vec<K>) {
+        let listed: std::collections::HashSet<Key> = list.iter().map(Key::of).collect();
+        let gone: Vec<Key> = {
+            let objects = self.objects.read().unwrap_or_else(PoisonError::into_inner);
+            objects
+                .keys()
+                .filter(|key| !listed.contains(key))
+                .cloned()
+                .collect()
+        };
+        for key in &gone {
+            self.delete(key);
+        }
+        for object in list {
+            self.apply(object);
+        }
+        self.synced.send_replace(true);
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<Key, Arc<K>>> {
+        self.objects.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The informers of one process, started on first use.
+#[derive(Clone)]
+pub struct Informers {
+    client: Client,
+    started: Arc<Mutex<HashMap<TypeId, Box<dyn Any + Send>>>>,
+    config: watcher::Config,
+}
+
+impl Informers {
+    pub fn new(client: Client) -> Self {
+        Self {
+            client,
+            started: Arc::default(),
+            config: watcher::Config::default().streaming_lists(),
+        }
+    }
+
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The informer of kind `K` over all namespaces. Must be called inside the runtime.
+    pub fn get<K>(&self) -> Informer<K>
+    where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    {
+        let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(informer) = started
+            .get(&TypeId::of::<K>())
+            .and_then(|any| any.downcast_ref::<Informer<K>>())
+        {
+            return informer.clone();
+        }
+        let shared = Arc::new(Shared {
+            objects: RwLock::default(),
+            changes: broadcast::channel(BACKLOG).0,
+            synced: watch::channel(false).0,
+        });
+        let informer = Informer {
+            shared: shared.clone(),
+        };
+        tokio::spawn(run(
+            Api::<K>::all(self.client.clone()),
+            self.config.clone(),
+            shared,
+        ));
+        started.insert(TypeId::of::<K>(), Box::new(informer.clone()));
+        informer
+    }
+}
+
+/// Feeds the cache until the process ends.
+async fn run<K>(api: Api<K>, config: watcher::Config, shared: Arc<Shared<K>>)
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let mut events = std::pin::pin!(kube::runtime::WatchStreamExt::default_backoff(
+        watcher::watcher(api, config)
+    ));
+    let mut listing = Vec::new();
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(Event::Apply(object)) => shared.apply(object),
+            Ok(Event::Delete(object)) => shared.delete(&Key::of(&object)),
+            Ok(Event::Init) => listing.clear(),
+            Ok(Event::InitApply(object)) => listing.push(object),
+            Ok(Event::InitDone) => shared.replace(std::mem::take(&mut listing)),
+            Err(error) => tracing::warn!(kind = %K::kind(&()), %error, "watch failed, will retry"),
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! Kubernetes as one small Linux program.
+//!
+//! `docs/architecture.md` has the code map and says what each part must not know.
+
+pub mod apiserver;
+pub mod cli;
+pub mod controllers;
+pub mod dns;
+pub mod informer;
+pub mod kubelet;
+pub mod pki;
+pub mod proxy;
+pub mod runtime;
+pub mod scheduler;
+pub mod store;

@@ -1,0 +1,246 @@
+//! Containers from OCI specs, held by one supervisor process per pod.
+//!
+//! Owns pods' namespaces, processes, cgroups, root filesystems and logs on this node, and the
+//! records under `run/` from which a restarted daemon finds them again. Knows nothing of the API:
+//! the kubelet translates pods into [`PodConfig`] and [`ContainerConfig`].
+//! Always true:
+//! - The daemon may die at any time; containers, their logs and exit codes do not notice.
+//! - A start that fails leaves nothing behind.
+//! - Only what carries our own record is touched.
+
+pub mod config;
+pub mod image;
+
+pub use config::{ContainerConfig, Identity, Io, PodConfig, Rootfs};
+
+use std::{os::fd::OwnedFd, path::PathBuf, time::Duration, time::SystemTime};
+
+/// Where the runtime keeps its things.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Survives a reboot: container root filesystems (`containers/<id>/{upper,work,merged}`).
+    pub state_dir: PathBuf,
+    /// Live records and supervisor sockets; gone after a reboot.
+    pub run_dir: PathBuf,
+    /// Folder under each cgroup hierarchy that all of this node's pods lie in, e.g. `vetch`;
+    /// several nodes on one machine have different ones.
+    pub cgroup_root: String,
+}
+
+/// Handle to the node's pods; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Runtime {}
+
+/// What the runtime knows of one pod.
+#[derive(Clone, Debug)]
+pub struct PodState {
+    pub config: PodConfig,
+    pub created: SystemTime,
+    /// False when the supervisor is gone: the pod must be torn down and made anew.
+    pub alive: bool,
+    /// All attempts that were not removed, oldest first.
+    pub containers: Vec<ContainerState>,
+}
+
+#[derive(Clone, Debug)]
+pub struct ContainerState {
+    /// 64 hex digits, unique on this node.
+    pub id: String,
+    pub name: String,
+    /// Counts restarts of this container: 0, 1, 2, ...
+    pub attempt: u32,
+    /// What the kubelet handed over to find again after a restart (image, spec hash, ...).
+    pub annotations: std::collections::BTreeMap<String, String>,
+    pub phase: Phase,
+    pub log_path: PathBuf,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Created,
+    Running {
+        pid: i32,
+        started: SystemTime,
+    },
+    Exited {
+        exit: Exit,
+        started: Option<SystemTime>,
+        finished: SystemTime,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// 128 + signal when killed by one.
+    pub code: i32,
+    pub signal: Option<i32>,
+    pub oom_killed: bool,
+    /// Why it could not start (code 128), else empty.
+    pub error: String,
+}
+
+/// Something happened to a pod; look at [`Runtime::pod`] for what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    pub pod_uid: String,
+}
+
+/// A process to run inside a running container.
+#[derive(Clone, Debug, Default)]
+pub struct ExecConfig {
+    pub argv: Vec<String>,
+    pub tty: bool,
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+}
+
+/// Streams of an exec or attach. Dropping it ends the session; an exec's process is killed, an
+/// attached container is not.
+#[derive(Debug)]
+pub struct Session {
+    /// Write end; drop it to signal end of input. With a tty this is the terminal itself.
+    pub stdin: Option<OwnedFd>,
+    pub stdout: Option<OwnedFd>,
+    pub stderr: Option<OwnedFd>,
+    /// Sends terminal sizes (columns, rows).
+    pub resize: Option<tokio::sync::mpsc::Sender<(u16, u16)>>,
+    /// Resolves when the process has ended.
+    pub exit: tokio::sync::oneshot::Receiver<Result<Exit, Error>>,
+}
+
+/// Current use, read from the cgroup.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub cpu_ns: u64,
+    pub memory_bytes: u64,
+    pub memory_working_set_bytes: u64,
+    pub swap_bytes: u64,
+    pub pids: u64,
+}
+
+impl Runtime {
+    /// Opens the node's state and re-adopts every pod whose supervisor lives.
+    pub async fn open(_config: Config) -> Result<Self, Error> {
+        Err(Error::Unsupported("runtime"))
+    }
+
+    /// Changes from now on. A receiver that lags must look at all of [`Runtime::pods`].
+    pub fn events(&self) -> tokio::sync::broadcast::Receiver<Event> {
+        tokio::sync::broadcast::channel(1).1
+    }
+
+    pub async fn pods(&self) -> Vec<PodState> {
+        Vec::new()
+    }
+
+    pub async fn pod(&self, _uid: &str) -> Option<PodState> {
+        None
+    }
+
+    /// Makes the pod's namespaces, cgroup and supervisor. The network namespace has only `lo`;
+    /// the caller wires it (see [`Runtime::netns`]) before it starts containers.
+    pub async fn create_pod(&self, _config: PodConfig) -> Result<(), Error> {
+        Err(Error::Unsupported("runtime"))
+    }
+
+    /// The pod's network namespace; `None` with host network.
+    pub async fn netns(&self, _pod_uid: &str) -> Result<Option<OwnedFd>, Error> {
+        Err(Error::Unsupported("runtime"))
+    }
+
+    /// Makes and starts a container in its pod, and returns its id once the program was executed.
+    /// A program that cannot be executed is [`Error::Start`], with an exited container recorded.
+    pub async fn run_container(
+        &self,
+        _pod_uid: &str,
+        _config: ContainerConfig,
+    ) -> Result<String, Error> {
+        Err(Error::Unsupported("runtime"))
+    }
+
+    /// `signal` to PID 1, and after `grace` SIGKILL to every process of the container's cgroup.
+    /// Returns when the container has exited.
+    pub async fn stop_container(
+        &self,
+        _id: &str,
+        _signal: i32,
+        _grace: Duration,
+    ) -> Result<(), Error> {
+        Err(Error::Unsupported("runtime"))
+    }
+
+    /// Removes an exited container: root filesystem, cgroup, record. Its log stays.
+    pub async fn remove_container(&self, _id: &str) -> Result<(), Error> {
+        Err(Error::Unsupported("runtime"))
+    }
+
+    /// Kills what still runs and removes everything of the pod (namespaces, cgroup, supervisor).
+    pub async fn remove_pod(&self, _uid: &str) -> Result<(), Error> {
+        Err(Error::Unsupported("runtime"))
+    }
+
+    pub async fn exec(&self, _id: &str, _config: ExecConfig) -> Result<Session, Error> {
+        Err(Error::Unsupported("runtime"))
+    }
+
+    pub async fn attach(
+        &self,
+        _id: &str,
+        _stdin: bool,
+        _stdout: bool,
+        _stderr: bool,
+    ) -> Result<Session, Error> {
+        Err(Error::Unsupported("runtime"))
+    }
+
+    /// Makes the supervisor open a new log file at the container's log path (after a rename).
+    pub async fn reopen_log(&self, _id: &str) -> Result<(), Error> {
+        Err(Error::Unsupported("runtime"))
+    }
+
+    pub async fn container_usage(&self, _id: &str) -> Result<Usage, Error> {
+        Err(Error::Unsupported("runtime"))
+    }
+
+    pub async fn pod_usage(&self, _uid: &str) -> Result<Usage, Error> {
+        Err(Error::Unsupported("runtime"))
+    }
+
+    /// Changes a running container's limits in place.
+    pub async fn update_resources(
+        &self,
+        _id: &str,
+        _resources: oci_spec::runtime::LinuxResources,
+    ) -> Result<(), Error> {
+        Err(Error::Unsupported("runtime"))
+    }
+}
+
+/// Why the runtime could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{0} is not supported on this host")]
+    Unsupported(&'static str),
+    #[error("no pod {0}")]
+    NoPod(String),
+    #[error("no container {0}")]
+    NoContainer(String),
+    #[error("container {id} is {phase}")]
+    WrongPhase { id: String, phase: &'static str },
+    /// The program could not be executed: missing, not executable, bad working directory...
+    #[error("{stage}: {message}")]
+    Start { stage: String, message: String },
+    #[error("{action}")]
+    Io {
+        action: String,
+        source: std::io::Error,
+    },
+    #[error("cgroup of {what}")]
+    Cgroup {
+        what: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("supervisor of pod {pod}: {message}")]
+    Supervisor { pod: String, message: String },
+}
