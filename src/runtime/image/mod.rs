@@ -5,12 +5,48 @@
 //! - A layer is downloaded, checked against its digest and unpacked once, streamed, never held in
 //!   memory.
 //! - An image is listed only when all of it is there; a cut pull leaves only finished layers.
+//!
+//! Start at [`Images::pull`]; `layers.rs` and `unpack.rs` put bytes on disk.
 
-use std::{path::PathBuf, sync::Arc};
+mod content;
+mod import;
+mod layers;
+mod platform;
+mod pull;
+mod records;
+mod reference;
+mod unpack;
+
+pub use reference::Name;
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, RwLock},
+};
+
+use layers::Layers;
+use records::{Record, Records};
+use tokio::sync::Mutex;
 
 /// The node's images; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Images {}
+pub struct Images {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    dir: PathBuf,
+    layers: Arc<Layers>,
+    records: Records,
+    /// By image id. Changed only while `changing` is held.
+    images: RwLock<HashMap<String, Arc<Image>>>,
+    /// One change of records at a time. `removal` inside: unused layers must not be swept while a
+    /// pull is between its first layer and its record, hence pulls hold it shared.
+    changing: Mutex<()>,
+    sweeping: tokio::sync::RwLock<()>,
+}
 
 /// One image that is wholly here.
 #[derive(Clone, Debug)]
@@ -28,63 +64,281 @@ pub struct Image {
 }
 
 /// User name and password, or a token, for one registry.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Credentials {
     Anonymous,
     Basic { username: String, password: String },
     Bearer(String),
 }
 
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Anonymous => "Anonymous",
+            Self::Basic { .. } => "Basic(..)",
+            Self::Bearer(_) => "Bearer(..)",
+        })
+    }
+}
+
 /// Bytes so far, of how many (0: not known yet).
 pub type Progress = Arc<dyn Fn(u64, u64) + Send + Sync>;
 
 impl Images {
-    pub async fn open(_state_dir: PathBuf) -> Result<Self, Error> {
-        Err(Error::Unsupported {
-            what: "images".to_owned(),
+    /// Takes over `state_dir/images`; what a crash left unfinished there is removed.
+    pub async fn open(state_dir: PathBuf) -> Result<Self, Error> {
+        blocking(move || {
+            let dir = state_dir.join("images");
+            let layers = Arc::new(Layers::open(&dir)?);
+            let records = Records::open(&dir)?;
+            let mut images = HashMap::new();
+            for record in records.load()? {
+                match image(&record, &layers) {
+                    Ok(image) => {
+                        images.insert(record.id.clone(), Arc::new(image));
+                    }
+                    // A damaged image is pulled again rather than run.
+                    Err(error) => {
+                        tracing::warn!(image = record.id, %error, "dropping a damaged image");
+                        records.delete(&record.id)?;
+                    }
+                }
+            }
+            let (changing, sweeping) = (Mutex::default(), tokio::sync::RwLock::default());
+            Ok(Self {
+                shared: Arc::new(Shared {
+                    dir,
+                    layers,
+                    records,
+                    images: RwLock::new(images),
+                    changing,
+                    sweeping,
+                }),
+            })
         })
+        .await
     }
 
     /// By name as a pod writes it (`nginx`, `nginx:1.27`, `host:5000/a/b@sha256:...`) or image id.
-    pub async fn get(&self, _reference: &str) -> Result<Option<Image>, Error> {
-        Err(Error::Unsupported {
-            what: "images".to_owned(),
-        })
+    pub async fn get(&self, reference: &str) -> Result<Option<Image>, Error> {
+        Ok(self.find(reference)?.map(|image| image.as_ref().clone()))
     }
 
     pub async fn pull(
         &self,
-        _reference: &str,
-        _credentials: &Credentials,
-        _progress: Option<Progress>,
+        reference: &str,
+        credentials: &Credentials,
+        progress: Option<Progress>,
     ) -> Result<Image, Error> {
-        Err(Error::Unsupported {
-            what: "images".to_owned(),
-        })
+        let name = Name::parse(reference)?;
+        let _no_sweep = self.shared.sweeping.read().await;
+        let content = pull::pull(&self.shared.layers, &name, credentials, progress).await?;
+        self.add(content.record(Some(&name))).await
     }
 
     /// A docker-archive or OCI layout (folder or tar), names as in the archive.
     pub async fn import(
         &self,
-        _path: &std::path::Path,
-        _progress: Option<Progress>,
+        path: &Path,
+        progress: Option<Progress>,
     ) -> Result<Vec<Image>, Error> {
-        Err(Error::Unsupported {
-            what: "images".to_owned(),
+        let _no_sweep = self.shared.sweeping.read().await;
+        let (shared, path) = (self.shared.clone(), path.to_owned());
+        let imported = blocking(move || {
+            import::import(
+                &shared.layers,
+                &path,
+                &shared.dir.join("tmp"),
+                progress.as_ref(),
+            )
         })
+        .await?;
+        let mut images = Vec::new();
+        for found in imported {
+            let mut image = None;
+            let names: Vec<Option<&Name>> = match found.names.as_slice() {
+                [] => vec![None],
+                names => names.iter().map(Some).collect(),
+            };
+            for name in names {
+                image = Some(self.add(found.content.clone().record(name)).await?);
+            }
+            images.extend(image);
+        }
+        Ok(images)
     }
 
     pub async fn list(&self) -> Result<Vec<Image>, Error> {
-        Err(Error::Unsupported {
-            what: "images".to_owned(),
-        })
+        let images = self
+            .shared
+            .images
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut images: Vec<Image> = images
+            .values()
+            .map(|image| image.as_ref().clone())
+            .collect();
+        images.sort_by(|a, b| a.names.cmp(&b.names));
+        Ok(images)
     }
 
     /// Removes a name; the last one takes the image and its unused layers with it.
-    pub async fn remove(&self, _reference: &str) -> Result<(), Error> {
-        Err(Error::Unsupported {
-            what: "images".to_owned(),
+    pub async fn remove(&self, reference: &str) -> Result<(), Error> {
+        let Some(found) = self.find(reference)? else {
+            return Err(Error::NotFound {
+                reference: reference.to_owned(),
+            });
+        };
+        let name = if reference == found.id {
+            None
+        } else {
+            Some(Name::parse(reference)?.to_string())
+        };
+        let _alone = self.shared.sweeping.write().await;
+        let _changing = self.shared.changing.lock().await;
+        let mut image = found.as_ref().clone();
+        if let Some(name) = name {
+            image.names.retain(|other| *other != name);
+            image.digests.retain(|other| *other != name);
+        }
+        if reference != found.id && !image.names.is_empty() {
+            return self.record(image).await;
+        }
+        let shared = self.shared.clone();
+        blocking(move || {
+            shared.records.delete(&image.id)?;
+            shared.write().remove(&image.id);
+            shared.sweep()
         })
+        .await
+    }
+
+    /// The folders that hold layers; for measuring the disk they use.
+    pub fn dir(&self) -> &Path {
+        &self.shared.dir
+    }
+
+    fn find(&self, reference: &str) -> Result<Option<Arc<Image>>, Error> {
+        let images = self
+            .shared
+            .images
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(image) = images.get(reference) {
+            return Ok(Some(image.clone()));
+        }
+        let name = Name::parse(reference)?.to_string();
+        let named =
+            |image: &&Arc<Image>| image.names.contains(&name) || image.digests.contains(&name);
+        Ok(images.values().find(named).cloned())
+    }
+
+    /// Adds an image, or its names to the one that is there. A name moves from the image that had
+    /// it before.
+    async fn add(&self, record: Record) -> Result<Image, Error> {
+        let _changing = self.shared.changing.lock().await;
+        let mut image = image(&record, &self.shared.layers)?;
+        let others: Vec<Arc<Image>> = self.shared.write().values().cloned().collect();
+        for other in others {
+            if other.id == image.id {
+                merge(&mut image.names, &other.names);
+                merge(&mut image.digests, &other.digests);
+                image.size_bytes = image.size_bytes.max(other.size_bytes);
+            } else if other.names.iter().any(|name| image.names.contains(name)) {
+                let mut other = other.as_ref().clone();
+                other.names.retain(|name| !image.names.contains(name));
+                self.record(other).await?;
+            }
+        }
+        self.record(image.clone()).await?;
+        Ok(image)
+    }
+
+    /// Writes an image's record and shows it. The caller holds `changing`.
+    async fn record(&self, image: Image) -> Result<(), Error> {
+        let shared = self.shared.clone();
+        blocking(move || {
+            let config = image.config.to_string().map_err(|error| Error::Malformed {
+                what: image.id.clone(),
+                reason: error.to_string(),
+            })?;
+            shared.records.save(&Record {
+                id: image.id.clone(),
+                names: image.names.clone(),
+                digests: image.digests.clone(),
+                size_bytes: image.size_bytes,
+                config,
+                diff_ids: image.config.rootfs().diff_ids().clone(),
+            })?;
+            shared.write().insert(image.id.clone(), Arc::new(image));
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl Shared {
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<String, Arc<Image>>> {
+        self.images
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Removes the layers that no image has any more.
+    fn sweep(&self) -> Result<(), Error> {
+        let used: std::collections::HashSet<String> = self
+            .write()
+            .values()
+            .flat_map(|image| image.config.rootfs().diff_ids().clone())
+            .collect();
+        self.layers.retain(|diff_id| used.contains(diff_id))
+    }
+}
+
+fn image(record: &Record, layers: &Layers) -> Result<Image, Error> {
+    let malformed = |reason: String| Error::Malformed {
+        what: record.id.clone(),
+        reason,
+    };
+    let config = content::parse(&record.config).map_err(|error| malformed(error.to_string()))?;
+    if let Some(missing) = record
+        .diff_ids
+        .iter()
+        .find(|id| !content::is_sha256(id) || !layers.has(id))
+    {
+        return Err(malformed(format!("layer {missing} is missing")));
+    }
+    Ok(Image {
+        id: record.id.clone(),
+        names: record.names.clone(),
+        digests: record.digests.clone(),
+        size_bytes: record.size_bytes,
+        layers: record
+            .diff_ids
+            .iter()
+            .map(|diff_id| layers.path(diff_id))
+            .collect(),
+        config,
+    })
+}
+
+fn merge(into: &mut Vec<String>, from: &[String]) {
+    for text in from {
+        if !into.contains(text) {
+            into.push(text.clone());
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::Malformed {
+            what: "images".to_owned(),
+            reason: error.to_string(),
+        }),
     }
 }
 

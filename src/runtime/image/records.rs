@@ -1,0 +1,101 @@
+//! What images there are: one small JSON file each, written when all else is in place.
+
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::Error;
+
+/// One image as recorded on disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub id: String,
+    pub names: Vec<String>,
+    pub digests: Vec<String>,
+    pub size_bytes: u64,
+    /// The configuration blob, byte for byte.
+    pub config: String,
+    pub diff_ids: Vec<String>,
+}
+
+/// The folder of records.
+#[derive(Debug)]
+pub struct Records {
+    dir: PathBuf,
+}
+
+impl Records {
+    pub fn open(images_dir: &Path) -> Result<Self, Error> {
+        let dir = images_dir.join("records");
+        std::fs::create_dir_all(&dir).map_err(|source| Error::Io {
+            action: "create",
+            path: dir.clone(),
+            source,
+        })?;
+        Ok(Self { dir })
+    }
+
+    /// Every record. One that cannot be read is reported and skipped: its image is pulled again.
+    pub fn load(&self) -> Result<Vec<Record>, Error> {
+        let io = |source| Error::Io {
+            action: "read",
+            path: self.dir.clone(),
+            source,
+        };
+        let mut records = Vec::new();
+        for entry in std::fs::read_dir(&self.dir).map_err(io)? {
+            let path = entry.map_err(io)?.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            match std::fs::read(&path)
+                .map_err(|error| error.to_string())
+                .and_then(|bytes| {
+                    serde_json::from_slice::<Record>(&bytes).map_err(|error| error.to_string())
+                }) {
+                Ok(record) => records.push(record),
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), error, "unreadable image record")
+                }
+            }
+        }
+        Ok(records)
+    }
+
+    pub fn save(&self, record: &Record) -> Result<(), Error> {
+        let path = self.path(&record.id);
+        let write = || -> io::Result<()> {
+            let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
+            serde_json::to_writer(&mut file, record)?;
+            file.flush()?;
+            file.as_file().sync_all()?;
+            file.persist(&path).map_err(|error| error.error)?;
+            std::fs::File::open(&self.dir)?.sync_all()
+        };
+        write().map_err(|source| Error::Io {
+            action: "write",
+            path: path.clone(),
+            source,
+        })
+    }
+
+    pub fn delete(&self, id: &str) -> Result<(), Error> {
+        let path = self.path(id);
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::Io {
+                action: "remove",
+                path,
+                source,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn path(&self, id: &str) -> PathBuf {
+        self.dir
+            .join(format!("{}.json", id.trim_start_matches("sha256:")))
+    }
+}
