@@ -188,6 +188,8 @@ mod tests {
         let mut header = tar::Header::new_gnu();
         header.set_size(2);
         header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
         builder
             .append_data(&mut header, "file", b"hi".as_slice())
             .unwrap();

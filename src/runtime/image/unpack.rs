@@ -402,6 +402,8 @@ mod tests {
         header.set_mode(mode);
         header.set_size(0);
         header.set_mtime(7);
+        header.set_uid(0);
+        header.set_gid(0);
         header
     }
 
