@@ -1,6 +1,132 @@
-//! The command line: a file per subcommand.
+//! The command line: a file per subcommand, each what was typed plus one `run`.
+//!
+//! Knows every part and is known by none but `main`. Exit codes: 0 done, 1 it failed (the message
+//! says what and how to mend it), 2 the arguments make no sense.
+
+mod check;
+mod completion;
+mod control;
+mod daemon;
+mod down;
+mod image;
+mod kubeconfig;
+mod logs;
+mod notify;
+mod paths;
+mod reset;
+mod up;
+mod version;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// What went wrong, for a person: wrapping any error with what was being done is enough here.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// Kubernetes as one small Linux program.
+#[derive(Parser)]
+#[command(name = "vetch", version, max_term_width = 100, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Up(up::Up),
+    Down(down::Down),
+    Reset(reset::Reset),
+    Check(check::Check),
+    Image(image::ImageCommand),
+    Kubeconfig(kubeconfig::Kubeconfig),
+    Logs(logs::Logs),
+    Version(version::Version),
+    Completion(completion::Completion),
+}
 
 /// Parses the arguments of the process and runs what they ask for.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    let mut args = std::env::args_os();
+    // A supervisor must stay tiny: nothing below, no runtime and no parser, may start in it.
+    if args.nth(1).is_some_and(|arg| arg == crate::runtime::supervisor::SUBCOMMAND) {
+        return crate::runtime::supervisor::main(args);
+    }
+    let result = match Cli::parse().command {
+        Command::Up(up) => up.run(),
+        Command::Down(down) => down.run(),
+        Command::Reset(reset) => reset.run(),
+        Command::Check(check) => check.run(&mut std::io::stdout()),
+        Command::Image(image) => image.run(),
+        Command::Kubeconfig(kubeconfig) => kubeconfig.run(&mut std::io::stdout()),
+        Command::Logs(logs) => logs.run(&mut std::io::stdout()),
+        Command::Version(version) => version.run(&mut std::io::stdout()),
+        Command::Completion(completion) => completion.run(&mut std::io::stdout()),
+    };
+    match result {
+        Ok(code) => code,
+        // The reader went away (`vetch logs | head`): not our failure.
+        Err(error) if is_broken_pipe(error.as_ref()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vetch: {}", explain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error and its causes on one line, each said once.
+fn explain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// A runtime of one thread, for commands that only talk to the daemon.
+fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+/// Everything that changes the machine needs root; better said at once than by step five.
+fn need_root(command: &str) -> Result<(), Error> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(format!("`vetch {command}` needs root: run it with sudo").into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn spellings_others_rely_on() {
+        for line in [
+            "vetch up --root /x --detach",
+            "vetch kubeconfig --root /x",
+            "vetch image import f.tar --root /x",
+            "vetch down --root /x --pods",
+            "vetch reset --root /x --yes",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+    }
 }

@@ -8,6 +8,8 @@
 //!
 //! The engines: [`embedded`] here; a real etcd cluster later behind the same trait.
 
+pub mod embedded;
+
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;

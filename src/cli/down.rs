@@ -1,0 +1,45 @@
+//! `vetch down`.
+
+use std::process::ExitCode;
+
+use super::{
+    Error, block_on,
+    control::{self, Request},
+    need_root,
+    paths::RootArg,
+};
+
+/// Stop the daemon; pods go on running unless --pods is given
+#[derive(clap::Args)]
+pub struct Down {
+    #[command(flatten)]
+    root: RootArg,
+    /// Stop and remove this node's pods too
+    #[arg(long)]
+    pods: bool,
+}
+
+impl Down {
+    pub fn run(self) -> Result<ExitCode, Error> {
+        need_root("down")?;
+        let paths = self.root.paths()?;
+        block_on(async {
+            let request = Request::Stop { pods: self.pods };
+            match control::call(&paths.control_socket(), &request, |_, _| {}).await? {
+                Some(_) => {
+                    super::daemon::wait_until_stopped(&paths)?;
+                    match self.pods {
+                        true => println!("stopped, and all pods with it"),
+                        false => println!("stopped; pods go on running (`vetch up{}` takes them over again)", self.root.flag()),
+                    }
+                }
+                None if self.pods => {
+                    super::daemon::remove_pods(&paths).await?;
+                    println!("the daemon was not running; its pods are removed");
+                }
+                None => println!("not running"),
+            }
+            Ok(ExitCode::SUCCESS)
+        })
+    }
+}

@@ -1,0 +1,222 @@
+//! What the store holds in memory: current entries and recent history. No I/O.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    ops::Bound,
+    sync::Arc,
+};
+
+use crate::store::{Entry, Error, Event, Expect, Range, Revision, Slice};
+
+/// History is kept this long ...
+const HISTORY_SECONDS: u64 = 300;
+/// ... but no more than this, and never less than the last events.
+const HISTORY_BYTES: usize = 32 << 20;
+const HISTORY_LEAST: usize = 2048;
+
+#[derive(Debug, Default)]
+pub struct State {
+    pub revision: Revision,
+    /// History up to and including this revision is gone.
+    pub compacted: Revision,
+    current: BTreeMap<Arc<str>, Entry>,
+    history: VecDeque<Past>,
+    history_bytes: usize,
+    /// Bytes of all current keys and values.
+    pub live_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Past {
+    event: Event,
+    at_second: u64,
+}
+
+impl Event {
+    pub fn revision(&self) -> Revision {
+        match self {
+            Self::Put { entry, .. } => entry.mod_revision,
+            Self::Delete { revision, .. } => *revision,
+        }
+    }
+
+    pub fn key(&self) -> &Arc<str> {
+        match self {
+            Self::Put { entry, .. } => &entry.key,
+            Self::Delete { previous, .. } => &previous.key,
+        }
+    }
+
+    fn previous(&self) -> Option<&Entry> {
+        match self {
+            Self::Put { previous, .. } => previous.as_ref(),
+            Self::Delete { previous, .. } => Some(previous),
+        }
+    }
+}
+
+impl State {
+    pub fn get(&self, key: &str) -> Option<&Entry> {
+        self.current.get(key)
+    }
+
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.current.values()
+    }
+
+    /// Puts an entry read back from the log; makes no history.
+    pub fn restore(&mut self, entry: Entry) {
+        self.live_bytes += size(&entry);
+        if let Some(old) = self.current.insert(entry.key.clone(), entry) {
+            self.live_bytes -= size(&old);
+        }
+    }
+
+    pub fn forget(&mut self, key: &str) {
+        if let Some(old) = self.current.remove(key) {
+            self.live_bytes -= size(&old);
+        }
+    }
+
+    /// Applies one committed change.
+    pub fn apply(&mut self, event: Event, at_second: u64) {
+        self.revision = event.revision();
+        match &event {
+            Event::Put { entry, .. } => self.restore(entry.clone()),
+            Event::Delete { previous, .. } => self.forget(&previous.key),
+        }
+        self.history_bytes += weight(&event);
+        self.history.push_back(Past { event, at_second });
+        self.trim(at_second);
+    }
+
+    fn trim(&mut self, now: u64) {
+        while let Some(oldest) = self.history.front() {
+            let old =
+                oldest.at_second + HISTORY_SECONDS < now || self.history_bytes > HISTORY_BYTES;
+            if !old || self.history.len() <= HISTORY_LEAST {
+                break;
+            }
+            let revision = oldest.event.revision();
+            self.compact(revision);
+        }
+    }
+
+    pub fn compact(&mut self, revision: Revision) {
+        while self
+            .history
+            .front()
+            .is_some_and(|past| past.event.revision() <= revision)
+        {
+            if let Some(past) = self.history.pop_front() {
+                self.history_bytes -= weight(&past.event);
+            }
+        }
+        self.compacted = self.compacted.max(revision.min(self.revision));
+    }
+
+    pub fn check_revision(&self, asked: Revision) -> Result<(), Error> {
+        if asked > self.revision {
+            return Err(Error::Future {
+                asked,
+                latest: self.revision,
+            });
+        }
+        // The state as of the compacted revision itself can still be told.
+        if asked < self.compacted {
+            return Err(Error::Compacted {
+                asked,
+                oldest: self.compacted,
+            });
+        }
+        Ok(())
+    }
+
+    /// Changes after `after`, oldest first.
+    pub fn after(&self, after: Revision) -> impl Iterator<Item = &Event> {
+        let start = self
+            .history
+            .partition_point(|past| past.event.revision() <= after);
+        self.history.range(start..).map(|past| &past.event)
+    }
+
+    pub fn range(&self, range: &Range) -> Result<Slice, Error> {
+        let at = range.at.unwrap_or(self.revision);
+        self.check_revision(at)?;
+        let lower = if range.after.as_str() >= range.prefix.as_str() {
+            Bound::Excluded(range.after.as_str())
+        } else {
+            Bound::Included(range.prefix.as_str())
+        };
+        let within = |key: &str| key.starts_with(range.prefix.as_str());
+        let current = self
+            .current
+            .range::<str, _>((lower, Bound::Unbounded))
+            .map(|(_, entry)| entry)
+            .take_while(|entry| within(&entry.key));
+        let mut entries: Vec<Entry> = Vec::new();
+        let limit = if range.limit == 0 {
+            usize::MAX
+        } else {
+            range.limit
+        };
+        let mut remaining = 0;
+        let mut take = |entry: &Entry| {
+            if entries.len() < limit {
+                entries.push(entry.clone());
+            } else {
+                remaining += 1;
+            }
+        };
+        if at == self.revision {
+            current.for_each(&mut take);
+        } else {
+            // What a key was at `at` is what the first change after it replaced.
+            let mut then: HashMap<&str, Option<&Entry>> = HashMap::new();
+            for event in self.after(at).filter(|event| within(event.key())) {
+                then.entry(event.key()).or_insert_with(|| event.previous());
+            }
+            let unchanged = current.filter(|entry| !then.contains_key(&*entry.key));
+            let bounded = |key: &str| match lower {
+                Bound::Excluded(bound) => key > bound,
+                _ => true,
+            };
+            let changed = then
+                .values()
+                .filter_map(|entry| *entry)
+                .filter(|entry| bounded(&entry.key));
+            let all: BTreeMap<&str, &Entry> = unchanged
+                .chain(changed)
+                .map(|entry| (&*entry.key, entry))
+                .collect();
+            all.into_values().for_each(&mut take);
+        }
+        Ok(Slice {
+            entries,
+            revision: at,
+            remaining,
+        })
+    }
+}
+
+/// Whether a key is as a write expects it.
+pub fn holds(expect: Expect, current: Option<&Entry>) -> bool {
+    match (expect, current) {
+        (Expect::Absent, None) => true,
+        (Expect::ModRevision(revision), Some(entry)) => entry.mod_revision == revision,
+        _ => false,
+    }
+}
+
+fn size(entry: &Entry) -> usize {
+    entry.key.len() + entry.value.len()
+}
+
+fn weight(event: &Event) -> usize {
+    const OVERHEAD: usize = 200;
+    OVERHEAD
+        + match event {
+            Event::Put { entry, .. } => size(entry),
+            Event::Delete { previous, .. } => size(previous),
+        }
+}

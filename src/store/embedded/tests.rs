@@ -1,0 +1,264 @@
+//! The engine against a plain map, and over restarts.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::store::{Durability, Expect, Op};
+
+fn write(key: &str, expect: Expect, value: Option<&str>) -> Write {
+    let op = match value {
+        Some(value) => Op::Put {
+            value: value.to_owned().into(),
+            ttl: None,
+        },
+        None => Op::Delete,
+    };
+    Write {
+        key: key.into(),
+        expect,
+        op,
+        durability: Durability::Synced,
+    }
+}
+
+async fn put(store: &Embedded, key: &str, value: &str) -> Revision {
+    let expect = match store.get(key).await.unwrap().0 {
+        Some(entry) => Expect::ModRevision(entry.mod_revision),
+        None => Expect::Absent,
+    };
+    store
+        .commit(write(key, expect, Some(value)))
+        .await
+        .unwrap()
+        .revision
+}
+
+async fn dump(store: &Embedded, at: Option<Revision>) -> BTreeMap<String, String> {
+    let slice = store
+        .range(Range {
+            at,
+            ..Range::default()
+        })
+        .await
+        .unwrap();
+    let text = |entry: &Entry| String::from_utf8(entry.value.to_vec()).unwrap();
+    slice
+        .entries
+        .iter()
+        .map(|entry| (entry.key.to_string(), text(entry)))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_write_needs_what_it_expects() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(dir.path()).unwrap();
+    let first = store
+        .commit(write("a", Expect::Absent, Some("1")))
+        .await
+        .unwrap()
+        .revision;
+    let again = store.commit(write("a", Expect::Absent, Some("2"))).await;
+    assert!(
+        matches!(again, Err(Error::Conflict { current: Some(entry) }) if entry.mod_revision == first)
+    );
+    let stale = store
+        .commit(write("a", Expect::ModRevision(first + 9), None))
+        .await;
+    assert!(matches!(stale, Err(Error::Conflict { .. })));
+    store
+        .commit(write("a", Expect::ModRevision(first), None))
+        .await
+        .unwrap();
+    let gone = store
+        .commit(write("a", Expect::ModRevision(first), None))
+        .await;
+    assert!(matches!(gone, Err(Error::Conflict { current: None })));
+}
+
+#[tokio::test]
+async fn pages_of_one_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(dir.path()).unwrap();
+    for key in ["p/a", "p/b", "p/c", "q/d"] {
+        put(&store, key, "1").await;
+    }
+    let range = |after: &str, at| Range {
+        prefix: "p/".into(),
+        after: after.into(),
+        limit: 2,
+        at,
+    };
+    let first = store.range(range("", None)).await.unwrap();
+    assert_eq!((first.entries.len(), first.remaining), (2, 1));
+    // Changes between the pages must not show.
+    put(&store, "p/c", "2").await;
+    put(&store, "p/bb", "new").await;
+    let second = store
+        .range(range("p/b", Some(first.revision)))
+        .await
+        .unwrap();
+    assert_eq!(second.entries.len(), 1);
+    assert_eq!(&second.entries[0].value[..], b"1");
+}
+
+#[tokio::test]
+async fn watchers_see_every_change_once_or_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(dir.path()).unwrap();
+    let start = store.revision();
+    let mut watcher = store.watch("p/", start).await.unwrap();
+    let mut slow = store.watch("p/", start).await.unwrap();
+    let mut revisions = Vec::new();
+    for round in 0..3 {
+        revisions.push(put(&store, "p/a", &round.to_string()).await);
+        put(&store, "q/other", &round.to_string()).await;
+    }
+    let mut seen = Vec::new();
+    while seen.len() < 3 {
+        seen.extend(watcher.recv().await.unwrap().iter().map(Event::revision));
+    }
+    assert_eq!(seen, revisions);
+    store.compact(revisions[1]).await.unwrap();
+    assert!(matches!(slow.recv().await, Err(Error::Compacted { .. })));
+    assert!(matches!(
+        store.watch("p/", start).await,
+        Err(Error::Compacted { .. })
+    ));
+    let late = store
+        .range(Range {
+            at: Some(start),
+            ..Range::default()
+        })
+        .await;
+    assert!(matches!(late, Err(Error::Compacted { .. })));
+}
+
+#[tokio::test]
+async fn an_entry_with_a_lifetime_ends_with_an_event() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(dir.path()).unwrap();
+    let op = Op::Put {
+        value: "v".into(),
+        ttl: Some(Duration::from_secs(1)),
+    };
+    let write = Write {
+        key: "e".into(),
+        expect: Expect::Absent,
+        op,
+        durability: Durability::Relaxed,
+    };
+    let revision = store.commit(write).await.unwrap().revision;
+    let mut watcher = store.watch("e", revision).await.unwrap();
+    let events = tokio::time::timeout(Duration::from_secs(10), watcher.recv())
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(
+        matches!(events.as_slice(), [Event::Delete { .. }]),
+        "{events:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_second_process_and_a_damaged_file_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(dir.path()).unwrap();
+    assert!(matches!(Embedded::open(dir.path()), Err(Error::Io { .. })));
+    for round in 0..5 {
+        put(&store, "a", &round.to_string()).await;
+    }
+    drop(store);
+    let path = dir.path().join("log");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[30] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let error = Embedded::open(dir.path()).unwrap_err();
+    assert!(
+        matches!(&error, Error::Corrupt { offset: 8, .. }),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn the_log_stays_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(dir.path()).unwrap();
+    let value = "x".repeat(100_000);
+    for _ in 0..200 {
+        put(&store, "a", &value).await;
+    }
+    let length = std::fs::metadata(dir.path().join("log")).unwrap().len();
+    assert!(length < 6 << 20, "{length} bytes for one entry of 100 kB");
+    drop(store);
+    let store = Embedded::open(dir.path()).unwrap();
+    assert_eq!(dump(&store, None).await["a"].len(), value.len());
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Put(u8, u8),
+    Delete(u8),
+    Reopen,
+    Compact,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (0..8_u8, any::<u8>()).prop_map(|(key, value)| Step::Put(key, value)),
+        3 => (0..8_u8).prop_map(Step::Delete),
+        1 => Just(Step::Reopen),
+        1 => Just(Step::Compact),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn behaves_like_a_map(steps in proptest::collection::vec(step(), 1..60)) {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let mut store = Embedded::open(dir.path()).unwrap();
+            let mut model: BTreeMap<String, String> = BTreeMap::new();
+            let mut past: Vec<(Revision, BTreeMap<String, String>)> = Vec::new();
+            let mut highest = store.revision();
+            for step in steps {
+                match step {
+                    Step::Put(key, value) => {
+                        let (key, value) = (key.to_string(), value.to_string());
+                        let revision = put(&store, &key, &value).await;
+                        assert!(revision > highest);
+                        highest = revision;
+                        model.insert(key, value);
+                    }
+                    Step::Delete(key) => {
+                        let key = key.to_string();
+                        let current = store.get(&key).await.unwrap().0;
+                        assert_eq!(current.is_some(), model.remove(&key).is_some());
+                        if let Some(entry) = current {
+                            highest = store.commit(write(&key, Expect::ModRevision(entry.mod_revision), None)).await.unwrap().revision;
+                        }
+                    }
+                    Step::Reopen => {
+                        drop(store);
+                        store = Embedded::open(dir.path()).unwrap();
+                        assert!(store.revision() >= highest);
+                        highest = store.revision();
+                        past.clear();
+                    }
+                    Step::Compact => {
+                        store.compact(highest).await.unwrap();
+                        past.clear();
+                    }
+                }
+                past.push((store.revision(), model.clone()));
+                assert_eq!(dump(&store, None).await, model);
+            }
+            for (revision, then) in past {
+                assert_eq!(dump(&store, Some(revision)).await, then, "at {revision}");
+            }
+        });
+    }
+}

@@ -1,0 +1,480 @@
+//! The writer thread: checks, logs, syncs, then shows what was committed.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
+    fs::{File, OpenOptions},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, mpsc},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::{Shared, io_error, record, record::Record, state, state::State};
+use crate::store::{Committed, Durability, Entry, Error, Event, Expect, Op, Revision, Write};
+
+/// Writes that go out with one sync at most.
+const BATCH: usize = 1024;
+/// A relaxed write is on disk after this, if no synced one took it along.
+const RELAXED: Duration = Duration::from_secs(5);
+/// The log is written anew when it is over this and over four times what it holds.
+const REWRITE_BYTES: u64 = 4 << 20;
+/// Revisions that may be given out before the next one must be promised on disk.
+const CEILING_STEP: Revision = 4096;
+
+pub enum Request {
+    Commit(Write, oneshot::Sender<Result<Committed, Error>>),
+    Compact(Revision, oneshot::Sender<()>),
+}
+
+/// The log file, open at its end.
+#[derive(Debug)]
+pub struct Log {
+    path: PathBuf,
+    file: File,
+    length: u64,
+    batch: u64,
+    /// Revisions up to this are promised never to be given out again.
+    ceiling: Revision,
+    /// Relaxed writes are in the file but not synced since then.
+    unsynced: Option<Instant>,
+    /// After a failed sync nobody knows what is on disk: only a new file helps.
+    must_rewrite: bool,
+    /// When entries end, by key and revision, soonest first.
+    expiries: BinaryHeap<Reverse<(u64, Arc<str>, Revision)>>,
+}
+
+impl Log {
+    /// Reads the log of `dir`, or makes an empty one.
+    pub fn open(dir: &Path) -> Result<(Self, State), Error> {
+        let path = dir.join("log");
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => Bytes::from(bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Bytes::new(),
+            Err(error) => return Err(io_error("read", &path)(error)),
+        };
+        let scan = record::scan(&bytes).map_err(|damage| Error::Corrupt {
+            path: path.clone(),
+            offset: damage.offset as u64,
+            reason: damage.reason.to_owned(),
+        })?;
+        let mut state = State::default();
+        let (mut ceiling, mut batch) = (0, 0);
+        let mut expiries = HashMap::new();
+        for record in scan.records {
+            batch = batch.max(record.batch());
+            match record {
+                Record::Ceiling { revision, .. } => ceiling = ceiling.max(revision),
+                Record::Put {
+                    revision,
+                    created,
+                    expires,
+                    key,
+                    value,
+                    ..
+                } => {
+                    state.revision = state.revision.max(revision);
+                    expiries.insert(key.clone(), (expires, revision));
+                    // A copy of its own: a slice would keep the whole log in memory.
+                    let value = Bytes::copy_from_slice(&value);
+                    state.restore(Entry {
+                        key,
+                        value,
+                        create_revision: created,
+                        mod_revision: revision,
+                    });
+                }
+                Record::Delete { revision, key, .. } => {
+                    state.revision = state.revision.max(revision);
+                    expiries.remove(&key);
+                    state.forget(&key);
+                }
+            }
+        }
+        // Relaxed writes may have been lost with revisions that clients saw.
+        state.revision = state.revision.max(ceiling);
+        state.compacted = state.revision;
+        let file = OpenOptions::new()
+            .create(true)
+            .read(true)
+            .append(true)
+            .open(&path)
+            .map_err(io_error("open", &path))?;
+        let good = scan.good as u64;
+        if good < bytes.len() as u64 {
+            file.set_len(good)
+                .map_err(io_error("cut the torn end of", &path))?;
+        }
+        let expiries = expiries
+            .into_iter()
+            .filter(|(_, (expires, _))| *expires > 0)
+            .map(|(key, (expires, revision))| Reverse((expires, key, revision)))
+            .collect();
+        let mut log = Self {
+            path,
+            file,
+            length: good,
+            batch: batch + 1,
+            ceiling,
+            unsynced: None,
+            must_rewrite: false,
+            expiries,
+        };
+        if log.length == 0 {
+            log.write(record::MAGIC)
+                .and_then(|()| log.sync())
+                .map_err(io_error("write", &log.path))?;
+            sync_dir(dir)?;
+        }
+        Ok((log, state))
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self.file.write_all(bytes) {
+            Ok(()) => {
+                self.length += bytes.len() as u64;
+                Ok(())
+            }
+            Err(error) => {
+                // Half a record must not stay in front of later ones.
+                if self.file.set_len(self.length).is_err() {
+                    self.must_rewrite = true;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.unsynced = None;
+        match self.file.sync_data() {
+            Ok(()) => {
+                self.batch += 1;
+                Ok(())
+            }
+            Err(error) => {
+                self.must_rewrite = true;
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes a new log that holds the current entries only.
+    fn rewrite(&mut self, state: &State, expiries: &HashMap<Arc<str>, u64>) -> Result<(), Error> {
+        let staging = self.path.with_extension("new");
+        let ceiling = self.ceiling.max(state.revision);
+        let mut bytes = record::MAGIC.to_vec();
+        Record::Ceiling {
+            batch: self.batch,
+            revision: ceiling,
+        }
+        .encode(&mut bytes);
+        let mut file = File::create(&staging).map_err(io_error("create", &staging))?;
+        let mut length = 0;
+        let mut flush = |bytes: &mut Vec<u8>| {
+            length += bytes.len() as u64;
+            let written = file.write_all(bytes);
+            bytes.clear();
+            written.map_err(io_error("write", &staging))
+        };
+        for entry in state.entries() {
+            let expires = expiries.get(&entry.key).copied().unwrap_or(0);
+            put(self.batch, entry, expires).encode(&mut bytes);
+            if bytes.len() > 1 << 20 {
+                flush(&mut bytes)?;
+            }
+        }
+        flush(&mut bytes)?;
+        file.sync_all().map_err(io_error("sync", &staging))?;
+        std::fs::rename(&staging, &self.path).map_err(io_error("rename", &staging))?;
+        sync_dir(self.path.parent().unwrap_or(Path::new("/")))?;
+        self.file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .open(&self.path)
+            .map_err(io_error("open", &self.path))?;
+        (self.length, self.batch, self.ceiling) = (length, self.batch + 1, ceiling);
+        (self.unsynced, self.must_rewrite) = (None, false);
+        Ok(())
+    }
+
+    fn is_mostly_garbage(&self, state: &State) -> bool {
+        self.length > REWRITE_BYTES && self.length > 4 * state.live_bytes as u64
+    }
+}
+
+fn put(batch: u64, entry: &Entry, expires: u64) -> Record {
+    Record::Put {
+        batch,
+        revision: entry.mod_revision,
+        created: entry.create_revision,
+        expires,
+        key: entry.key.clone(),
+        value: entry.value.clone(),
+    }
+}
+
+fn sync_dir(dir: &Path) -> Result<(), Error> {
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(io_error("sync", dir))
+}
+
+/// Serves requests until every sender is gone.
+pub fn run(mut log: Log, shared: &Shared, inbox: &mpsc::Receiver<Request>) {
+    let mut live_expiries: HashMap<Arc<str>, u64> = log
+        .expiries
+        .iter()
+        .map(|Reverse((at, key, _))| (key.clone(), *at))
+        .collect();
+    loop {
+        let first = match wait(&log, inbox) {
+            Woken::Request(request) => Some(request),
+            Woken::Deadline => None,
+            Woken::Closed => break,
+        };
+        let mut commits = Vec::new();
+        for request in first.into_iter().chain(inbox.try_iter().take(BATCH)) {
+            match request {
+                Request::Commit(write, reply) => commits.push((write, Some(reply))),
+                Request::Compact(revision, reply) => {
+                    shared
+                        .state
+                        .write()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .compact(revision);
+                    let _ = reply.send(());
+                }
+            }
+        }
+        commits.extend(expired(&mut log).into_iter().map(|write| (write, None)));
+        commit(&mut log, shared, commits, &mut live_expiries);
+        if log.unsynced.is_some_and(|since| since.elapsed() >= RELAXED)
+            && let Err(error) = log.sync()
+        {
+            tracing::error!(%error, path = %log.path.display(), "sync failed");
+        }
+        let state = shared.read();
+        if log.is_mostly_garbage(&state)
+            && let Err(error) = log.rewrite(&state, &live_expiries)
+        {
+            tracing::warn!(%error, "the log could not be shortened");
+        }
+    }
+    if log.unsynced.is_some()
+        && let Err(error) = log.sync()
+    {
+        tracing::error!(%error, path = %log.path.display(), "sync failed");
+    }
+}
+
+enum Woken {
+    Request(Request),
+    Deadline,
+    Closed,
+}
+
+fn wait(log: &Log, inbox: &mpsc::Receiver<Request>) -> Woken {
+    let sync_in = log
+        .unsynced
+        .map(|since| RELAXED.saturating_sub(since.elapsed()));
+    let expiry_in = log
+        .expiries
+        .peek()
+        .map(|Reverse((at, ..))| Duration::from_secs(at.saturating_sub(now())));
+    match sync_in.into_iter().chain(expiry_in).min() {
+        None => inbox.recv().map_or(Woken::Closed, Woken::Request),
+        Some(timeout) => match inbox.recv_timeout(timeout) {
+            Ok(request) => Woken::Request(request),
+            Err(mpsc::RecvTimeoutError::Timeout) => Woken::Deadline,
+            Err(mpsc::RecvTimeoutError::Disconnected) => Woken::Closed,
+        },
+    }
+}
+
+/// Deletes for the entries whose time is over.
+fn expired(log: &mut Log) -> Vec<Write> {
+    let now = now();
+    let mut writes = Vec::new();
+    while log
+        .expiries
+        .peek()
+        .is_some_and(|Reverse((at, ..))| *at <= now)
+    {
+        if let Some(Reverse((_, key, revision))) = log.expiries.pop() {
+            let expect = Expect::ModRevision(revision);
+            writes.push(Write {
+                key,
+                expect,
+                op: Op::Delete,
+                durability: Durability::Relaxed,
+            });
+        }
+    }
+    writes
+}
+
+type Reply = Option<oneshot::Sender<Result<Committed, Error>>>;
+
+/// Checks a batch against what is there, logs it, and shows it when it is as durable as asked.
+fn commit(
+    log: &mut Log,
+    shared: &Shared,
+    commits: Vec<(Write, Reply)>,
+    live_expiries: &mut HashMap<Arc<str>, u64>,
+) {
+    if commits.is_empty() {
+        return;
+    }
+    let answer = |reply: Reply, result| {
+        if let Some(reply) = reply {
+            // Whoever asked may have gone away; the write stands.
+            let _ = reply.send(result);
+        }
+    };
+    if log.must_rewrite
+        && let Err(error) = log.rewrite(&shared.read(), live_expiries)
+    {
+        let reason = error.to_string();
+        for (_, reply) in commits {
+            answer(
+                reply,
+                Err(Error::ReadOnly {
+                    reason: reason.clone(),
+                }),
+            );
+        }
+        return;
+    }
+    let plan = plan(log, &shared.read(), commits);
+    for (reply, current) in plan.refused {
+        answer(reply, Err(Error::Conflict { current }));
+    }
+    if plan.accepted.is_empty() {
+        return;
+    }
+    let logged = log.write(&plan.bytes).and_then(|()| {
+        if plan.sync {
+            return log.sync();
+        }
+        log.unsynced.get_or_insert_with(Instant::now);
+        Ok(())
+    });
+    if let Err(error) = logged {
+        let reason = format!("write to {}: {error}", log.path.display());
+        for (_, reply, _) in plan.accepted {
+            answer(
+                reply,
+                Err(Error::ReadOnly {
+                    reason: reason.clone(),
+                }),
+            );
+        }
+        return;
+    }
+    log.ceiling = plan.ceiling;
+    let second = now();
+    let mut replies = Vec::with_capacity(plan.accepted.len());
+    {
+        let mut state = shared.state.write().unwrap_or_else(PoisonError::into_inner);
+        for (event, reply, expires) in plan.accepted {
+            let revision = event.revision();
+            if expires > 0 {
+                log.expiries
+                    .push(Reverse((expires, event.key().clone(), revision)));
+                live_expiries.insert(event.key().clone(), expires);
+            } else {
+                live_expiries.remove(event.key());
+            }
+            state.apply(event, second);
+            replies.push((reply, revision));
+        }
+        shared.revision.send_replace(state.revision);
+    }
+    for (reply, revision) in replies {
+        answer(reply, Ok(Committed { revision }));
+    }
+}
+
+/// What a batch will do.
+struct Plan {
+    bytes: Vec<u8>,
+    accepted: Vec<(Event, Reply, u64)>,
+    refused: Vec<(Reply, Option<Entry>)>,
+    sync: bool,
+    ceiling: Revision,
+}
+
+fn plan(log: &Log, state: &State, commits: Vec<(Write, Reply)>) -> Plan {
+    let mut plan = Plan {
+        bytes: Vec::new(),
+        accepted: Vec::new(),
+        refused: Vec::new(),
+        sync: false,
+        ceiling: log.ceiling,
+    };
+    // What earlier writes of this batch made of a key.
+    let mut pending: HashMap<Arc<str>, Option<Entry>> = HashMap::new();
+    let mut revision = state.revision;
+    for (write, reply) in commits {
+        let current = pending
+            .get(&write.key)
+            .cloned()
+            .unwrap_or_else(|| state.get(&write.key).cloned());
+        let deletes_nothing = current.is_none() && matches!(write.op, Op::Delete);
+        if !state::holds(write.expect, current.as_ref()) || deletes_nothing {
+            plan.refused.push((reply, current));
+            continue;
+        }
+        revision += 1;
+        plan.sync |= write.durability == Durability::Synced;
+        if revision > plan.ceiling {
+            plan.ceiling = revision + CEILING_STEP;
+            plan.sync = true;
+            Record::Ceiling {
+                batch: log.batch,
+                revision: plan.ceiling,
+            }
+            .encode(&mut plan.bytes);
+        }
+        let (event, expires) = match (write.op, current) {
+            (Op::Put { value, ttl }, previous) => {
+                let create_revision = previous
+                    .as_ref()
+                    .map_or(revision, |entry| entry.create_revision);
+                let entry = Entry {
+                    key: write.key,
+                    value,
+                    create_revision,
+                    mod_revision: revision,
+                };
+                let expires = ttl.map_or(0, |ttl| now() + ttl.as_secs().max(1));
+                put(log.batch, &entry, expires).encode(&mut plan.bytes);
+                pending.insert(entry.key.clone(), Some(entry.clone()));
+                (Event::Put { entry, previous }, expires)
+            }
+            (Op::Delete, Some(previous)) => {
+                Record::Delete {
+                    batch: log.batch,
+                    revision,
+                    key: write.key.clone(),
+                }
+                .encode(&mut plan.bytes);
+                pending.insert(write.key, None);
+                (Event::Delete { revision, previous }, 0)
+            }
+            (Op::Delete, None) => continue,
+        };
+        plan.accepted.push((event, reply, expires));
+    }
+    plan
+}
+
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
