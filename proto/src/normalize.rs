@@ -1,0 +1,263 @@
+//! The one spelling of times, durations and quantities that objects are stored with.
+
+use serde_json::{Value, json};
+
+use super::{Shape, Type, quantity::Quantity};
+
+/// Rewrites quantities and times of an object in place; what cannot be read stays for validation
+/// to complain about.
+pub fn normalize(ty: &Type, value: &mut Value) {
+    let Value::Object(object) = value else {
+        return;
+    };
+    for (name, member) in object.iter_mut() {
+        if let Some(field) = ty.field(name) {
+            normalize_shape(&field.shape, member);
+        }
+    }
+}
+
+fn normalize_shape(shape: &Shape, value: &mut Value) {
+    match shape {
+        Shape::List(element) | Shape::NamedList(element) => {
+            for item in value.as_array_mut().into_iter().flatten() {
+                normalize_shape(element, item);
+            }
+        }
+        Shape::Map(element) => {
+            for item in value
+                .as_object_mut()
+                .into_iter()
+                .flat_map(|map| map.values_mut())
+            {
+                normalize_shape(element, item);
+            }
+        }
+        Shape::Message(_) => {
+            if let Some(ty) = shape.message() {
+                normalize(ty, value);
+            }
+        }
+        Shape::Quantity => {
+            let text = match &*value {
+                Value::String(text) => text.clone(),
+                Value::Number(number) => number.to_string(),
+                _ => return,
+            };
+            if let Ok(quantity) = Quantity::parse(&text) {
+                *value = json!(quantity.to_string());
+            }
+        }
+        Shape::Time | Shape::MicroTime => {
+            let parsed = value.as_str().and_then(parse_time);
+            if let Some((seconds, nanos)) = parsed {
+                *value = match shape {
+                    Shape::Time => json!(time(seconds, nanos)),
+                    _ => json!(micro_time(seconds, nanos)),
+                };
+            }
+        }
+        _ => {}
+    }
+}
+
+/// `2026-01-02T03:04:05Z`.
+pub fn time(seconds: i64, _nanos: u32) -> String {
+    let (date, clock) = civil(seconds);
+    format!("{date}T{clock}Z")
+}
+
+/// `2026-01-02T03:04:05.000006Z`.
+pub fn micro_time(seconds: i64, nanos: u32) -> String {
+    let (date, clock) = civil(seconds);
+    format!("{date}T{clock}.{:06}Z", nanos / 1000)
+}
+
+/// Date and clock of a Unix time, in the proleptic Gregorian calendar (days-to-civil by
+/// 400-year eras that begin on 1 March).
+fn civil(seconds: i64) -> (String, String) {
+    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let clock = format!(
+        "{:02}:{:02}:{:02}",
+        second / 3600,
+        second / 60 % 60,
+        second % 60
+    );
+    (format!("{year:04}-{month:02}-{day:02}"), clock)
+}
+
+/// Seconds and nanoseconds of an RFC 3339 time.
+pub fn parse_time(text: &str) -> Option<(i64, u32)> {
+    let bytes = text.as_bytes();
+    let number = |from: usize, to: usize| text.get(from..to)?.parse::<i64>().ok();
+    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+    let separators = [(4, b'-'), (7, b'-'), (13, b':'), (16, b':')];
+    let plain = separators
+        .iter()
+        .all(|(at, want)| bytes.get(*at) == Some(want));
+    let in_range = (1..=12).contains(&month)
+        && (1..=31).contains(&day)
+        && hour < 24
+        && minute < 60
+        && second < 61;
+    if !plain || !in_range || !matches!(bytes.get(10), Some(b'T' | b't' | b' ')) {
+        return None;
+    }
+    let mut rest = text.get(19..)?;
+    let mut nanos = 0;
+    if let Some(fraction) = rest.strip_prefix('.') {
+        let digits = fraction.bytes().take_while(u8::is_ascii_digit).count();
+        let kept = fraction.get(..digits.min(9))?;
+        nanos = format!("{kept:0<9}").parse().ok()?;
+        rest = fraction.get(digits..)?;
+    }
+    let offset = match rest {
+        "Z" | "z" => 0,
+        _ => {
+            let sign = match rest.get(..1)? {
+                "+" => 1,
+                "-" => -1,
+                _ => return None,
+            };
+            let (hours, minutes) = rest.get(1..)?.split_once(':')?;
+            sign * (hours.parse::<i64>().ok()? * 3600 + minutes.parse::<i64>().ok()? * 60)
+        }
+    };
+    let shifted_year = year - i64::from(month <= 2);
+    let era = shifted_year.div_euclid(400);
+    let year_of_era = shifted_year.rem_euclid(400);
+    let day_of_year = (153 * (month + if month > 2 { -3 } else { 9 }) + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    let days = era * 146_097 + day_of_era - 719_468;
+    Some((
+        days * 86_400 + hour * 3600 + minute * 60 + second - offset,
+        nanos,
+    ))
+}
+
+/// Nanoseconds as Go writes them: `1h2m3.5s`.
+pub fn duration(nanos: i64) -> String {
+    if nanos == 0 {
+        return "0s".to_owned();
+    }
+    let (sign, total) = if nanos < 0 {
+        ("-", nanos.unsigned_abs())
+    } else {
+        ("", nanos.unsigned_abs())
+    };
+    let fraction = |whole: u64, unit: u64, name: &str| {
+        let part = format!("{:0width$}", whole % unit, width = unit.ilog10() as usize);
+        let part = part.trim_end_matches('0');
+        let dot = if part.is_empty() { "" } else { "." };
+        format!("{sign}{}{dot}{part}{name}", whole / unit)
+    };
+    match total {
+        0..1_000 => format!("{sign}{total}ns"),
+        1_000..1_000_000 => fraction(total, 1_000, "µs"),
+        1_000_000..1_000_000_000 => fraction(total, 1_000_000, "ms"),
+        _ => {
+            let (hours, minutes) = (total / 3_600_000_000_000, total / 60_000_000_000 % 60);
+            let seconds = fraction(total % 60_000_000_000, 1_000_000_000, "s");
+            let seconds = seconds.trim_start_matches('-');
+            match (hours, minutes) {
+                (0, 0) => format!("{sign}{seconds}"),
+                (0, _) => format!("{sign}{minutes}m{seconds}"),
+                _ => format!("{sign}{hours}h{minutes}m{seconds}"),
+            }
+        }
+    }
+}
+
+/// Nanoseconds of a Go duration.
+pub fn parse_duration(text: &str) -> Option<i64> {
+    let (sign, mut rest) = match text.strip_prefix('-') {
+        Some(rest) => (-1.0, rest),
+        None => (1.0, text),
+    };
+    if rest == "0" {
+        return Some(0);
+    }
+    let mut total = 0.0;
+    while !rest.is_empty() {
+        let digits = rest
+            .bytes()
+            .take_while(|byte| byte.is_ascii_digit() || *byte == b'.')
+            .count();
+        let number: f64 = rest.get(..digits)?.parse().ok()?;
+        rest = rest.get(digits..)?;
+        let (unit, nanos) = [
+            ("ns", 1.0),
+            ("us", 1e3),
+            ("µs", 1e3),
+            ("ms", 1e6),
+            ("s", 1e9),
+            ("m", 60e9),
+            ("h", 3600e9),
+        ]
+        .into_iter()
+        .find(|(unit, _)| rest.starts_with(unit))?;
+        total += number * nanos;
+        rest = rest.get(unit.len()..)?;
+    }
+    (!text.is_empty()).then_some((sign * total) as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times() {
+        for (text, seconds, nanos) in [
+            ("1970-01-01T00:00:00Z", 0, 0),
+            ("2000-02-29T12:00:00Z", 951_825_600, 0),
+            ("2026-11-23T14:37:00.123456Z", 1_795_444_620, 123_456_000),
+            ("2026-11-23T16:37:00+02:00", 1_795_444_620, 0),
+        ] {
+            assert_eq!(parse_time(text), Some((seconds, nanos)), "{text}");
+        }
+        assert_eq!(time(1_795_444_620, 0), "2026-11-23T14:37:00Z");
+        assert_eq!(
+            micro_time(951_825_600, 1_500),
+            "2000-02-29T12:00:00.000001Z"
+        );
+        for bad in [
+            "",
+            "2026-13-01T00:00:00Z",
+            "2026-01-01",
+            "2026-01-01T00:00:00",
+        ] {
+            assert_eq!(parse_time(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn durations() {
+        for (nanos, text) in [
+            (0, "0s"),
+            (1_500_000_000, "1.5s"),
+            (90_000_000_000, "1m30s"),
+            (3_600_000_000_000, "1h0m0s"),
+            (250_000_000, "250ms"),
+            (-1_000_000_000, "-1s"),
+        ] {
+            assert_eq!(duration(nanos), text);
+            assert_eq!(parse_duration(text), Some(nanos), "{text}");
+        }
+    }
+}
