@@ -16,6 +16,7 @@ mod prune;
 pub mod quantity;
 mod strategic;
 mod wire;
+pub use wire::put_bytes;
 
 #[cfg(test)]
 mod roundtrip_tests;

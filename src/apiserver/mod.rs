@@ -2,14 +2,34 @@
 //!
 //! Owns the objects (through [`crate::store`]), authentication, authorization and admission.
 //! Called over HTTP: by remote clients through TLS, by the components of this process through
-//! [`Handle::client`], which skips the socket and nothing else.
+//! [`http::client`], which skips the socket and nothing else.
 //! Always true:
 //! - Every write passes authorization, admission, defaulting and validation.
 //! - An object is encoded once; GET, LIST and all watchers share those bytes.
+//!
+//! A 409 on create is in `verbs/create.rs`, a path's meaning in `http/path.rs`, a kind's default in
+//! `registry/kinds/`.
 
 pub mod admission;
+pub mod authn;
+pub mod authz;
+pub mod cache;
+pub mod discovery;
+pub mod encode;
+pub mod http;
+mod metadata;
+pub mod negotiate;
 pub mod objects;
+pub mod openapi;
+pub mod patch;
+pub mod query;
 pub mod registry;
 pub mod request;
+pub mod response;
+pub mod selector;
+pub mod server;
 pub mod special;
 pub mod status;
+pub mod streaming;
+pub mod verbs;
+pub mod write;

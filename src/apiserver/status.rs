@@ -11,6 +11,9 @@ pub struct Status {
     pub message: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub details: Option<Details>,
+    /// A token for going on with an expired list; it is written into `metadata`.
+    #[serde(skip)]
+    pub next: String,
 }
 
 /// `Status.reason`; its HTTP code is [`Reason::code`].
@@ -110,6 +113,7 @@ impl Status {
             reason,
             message: message.into(),
             details: None,
+            next: String::new(),
         }
     }
 
@@ -189,6 +193,7 @@ impl Status {
             reason,
             message,
             details: Some(details),
+            next: String::new(),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! absence is only a convenience of the built-in table: nothing may depend on `'static`.
 
 pub mod kinds;
+pub mod table;
 
 use serde_json::Value;
 

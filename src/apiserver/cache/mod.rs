@@ -1,0 +1,176 @@
+//! The watch cache: every object, encoded once, and the recent changes of every kind.
+//!
+//! One task follows the store and feeds all kinds; readers wait until what they must see is in
+//! ([`Cache::caught_up`]). Watchers read the shared history from where they are, so that a slow
+//! one costs nothing and misses nothing: it is ended when its place is gone.
+//! Called by `verbs`; the only reader of the store.
+
+mod kind;
+mod object;
+
+pub use kind::{Change, Kind, Past};
+pub use object::Object;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use tokio::sync::watch;
+
+use crate::store::{Event, Range, Revision, Store};
+
+/// All keys of the API lie under this.
+pub const ROOT: &str = "/registry/";
+
+pub struct Cache {
+    store: Arc<dyn Store>,
+    /// By the row's `storage`.
+    kinds: RwLock<HashMap<String, Arc<Kind>>>,
+    /// Everything up to this revision is in.
+    applied: watch::Sender<Revision>,
+}
+
+impl Cache {
+    /// Loads everything and follows the store from there.
+    pub async fn start(store: Arc<dyn Store>) -> Result<Arc<Self>, crate::store::Error> {
+        let slice = store
+            .range(Range {
+                prefix: ROOT.to_owned(),
+                ..Range::default()
+            })
+            .await?;
+        let cache = Arc::new(Self {
+            store,
+            kinds: RwLock::default(),
+            applied: watch::channel(slice.revision).0,
+        });
+        for entry in slice.entries {
+            if let Some((kind, object)) = cache.place(&entry.key, &entry.value, entry.mod_revision)
+            {
+                kind.load(object, slice.revision);
+            }
+        }
+        let mut events = cache.store.watch(ROOT, slice.revision).await?;
+        let feeding = Arc::downgrade(&cache);
+        tokio::spawn(async move {
+            loop {
+                let batch = events.recv().await;
+                let Some(cache) = feeding.upgrade() else {
+                    return;
+                };
+                match batch {
+                    Ok(batch) => cache.apply(batch),
+                    Err(error) => {
+                        // The process reads its own store as fast as memory is; this is the store
+                        // ending, or a defect that must not be hidden by stale answers.
+                        tracing::error!(%error, "the watch cache lost the store");
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(cache)
+    }
+
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// The cache of the kind stored under `storage`.
+    pub fn kind(&self, storage: &str) -> Arc<Kind> {
+        if let Some(kind) = self
+            .kinds
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(storage)
+        {
+            return kind.clone();
+        }
+        let mut kinds = self.kinds.write().unwrap_or_else(PoisonError::into_inner);
+        kinds
+            .entry(storage.to_owned())
+            .or_insert_with(|| Arc::new(Kind::new(*self.applied.borrow())))
+            .clone()
+    }
+
+    /// The revision that everything here is as of.
+    pub fn revision(&self) -> Revision {
+        *self.applied.borrow()
+    }
+
+    /// Waits until every finished write can be seen; returns the revision reached.
+    pub async fn caught_up(&self) -> Revision {
+        self.reached(self.store.revision()).await
+    }
+
+    /// Waits until `revision` is in.
+    pub async fn reached(&self, revision: Revision) -> Revision {
+        let mut applied = self.applied.subscribe();
+        match applied.wait_for(|applied| *applied >= revision).await {
+            Ok(applied) => *applied,
+            Err(_) => revision,
+        }
+    }
+
+    /// For waiting until something past a revision is in.
+    pub fn applied(&self) -> watch::Receiver<Revision> {
+        self.applied.subscribe()
+    }
+
+    fn apply(&self, batch: Vec<Event>) {
+        let mut last = None;
+        let mut touched: HashMap<*const Kind, Arc<Kind>> = HashMap::new();
+        for event in batch {
+            let revision = event.revision();
+            let placed = match &event {
+                Event::Put { entry, .. } => self.place(&entry.key, &entry.value, revision),
+                // The event of a deletion carries the last state with the deletion's revision.
+                Event::Delete { previous, .. } => {
+                    self.place(&previous.key, &previous.value, revision)
+                }
+            };
+            if let Some((kind, object)) = placed {
+                kind.apply(object, matches!(event, Event::Delete { .. }));
+                touched.insert(Arc::as_ptr(&kind), kind);
+            }
+            last = Some(revision);
+        }
+        if let Some(last) = last {
+            self.applied.send_replace(last);
+        }
+        for kind in touched.into_values() {
+            kind.wake();
+        }
+    }
+
+    fn place(
+        &self,
+        key: &Arc<str>,
+        value: &[u8],
+        revision: Revision,
+    ) -> Option<(Arc<Kind>, Arc<Object>)> {
+        let (storage, rest) = split(key)?;
+        match Object::new(key.clone(), rest, value, revision) {
+            Ok(object) => Some((self.kind(storage), Arc::new(object))),
+            Err(error) => {
+                tracing::error!(%key, %error, "an object in the store is not JSON");
+                None
+            }
+        }
+    }
+}
+
+/// `/registry/<storage>/<namespace>/<name>`, or without the namespace. The storage of a grouped
+/// kind has no slash, so that the first part is all of it.
+fn split(key: &str) -> Option<(&str, &str)> {
+    key.strip_prefix(ROOT)?.split_once('/')
+}
+
+/// The store's key of an object; `namespace` empty for cluster scope.
+pub fn key(storage: &str, namespace: &str, name: &str) -> Arc<str> {
+    match namespace {
+        "" => format!("{ROOT}{storage}/{name}").into(),
+        namespace => format!("{ROOT}{storage}/{namespace}/{name}").into(),
+    }
+}

@@ -1,0 +1,85 @@
+//! The Table form: what `kubectl get` prints.
+
+use serde_json::{Value, json};
+
+use crate::apiserver::{
+    cache::Object,
+    registry::{Column, Resource},
+    response::Page,
+};
+
+/// What a row carries besides its cells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Include {
+    Metadata,
+    Object,
+    None,
+}
+
+impl Include {
+    pub fn parse(text: Option<&str>) -> Result<Self, crate::apiserver::status::Status> {
+        match text {
+            None | Some("" | "Metadata") => Ok(Self::Metadata),
+            Some("Object") => Ok(Self::Object),
+            Some("None") => Ok(Self::None),
+            Some(other) => Err(crate::apiserver::status::Status::bad_request(format!(
+                "unrecognized includeObject {other:?}: must be one of None, Metadata, Object"
+            ))),
+        }
+    }
+}
+
+fn table(row: &Resource, metadata: Value, rows: Vec<Value>) -> Value {
+    let mut columns = vec![
+        json!({"name": "Name", "type": "string", "format": "name", "priority": 0, "description": "Name of the object"}),
+    ];
+    columns.extend(row.columns.iter().map(definition));
+    json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "columnDefinitions": columns, "rows": rows})
+}
+
+fn definition(column: &Column) -> Value {
+    json!({"name": column.name, "type": column.kind, "format": "", "priority": column.priority, "description": column.name})
+}
+
+fn line(row: &Resource, object: &Object, include: Include) -> Value {
+    let mut cells = vec![json!(&*object.name)];
+    cells.extend(
+        row.columns
+            .iter()
+            .map(|column| (column.cell)(&object.value)),
+    );
+    match include {
+        Include::None => json!({"cells": cells}),
+        Include::Object => json!({"cells": cells, "object": &*object.value}),
+        Include::Metadata => json!({"cells": cells, "object": super::partial(object)}),
+    }
+}
+
+pub fn of_object(row: &Resource, object: &Object, include: Include) -> Value {
+    table(
+        row,
+        json!({"resourceVersion": object.revision.to_string()}),
+        vec![line(row, object, include)],
+    )
+}
+
+pub fn of_page(row: &Resource, page: &Page, include: Include) -> Value {
+    let rows = page
+        .objects
+        .iter()
+        .map(|object| line(row, object, include))
+        .collect();
+    table(row, Value::Object(super::list_metadata(page)), rows)
+}
+
+/// A bookmark is a table too; what it marks lies on its row's object.
+pub fn of_bookmark(row: &Resource, bookmark: &Value, revision: u64) -> Value {
+    let mut cells = vec![json!("")];
+    cells.extend(row.columns.iter().map(|_| json!("")));
+    let object = json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": bookmark["metadata"]});
+    table(
+        row,
+        json!({"resourceVersion": revision.to_string()}),
+        vec![json!({"cells": cells, "object": object})],
+    )
+}

@@ -1,0 +1,317 @@
+//! What is no resource: discovery, OpenAPI, version, health, metrics.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, header};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::{Body, Frontend, answer, full, header_text, resources::JSON};
+use crate::apiserver::{
+    discovery, encode,
+    negotiate::{self, DOCUMENTS, View},
+    openapi,
+    query::Query,
+    registry::kinds,
+    status::{Reason, Status},
+};
+
+/// What the health endpoints look at.
+const CHECKS: [&str; 3] = ["ping", "log", "etcd"];
+const OPENAPI_V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+
+/// Documents that are made on first use and kept as bytes with their hash.
+pub struct Documents {
+    /// `host:port` under which clients reach this server.
+    pub advertise: String,
+    made: Mutex<HashMap<String, (Bytes, String)>>,
+}
+
+impl Documents {
+    pub fn new(advertise: String) -> Self {
+        Self {
+            advertise,
+            made: Mutex::default(),
+        }
+    }
+
+    fn made(&self, name: &str, make: impl FnOnce() -> Vec<u8>) -> (Bytes, String) {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        made.entry(name.to_owned())
+            .or_insert_with(|| {
+                let bytes = make();
+                let hash = Sha256::digest(&bytes)
+                    .iter()
+                    .map(|byte| format!("{byte:02X}"))
+                    .collect();
+                (bytes.into(), hash)
+            })
+            .clone()
+    }
+
+    pub(super) fn discovery(
+        &self,
+        headers: &HeaderMap,
+        parts: &[String],
+    ) -> Result<Response<Body>, Status> {
+        let accept = header_text(headers, &header::ACCEPT);
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        let rows = kinds::table();
+        let aggregated = matches!(parts.as_slice(), ["api"] | ["apis"]);
+        let wanted = negotiate::negotiate(accept, false, DOCUMENTS)?;
+        if wanted.view == View::Discovery && aggregated {
+            let core = parts == ["api"];
+            let (bytes, hash) = self.made(
+                if core {
+                    "aggregated/api"
+                } else {
+                    "aggregated/apis"
+                },
+                || discovery::aggregated(rows, core).to_string().into_bytes(),
+            );
+            return Ok(tagged(
+                headers,
+                "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+                bytes,
+                &hash,
+            ));
+        }
+        let value = match parts.as_slice() {
+            ["api"] => Some(discovery::api_versions(&self.advertise)),
+            ["apis"] => Some(discovery::api_group_list(rows)),
+            ["apis", group] => discovery::api_group(rows, group),
+            ["apis", group, version] => discovery::api_resource_list(rows, group, version),
+            _ => None,
+        };
+        let value = value.ok_or_else(not_found)?;
+        let bytes = encode::text(wanted.format, &value)?;
+        Ok(answer(200, wanted.format.content_type(), full(bytes)))
+    }
+
+    pub(super) async fn other(
+        &self,
+        frontend: &Arc<Frontend>,
+        path: &str,
+        headers: &HeaderMap,
+        query: &Query,
+    ) -> Result<Response<Body>, Status> {
+        let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+        match parts.as_slice() {
+            [""] => json_answer(&json!({"paths": PATHS})),
+            ["version"] => json_answer(&version()),
+            ["healthz" | "livez" | "readyz"] => Ok(health(parts[0], query)),
+            ["healthz" | "livez" | "readyz", check] if CHECKS.contains(check) => {
+                Ok(answer(200, "text/plain; charset=utf-8", full("ok")))
+            }
+            ["metrics"] => Ok(answer(
+                200,
+                "text/plain; version=0.0.4",
+                full(metrics(frontend)),
+            )),
+            [".well-known", "openid-configuration"] => {
+                json_answer(&frontend.authenticator.openid_configuration())
+            }
+            ["openid", "v1", "jwks"] => {
+                let bytes = encode::text(JSON, &frontend.authenticator.jwks())?;
+                Ok(answer(200, "application/jwk-set+json", full(bytes)))
+            }
+            ["openapi", "v2"] => Ok(self.openapi_v2(headers)),
+            ["openapi", "v3"] => self.openapi_v3_index(),
+            ["openapi", "v3", "api", version] => self.openapi_v3(headers, query, "", version),
+            ["openapi", "v3", "apis", group, version] => {
+                self.openapi_v3(headers, query, group, version)
+            }
+            _ => Err(not_found()),
+        }
+    }
+
+    fn openapi_v2(&self, headers: &HeaderMap) -> Response<Body> {
+        let rows = kinds::table();
+        let protobuf = header_text(headers, &header::ACCEPT)
+            .is_some_and(|accept| accept.contains(OPENAPI_V2_PROTOBUF));
+        if protobuf {
+            let (bytes, hash) = self.made("v2.pb", || openapi::v2_protobuf(&openapi::v2(rows)));
+            return tagged(headers, OPENAPI_V2_PROTOBUF, bytes, &hash);
+        }
+        let (bytes, hash) = self.made("v2", || openapi::v2(rows).to_string().into_bytes());
+        tagged(headers, "application/json", bytes, &hash)
+    }
+
+    fn document_v3(&self, group: &str, version: &str) -> (Bytes, String) {
+        self.made(&format!("v3/{group}/{version}"), || {
+            openapi::v3(kinds::table(), group, version)
+                .to_string()
+                .into_bytes()
+        })
+    }
+
+    fn openapi_v3_index(&self) -> Result<Response<Body>, Status> {
+        let mut paths = serde_json::Map::new();
+        for (group, version) in discovery::group_versions(kinds::table()) {
+            let path = if group.is_empty() {
+                format!("api/{version}")
+            } else {
+                format!("apis/{group}/{version}")
+            };
+            let (_, hash) = self.document_v3(group, version);
+            paths.insert(
+                path.clone(),
+                json!({"serverRelativeURL": format!("/openapi/v3/{path}?hash={hash}")}),
+            );
+        }
+        json_answer(&json!({"paths": paths}))
+    }
+
+    fn openapi_v3(
+        &self,
+        headers: &HeaderMap,
+        query: &Query,
+        group: &str,
+        version: &str,
+    ) -> Result<Response<Body>, Status> {
+        if !crate::apiserver::registry::table::serves(group, version) {
+            return Err(not_found());
+        }
+        let (bytes, hash) = self.document_v3(group, version);
+        match query.get("hash") {
+            Some(asked) if asked != hash => {
+                let path = if group.is_empty() {
+                    format!("api/{version}")
+                } else {
+                    format!("apis/{group}/{version}")
+                };
+                let mut response = answer(301, "text/plain", full(Bytes::new()));
+                if let Ok(location) =
+                    HeaderValue::from_str(&format!("/openapi/v3/{path}?hash={hash}"))
+                {
+                    response.headers_mut().insert(header::LOCATION, location);
+                }
+                Ok(response)
+            }
+            Some(_) => {
+                let mut response = tagged(headers, "application/json", bytes, &hash);
+                response.headers_mut().insert(
+                    header::CACHE_CONTROL,
+                    HeaderValue::from_static("public, immutable"),
+                );
+                Ok(response)
+            }
+            None => Ok(tagged(headers, "application/json", bytes, &hash)),
+        }
+    }
+}
+
+const PATHS: [&str; 9] = [
+    "/api",
+    "/api/v1",
+    "/apis",
+    "/healthz",
+    "/livez",
+    "/metrics",
+    "/openapi/v2",
+    "/readyz",
+    "/version",
+];
+
+fn json_answer(value: &Value) -> Result<Response<Body>, Status> {
+    Ok(answer(
+        200,
+        "application/json",
+        full(encode::text(JSON, value)?),
+    ))
+}
+
+fn not_found() -> Status {
+    Status::new(
+        Reason::NotFound,
+        "the server could not find the requested resource",
+    )
+}
+
+/// A document with its hash; 304 for who has it already.
+fn tagged(
+    headers: &HeaderMap,
+    content_type: &'static str,
+    bytes: Bytes,
+    hash: &str,
+) -> Response<Body> {
+    let tag = format!("\"{hash}\"");
+    let known = header_text(headers, &header::IF_NONE_MATCH).is_some_and(|known| known == tag);
+    let mut response = if known {
+        answer(304, content_type, full(Bytes::new()))
+    } else {
+        answer(200, content_type, full(bytes))
+    };
+    let fields = response.headers_mut();
+    if let Ok(tag) = HeaderValue::from_str(&tag) {
+        fields.insert(header::ETAG, tag);
+    }
+    fields.insert(header::VARY, HeaderValue::from_static("Accept"));
+    fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("public"));
+    response
+}
+
+fn version() -> Value {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    json!({
+        "major": "1",
+        "minor": "37",
+        "gitVersion": concat!("v1.37.0+vetch", env!("CARGO_PKG_VERSION")),
+        "gitCommit": "",
+        "gitTreeState": "clean",
+        "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "",
+        "compiler": "rustc",
+        "platform": format!("linux/{architecture}"),
+    })
+}
+
+/// The process answers, hence its checks hold: the store answers from memory, and what it cannot
+/// write is told by each write.
+fn health(endpoint: &str, query: &Query) -> Response<Body> {
+    if query.get("verbose").is_none() {
+        return answer(200, "text/plain; charset=utf-8", full("ok"));
+    }
+    let excluded: Vec<&str> = query.all("exclude").collect();
+    let mut text = String::new();
+    for check in CHECKS {
+        let line = if excluded.contains(&check) {
+            format!("[+]{check} excluded: ok\n")
+        } else {
+            format!("[+]{check} ok\n")
+        };
+        text.push_str(&line);
+    }
+    text.push_str(&format!("{endpoint} check passed\n"));
+    answer(200, "text/plain; charset=utf-8", full(text))
+}
+
+fn metrics(frontend: &Frontend) -> String {
+    let mut text = String::from(
+        "# HELP apiserver_storage_objects Number of stored objects by resource\n# TYPE apiserver_storage_objects gauge\n",
+    );
+    let cache = &frontend.server.cache;
+    for row in kinds::table()
+        .iter()
+        .filter(|row| row.convert.is_none() && row.verbs.contains(&"list"))
+    {
+        let resource = crate::apiserver::status::qualified(row.group, row.plural);
+        text.push_str(&format!(
+            "apiserver_storage_objects{{resource=\"{resource}\"}} {}\n",
+            cache.kind(row.storage).count()
+        ));
+    }
+    text.push_str(&format!(
+        "# TYPE etcd_revision gauge\netcd_revision {}\n",
+        cache.revision()
+    ));
+    text
+}

@@ -1,0 +1,248 @@
+//! HTTP in front of the verbs: who asks, for what, in which form; and the answer.
+//!
+//! `path.rs` names what a URL means, `documents.rs` answers what is no resource, `resources.rs`
+//! the rest, `serve.rs` has the listener and `local.rs` the way without a socket.
+
+mod documents;
+mod local;
+mod path;
+mod resources;
+mod serve;
+
+pub use local::client;
+pub use serve::serve;
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use rustls_pki_types::CertificateDer;
+
+use super::{
+    authn::Authenticator,
+    authz::{Authorizer, Decision, forbidden},
+    negotiate::{self, Format},
+    query::Query,
+    request::{Attributes, Target, User},
+    response::{Body, full, status_value},
+    server::ApiServer,
+    status::{Details, Reason, Status},
+};
+use path::{Place, ResourcePath};
+
+/// Who is at the other end.
+#[derive(Clone, Debug)]
+pub enum Peer {
+    /// A component of this process.
+    Internal(Arc<User>),
+    /// A connection, with the certificates that TLS has checked.
+    Remote(Option<Arc<Vec<CertificateDer<'static>>>>),
+}
+
+/// Everything a request needs.
+pub struct Frontend {
+    pub server: Arc<ApiServer>,
+    pub authenticator: Authenticator,
+    pub authorizer: Authorizer,
+    pub documents: documents::Documents,
+    pub proxy: super::streaming::Proxy,
+}
+
+/// A request taken apart; its body, still to be read, goes beside it.
+struct Incoming {
+    method: Method,
+    headers: HeaderMap,
+    query: Query,
+    raw_query: String,
+    user: User,
+    upgrade: Option<hyper::upgrade::OnUpgrade>,
+    uri_path: String,
+}
+
+impl Frontend {
+    /// Answers one request. Never fails: a failure is an answer too.
+    pub async fn handle(self: Arc<Self>, mut request: Request<Body>, peer: Peer) -> Response<Body> {
+        let audit = request
+            .headers()
+            .get("audit-id")
+            .cloned()
+            .or_else(|| HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).ok());
+        let accept = header_text(request.headers(), &header::ACCEPT).map(str::to_owned);
+        let upgrade = request
+            .extensions_mut()
+            .remove::<hyper::upgrade::OnUpgrade>();
+        let mut response = match self.respond(request, peer, upgrade).await {
+            Ok(response) => response,
+            Err(status) => failure(&status, accept.as_deref()),
+        };
+        let headers = response.headers_mut();
+        if let Some(audit) = audit {
+            headers.insert(HeaderName::from_static("audit-id"), audit);
+        }
+        headers
+            .entry(header::CACHE_CONTROL)
+            .or_insert(HeaderValue::from_static("no-cache, private"));
+        response
+    }
+
+    async fn respond(
+        self: &Arc<Self>,
+        request: Request<Body>,
+        peer: Peer,
+        upgrade: Option<hyper::upgrade::OnUpgrade>,
+    ) -> Result<Response<Body>, Status> {
+        let (parts, body) = request.into_parts();
+        let user = match peer {
+            Peer::Internal(user) => (*user).clone(),
+            Peer::Remote(certificates) => {
+                self.authenticator
+                    .authenticate(&parts, certificates.as_ref().map(|certs| certs.as_slice()))
+                    .await?
+            }
+        };
+        let uri_path = parts.uri.path().to_owned();
+        let raw_query = parts.uri.query().unwrap_or_default().to_owned();
+        let query = Query::parse(&raw_query);
+        let place = path::parse(&uri_path);
+        let attributes = attributes(&parts.method, &place, &uri_path, &query);
+        let decision = self.authorizer.authorize(&user, &attributes).await;
+        if !matches!(decision, Decision::Allow { .. }) {
+            return Err(forbidden(&user, &attributes, &decision));
+        }
+        let user = self.impersonate(user, &parts).await?;
+        let incoming = Incoming {
+            method: parts.method,
+            headers: parts.headers,
+            query,
+            raw_query,
+            user,
+            upgrade,
+            uri_path,
+        };
+        match place {
+            Place::Resource(path) => self.resource(incoming, body, path).await,
+            Place::Discovery(parts) => self.documents.discovery(&incoming.headers, &parts),
+            Place::Other => {
+                self.documents
+                    .other(self, &incoming.uri_path, &incoming.headers, &incoming.query)
+                    .await
+            }
+            Place::Nothing => Err(Status::new(
+                Reason::NotFound,
+                "the server could not find the requested resource",
+            )),
+        }
+    }
+
+    /// Acting as somebody else needs the right to.
+    async fn impersonate(&self, user: User, parts: &http::request::Parts) -> Result<User, Status> {
+        let Some(wanted) = super::authn::impersonation(parts)? else {
+            return Ok(user);
+        };
+        for attributes in wanted.attributes() {
+            let decision = self.authorizer.authorize(&user, &attributes).await;
+            if !matches!(decision, Decision::Allow { .. }) {
+                return Err(forbidden(&user, &attributes, &decision));
+            }
+        }
+        Ok(wanted.user())
+    }
+}
+
+/// What is asked for, in the words of authorization.
+fn attributes(method: &Method, place: &Place, path: &str, query: &Query) -> Attributes {
+    let Place::Resource(resource) = place else {
+        return Attributes {
+            verb: method.as_str().to_lowercase(),
+            target: Target::Path(path.to_owned()),
+        };
+    };
+    let named = resource.name.clone().or_else(|| {
+        let selector = query.get("fieldSelector").unwrap_or_default();
+        selector
+            .split(',')
+            .find_map(|part| part.strip_prefix("metadata.name="))
+            .map(|name| name.trim_start_matches('=').to_owned())
+    });
+    Attributes {
+        verb: verb(method, resource, query).to_owned(),
+        target: Target::Resource {
+            group: resource.row.group.to_owned(),
+            version: resource.row.version.to_owned(),
+            resource: resource.row.plural.to_owned(),
+            subresource: resource.subresource.clone(),
+            namespace: match (resource.row.plural, resource.row.group) {
+                // A namespace is inside itself, so that a Role can speak of it.
+                ("namespaces", "") => resource.name.clone(),
+                _ => (!resource.namespace.is_empty()).then(|| resource.namespace.clone()),
+            },
+            name: named,
+        },
+    }
+}
+
+fn verb(method: &Method, path: &ResourcePath, query: &Query) -> &'static str {
+    let watching = path.watch || query.flag("watch");
+    match (method.as_str(), &path.name) {
+        ("GET" | "HEAD", _) if watching && path.subresource.is_none() => "watch",
+        ("GET" | "HEAD", None) => "list",
+        ("GET" | "HEAD", Some(_)) => "get",
+        ("POST", _) => "create",
+        ("PUT", _) => "update",
+        ("PATCH", _) => "patch",
+        ("DELETE", None) => "deletecollection",
+        ("DELETE", Some(_)) => "delete",
+        _ => "get",
+    }
+}
+
+fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+fn failure(status: &Status, accept: Option<&str>) -> Response<Body> {
+    let format = negotiate::negotiate(accept, false, negotiate::OBJECTS)
+        .map_or(Format::Json { pretty: false }, |wanted| wanted.format);
+    let value = status_value(status);
+    let (content_type, bytes) = match super::encode::plain(
+        &value,
+        "io.k8s.apimachinery.pkg.apis.meta.v1.Status",
+        format,
+    ) {
+        Ok(encoded) => (encoded.content_type, encoded.bytes),
+        Err(_) => ("application/json", value.to_string().into()),
+    };
+    let mut response = answer(status.code, content_type, full(bytes));
+    let retry = status
+        .details
+        .as_ref()
+        .and_then(|details: &Details| details.retry_after_seconds);
+    if let Some(seconds) = retry {
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+fn answer(code: u16, content_type: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() =
+        StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+fn not_allowed(path: &ResourcePath) -> Status {
+    let mut status = Status::new(
+        Reason::MethodNotAllowed,
+        "the server does not allow this method on the requested resource",
+    );
+    status.details = Some(Details {
+        group: path.row.group.to_owned(),
+        kind: path.row.plural.to_owned(),
+        ..Details::default()
+    });
+    status
+}

@@ -1,0 +1,193 @@
+//! The API server's shared state, and how the parts inside it reach objects.
+
+use std::sync::{Arc, OnceLock};
+
+use serde_json::Value;
+
+use super::{
+    admission::Plugin,
+    cache::{self, Cache, Object},
+    objects::{Lookup, Named, Objects},
+    query::FieldValidation,
+    registry::{Resource, table},
+    request::User,
+    special::Special,
+    status::{Reason, Status},
+    verbs,
+    write::Writing,
+};
+
+pub struct ApiServer {
+    pub cache: Arc<Cache>,
+    plugins: OnceLock<Vec<Arc<dyn Plugin>>>,
+    specials: OnceLock<Vec<Arc<dyn Special>>>,
+}
+
+/// Writes from inside that meet a conflict look again at most so often.
+const RETRIES: usize = 16;
+
+impl ApiServer {
+    pub fn new(cache: Arc<Cache>) -> Self {
+        Self {
+            cache,
+            plugins: OnceLock::new(),
+            specials: OnceLock::new(),
+        }
+    }
+
+    /// The chain of admission; set once, since plugins need the server to exist.
+    pub fn set_plugins(&self, plugins: Vec<Arc<dyn Plugin>>) {
+        let _ = self.plugins.set(plugins);
+    }
+
+    pub fn set_specials(&self, specials: Vec<Arc<dyn Special>>) {
+        let _ = self.specials.set(specials);
+    }
+
+    pub fn plugins(&self) -> &[Arc<dyn Plugin>] {
+        self.plugins.get().map_or(&[], Vec::as_slice)
+    }
+
+    pub fn special(&self, row: &Resource, subresource: Option<&str>) -> Option<&Arc<dyn Special>> {
+        self.specials
+            .get()?
+            .iter()
+            .find(|special| special.serves(row, subresource))
+    }
+
+    /// An object in the form of `row`, as fresh as the last finished write.
+    pub async fn read(
+        &self,
+        row: &Resource,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Arc<Object>, Status> {
+        self.cache.caught_up().await;
+        self.cache
+            .kind(row.storage)
+            .get(&cache::key(row.storage, namespace, name))
+            .map(|object| shown(row, object))
+            .ok_or_else(|| Status::not_found(row.group, row.plural, name))
+    }
+}
+
+/// The object in the form of the row's version.
+pub fn shown(row: &Resource, object: Arc<Object>) -> Arc<Object> {
+    match row.convert {
+        None => object,
+        Some(convert) => {
+            let mut value = (*object.value).clone();
+            (convert.from_stored)(&mut value);
+            Arc::new(object.converted(value))
+        }
+    }
+}
+
+fn row(plural: &str) -> Result<&'static Resource, Status> {
+    table::by_plural(plural).ok_or_else(|| Status::internal(format!("no resource {plural}")))
+}
+
+#[async_trait::async_trait]
+impl Lookup for ApiServer {
+    async fn get(&self, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
+        let object = self.read(row(plural).ok()?, namespace, name).await.ok()?;
+        Some(object.value.clone())
+    }
+
+    async fn list(&self, plural: &str, namespace: &str) -> Vec<Arc<Value>> {
+        let Ok(row) = row(plural) else {
+            return Vec::new();
+        };
+        self.cache.caught_up().await;
+        let prefix = cache::key(row.storage, namespace, "");
+        let objects = self.cache.kind(row.storage).list(&prefix, "");
+        objects
+            .into_iter()
+            .map(|object| shown(row, object).value.clone())
+            .collect()
+    }
+
+    fn changed(&self, plural: &str) -> u64 {
+        row(plural).map_or(0, |row| self.cache.kind(row.storage).last_change())
+    }
+}
+
+fn writing(user: &User, target: Named<'_>) -> Result<Writing, Status> {
+    Ok(Writing {
+        user: user.clone(),
+        row: row(target.plural)?,
+        subresource: (!target.subresource.is_empty()).then(|| target.subresource.to_owned()),
+        namespace: target.namespace.to_owned(),
+        name: target.name.to_owned(),
+        dry_run: false,
+        validation: FieldValidation::Ignore,
+    })
+}
+
+#[async_trait::async_trait]
+impl Objects for ApiServer {
+    async fn create(
+        &self,
+        user: &User,
+        plural: &str,
+        namespace: &str,
+        object: Value,
+    ) -> Result<Value, Status> {
+        let target = Named {
+            plural,
+            subresource: "",
+            namespace,
+            name: "",
+        };
+        let written = verbs::create(
+            self,
+            &writing(user, target)?,
+            object,
+            Vec::new(),
+            Vec::new(),
+        )
+        .await?;
+        Ok((*written.object.value).clone())
+    }
+
+    async fn update(
+        &self,
+        user: &User,
+        target: Named<'_>,
+        trusted: bool,
+        change: &(dyn for<'v> Fn(&'v mut Value) -> Result<(), Status> + Send + Sync),
+    ) -> Result<Value, Status> {
+        let writing = writing(user, target)?;
+        for _ in 0..RETRIES {
+            let old = self
+                .read(writing.row, target.namespace, target.name)
+                .await?;
+            let mut new = (*old.value).clone();
+            change(&mut new)?;
+            let result = match trusted {
+                true => self.store_changed(&writing, new, &old, Vec::new()).await,
+                false => verbs::update(self, &writing, new, Vec::new()).await,
+            };
+            match result {
+                Err(status) if status.reason == Reason::Conflict => {}
+                result => return result.map(|written| (*written.object.value).clone()),
+            }
+        }
+        Err(Status::conflict(
+            writing.row.group,
+            writing.row.plural,
+            target.name,
+            "too many others are writing it",
+        ))
+    }
+
+    async fn delete(
+        &self,
+        user: &User,
+        target: Named<'_>,
+        options: Value,
+    ) -> Result<Value, Status> {
+        let deleted = verbs::delete(self, &writing(user, target)?, &options).await?;
+        Ok((*deleted.object().value).clone())
+    }
+}

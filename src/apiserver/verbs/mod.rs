@@ -1,0 +1,17 @@
+//! The verbs, each written once over any row.
+
+mod create;
+mod delete;
+mod list;
+mod patch;
+mod scale;
+mod update;
+mod watch;
+
+pub use create::create;
+pub use delete::{Deleted, delete, delete_collection};
+pub use list::{ListOptions, list};
+pub use patch::patch;
+pub use scale::{get_scale, patch_scale, update_scale};
+pub use update::update;
+pub use watch::{Event, WatchOptions, watch};

@@ -1,0 +1,175 @@
+//! PUT, on an object, its status or another part of it.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::create;
+use crate::apiserver::{
+    cache::Object,
+    metadata,
+    registry::{Resource, Subresource},
+    server::ApiServer,
+    status::{Cause, CauseType, Reason, Status},
+    write::{Writing, Written, check_kind},
+};
+
+/// Unconditional updates that meet another writer look again at most so often.
+const RETRIES: usize = 16;
+
+pub async fn update(
+    server: &ApiServer,
+    writing: &Writing,
+    mut body: Value,
+    duplicates: Vec<String>,
+) -> Result<Written, Status> {
+    let row = writing.row;
+    check_kind(row, &mut body)?;
+    let mut warnings = Vec::new();
+    writing.prune(&mut body, &duplicates, &mut warnings)?;
+    let name = metadata::text(&body, "name").to_owned();
+    if name.is_empty() {
+        metadata::of(&mut body).insert("name".to_owned(), json!(writing.name));
+    } else if name != writing.name {
+        let what = format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            writing.name
+        );
+        return Err(Status::bad_request(what));
+    }
+    metadata::namespaced(row, &writing.namespace, metadata::of(&mut body))?;
+    let version = metadata::text(&body, "resourceVersion").to_owned();
+    if version.is_empty() && !row.behaviour.unconditional_update {
+        let message = "Invalid value: 0: must be specified for an update".to_owned();
+        let cause = Cause {
+            reason: CauseType::FieldValueInvalid,
+            message,
+            field: "metadata.resourceVersion".to_owned(),
+        };
+        return Err(Status::invalid(
+            row.group,
+            row.kind,
+            &writing.name,
+            vec![cause],
+        ));
+    }
+    for _ in 0..RETRIES {
+        let old = match server.read(row, &writing.namespace, &writing.name).await {
+            Ok(old) => old,
+            Err(status)
+                if status.reason == Reason::NotFound
+                    && row.behaviour.create_on_update
+                    && version.is_empty() =>
+            {
+                return create(server, writing, body, Vec::new(), warnings).await;
+            }
+            Err(status) => return Err(status),
+        };
+        check_precondition(writing, &body, &version, &old)?;
+        let new = merged(row, writing.subresource.as_deref(), body.clone(), &old);
+        match server
+            .write_changed(writing, new, &old, warnings.clone())
+            .await
+        {
+            Err(status) if status.reason == Reason::Conflict && version.is_empty() => {}
+            result => return result,
+        }
+    }
+    Err(Status::conflict(
+        row.group,
+        row.plural,
+        &writing.name,
+        "too many others are writing it",
+    ))
+}
+
+/// A stale resourceVersion or the uid of another object is a conflict.
+pub fn check_precondition(
+    writing: &Writing,
+    body: &Value,
+    version: &str,
+    old: &Arc<Object>,
+) -> Result<(), Status> {
+    let row = writing.row;
+    if !version.is_empty() && version != "0" && version != old.revision.to_string() {
+        return Err(Status::conflict(
+            row.group,
+            row.plural,
+            &writing.name,
+            "the object has been modified; please apply your changes to the latest version and try again",
+        ));
+    }
+    let (uid, have) = (
+        metadata::text(body, "uid"),
+        metadata::text(&old.value, "uid"),
+    );
+    if !uid.is_empty() && uid != have {
+        let why =
+            format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {have}");
+        return Err(Status::conflict(row.group, row.plural, &writing.name, &why));
+    }
+    Ok(())
+}
+
+/// What an update through one endpoint may change of an object: the rest stays as it was.
+pub fn merged(row: &Resource, subresource: Option<&str>, mut body: Value, old: &Object) -> Value {
+    let has_status = row.subresources.contains(&Subresource::Status);
+    match subresource {
+        None => {
+            metadata::prepare_update(&mut body, &old.value);
+            if has_status {
+                keep(&mut body, &old.value, "status");
+            }
+            if row.storage == "namespaces" {
+                // Only /finalize takes them away.
+                let finalizers = old.value["spec"]["finalizers"].clone();
+                if !finalizers.is_null() {
+                    body["spec"]["finalizers"] = finalizers;
+                }
+            }
+            (row.behaviour.prepare_update)(&mut body, &old.value);
+            body
+        }
+        Some("status") => {
+            let mut new = (*old.value).clone();
+            match body.get_mut("status").map(Value::take) {
+                Some(status) => new["status"] = status,
+                None => remove(&mut new, "status"),
+            }
+            // Status writers keep finalizers, labels and annotations too (nodes, claims).
+            for name in ["labels", "annotations", "finalizers"] {
+                if let Some(value) = body["metadata"].get(name).cloned() {
+                    metadata::of(&mut new).insert(name.to_owned(), value);
+                }
+            }
+            new
+        }
+        Some("finalize") => {
+            let mut new = (*old.value).clone();
+            new["spec"]["finalizers"] = body["spec"]["finalizers"].take();
+            if new["spec"]["finalizers"].is_null() {
+                new["spec"]["finalizers"] = json!([]);
+            }
+            new
+        }
+        // Approval, ephemeral containers and the like: their kinds say in `prepare_update` what
+        // the main endpoint keeps; here the whole object is taken and validated.
+        Some(_) => {
+            metadata::prepare_update(&mut body, &old.value);
+            body
+        }
+    }
+}
+
+fn keep(new: &mut Value, old: &Value, member: &str) {
+    match old.get(member) {
+        Some(value) => new[member] = value.clone(),
+        None => remove(new, member),
+    }
+}
+
+fn remove(object: &mut Value, member: &str) {
+    if let Some(map) = object.as_object_mut() {
+        map.remove(member);
+    }
+}

@@ -1,0 +1,290 @@
+//! Watching a collection: every change once, in order, or an honest end.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use futures::Stream;
+use rand::Rng;
+use tokio::time::{Instant, sleep_until};
+
+use super::list::await_revision;
+use crate::apiserver::{
+    cache::{self, Change, Kind, Object, Past},
+    query::{Query, invalid_option},
+    registry::Resource,
+    selector::Selector,
+    server::{ApiServer, shown},
+    status::{CauseType, Reason, Status},
+};
+
+/// Changes taken from the history at once.
+const CHUNK: usize = 512;
+const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+/// A last bookmark this long before the end saves the client a relist.
+const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
+
+#[derive(Clone, Debug)]
+pub struct WatchOptions {
+    pub selector: Selector,
+    pub start: Start,
+    pub bookmarks: bool,
+    pub timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Changes after this revision.
+    After(u64),
+    /// First an ADDED for each object, of a state at least as new as this; `None`: the latest.
+    /// `marked`: a bookmark tells where the initial objects end.
+    Everything { at_least: Option<u64>, marked: bool },
+}
+
+/// One frame of a watch.
+#[derive(Clone, Debug)]
+pub enum Event {
+    Added(Arc<Object>),
+    Modified(Arc<Object>),
+    Deleted(Arc<Object>),
+    Bookmark { revision: u64, initial_end: bool },
+    Error(Status),
+}
+
+impl WatchOptions {
+    pub fn parse(row: &Resource, query: &Query, name: Option<&str>) -> Result<Self, Status> {
+        let mut selector = Selector::parse(
+            row,
+            query.get("labelSelector").unwrap_or_default(),
+            query.get("fieldSelector").unwrap_or_default(),
+        )?;
+        if let Some(name) = name {
+            match selector.name() {
+                Some(other) if other != name => {
+                    return Err(Status::bad_request(format!(
+                        "field selector metadata.name={other} does not match the name {name} in the path"
+                    )));
+                }
+                _ => selector = Selector::named(name),
+            }
+        }
+        let bookmarks = query.flag("allowWatchBookmarks");
+        let initial = query
+            .get("sendInitialEvents")
+            .map(|value| matches!(value, "true" | "1" | ""));
+        let matching = query.get("resourceVersionMatch").unwrap_or_default();
+        let forbidden = |why: &str| {
+            Err(invalid_option(
+                "resourceVersionMatch",
+                CauseType::FieldValueForbidden,
+                format!("Forbidden: {why}"),
+            ))
+        };
+        match (initial, matching) {
+            (Some(_), "NotOlderThan") | (None, "") => {}
+            (Some(_), _) => {
+                return forbidden(
+                    "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+                );
+            }
+            (None, _) => {
+                return forbidden(
+                    "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+                );
+            }
+        }
+        let version = match query.get("resourceVersion").unwrap_or_default() {
+            "" => None,
+            text => Some(text.parse::<u64>().map_err(|_| {
+                invalid_option(
+                    "resourceVersion",
+                    CauseType::FieldValueInvalid,
+                    format!("Invalid value: {text:?}: must be an unsigned integer"),
+                )
+            })?),
+        };
+        let start = match (initial, version) {
+            (Some(true), version) => Start::Everything {
+                at_least: version,
+                marked: bookmarks,
+            },
+            (Some(false), None | Some(0)) => Start::After(u64::MAX),
+            (None, None) => Start::Everything {
+                at_least: None,
+                marked: false,
+            },
+            (None, Some(0)) => Start::Everything {
+                at_least: Some(0),
+                marked: false,
+            },
+            (_, Some(revision)) => Start::After(revision),
+        };
+        let timeout = match query
+            .number::<u64>("timeoutSeconds")?
+            .filter(|seconds| *seconds > 0)
+        {
+            Some(seconds) => Duration::from_secs(seconds),
+            None => Duration::from_secs(rand::rng().random_range(1800..3600)),
+        };
+        Ok(Self {
+            selector,
+            start,
+            bookmarks,
+            timeout,
+        })
+    }
+}
+
+pub type Events = Pin<Box<dyn Stream<Item = Event> + Send>>;
+
+/// The frames, until the time is over or the watcher has lost its place.
+pub async fn watch(
+    server: Arc<ApiServer>,
+    row: &'static Resource,
+    namespace: &str,
+    options: WatchOptions,
+) -> Result<Events, Status> {
+    let kind = server.cache.kind(row.storage);
+    let prefix = cache::key(row.storage, namespace, "");
+    let (initial, seen, mark) = match options.start {
+        Start::After(u64::MAX) => (Vec::new(), server.cache.caught_up().await, false),
+        Start::After(revision) => (Vec::new(), revision, false),
+        Start::Everything { at_least, marked } => {
+            let reached = match at_least {
+                None => server.cache.caught_up().await,
+                Some(revision) => await_revision(&server, revision).await?,
+            };
+            // Listed after the revision was read: a change in between comes again as an event,
+            // unless it is in the list, whose newest object then moves the start.
+            let objects = kind.list(&prefix, "");
+            let newest = objects
+                .iter()
+                .map(|object| object.revision)
+                .max()
+                .unwrap_or(0);
+            (objects, reached.max(newest), marked)
+        }
+    };
+    let watcher = Watcher {
+        server,
+        row,
+        kind,
+        prefix,
+        selector: options.selector,
+        seen,
+    };
+    Ok(Box::pin(watcher.run(
+        initial,
+        mark,
+        options.bookmarks,
+        options.timeout,
+    )))
+}
+
+struct Watcher {
+    server: Arc<ApiServer>,
+    row: &'static Resource,
+    kind: Arc<Kind>,
+    prefix: Arc<str>,
+    selector: Selector,
+    /// Everything up to this revision was sent or does not concern this watcher.
+    seen: u64,
+}
+
+impl Watcher {
+    fn run(
+        mut self,
+        initial: Vec<Arc<Object>>,
+        mark: bool,
+        bookmarks: bool,
+        timeout: Duration,
+    ) -> impl Stream<Item = Event> + Send {
+        async_stream::stream! {
+            for object in initial {
+                let object = shown(self.row, object);
+                if self.selector.matches(self.row, &object) {
+                    yield Event::Added(object);
+                }
+            }
+            if mark {
+                yield Event::Bookmark { revision: self.seen, initial_end: true };
+            }
+            let end = Instant::now() + timeout;
+            let mut next_bookmark = bookmark_time(end);
+            let mut changed = self.kind.changes();
+            loop {
+                changed.borrow_and_update();
+                match self.kind.past(self.seen, CHUNK) {
+                    Past::Forgotten => {
+                        yield Event::Error(Status::new(Reason::Expired, format!("too old resource version: {}", self.seen)));
+                        return;
+                    }
+                    Past::Changes(changes) if changes.is_empty() => {}
+                    Past::Changes(changes) => {
+                        for change in changes {
+                            self.seen = change.object.revision;
+                            if let Some(event) = self.event(change) {
+                                yield event;
+                            }
+                        }
+                        continue;
+                    }
+                }
+                tokio::select! {
+                    result = changed.changed() => {
+                        if result.is_err() {
+                            return;
+                        }
+                    }
+                    () = sleep_until(next_bookmark), if bookmarks => {
+                        // Nothing of this kind is pending, so all that is applied was seen.
+                        let applied = self.server.cache.revision();
+                        if matches!(self.kind.past(self.seen, 1), Past::Changes(pending) if pending.is_empty()) {
+                            self.seen = self.seen.max(applied);
+                            yield Event::Bookmark { revision: self.seen, initial_end: false };
+                        }
+                        next_bookmark = bookmark_time(end);
+                    }
+                    () = sleep_until(end) => return,
+                }
+            }
+        }
+    }
+
+    /// What a change means to this watcher: objects enter and leave its selection.
+    fn event(&self, change: Change) -> Option<Event> {
+        if !change.object.key.starts_with(&*self.prefix) {
+            return None;
+        }
+        let object = shown(self.row, change.object);
+        let previous = change.previous.map(|previous| shown(self.row, previous));
+        let was = previous
+            .as_ref()
+            .is_some_and(|previous| self.selector.matches(self.row, previous));
+        if change.deleted {
+            return was.then_some(Event::Deleted(object));
+        }
+        match (was, self.selector.matches(self.row, &object)) {
+            (false, true) => Some(Event::Added(object)),
+            (true, true) => Some(Event::Modified(object)),
+            (false, false) => None,
+            (true, false) => {
+                // The last state that matched, at the revision where it stopped to.
+                let mut value = (*previous?.value).clone();
+                crate::apiserver::metadata::of(&mut value).insert(
+                    "resourceVersion".to_owned(),
+                    object.revision.to_string().into(),
+                );
+                Some(Event::Deleted(Arc::new(object.converted(value))))
+            }
+        }
+    }
+}
+
+fn bookmark_time(end: Instant) -> Instant {
+    let now = Instant::now();
+    let last = end.checked_sub(BOOKMARK_BEFORE_END).unwrap_or(now);
+    if last > now {
+        (now + BOOKMARK_EVERY).min(last)
+    } else {
+        now + BOOKMARK_EVERY
+    }
+}
