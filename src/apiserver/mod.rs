@@ -9,6 +9,7 @@
 
 pub mod admission;
 pub mod objects;
+pub mod patch;
 pub mod registry;
 pub mod request;
 pub mod special;
