@@ -8,6 +8,7 @@
 //! - An object is encoded once; GET, LIST and all watchers share those bytes.
 
 pub mod admission;
+pub mod discovery;
 pub mod objects;
 pub mod patch;
 pub mod registry;
