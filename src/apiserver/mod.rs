@@ -10,6 +10,7 @@
 pub mod admission;
 pub mod discovery;
 pub mod objects;
+pub mod openapi;
 pub mod patch;
 pub mod registry;
 pub mod request;

@@ -91,4 +91,4 @@ fn put_list(object: &mut Map<String, Value>, name: &str, list: &[&str]) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -28,7 +28,10 @@ pub enum PatchType {
 }
 
 impl PatchType {
-    pub const ALL: [Self; 4] = [Self::Json, Self::Merge, Self::Strategic, Self::Apply];
+    const ALL: [Self; 4] = [Self::Json, Self::Merge, Self::Strategic, Self::Apply];
+
+    /// What [`apply`] carries out, and what OpenAPI and 415 answers list.
+    pub const SERVED: [Self; 3] = [Self::Json, Self::Merge, Self::Strategic];
 
     pub const fn content_type(self) -> &'static str {
         match self {
@@ -46,7 +49,7 @@ impl PatchType {
             .into_iter()
             .find(|kind| media.eq_ignore_ascii_case(kind.content_type()))
             .ok_or_else(|| {
-                let accepted: Vec<&str> = Self::ALL.map(Self::content_type).to_vec();
+                let accepted = Self::SERVED.map(Self::content_type);
                 unsupported(format!(
                     "the body of the request was in an unknown format - accepted media types include: {}",
                     accepted.join(", ")
