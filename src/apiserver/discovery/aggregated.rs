@@ -6,7 +6,7 @@ use super::{groups, is_namespaced, part, put_list, versions};
 use crate::apiserver::registry::Resource;
 
 /// `/api` (`core`) or `/apis` (all other groups), groups and versions most preferred first.
-pub fn aggregated(rows: &[&Resource], core: bool) -> Value {
+pub(super) fn aggregated(rows: &[&Resource], core: bool) -> Value {
     let items: Vec<Value> = groups(rows)
         .into_iter()
         .filter(|group| group.is_empty() == core)

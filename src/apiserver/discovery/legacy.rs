@@ -17,14 +17,14 @@ pub fn api_versions(advertise: &str) -> Value {
 }
 
 /// `/apis`: every group but core, most preferred first.
-pub fn api_group_list(rows: &[&Resource]) -> Value {
+pub(super) fn api_group_list(rows: &[&Resource]) -> Value {
     let named = groups(rows).into_iter().filter(|group| !group.is_empty());
     let groups: Vec<Value> = named.map(|name| Value::Object(group(rows, name))).collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
 /// `/apis/G`; `None` if no row has that group.
-pub fn api_group(rows: &[&Resource], name: &str) -> Option<Value> {
+pub(super) fn api_group(rows: &[&Resource], name: &str) -> Option<Value> {
     if !rows.iter().any(|row| row.group == name) {
         return None;
     }
@@ -49,7 +49,7 @@ fn group(rows: &[&Resource], name: &str) -> Map<String, Value> {
 }
 
 /// `/api/v1` and `/apis/G/V`; `None` if no row has that group and version.
-pub fn api_resource_list(rows: &[&Resource], group: &str, version: &str) -> Option<Value> {
+pub(super) fn api_resource_list(rows: &[&Resource], group: &str, version: &str) -> Option<Value> {
     let mut resources: Vec<Map<String, Value>> = rows
         .iter()
         .filter(|row| row.group == group && row.version == version)

@@ -7,17 +7,57 @@ mod aggregated;
 mod legacy;
 mod order;
 
+use std::borrow::Borrow;
+
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::registry::{Resource, Scope, Subresource};
 
-pub use self::{
-    aggregated::aggregated,
-    legacy::{api_group, api_group_list, api_resource_list, api_versions},
-    order::{groups, versions},
-};
+pub use self::legacy::api_versions;
+pub(super) use self::order::{groups, versions};
+
+/// `/apis`: every group but core, most preferred first.
+pub fn api_group_list<R: Borrow<Resource>>(rows: &[R]) -> Value {
+    legacy::api_group_list(&borrowed(rows))
+}
+
+/// `/apis/G`; `None` if no row has that group.
+pub fn api_group<R: Borrow<Resource>>(rows: &[R], group: &str) -> Option<Value> {
+    legacy::api_group(&borrowed(rows), group)
+}
+
+/// `/api/v1` and `/apis/G/V`; `None` if no row has that group and version.
+pub fn api_resource_list<R: Borrow<Resource>>(
+    rows: &[R],
+    group: &str,
+    version: &str,
+) -> Option<Value> {
+    legacy::api_resource_list(&borrowed(rows), group, version)
+}
+
+/// Aggregated discovery of `/api` (`core`) or of `/apis` (all other groups).
+pub fn aggregated<R: Borrow<Resource>>(rows: &[R], core: bool) -> Value {
+    aggregated::aggregated(&borrowed(rows), core)
+}
+
+/// Every group and version, most preferred first.
+pub fn group_versions<R: Borrow<Resource>>(rows: &[R]) -> Vec<(&'static str, &'static str)> {
+    let rows = borrowed(rows);
+    groups(&rows)
+        .into_iter()
+        .flat_map(|group| {
+            let versions = versions(&rows, group).into_iter();
+            versions.map(move |version| (group, version))
+        })
+        .collect()
+}
+
+/// The table, or any selection of its rows.
+pub(super) fn borrowed<R: Borrow<Resource>>(rows: &[R]) -> Vec<&Resource> {
+    rows.iter().map(Borrow::borrow).collect()
+}
 
 /// Verbs of `/status` and `/scale`.
 const PART_VERBS: &[&str] = &["get", "patch", "update"];

@@ -30,7 +30,7 @@ const GROUPS: &[&str] = &[
 ];
 
 /// The groups of the rows, most preferred first; the core group is the empty name.
-pub fn groups<'a>(rows: &[&'a Resource]) -> Vec<&'a str> {
+pub fn groups(rows: &[&Resource]) -> Vec<&'static str> {
     let rank = |group: &str| GROUPS.iter().position(|known| *known == group);
     let mut all: Vec<&str> = rows.iter().map(|row| row.group).collect();
     all.sort_by_key(|group| (rank(group).unwrap_or(usize::MAX), *group));
@@ -39,7 +39,7 @@ pub fn groups<'a>(rows: &[&'a Resource]) -> Vec<&'a str> {
 }
 
 /// The versions of a group, most preferred first: `v2`, `v1`, `v2beta1`, `v1beta1`, `v1alpha1`.
-pub fn versions<'a>(rows: &[&'a Resource], group: &str) -> Vec<&'a str> {
+pub fn versions(rows: &[&Resource], group: &str) -> Vec<&'static str> {
     let of_group = rows.iter().filter(|row| row.group == group);
     let mut all: Vec<&str> = of_group.map(|row| row.version).collect();
     all.sort_by(|a, b| prefer(a, b));

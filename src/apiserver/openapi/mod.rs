@@ -11,12 +11,14 @@ mod parameters;
 mod paths;
 mod schemas;
 
+use std::borrow::Borrow;
+
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use self::schemas::{Kinds, Schemas};
 use super::{
-    discovery::{group_version, groups, part, versions},
+    discovery::{borrowed, group_version, group_versions, part},
     registry::Resource,
 };
 
@@ -30,26 +32,24 @@ enum Form {
 }
 
 /// `/openapi/v3`: where each group-version's document is, with its hash.
-pub fn v3_index(rows: &[&Resource]) -> Value {
+pub fn v3_index<R: Borrow<Resource>>(rows: &[R]) -> Value {
     let mut paths = Map::new();
-    for group in groups(rows) {
-        for version in versions(rows, group) {
-            let path = base_path(group, version);
-            let hash = v3_hash(rows, group, version);
-            let url = format!("/openapi/v3{path}?hash={hash}");
-            let name = path.trim_start_matches('/').to_owned();
-            paths.insert(name, json!({"serverRelativeURL": url}));
-        }
+    for (group, version) in group_versions(rows) {
+        let path = base_path(group, version);
+        let hash = v3_hash(rows, group, version);
+        let url = format!("/openapi/v3{path}?hash={hash}");
+        let name = path.trim_start_matches('/').to_owned();
+        paths.insert(name, json!({"serverRelativeURL": url}));
     }
     json!({"paths": paths})
 }
 
 /// Names the content of a group-version's document without making it: it changes with the rows
 /// and with the program's version.
-pub fn v3_hash(rows: &[&Resource], group: &str, version: &str) -> String {
+pub fn v3_hash<R: Borrow<Resource>>(rows: &[R], group: &str, version: &str) -> String {
     let mut digest = Sha256::new();
     digest.update(env!("CARGO_PKG_VERSION"));
-    for row in of_version(rows, group, version) {
+    for row in of_version(&borrowed(rows), group, version) {
         digest.update(format!(
             "\n{} {} {} {:?} {:?}",
             row.plural, row.kind, row.type_name, row.scope, row.verbs
@@ -67,11 +67,12 @@ pub fn v3_hash(rows: &[&Resource], group: &str, version: &str) -> String {
 }
 
 /// One group-version's document; without rows of that group-version, its paths are empty.
-pub fn v3(rows: &[&Resource], group: &str, version: &str) -> Value {
-    let kinds = Kinds::of(rows);
+pub fn v3<R: Borrow<Resource>>(rows: &[R], group: &str, version: &str) -> Value {
+    let rows = borrowed(rows);
+    let kinds = Kinds::of(&rows);
     let mut schemas = Schemas::new(Form::V3, &kinds);
     let mut paths = Map::new();
-    for row in of_version(rows, group, version) {
+    for row in of_version(&rows, group, version) {
         paths::add(row, &mut schemas, &mut paths);
     }
     json!({
@@ -83,8 +84,9 @@ pub fn v3(rows: &[&Resource], group: &str, version: &str) -> Value {
 }
 
 /// The whole API in one document.
-pub fn v2(rows: &[&Resource]) -> Value {
-    let kinds = Kinds::of(rows);
+pub fn v2<R: Borrow<Resource>>(rows: &[R]) -> Value {
+    let rows = borrowed(rows);
+    let kinds = Kinds::of(&rows);
     let mut schemas = Schemas::new(Form::V2, &kinds);
     let mut paths = Map::new();
     for row in rows {

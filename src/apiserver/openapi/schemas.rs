@@ -185,7 +185,7 @@ impl<'a> Schemas<'a> {
             Shape::Quantity => self.reference("io.k8s.apimachinery.pkg.api.resource.Quantity"),
             Shape::IntOrString => self.reference("io.k8s.apimachinery.pkg.util.intstr.IntOrString"),
             Shape::Raw => self.reference("io.k8s.apimachinery.pkg.runtime.RawExtension"),
-            Shape::Any => {
+            Shape::Any | Shape::SchemaOrArray | Shape::SchemaOrBool | Shape::SchemaOrStrings => {
                 self.reference("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON")
             }
             Shape::List(element) | Shape::NamedList(element) => {
@@ -223,7 +223,7 @@ impl<'a> Schemas<'a> {
     }
 }
 
-/// How lists and maps merge.
+/// How lists and maps merge, and the default.
 fn extensions(field: &Field) -> Map<String, Value> {
     let mut all = Map::new();
     let mut put = |name: &str, value: Value| {
@@ -251,6 +251,9 @@ fn extensions(field: &Field) -> Map<String, Value> {
     }
     if !field.merge_key.is_empty() {
         put("patch-merge-key", json!(field.merge_key));
+    }
+    if let Ok(default) = serde_json::from_str(field.default) {
+        all.insert("default".to_owned(), default);
     }
     all
 }

@@ -43,7 +43,7 @@ impl PatchType {
     }
 
     /// From a Content-Type header; its parameters are ignored. Anything else is 415.
-    pub fn from_content_type(header: &str) -> Result<Self, Status> {
+    pub fn parse(header: &str) -> Result<Self, Status> {
         let media = header.split(';').next().unwrap_or_default().trim();
         Self::ALL
             .into_iter()
@@ -150,7 +150,7 @@ mod tests {
             ("application/json", None),
             ("", None),
         ] {
-            let found = PatchType::from_content_type(header);
+            let found = PatchType::parse(header);
             assert_eq!(found.as_ref().ok(), want.as_ref(), "{header}");
             if let Err(status) = found {
                 assert_eq!(status.code, 415);

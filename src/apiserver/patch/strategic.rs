@@ -1,5 +1,6 @@
 //! Strategic merge patch; the schema crate does the merging.
 
+use proto::PatchFault;
 use serde_json::Value;
 
 use super::unprocessable;
@@ -11,5 +12,11 @@ pub(super) fn apply(
     body: &[u8],
 ) -> Result<Value, Status> {
     let patch = super::object(body)?;
-    proto::strategic_merge(ty, current, &patch).map_err(unprocessable)
+    proto::strategic_merge(ty, current, &patch).map_err(|error| match error {
+        proto::Error::Patch {
+            fault: PatchFault::Format,
+            reason,
+        } => Status::bad_request(reason),
+        other => unprocessable(other),
+    })
 }
