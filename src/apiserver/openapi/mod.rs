@@ -24,6 +24,10 @@ use super::{
 
 pub use self::gnostic::v2_protobuf;
 
+/// Content-Type of the answer in protobuf. Clients ask with `v2@v1.0`, but no media type may hold an
+/// `@`: kubectl refuses an answer that repeats it.
+pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
 /// The two shapes of document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
