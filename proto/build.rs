@@ -16,6 +16,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("schedulingv1alpha3", "io.k8s.api.scheduling.v1alpha3"),
 ];
 
+const NULLABLE: &str = "protobuf.nullable=true";
+
 /// Types of apimachinery that the facts name but do not hold.
 const MISSING: &str = r#"{"type":"io.k8s.apimachinery.pkg.apis.meta.v1.GroupVersionKind","fields":[{"n":"group","t":"string","pb":1},{"n":"version","t":"string","pb":2},{"n":"kind","t":"string","pb":3}]}
 {"type":"io.k8s.apimachinery.pkg.apis.meta.v1.GroupVersionResource","fields":[{"n":"group","t":"string","pb":1},{"n":"version","t":"string","pb":2},{"n":"resource","t":"string","pb":3}]}
@@ -57,7 +59,13 @@ impl Generator<'_> {
     fn emit(&self, out: &mut String, name: &str, fact: &Value) {
         let mut fields = Vec::new();
         self.fields(name, fact, &mut fields);
-        let enumeration: Vec<String> = strings(&fact["enum"]);
+        // Values that are only the known ones are no enumeration: clients would refuse others.
+        let marked = strings(&fact["marks"]).iter().any(|mark| mark == "enum");
+        let enumeration: Vec<String> = if marked {
+            strings(&fact["enum"])
+        } else {
+            Vec::new()
+        };
         let alias = match fact["alias"].as_str() {
             Some(alias) => format!("Some({})", self.shape(name, alias).0),
             None => "None".to_owned(),
@@ -113,7 +121,7 @@ impl Generator<'_> {
         };
         let patch = text("ps");
         format!(
-            "Field {{ name: {:?}, number: {}, shape: {shape}, pointer: {pointer}, inline: {}, omit_empty: {}, optional: {}, required: {}, list: {list}, list_keys: &{:?}, merge: {}, retain_keys: {}, merge_key: {:?} }},\n",
+            "Field {{ name: {:?}, number: {}, shape: {shape}, pointer: {pointer}, inline: {}, omit_empty: {}, optional: {}, required: {}, list: {list}, list_keys: &{:?}, merge: {}, retain_keys: {}, merge_key: {:?}, default: {:?} }},\n",
             field["n"].as_str().unwrap_or_default(),
             field["pb"].as_u64().unwrap_or(0),
             flag("inline"),
@@ -124,6 +132,7 @@ impl Generator<'_> {
             patch.split(',').any(|part| part == "merge"),
             patch.split(',').any(|part| part == "retainKeys"),
             text("pk"),
+            default(&field["def"]),
         )
     }
 
@@ -167,10 +176,10 @@ impl Generator<'_> {
             "RawExtension" => "Shape::Raw",
             "Object" => "Shape::Raw",
             "FieldsV1" => "Shape::FieldsV1",
-            "JSON"
-            | "JSONSchemaPropsOrBool"
-            | "JSONSchemaPropsOrArray"
-            | "JSONSchemaPropsOrStringArray" => "Shape::Any",
+            "JSON" => "Shape::Any",
+            "JSONSchemaPropsOrBool" => "Shape::SchemaOrBool",
+            "JSONSchemaPropsOrArray" => "Shape::SchemaOrArray",
+            "JSONSchemaPropsOrStringArray" => "Shape::SchemaOrStrings",
             "ResourceList" => return ("Shape::Map(&Shape::Quantity)".to_owned(), false),
             _ => "",
         };
@@ -183,8 +192,8 @@ impl Generator<'_> {
         let fact = &self.types[&target];
         match fact["alias"].as_str() {
             Some("string") => (format!("Shape::Enum({})", self.index[&target]), false),
-            // A list or map with a name is a message around it on the wire.
-            Some(alias) if alias.starts_with("[]") => (
+            // A nullable list is a message around it on the wire.
+            Some(alias) if strings(&fact["marks"]).contains(&NULLABLE.to_owned()) => (
                 format!("Shape::NamedList(&{})", self.shape(&target, &alias[2..]).0),
                 false,
             ),
@@ -233,6 +242,20 @@ impl Generator<'_> {
                     .cloned()
             })
             .or_else(|| self.types.keys().find(ends).cloned())
+    }
+}
+
+/// The declared default as JSON text; references to Go constants are not JSON and are left out.
+fn default(declared: &Value) -> String {
+    let text = match declared {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    if serde_json::from_str::<Value>(&text).is_ok() {
+        text
+    } else {
+        String::new()
     }
 }
 

@@ -4,7 +4,8 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Map, Value as Json, json};
 
 use super::{
-    Error, Field, Shape, Type,
+    Error, Field, Shape, Type, crd_schema,
+    fill::{drop_empty, fill_object},
     normalize::{micro_time, time},
     wire::{MAX_DEPTH, Reader, Value},
 };
@@ -13,7 +14,7 @@ pub fn decode(ty: &Type, bytes: &[u8]) -> Result<Json, Error> {
     Ok(Json::Object(message(ty, bytes, 0)?))
 }
 
-fn message(ty: &Type, bytes: &[u8], depth: usize) -> Result<Map<String, Json>, Error> {
+pub(crate) fn message(ty: &Type, bytes: &[u8], depth: usize) -> Result<Map<String, Json>, Error> {
     if depth > MAX_DEPTH {
         return Err(Error::Wire("nested too deep"));
     }
@@ -33,26 +34,9 @@ fn message(ty: &Type, bytes: &[u8], depth: usize) -> Result<Map<String, Json>, E
         }
         put(&mut object, field, value, depth)?;
     }
-    fill(ty, &mut object);
+    drop_empty(ty, &mut object);
+    fill_object(ty, &mut object);
     Ok(object)
-}
-
-/// Members that Go writes though nothing was set: those without `omitempty`.
-fn fill(ty: &Type, object: &mut Map<String, Json>) {
-    for field in ty.fields {
-        if field.omit_empty || field.inline || field.pointer || object.contains_key(field.name) {
-            continue;
-        }
-        let empty = match field.shape {
-            Shape::String | Shape::Enum(_) => json!(""),
-            Shape::Bool => json!(false),
-            Shape::Int32 | Shape::Int64 => json!(0),
-            Shape::Message(_) if field.number != 0 => json!({}),
-            // Go writes null here; absent says the same and every client takes it.
-            _ => continue,
-        };
-        object.insert(field.name.to_owned(), empty);
-    }
 }
 
 fn put(
@@ -95,7 +79,7 @@ fn packed(
     depth: usize,
     list: &mut Vec<Json>,
 ) -> Result<(), Error> {
-    if let (Shape::Int32 | Shape::Int64, Value::Bytes(bytes)) = (element, value) {
+    if let (Shape::Bool | Shape::Int32 | Shape::Int64, Value::Bytes(bytes)) = (element, value) {
         let mut prefixed = Vec::with_capacity(bytes.len() + 1);
         let mut rest = bytes;
         while let Some(end) = rest.iter().position(|byte| byte & 0x80 == 0) {
@@ -160,7 +144,10 @@ fn scalar(field: &Field, shape: &Shape, value: Value<'_>, depth: usize) -> Resul
             let nanos = one_number(bytes_of(field, value)?)?;
             json!(super::normalize::duration(nanos))
         }
-        Shape::Quantity => json!(one_text(field, bytes_of(field, value)?)?),
+        Shape::Quantity => match one_text(field, bytes_of(field, value)?)? {
+            text if text.is_empty() => json!("0"),
+            text => json!(text),
+        },
         Shape::IntOrString => int_or_string(field, bytes_of(field, value)?)?,
         Shape::Raw | Shape::FieldsV1 | Shape::Any => {
             let raw = one_bytes(bytes_of(field, value)?)?;
@@ -168,6 +155,9 @@ fn scalar(field: &Field, shape: &Shape, value: Value<'_>, depth: usize) -> Resul
                 return Ok(Json::Null);
             }
             serde_json::from_slice(raw).map_err(|_| bad(field, "bytes that are not JSON"))?
+        }
+        Shape::SchemaOrArray | Shape::SchemaOrBool | Shape::SchemaOrStrings => {
+            crd_schema::decode(shape, bytes_of(field, value)?, depth)?
         }
         Shape::NamedList(element) => {
             let mut list = Vec::new();

@@ -1,10 +1,11 @@
-//! JSON to protobuf, as Go's generated code would write it.
+//! JSON to protobuf, readable by Go's generated code. Absent members are not written, where Go
+//! writes empty ones: it reads both alike, and messages stay small.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::Value as Json;
 
 use super::{
-    Error, Field, Shape, Type,
+    Error, Field, Shape, Type, crd_schema,
     normalize::{parse_duration, parse_time},
     wire::{MAX_DEPTH, put_bytes, put_double, put_number},
 };
@@ -16,7 +17,12 @@ pub fn encode(ty: &Type, value: &Json) -> Result<Vec<u8>, Error> {
     Ok(out)
 }
 
-fn message(ty: &Type, value: &Json, out: &mut Vec<u8>, depth: usize) -> Result<(), Error> {
+pub(crate) fn message(
+    ty: &Type,
+    value: &Json,
+    out: &mut Vec<u8>,
+    depth: usize,
+) -> Result<(), Error> {
     if depth > MAX_DEPTH {
         return Err(Error::Wire("nested too deep"));
     }
@@ -35,32 +41,12 @@ fn message(ty: &Type, value: &Json, out: &mut Vec<u8>, depth: usize) -> Result<(
             continue;
         }
         match value.get(field.name) {
-            None | Some(Json::Null) => absent(field, out),
+            // To Go that is the zero value, and for a pointer absence: just what was meant.
+            None | Some(Json::Null) => {}
             Some(value) => member(field, value, out, depth)?,
         }
     }
     Ok(())
-}
-
-/// Members that are no pointers are always on the wire.
-fn absent(field: &Field, out: &mut Vec<u8>) {
-    if field.pointer {
-        return;
-    }
-    match field.shape {
-        Shape::String | Shape::Enum(_) => put_bytes(out, field.number, b""),
-        Shape::Bool | Shape::Int32 | Shape::Int64 => put_number(out, field.number, 0),
-        Shape::Message(_)
-        | Shape::Time
-        | Shape::MicroTime
-        | Shape::Quantity
-        | Shape::IntOrString
-        | Shape::Raw
-        | Shape::Duration => {
-            put_bytes(out, field.number, b"");
-        }
-        _ => {}
-    }
 }
 
 fn member(field: &Field, value: &Json, out: &mut Vec<u8>, depth: usize) -> Result<(), Error> {
@@ -155,6 +141,10 @@ fn scalar(
         Shape::Raw | Shape::FieldsV1 | Shape::Any => {
             let json = serde_json::to_vec(value).map_err(|_| bad(field, "not JSON"))?;
             put_bytes(&mut inner, 1, &json);
+            put_bytes(out, number, &inner);
+        }
+        Shape::SchemaOrArray | Shape::SchemaOrBool | Shape::SchemaOrStrings => {
+            crd_schema::encode(shape, value, &mut inner, depth)?;
             put_bytes(out, number, &inner);
         }
         Shape::NamedList(element) => {

@@ -7,9 +7,13 @@
 //! Start at [`schema`]; `wire.rs`, `decode.rs` and `encode.rs` are protobuf, `prune.rs` takes
 //! unknown fields away, `strategic.rs` merges, `quantity.rs` is the arithmetic of `500m` and `2Gi`.
 
+mod check;
+mod crd_schema;
 mod decode;
 mod encode;
 mod envelope;
+mod fill;
+mod kinds;
 mod normalize;
 mod parse;
 mod prune;
@@ -21,13 +25,16 @@ pub use wire::put_bytes;
 #[cfg(test)]
 mod roundtrip_tests;
 
+pub use check::type_errors;
 pub use decode::decode;
 pub use encode::encode;
 pub use envelope::{Envelope, MAGIC, unwrap_envelope, watch_frame, wrap_envelope};
+pub use fill::fill_zeroes;
 pub use normalize::normalize;
 pub use parse::parse_json;
-pub use prune::{prune, type_errors};
+pub use prune::prune;
 pub use strategic::strategic_merge;
+pub use wire::put_bytes;
 
 /// One declared type.
 #[derive(Debug)]
@@ -36,7 +43,7 @@ pub struct Type {
     pub name: &'static str,
     /// What a named list or map stands for.
     pub alias: Option<Shape>,
-    /// The values that an enumerated string may take; empty: any.
+    /// The values that a closed enumeration may take; empty: any.
     pub values: &'static [&'static str],
     /// Owned as one unit in server-side apply.
     pub atomic: bool,
@@ -63,6 +70,8 @@ pub struct Field {
     pub merge: bool,
     pub retain_keys: bool,
     pub merge_key: &'static str,
+    /// The declared default as JSON text; empty: none.
+    pub default: &'static str,
 }
 
 impl Field {
@@ -80,6 +89,7 @@ impl Field {
         merge: false,
         retain_keys: false,
         merge_key: "",
+        default: "",
     };
 }
 
@@ -114,6 +124,12 @@ pub enum Shape {
     FieldsV1,
     /// Any JSON; bytes of JSON on the wire.
     Any,
+    /// A schema of a custom resource, or a list of them.
+    SchemaOrArray,
+    /// A schema of a custom resource, or true or false.
+    SchemaOrBool,
+    /// A schema of a custom resource, or a list of strings.
+    SchemaOrStrings,
     List(&'static Shape),
     /// A list with a name is a message around the list on the wire.
     NamedList(&'static Shape),
@@ -168,6 +184,12 @@ impl Type {
         members
     }
 
+    /// `v1.Container`, as Go's error messages call it.
+    pub fn go_name(&self) -> &'static str {
+        let second = self.name.rmatch_indices('.').nth(1);
+        second.map_or(self.name, |(at, _)| &self.name[at + 1..])
+    }
+
     /// The last part of the name: `Container`.
     pub fn short_name(&self) -> &'static str {
         self.name
@@ -204,10 +226,19 @@ pub enum Error {
     Wire(&'static str),
     #[error("protobuf: field {field}: {reason}")]
     Field { field: String, reason: &'static str },
-    #[error("{path}: {reason}")]
-    Patch { path: String, reason: String },
+    #[error("{reason}")]
+    Patch { fault: PatchFault, reason: String },
     #[error("{0}")]
     Json(String),
+}
+
+/// Whose fault a refused strategic merge patch is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PatchFault {
+    /// The patch itself is malformed (400).
+    Format,
+    /// It is well-formed but cannot be merged into this object (422).
+    Content,
 }
 
 include!(concat!(env!("OUT_DIR"), "/types.rs"));

@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::{Shape, Type, quantity::Quantity};
+use super::{Shape, Type, fill::drop_empty, quantity::Quantity};
 
-/// Rewrites quantities and times of an object in place; what cannot be read stays for validation
-/// to complain about.
+/// Rewrites quantities and times of an object in place, and removes empty members that Go's
+/// encoder leaves out; what cannot be read stays for validation to complain about. Idempotent.
 pub fn normalize(ty: &Type, value: &mut Value) {
     let Value::Object(object) = value else {
         return;
@@ -15,6 +15,7 @@ pub fn normalize(ty: &Type, value: &mut Value) {
             normalize_shape(&field.shape, member);
         }
     }
+    drop_empty(ty, object);
 }
 
 fn normalize_shape(shape: &Shape, value: &mut Value) {
@@ -44,7 +45,7 @@ fn normalize_shape(shape: &Shape, value: &mut Value) {
                 Value::Number(number) => number.to_string(),
                 _ => return,
             };
-            if let Ok(quantity) = Quantity::parse(&text) {
+            if let Ok(quantity) = Quantity::parse(text.trim()) {
                 *value = json!(quantity.to_string());
             }
         }
@@ -115,7 +116,7 @@ pub fn parse_time(text: &str) -> Option<(i64, u32)> {
         && hour < 24
         && minute < 60
         && second < 61;
-    if !plain || !in_range || !matches!(bytes.get(10), Some(b'T' | b't' | b' ')) {
+    if !plain || !in_range || !matches!(bytes.get(10), Some(b'T')) {
         return None;
     }
     let mut rest = text.get(19..)?;
@@ -144,6 +145,10 @@ pub fn parse_time(text: &str) -> Option<(i64, u32)> {
     let day_of_year = (153 * (month + if month > 2 { -3 } else { 9 }) + 2) / 5 + day - 1;
     let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
     let days = era * 146_097 + day_of_era - 719_468;
+    // The 31st of February would count on into March.
+    if text.get(..10) != Some(civil(days * 86_400).0.as_str()) {
+        return None;
+    }
     Some((
         days * 86_400 + hour * 3600 + minute * 60 + second - offset,
         nanos,
@@ -239,6 +244,7 @@ mod tests {
         for bad in [
             "",
             "2026-13-01T00:00:00Z",
+            "2026-02-31T00:00:00Z",
             "2026-01-01",
             "2026-01-01T00:00:00",
         ] {

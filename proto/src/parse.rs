@@ -1,36 +1,44 @@
-//! JSON text to a value, telling of keys that stand twice.
+//! JSON bodies: size and depth bounded, duplicate members noticed.
 
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use super::Error;
+use super::{Error, prune::shortened};
 
-/// The value, and the paths of keys that an object has twice (the last one counts, as in Go).
-/// Nesting is bounded by serde_json itself.
+/// Largest JSON text read: the API's limit on request bodies.
+pub const MAX_BYTES: usize = 3 * 1024 * 1024;
+
+/// Duplicates named at most.
+const MAX_NAMED: usize = 100;
+
+/// Reads JSON. Of members given twice the last one counts, as in Go; their paths come back as
+/// `spec.containers[0].image`. Nesting is bounded by serde_json (128 levels), size by 3 MiB.
 pub fn parse_json(bytes: &[u8]) -> Result<(Value, Vec<String>), Error> {
-    let mut duplicates = Vec::new();
+    if bytes.len() > MAX_BYTES {
+        return Err(Error::Json(format!("more than {MAX_BYTES} bytes")));
+    }
+    let mut notes = Notes::default();
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let seed = Seed {
-        path: String::new(),
-        duplicates: &mut duplicates,
-    };
-    let value = seed
+    let value = Node(&mut notes)
         .deserialize(&mut deserializer)
         .map_err(|error| Error::Json(error.to_string()))?;
     deserializer
         .end()
         .map_err(|error| Error::Json(error.to_string()))?;
-    Ok((value, duplicates))
+    Ok((value, notes.duplicates))
 }
 
-struct Seed<'a> {
+#[derive(Default)]
+struct Notes {
     path: String,
-    duplicates: &'a mut Vec<String>,
+    duplicates: Vec<String>,
 }
 
-impl<'de> DeserializeSeed<'de> for Seed<'_> {
+struct Node<'a>(&'a mut Notes);
+
+impl<'de> DeserializeSeed<'de> for Node<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
@@ -38,75 +46,69 @@ impl<'de> DeserializeSeed<'de> for Seed<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Seed<'_> {
+impl<'de> Visitor<'de> for Node<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON")
+        f.write_str("any JSON value")
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(Value::Bool(value))
+    fn visit_bool<E>(self, bit: bool) -> Result<Value, E> {
+        Ok(Value::Bool(bit))
     }
 
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(Value::Number(value.into()))
+    fn visit_i64<E>(self, number: i64) -> Result<Value, E> {
+        Ok(Value::Number(number.into()))
     }
 
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(Value::Number(value.into()))
+    fn visit_u64<E>(self, number: u64) -> Result<Value, E> {
+        Ok(Value::Number(number.into()))
     }
 
-    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value)
-            .map(Value::Number)
-            .ok_or_else(|| E::custom("a number that is not finite"))
+    fn visit_f64<E>(self, number: f64) -> Result<Value, E> {
+        Ok(Number::from_f64(number).map_or(Value::Null, Value::Number))
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(Value::String(value.to_owned()))
+    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
+        Ok(Value::String(text.to_owned()))
     }
 
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
-        Ok(Value::String(value))
+    fn visit_string<E>(self, text: String) -> Result<Value, E> {
+        Ok(Value::String(text))
     }
 
     fn visit_unit<E>(self) -> Result<Value, E> {
         Ok(Value::Null)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Value, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
+        let length = self.0.path.len();
         loop {
-            let path = format!("{}[{}]", self.path, list.len());
-            match sequence.next_element_seed(Seed {
-                path,
-                duplicates: self.duplicates,
-            })? {
-                Some(value) => list.push(value),
+            self.0.path.push_str(&format!("[{}]", list.len()));
+            let item = items.next_element_seed(Node(self.0))?;
+            self.0.path.truncate(length);
+            match item {
+                Some(item) => list.push(item),
                 None => return Ok(Value::Array(list)),
             }
         }
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
         let mut map = Map::new();
-        while let Some(key) = access.next_key::<String>()? {
-            let path = if self.path.is_empty() {
-                key.clone()
-            } else {
-                format!("{}.{key}", self.path)
-            };
-            let value = access.next_value_seed(Seed {
-                path: path.clone(),
-                duplicates: self.duplicates,
-            })?;
-            if map.insert(key, value).is_some() {
-                self.duplicates.push(path);
+        let length = self.0.path.len();
+        while let Some(name) = members.next_key::<String>()? {
+            if length > 0 {
+                self.0.path.push('.');
             }
-            if map.len() > 1_000_000 {
-                return Err(A::Error::custom("an object with over a million members"));
+            self.0.path.push_str(&name);
+            if map.contains_key(&name) && self.0.duplicates.len() < MAX_NAMED {
+                self.0.duplicates.push(shortened(&self.0.path));
             }
+            let value = members.next_value_seed(Node(self.0))?;
+            self.0.path.truncate(length);
+            map.insert(name, value);
         }
         Ok(Value::Object(map))
     }
@@ -115,13 +117,29 @@ impl<'de> Visitor<'de> for Seed<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn duplicates_are_named_and_the_last_counts() {
-        let (value, duplicates) = parse_json(br#"{"a":[{"b":1,"b":2}],"c":null}"#).unwrap();
-        assert_eq!(value["a"][0]["b"], 2);
-        assert_eq!(duplicates, ["a[0].b"]);
-        assert!(parse_json(b"{} {}").is_err());
-        assert!(parse_json("[".repeat(100_000).as_bytes()).is_err());
+        let text = br#"{"a":1,"spec":{"list":[{"x":1,"x":2}],"a":null},"a":9223372036854775807}"#;
+        let (value, duplicates) = parse_json(text).expect("JSON");
+        assert_eq!(
+            value,
+            json!({"a": i64::MAX, "spec": {"list": [{"x": 2}], "a": null}})
+        );
+        assert_eq!(duplicates, ["spec.list[0].x", "a"]);
+    }
+
+    #[test]
+    fn bounds_and_malformed_text() {
+        let deep = "[".repeat(100_000);
+        assert!(matches!(parse_json(deep.as_bytes()), Err(Error::Json(_))));
+        assert!(matches!(
+            parse_json(&vec![b' '; MAX_BYTES + 1]),
+            Err(Error::Json(_))
+        ));
+        for bad in ["", "{", "{} x", "{\"a\":}", "nul"] {
+            assert!(parse_json(bad.as_bytes()).is_err(), "{bad}");
+        }
     }
 }

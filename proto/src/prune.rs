@@ -1,183 +1,168 @@
-//! What an object may hold: unknown members go, wrong types are named.
+//! Removal of what the schema does not know.
 
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use super::{Shape, Type};
 
-/// Removes unknown members and nulls; returns the paths of the unknown ones.
+/// Most unknown members named in one answer.
+const MAX_NAMED: usize = 100;
+
+/// Removes members that the type does not have, and `null`s. Returns the paths of the unknown
+/// members as `spec.template.foo` and `spec.containers[0].bar`.
 pub fn prune(ty: &Type, value: &mut Value) -> Vec<String> {
-    let mut unknown = Vec::new();
-    prune_object(ty, value, "", &mut unknown);
-    unknown
-}
-
-fn prune_object(ty: &Type, value: &mut Value, path: &str, unknown: &mut Vec<String>) {
-    let Value::Object(object) = value else {
-        return;
+    let mut pruner = Pruner {
+        path: String::new(),
+        unknown: Vec::new(),
     };
-    object.retain(|name, member| match ty.field(name) {
-        None => {
-            unknown.push(join(path, name));
-            false
-        }
-        Some(_) => !member.is_null(),
-    });
-    for (name, member) in object.iter_mut() {
-        if let Some(field) = ty.field(name) {
-            prune_shape(&field.shape, member, &join(path, name), unknown);
+    if let Value::Object(object) = value {
+        pruner.object(ty, object);
+    }
+    pruner.unknown
+}
+
+struct Pruner {
+    path: String,
+    unknown: Vec<String>,
+}
+
+impl Pruner {
+    fn object(&mut self, ty: &Type, object: &mut Map<String, Value>) {
+        let mut rejected = Vec::new();
+        object.retain(|name, value| {
+            let Some(field) = ty.field(name) else {
+                rejected.push(name.clone());
+                return false;
+            };
+            if value.is_null() {
+                return false;
+            }
+            let length = self.step(name);
+            self.shape(&field.shape, value);
+            self.path.truncate(length);
+            true
+        });
+        for name in rejected {
+            let length = self.step(&name);
+            if self.unknown.len() < MAX_NAMED {
+                self.unknown.push(shortened(&self.path));
+            }
+            self.path.truncate(length);
         }
     }
-}
 
-fn prune_shape(shape: &Shape, value: &mut Value, path: &str, unknown: &mut Vec<String>) {
-    match shape {
-        Shape::List(element) | Shape::NamedList(element) => {
-            for (index, item) in value.as_array_mut().into_iter().flatten().enumerate() {
-                prune_shape(element, item, &format!("{path}[{index}]"), unknown);
-            }
+    /// Appends a member name; returns the length to go back to.
+    fn step(&mut self, name: &str) -> usize {
+        let length = self.path.len();
+        if length > 0 {
+            self.path.push('.');
         }
-        Shape::Map(element) => {
-            for (key, item) in value
-                .as_object_mut()
-                .into_iter()
-                .flat_map(|map| map.iter_mut())
-            {
-                prune_shape(element, item, &join(path, key), unknown);
-            }
-        }
-        Shape::Message(_) => {
-            if let Some(ty) = shape.message() {
-                prune_object(ty, value, path, unknown);
-            }
-        }
-        _ => {}
+        self.path.push_str(name);
+        length
     }
-}
 
-/// Members whose JSON type is not the declared one, in the words of Go's decoder.
-pub fn type_errors(ty: &Type, value: &Value) -> Vec<String> {
-    let mut errors = Vec::new();
-    check_object(ty, value, ty.short_name(), "", &mut errors);
-    errors
-}
-
-fn check_object(ty: &Type, value: &Value, root: &str, path: &str, errors: &mut Vec<String>) {
-    let Value::Object(object) = value else {
-        errors.push(wrong(value, root, path, ty.short_name()));
-        return;
-    };
-    for (name, member) in object {
-        if let Some(field) = ty.field(name)
-            && !member.is_null()
-        {
-            check(&field.shape, member, root, &join(path, name), errors);
-        }
-    }
-}
-
-fn check(shape: &Shape, value: &Value, root: &str, path: &str, errors: &mut Vec<String>) {
-    let (good, want) = match shape {
-        Shape::String | Shape::Enum(_) => (value.is_string(), "string"),
-        Shape::Bytes => (value.is_string(), "[]uint8"),
-        Shape::Time | Shape::MicroTime => (value.is_string(), "v1.Time"),
-        Shape::Duration => (value.is_string(), "v1.Duration"),
-        Shape::Bool => (value.is_boolean(), "bool"),
-        Shape::Int32 => (
-            value
-                .as_i64()
-                .is_some_and(|number| i32::try_from(number).is_ok()),
-            "int32",
-        ),
-        Shape::Int64 => (value.is_i64() || value.is_u64(), "int64"),
-        Shape::Double => (value.is_number(), "float64"),
-        Shape::Quantity => (value.is_string() || value.is_number(), "resource.Quantity"),
-        Shape::IntOrString => (value.is_string() || value.is_i64(), "intstr.IntOrString"),
-        Shape::Raw | Shape::FieldsV1 | Shape::Any => (true, ""),
-        Shape::List(element) | Shape::NamedList(element) => match value.as_array() {
-            Some(list) => {
-                for item in list.iter() {
-                    check(element, item, root, path, errors);
+    fn shape(&mut self, shape: &Shape, value: &mut Value) {
+        match (shape, value) {
+            (Shape::Message(_), Value::Object(object)) => {
+                if let Some(ty) = shape.message() {
+                    self.object(ty, object);
                 }
-                (true, "")
             }
-            None => (false, "[]"),
-        },
-        Shape::Map(element) => match value.as_object() {
-            Some(map) => {
-                for (key, item) in map.iter().filter(|(_, item)| !item.is_null()) {
-                    check(element, item, root, &join(path, key), errors);
+            (Shape::List(element), Value::Array(list)) => {
+                for (index, item) in list.iter_mut().enumerate() {
+                    no_null(element, item);
+                    let length = self.path.len();
+                    self.path.push_str(&format!("[{index}]"));
+                    self.shape(element, item);
+                    self.path.truncate(length);
                 }
-                (true, "")
             }
-            None => (false, "map[string]"),
-        },
-        Shape::Message(_) => {
-            if let Some(ty) = shape.message() {
-                check_object(ty, value, root, path, errors);
+            (Shape::Map(element), Value::Object(map)) => {
+                for (key, item) in map {
+                    no_null(element, item);
+                    let length = self.step(key);
+                    self.shape(element, item);
+                    self.path.truncate(length);
+                }
             }
-            (true, "")
+            (Shape::SchemaOrArray, Value::Array(list)) => {
+                for (index, item) in list.iter_mut().enumerate() {
+                    let length = self.path.len();
+                    self.path.push_str(&format!("[{index}]"));
+                    self.crd_schema(item);
+                    self.path.truncate(length);
+                }
+            }
+            (Shape::SchemaOrArray | Shape::SchemaOrBool | Shape::SchemaOrStrings, value) => {
+                self.crd_schema(value);
+            }
+            _ => {}
         }
-    };
-    if !good {
-        errors.push(wrong(value, root, path, want));
+    }
+
+    fn crd_schema(&mut self, value: &mut Value) {
+        if let (Some(ty), Value::Object(object)) = (super::crd_schema::props(), value) {
+            self.object(ty, object);
+        }
     }
 }
 
-fn wrong(value: &Value, root: &str, path: &str, want: &str) -> String {
-    let found = match value {
-        Value::Null => "null".to_owned(),
-        Value::Bool(_) => "bool".to_owned(),
-        Value::Number(number) => format!("number {number}"),
-        Value::String(_) => "string".to_owned(),
-        Value::Array(_) => "array".to_owned(),
-        Value::Object(_) => "object".to_owned(),
-    };
-    let place = if path.is_empty() {
-        "value".to_owned()
-    } else {
-        format!("struct field {root}.{path}")
-    };
-    format!("json: cannot unmarshal {found} into Go {place} of type {want}")
+/// A path as it may stand in an answer: member names can be as long as the body.
+pub(crate) fn shortened(path: &str) -> String {
+    let mut end = path.len().min(1024);
+    while !path.is_char_boundary(end) {
+        end -= 1;
+    }
+    path[..end].to_owned()
 }
 
-fn join(path: &str, name: &str) -> String {
-    if path.is_empty() {
-        name.to_owned()
-    } else {
-        format!("{path}.{name}")
+/// In a list or map a `null` is Go's zero value.
+fn no_null(element: &Shape, item: &mut Value) {
+    if !item.is_null() {
+        return;
     }
+    *item = match element {
+        Shape::Message(_) => json!({}),
+        Shape::String | Shape::Enum(_) | Shape::Bytes => json!(""),
+        Shape::Bool => json!(false),
+        Shape::Int32 | Shape::Int64 | Shape::Double | Shape::IntOrString => json!(0),
+        Shape::Quantity => json!("0"),
+        Shape::NamedList(_) => json!([]),
+        _ => return,
+    };
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
-    use crate::schema;
 
     #[test]
-    fn unknown_members_go_and_are_named() {
-        let pod = schema().get("io.k8s.api.core.v1.Pod").unwrap();
+    fn unknown_members_are_named_and_gone() {
+        let ty = crate::schema()
+            .get("io.k8s.api.apps.v1.Deployment")
+            .expect("exists");
         let mut value = json!({
-            "kind": "Pod", "foo": 1, "metadata": {"labels": {"anything": "goes"}},
-            "spec": {"containers": [{"name": "a", "imagee": "b"}], "hostNetwork": null},
+            "apiVersion": "apps/v1", "kind": "Deployment", "bogus": 1,
+            "metadata": {"name": "d", "labels": {"a": null}, "creationTimestamp": null},
+            "spec": {"template": {"foo": {}, "spec": {"containers": [{"name": "c", "bar": 1, "Image": "x"}]}}}
         });
-        assert_eq!(prune(pod, &mut value), ["foo", "spec.containers[0].imagee"]);
+        let mut unknown = prune(ty, &mut value);
+        unknown.sort();
+        assert_eq!(
+            unknown,
+            [
+                "bogus",
+                "spec.template.foo",
+                "spec.template.spec.containers[0].Image",
+                "spec.template.spec.containers[0].bar",
+            ]
+        );
         assert_eq!(
             value,
-            json!({"kind": "Pod", "metadata": {"labels": {"anything": "goes"}}, "spec": {"containers": [{"name": "a"}]}})
-        );
-    }
-
-    #[test]
-    fn wrong_types_are_named_as_go_does() {
-        let deployment = schema().get("io.k8s.api.apps.v1.Deployment").unwrap();
-        let errors = type_errors(deployment, &json!({"spec": {"replicas": "3"}}));
-        assert_eq!(
-            errors,
-            [
-                "json: cannot unmarshal string into Go struct field Deployment.spec.replicas of type int32"
-            ]
+            json!({
+                "apiVersion": "apps/v1", "kind": "Deployment",
+                "metadata": {"name": "d", "labels": {"a": ""}},
+                "spec": {"template": {"spec": {"containers": [{"name": "c"}]}}}
+            })
         );
     }
 }

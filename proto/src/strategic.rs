@@ -1,341 +1,328 @@
-//! Strategic merge patch: JSON merge patch that merges lists by key, with directives.
+//! Strategic merge patch: JSON merge with lists merged by key where the schema says so.
 //!
-//! Source: the description of strategic merge patch in the Kubernetes API conventions; keys and
-//! strategies come from the schema table.
+//! Source: apimachinery, pkg/util/strategicpatch, with parallel lists merged and unmatched nulls
+//! ignored, as the API server applies patches.
 
 use serde_json::{Map, Value};
 
-use super::{Error, Field, Shape, Type};
+use super::{Error, Field, PatchFault, Shape, Type, wire::MAX_DEPTH};
 
-const PATCH: &str = "$patch";
-const RETAIN: &str = "$retainKeys";
+mod order;
+
+const DIRECTIVE: &str = "$patch";
+const RETAIN_KEYS: &str = "$retainKeys";
+const SET_ORDER: &str = "$setElementOrder/";
 const DELETE_FROM: &str = "$deleteFromPrimitiveList/";
-const ORDER: &str = "$setElementOrder/";
 
-/// `original` with `patch` applied.
-pub fn strategic_merge(ty: &'static Type, original: &Value, patch: &Value) -> Result<Value, Error> {
-    let patch = patch
-        .as_object()
-        .ok_or_else(|| wrong("", "a patch must be an object"))?;
-    let mut merged = original.as_object().cloned().unwrap_or_default();
-    merge_map(&Members::Of(ty), &mut merged, patch, "")?;
+/// Applies `patch` to `original`, an object of type `ty`. The result is not pruned.
+pub fn strategic_merge(ty: &Type, original: &Value, patch: &Value) -> Result<Value, Error> {
+    let (Value::Object(original), Value::Object(patch)) = (original, patch) else {
+        return Err(format_error(
+            "strategic merge patch format is not supported",
+        ));
+    };
+    let merged = merge_map(original.clone(), patch.clone(), Node::Object(ty), 0)?;
     Ok(Value::Object(merged))
 }
 
-/// How the members of a map are looked up: those of a type, or all of one shape.
-enum Members {
-    Of(&'static Type),
-    All(&'static Shape),
-    Plain,
+fn format_error(why: impl Into<String>) -> Error {
+    Error::Patch {
+        fault: PatchFault::Format,
+        reason: why.into(),
+    }
 }
 
-impl Members {
-    fn of(shape: &'static Shape) -> Self {
+fn content_error(why: impl Into<String>) -> Error {
+    Error::Patch {
+        fault: PatchFault::Content,
+        reason: why.into(),
+    }
+}
+
+/// What is known of the map being merged.
+#[derive(Clone, Copy)]
+enum Node<'a> {
+    Object(&'a Type),
+    /// A map from names to values of one shape.
+    Map(&'a Shape),
+    /// Merged like plain JSON.
+    Opaque,
+}
+
+/// How one member is merged.
+#[derive(Clone, Copy)]
+struct Meta<'a> {
+    /// For lists: of their elements.
+    inner: Node<'a>,
+    merge: bool,
+    /// Empty: none.
+    key: &'a str,
+}
+
+impl<'a> Node<'a> {
+    fn of(shape: &'a Shape) -> Self {
         match shape {
-            Shape::Message(_) => shape.message().map_or(Self::Plain, Self::Of),
-            Shape::Map(element) => Self::All(element),
-            _ => Self::Plain,
+            Shape::Message(_) => shape.message().map_or(Self::Opaque, Self::Object),
+            Shape::Map(element) => Self::Map(element),
+            Shape::List(element) | Shape::NamedList(element) => Self::of(element),
+            _ => Self::Opaque,
         }
     }
 
-    fn field(&self, name: &str) -> Option<&'static Field> {
+    fn meta(self, name: &str) -> Meta<'a> {
+        let plain = |inner| Meta {
+            inner,
+            merge: false,
+            key: "",
+        };
         match self {
-            Self::Of(ty) => ty.field(name),
-            _ => None,
-        }
-    }
-
-    fn inner(&self, name: &str) -> Self {
-        match self {
-            Self::Of(ty) => ty
-                .field(name)
-                .map_or(Self::Plain, |field| Self::of(&field.shape)),
-            Self::All(shape) => Self::of(shape),
-            Self::Plain => Self::Plain,
+            Self::Object(ty) => ty.field(name).map_or(plain(Self::Opaque), Meta::of),
+            Self::Map(element) => plain(Self::of(element)),
+            Self::Opaque => plain(Self::Opaque),
         }
     }
 }
+
+impl<'a> Meta<'a> {
+    fn of(field: &'a Field) -> Self {
+        Self {
+            inner: Node::of(&field.shape),
+            merge: field.merge,
+            key: field.merge_key,
+        }
+    }
+}
+
+type Object = Map<String, Value>;
 
 fn merge_map(
-    members: &Members,
-    target: &mut Map<String, Value>,
-    patch: &Map<String, Value>,
-    path: &str,
-) -> Result<(), Error> {
-    match patch
-        .get(PATCH)
-        .map(|directive| directive.as_str().unwrap_or_default())
-    {
-        Some("replace") => {
-            *target = without_directives(patch);
-            return Ok(());
-        }
-        Some("delete") => {
-            target.clear();
-            return Ok(());
-        }
-        Some("merge") | None => {}
-        Some(other) => return Err(wrong(path, &format!("unknown patch directive {other:?}"))),
+    mut original: Object,
+    mut patch: Object,
+    node: Node<'_>,
+    depth: usize,
+) -> Result<Object, Error> {
+    if depth > MAX_DEPTH {
+        return Err(content_error("nested too deep"));
     }
-    if let Some(keys) = patch.get(RETAIN) {
-        let keys: Vec<&str> = keys
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .collect();
-        target.retain(|name, _| keys.contains(&name.as_str()));
+    if let Some(directive) = patch.remove(DIRECTIVE) {
+        match directive.as_str() {
+            Some("replace") => return clean_map(patch, depth),
+            Some("delete") => return Ok(Object::new()),
+            Some("merge") => {}
+            _ => return Err(content_error(format!("unknown patch type: {directive}"))),
+        }
     }
-    for (name, change) in patch {
-        let inner_path = if path.is_empty() {
-            name.clone()
-        } else {
-            format!("{path}.{name}")
-        };
+    retain_keys(&mut original, &mut patch)?;
+    order::apply(&mut original, &mut patch, node, depth)?;
+    for (name, patched) in patch {
         if let Some(list) = name.strip_prefix(DELETE_FROM) {
-            let gone = change
-                .as_array()
-                .ok_or_else(|| wrong(&inner_path, "must be a list"))?;
-            if let Some(Value::Array(items)) = target.get_mut(list) {
-                items.retain(|item| !gone.contains(item));
-            }
-        } else if !name.starts_with('$') {
-            merge_member(members, target, name, change, &inner_path)?;
+            delete_scalars(&mut original, list, &patched)?;
+            continue;
         }
-    }
-    for (name, order) in patch {
-        if let Some(list) = name.strip_prefix(ORDER) {
-            let order = order
-                .as_array()
-                .ok_or_else(|| wrong(path, "an element order must be a list"))?;
-            let key = members.field(list).map_or("", |field| field.merge_key);
-            if let Some(Value::Array(items)) = target.get_mut(list) {
-                sort_by_order(items, order, key);
-            }
+        if patched.is_null() {
+            original.remove(&name);
+            continue;
         }
+        let merged = match (original.remove(&name), patched) {
+            (Some(Value::Object(old)), Value::Object(new)) => {
+                Value::Object(merge_map(old, new, node.meta(&name).inner, depth + 1)?)
+            }
+            (Some(Value::Array(old)), Value::Array(new)) => {
+                Value::Array(merge_list(old, new, node.meta(&name), depth)?)
+            }
+            (_, new) => clean(new, depth)?,
+        };
+        original.insert(name, merged);
     }
+    Ok(original)
+}
+
+/// `$retainKeys`: the members to keep. Each member of the patch must be among them.
+fn retain_keys(original: &mut Object, patch: &mut Object) -> Result<(), Error> {
+    let Some(listed) = patch.remove(RETAIN_KEYS) else {
+        return Ok(());
+    };
+    let bad = || format_error("invalid patch format of retainKeys");
+    let listed = listed.as_array().ok_or_else(bad)?;
+    let keep: Vec<&str> = listed.iter().filter_map(Value::as_str).collect();
+    let stray = patch.iter().any(|(name, value)| {
+        !value.is_null()
+            && !name.starts_with(DELETE_FROM)
+            && !name.starts_with(SET_ORDER)
+            && !keep.contains(&name.as_str())
+    });
+    if stray {
+        return Err(bad());
+    }
+    original.retain(|name, _| keep.contains(&name.as_str()));
     Ok(())
 }
 
-fn merge_member(
-    members: &Members,
-    target: &mut Map<String, Value>,
-    name: &str,
-    change: &Value,
-    path: &str,
-) -> Result<(), Error> {
-    match change {
-        Value::Null => {
-            target.remove(name);
-        }
-        Value::Object(patch) => {
-            let current = target
-                .entry(name)
-                .or_insert_with(|| Value::Object(Map::new()));
-            if !current.is_object() {
-                *current = Value::Object(Map::new());
-            }
-            if let Value::Object(current) = current {
-                merge_map(&members.inner(name), current, patch, path)?;
-            }
-        }
-        Value::Array(patch) => match members.field(name) {
-            Some(field) if field.merge => {
-                let current = target
-                    .entry(name)
-                    .or_insert_with(|| Value::Array(Vec::new()));
-                if !current.is_array() {
-                    *current = Value::Array(Vec::new());
-                }
-                if let Value::Array(current) = current {
-                    merge_list(field, current, patch, path)?;
-                }
-            }
-            _ => {
-                target.insert(name.to_owned(), change.clone());
-            }
-        },
-        scalar => {
-            target.insert(name.to_owned(), scalar.clone());
-        }
+fn delete_scalars(original: &mut Object, name: &str, listed: &Value) -> Result<(), Error> {
+    let listed = listed
+        .as_array()
+        .ok_or_else(|| format_error("invalid patch format of primitive list"))?;
+    if let Some(Value::Array(list)) = original.get_mut(name) {
+        list.retain(|item| !listed.contains(item));
     }
     Ok(())
 }
 
 fn merge_list(
-    field: &'static Field,
-    current: &mut Vec<Value>,
-    patch: &[Value],
-    path: &str,
-) -> Result<(), Error> {
-    let element: &'static Shape = match &field.shape {
-        Shape::List(element) | Shape::NamedList(element) => element,
-        _ => return Err(wrong(path, "is not a list")),
-    };
-    let Some(ty) = element.message() else {
-        // A set of scalars: new ones are added.
-        for item in patch {
-            if !current.contains(item) {
-                current.push(item.clone());
-            }
-        }
-        return Ok(());
-    };
-    let replaces = |item: &Value| item.get(PATCH).and_then(Value::as_str) == Some("replace");
-    if patch.iter().any(replaces) {
-        *current = patch
-            .iter()
-            .filter(|item| !replaces(item) || item.as_object().is_some_and(|map| map.len() > 1))
-            .map(clean)
-            .collect();
-        return Ok(());
+    original: Vec<Value>,
+    patch: Vec<Value>,
+    meta: Meta<'_>,
+    depth: usize,
+) -> Result<Vec<Value>, Error> {
+    if !meta.merge {
+        return clean_list(patch, depth);
     }
-    let key = field.merge_key;
+    if original.is_empty() && patch.is_empty() {
+        return Ok(original);
+    }
+    let objects = same_kind(&original, &patch)?;
+    if !objects {
+        let order = patch.clone();
+        let server_order = original.clone();
+        let merged = union(original, patch);
+        return order::arrange(merged, &order, &server_order, "");
+    }
+    if meta.key.is_empty() {
+        return Err(content_error("cannot merge lists without merge key"));
+    }
+    let (mut merged, patch) = special_elements(original, patch, meta.key)?;
+    let server_order = merged.clone();
+    let order = patch.clone();
     for item in patch {
-        let change = item
-            .as_object()
-            .ok_or_else(|| wrong(path, "its elements must be objects"))?;
-        let id = change.get(key).ok_or_else(|| {
-            wrong(
-                path,
-                &format!("map: does not contain declared merge key: {key}"),
-            )
-        })?;
-        let found = current.iter().position(|old| old.get(key) == Some(id));
-        if change.get(PATCH).and_then(Value::as_str) == Some("delete") {
-            current.retain(|old| old.get(key) != Some(id));
-            continue;
-        }
-        let position = match found {
-            Some(position) => position,
-            None => {
-                current.push(Value::Object(Map::new()));
-                current.len() - 1
-            }
+        let Value::Object(item) = item else {
+            return Err(content_error("lists of lists are not supported"));
         };
-        if let Some(Value::Object(old)) = current.get_mut(position) {
-            merge_map(&Members::Of(ty), old, change, path)?;
+        let key = item
+            .get(meta.key)
+            .ok_or_else(|| no_merge_key(&item, meta.key))?;
+        let found = merged.iter_mut().find(|old| old.get(meta.key) == Some(key));
+        match found {
+            Some(slot) => {
+                let Value::Object(old) = slot.take() else {
+                    return Err(content_error(format!(
+                        "value for key {} is not a map",
+                        meta.key
+                    )));
+                };
+                *slot = Value::Object(merge_map(old, item, meta.inner, depth + 1)?);
+            }
+            None => merged.push(Value::Object(clean_map(item, depth)?)),
         }
     }
-    Ok(())
+    order::arrange(merged, &order, &server_order, meta.key)
 }
 
-/// Elements that the order names stand in that order; the others keep their place relative to the
-/// ones before them.
-fn sort_by_order(items: &mut Vec<Value>, order: &[Value], key: &str) {
-    let rank = |item: &Value| {
-        order.iter().position(|wanted| match wanted.get(key) {
-            Some(wanted) if !key.is_empty() => item.get(key) == Some(wanted),
-            _ => item == wanted,
+fn no_merge_key(item: &Object, key: &str) -> Error {
+    let item = serde_json::to_string(item).unwrap_or_default();
+    content_error(format!(
+        "map: {item} does not contain declared merge key: {key}"
+    ))
+}
+
+/// Whether all elements are objects; an error if they differ in kind or are lists.
+fn same_kind(original: &[Value], patch: &[Value]) -> Result<bool, Error> {
+    let mut kind = None;
+    for item in original.iter().chain(patch) {
+        if item.is_array() {
+            return Err(content_error("lists of lists are not supported"));
+        }
+        let this = std::mem::discriminant(item);
+        if *kind.get_or_insert(this) != this {
+            return Err(content_error("list element types are not identical"));
+        }
+    }
+    Ok(original.iter().chain(patch).any(Value::is_object))
+}
+
+fn union(mut all: Vec<Value>, more: Vec<Value>) -> Vec<Value> {
+    for item in more {
+        if !all.contains(&item) {
+            all.push(item);
+        }
+    }
+    all
+}
+
+/// Carries out `$patch: delete` and `$patch: replace` elements; returns what is left of both.
+fn special_elements(
+    mut original: Vec<Value>,
+    patch: Vec<Value>,
+    key: &str,
+) -> Result<(Vec<Value>, Vec<Value>), Error> {
+    let mut plain = Vec::with_capacity(patch.len());
+    let mut replace = false;
+    for item in patch {
+        let Value::Object(object) = &item else {
+            return Err(content_error("list element types are not identical"));
+        };
+        let Some(directive) = object.get(DIRECTIVE) else {
+            plain.push(item);
+            continue;
+        };
+        match directive.as_str() {
+            Some("delete") => {
+                let value = object.get(key).ok_or_else(|| no_merge_key(object, key))?;
+                original.retain(|old| old.get(key) != Some(value));
+            }
+            Some("replace") => replace = true,
+            Some("merge") => {
+                return Err(content_error(
+                    "merging lists cannot yet be specified in the patch",
+                ));
+            }
+            _ => return Err(content_error(format!("unknown patch type: {directive}"))),
+        }
+    }
+    if replace {
+        original.clear();
+    }
+    Ok((original, plain))
+}
+
+/// A new value: without nulls in maps and without directives.
+fn clean(value: Value, depth: usize) -> Result<Value, Error> {
+    if depth > MAX_DEPTH {
+        return Err(content_error("nested too deep"));
+    }
+    Ok(match value {
+        Value::Object(map) => Value::Object(clean_map(map, depth + 1)?),
+        Value::Array(list) => Value::Array(clean_list(list, depth + 1)?),
+        other => other,
+    })
+}
+
+fn clean_map(map: Object, depth: usize) -> Result<Object, Error> {
+    if map.get(DIRECTIVE).and_then(Value::as_str) == Some("delete") {
+        return Ok(Object::new());
+    }
+    map.into_iter()
+        .filter(|(name, value)| {
+            !value.is_null()
+                && name != DIRECTIVE
+                && name != RETAIN_KEYS
+                && !name.starts_with(SET_ORDER)
+                && !name.starts_with(DELETE_FROM)
         })
-    };
-    let mut named: Vec<(usize, Value)> = items
-        .iter()
-        .filter_map(|item| Some((rank(item)?, item.clone())))
-        .collect();
-    named.sort_by_key(|(rank, _)| *rank);
-    let mut named = named.into_iter().map(|(_, item)| item);
-    for item in items.iter_mut() {
-        if rank(item).is_some()
-            && let Some(next) = named.next()
-        {
-            *item = next;
-        }
-    }
-}
-
-fn without_directives(patch: &Map<String, Value>) -> Map<String, Value> {
-    patch
-        .iter()
-        .filter(|(name, value)| !name.starts_with('$') && !value.is_null())
-        .map(|(name, value)| (name.clone(), clean(value)))
+        .map(|(name, value)| Ok((name, clean(value, depth)?)))
         .collect()
 }
 
-fn clean(value: &Value) -> Value {
-    match value {
-        Value::Object(map) => Value::Object(without_directives(map)),
-        other => other.clone(),
-    }
-}
-
-fn wrong(path: &str, reason: &str) -> Error {
-    Error::Patch {
-        path: path.to_owned(),
-        reason: reason.to_owned(),
-    }
+fn clean_list(list: Vec<Value>, depth: usize) -> Result<Vec<Value>, Error> {
+    let is_directive = |item: &Value| {
+        let directive = item.get(DIRECTIVE).and_then(Value::as_str);
+        directive == Some("delete")
+            || directive == Some("replace") && item.as_object().is_some_and(|item| item.len() == 1)
+    };
+    list.into_iter()
+        .filter(|item| !is_directive(item))
+        .map(|item| clean(item, depth))
+        .collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::schema;
-
-    #[test]
-    fn directives_and_merge_keys() {
-        let pod = schema().get("io.k8s.api.core.v1.Pod").unwrap();
-        let original = json!({"metadata": {"finalizers": ["a", "b"], "labels": {"x": "1", "y": "2"}}, "spec": {
-            "containers": [{"name": "a", "image": "1", "args": ["p", "q"]}, {"name": "b", "image": "1"}],
-            "tolerations": [{"key": "k"}],
-            "volumes": [{"name": "v", "emptyDir": {}}]}});
-        for (patch, pointer, want) in [
-            (
-                json!({"spec": {"containers": [{"name": "b", "image": "2"}]}}),
-                "/spec/containers",
-                json!([{"name": "a", "image": "1", "args": ["p", "q"]}, {"name": "b", "image": "2"}]),
-            ),
-            (
-                json!({"spec": {"containers": [{"name": "a", "args": ["r"]}]}}),
-                "/spec/containers/0/args",
-                json!(["r"]),
-            ),
-            (
-                json!({"spec": {"containers": [{"name": "a", "$patch": "delete"}]}}),
-                "/spec/containers",
-                json!([{"name": "b", "image": "1"}]),
-            ),
-            (
-                json!({"spec": {"containers": [{"$patch": "replace"}, {"name": "c"}]}}),
-                "/spec/containers",
-                json!([{"name": "c"}]),
-            ),
-            (
-                json!({"spec": {"$setElementOrder/containers": [{"name": "b"}, {"name": "a"}]}}),
-                "/spec/containers/0/name",
-                json!("b"),
-            ),
-            (
-                json!({"spec": {"tolerations": [{"key": "z"}]}}),
-                "/spec/tolerations",
-                json!([{"key": "z"}]),
-            ),
-            (
-                json!({"spec": {"volumes": [{"name": "v", "$retainKeys": ["name", "hostPath"], "hostPath": {"path": "/"}}]}}),
-                "/spec/volumes/0",
-                json!({"name": "v", "hostPath": {"path": "/"}}),
-            ),
-            (
-                json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"], "finalizers": ["c"]}}),
-                "/metadata/finalizers",
-                json!(["b", "c"]),
-            ),
-            (
-                json!({"metadata": {"labels": {"x": null}}}),
-                "/metadata/labels",
-                json!({"y": "2"}),
-            ),
-            (
-                json!({"metadata": {"labels": {"$patch": "replace", "z": "3"}}}),
-                "/metadata/labels",
-                json!({"z": "3"}),
-            ),
-        ] {
-            let merged = strategic_merge(pod, &original, &patch).unwrap();
-            assert_eq!(merged.pointer(pointer), Some(&want), "{patch}");
-        }
-        let no_key = json!({"spec": {"containers": [{"image": "2"}]}});
-        assert!(strategic_merge(pod, &original, &no_key).is_err());
-    }
-}
+mod tests;

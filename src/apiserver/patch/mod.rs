@@ -1,108 +1,130 @@
-//! Patch formats: a document, a change, and the changed document. Pure.
+//! Patches: a current object and a body in, the patched object out.
+//!
+//! Called by the patch verb, which prunes, defaults, admits and validates what comes out, and
+//! checks names and versions. Always true: the result is an object that can be stored and read
+//! back (its nesting is bounded), and no patch makes the work grow out of proportion to its size.
 
-use json_patch::{Patch, PatchErrorKind};
+mod json;
+mod merge;
+mod strategic;
+
 use serde_json::Value;
 
-use super::status::{Cause, CauseType, Details, Reason, Status};
+use super::status::{Reason, Status};
 
-/// More operations than this in one JSON patch are refused.
-const MAX_OPERATIONS: usize = 10_000;
+/// Deepest nesting of a result: what the JSON reader takes back.
+const MAX_DEPTH: usize = 120;
 
+/// The kinds of patch, by content type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PatchType {
+    /// RFC 6902.
     Json,
+    /// RFC 7386.
     Merge,
     Strategic,
+    /// Server-side apply.
     Apply,
 }
 
 impl PatchType {
-    pub fn parse(content_type: &str) -> Result<Self, Status> {
-        match content_type.split(';').next().unwrap_or_default().trim() {
-            "application/json-patch+json" => Ok(Self::Json),
-            "application/merge-patch+json" => Ok(Self::Merge),
-            "application/strategic-merge-patch+json" => Ok(Self::Strategic),
-            "application/apply-patch+yaml" => Ok(Self::Apply),
-            other => Err(Status::new(
-                Reason::UnsupportedMediaType,
-                format!(
-                    "the body of the request was in an unknown format {other:?} - accepted media types include: application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json"
-                ),
-            )),
+    const ALL: [Self; 4] = [Self::Json, Self::Merge, Self::Strategic, Self::Apply];
+
+    /// What [`apply`] carries out, and what OpenAPI and 415 answers list.
+    pub const SERVED: [Self; 3] = [Self::Json, Self::Merge, Self::Strategic];
+
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            Self::Json => "application/json-patch+json",
+            Self::Merge => "application/merge-patch+json",
+            Self::Strategic => "application/strategic-merge-patch+json",
+            Self::Apply => "application/apply-patch+yaml",
         }
+    }
+
+    /// From a Content-Type header; its parameters are ignored. Anything else is 415.
+    pub fn parse(header: &str) -> Result<Self, Status> {
+        let media = header.split(';').next().unwrap_or_default().trim();
+        Self::ALL
+            .into_iter()
+            .find(|kind| media.eq_ignore_ascii_case(kind.content_type()))
+            .ok_or_else(|| {
+                let accepted = Self::SERVED.map(Self::content_type);
+                unsupported(format!(
+                    "the body of the request was in an unknown format - accepted media types include: {}",
+                    accepted.join(", ")
+                ))
+            })
     }
 }
 
-/// `current` with `body` applied. `ty` is the schema of the object, for strategic merge.
+/// Applies `body` to `current`. `ty` is the kind's type; custom resources have none and take no
+/// strategic merge patch (415).
 pub fn apply(
     kind: PatchType,
     ty: Option<&'static proto::Type>,
     current: &Value,
     body: &[u8],
 ) -> Result<Value, Status> {
-    match kind {
-        PatchType::Json => json(current, body),
-        PatchType::Merge => {
-            let mut changed = current.clone();
-            json_patch::merge(&mut changed, &parse(body)?);
-            Ok(changed)
-        }
+    let patched = match kind {
+        PatchType::Json => json::apply(current, body)?,
+        PatchType::Merge => merge::apply(current, body)?,
         PatchType::Strategic => {
             let ty = ty.ok_or_else(|| {
-                unsupported("strategic merge patch is not supported for this kind")
+                unsupported(format!(
+                    "{} is not supported for custom resources",
+                    kind.content_type()
+                ))
             })?;
-            proto::strategic_merge(ty, current, &parse(body)?)
-                .map_err(|error| Status::bad_request(error.to_string()))
+            strategic::apply(ty, current, body)?
         }
-        PatchType::Apply => Err(unsupported(
-            "server-side apply is not supported by this version of vetch; use client-side apply (kubectl apply without --server-side)",
-        )),
+        PatchType::Apply => {
+            return Err(unsupported(
+                "server-side apply (application/apply-patch+yaml) is not supported by this server",
+            ));
+        }
+    };
+    if !patched.is_object() {
+        return Err(Status::bad_request("a patch must leave an object"));
     }
-}
-
-fn json(current: &Value, body: &[u8]) -> Result<Value, Status> {
-    let patch: Patch = serde_json::from_slice(body)
-        .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
-    if patch.0.len() > MAX_OPERATIONS {
-        return Err(Status::new(
-            Reason::RequestEntityTooLarge,
-            format!(
-                "The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}",
-                patch.0.len()
-            ),
-        ));
+    if depth(&patched) > MAX_DEPTH {
+        return Err(unprocessable("the patched object is nested too deep"));
     }
-    let mut changed = current.clone();
-    json_patch::patch(&mut changed, &patch).map_err(|error| {
-        let what = match error.kind {
-            PatchErrorKind::TestFailed => "testing value failed".to_owned(),
-            _ => error.to_string(),
-        };
-        let message =
-            format!("the server rejected our request due to an error in our request: {what}");
-        let mut status = Status::new(Reason::Invalid, message);
-        let cause = Cause {
-            reason: CauseType::FieldValueInvalid,
-            message: what,
-            field: error.path.to_string(),
-        };
-        status.details = Some(Details {
-            causes: vec![cause],
-            ..Details::default()
-        });
-        status
-    })?;
-    Ok(changed)
+    Ok(patched)
 }
 
-/// JSON, or YAML as `kubectl patch` files may be sent.
-fn parse(body: &[u8]) -> Result<Value, Status> {
-    serde_json::from_slice(body)
-        .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))
+/// A merge patch's body: a JSON object.
+fn object(body: &[u8]) -> Result<Value, Status> {
+    let (value, _) = proto::parse_json(body).map_err(|error| malformed(&error))?;
+    if value.is_object() {
+        return Ok(value);
+    }
+    Err(malformed("the patch is not an object"))
 }
 
-fn unsupported(message: &str) -> Status {
+fn malformed(error: impl std::fmt::Display) -> Status {
+    Status::bad_request(format!("error decoding patch: {error}"))
+}
+
+fn unsupported(message: impl Into<String>) -> Status {
     Status::new(Reason::UnsupportedMediaType, message)
+}
+
+/// 422: well-formed, but it does not fit this object.
+fn unprocessable(message: impl std::fmt::Display) -> Status {
+    Status::new(
+        Reason::Invalid,
+        format!("the server rejected our request due to an error in our request: {message}"),
+    )
+}
+
+/// Levels of nesting; a scalar has none.
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(list) => 1 + list.iter().map(depth).max().unwrap_or(0),
+        Value::Object(map) => 1 + map.values().map(depth).max().unwrap_or(0),
+        _ => 0,
+    }
 }
 
 #[cfg(test)]
@@ -112,61 +134,144 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_format() {
-        let pod = proto::schema().get("io.k8s.api.core.v1.Pod");
-        let current =
-            json!({"spec": {"containers": [{"name": "a", "image": "1"}], "nodeName": "n"}});
-        for (kind, body, want) in [
+    fn content_types() {
+        for (header, want) in [
+            ("application/json-patch+json", Some(PatchType::Json)),
             (
-                PatchType::Json,
-                r#"[{"op":"replace","path":"/spec/nodeName","value":"m"}]"#,
-                json!({"spec": {"containers": [{"name": "a", "image": "1"}], "nodeName": "m"}}),
+                "application/merge-patch+json; charset=utf-8",
+                Some(PatchType::Merge),
+            ),
+            (
+                "Application/Strategic-Merge-Patch+JSON",
+                Some(PatchType::Strategic),
+            ),
+            ("application/apply-patch+yaml", Some(PatchType::Apply)),
+            ("application/apply-patch+cbor", None),
+            ("application/json", None),
+            ("", None),
+        ] {
+            let found = PatchType::parse(header);
+            assert_eq!(found.as_ref().ok(), want.as_ref(), "{header}");
+            if let Err(status) = found {
+                assert_eq!(status.code, 415);
+            }
+        }
+    }
+
+    #[test]
+    fn results_and_codes() {
+        let current = json!({"metadata": {"name": "p", "labels": {"a": "1"}}, "spec": {
+            "containers": [{"name": "c", "image": "1"}]}});
+        let pod = proto::schema().get("io.k8s.api.core.v1.Pod");
+        for (kind, ty, body, want) in [
+            (
+                PatchType::Merge,
+                pod,
+                r#"{"metadata":{"labels":{"a":null,"b":"2"}}}"#,
+                Ok(("/metadata/labels", json!({"b": "2"}))),
             ),
             (
                 PatchType::Merge,
-                r#"{"spec":{"nodeName":null}}"#,
-                json!({"spec": {"containers": [{"name": "a", "image": "1"}]}}),
+                pod,
+                r#"{"spec":{"containers":[]}}"#,
+                Ok(("/spec/containers", json!([]))),
+            ),
+            (PatchType::Merge, pod, "[]", Err(400)),
+            (PatchType::Merge, pod, "{", Err(400)),
+            (
+                PatchType::Strategic,
+                pod,
+                r#"{"spec":{"containers":[{"name":"c","image":"2"}]}}"#,
+                Ok(("/spec/containers", json!([{"name": "c", "image": "2"}]))),
             ),
             (
                 PatchType::Strategic,
-                r#"{"spec":{"containers":[{"name":"b"}]}}"#,
-                json!({"spec": {"containers": [{"name": "a", "image": "1"}, {"name": "b"}], "nodeName": "n"}}),
-            ),
-        ] {
-            assert_eq!(
-                apply(kind, pod, &current, body.as_bytes()).unwrap(),
-                want,
-                "{kind:?}"
-            );
-        }
-        for (kind, body, code) in [
-            (
-                PatchType::Json,
-                r#"[{"op":"test","path":"/spec/nodeName","value":"m"}]"#,
-                422,
-            ),
-            (
-                PatchType::Json,
-                r#"[{"op":"remove","path":"/nowhere"}]"#,
-                422,
-            ),
-            (PatchType::Json, "{}", 400),
-            (PatchType::Merge, "x", 400),
-            (
-                PatchType::Strategic,
+                pod,
                 r#"{"spec":{"containers":[{"image":"2"}]}}"#,
-                400,
+                Err(422),
             ),
-            (PatchType::Apply, "{}", 415),
+            (PatchType::Strategic, pod, "null", Err(400)),
+            (PatchType::Strategic, None, "{}", Err(415)),
+            (PatchType::Apply, pod, "{}", Err(415)),
+            (
+                PatchType::Json,
+                pod,
+                r#"[{"op":"replace","path":"/spec/containers/0/image","value":"2"}]"#,
+                Ok(("/spec/containers/0/image", json!("2"))),
+            ),
+            (
+                PatchType::Json,
+                pod,
+                r#"[{"op":"add","path":"/metadata/labels/x~1y","value":"2"}]"#,
+                Ok(("/metadata/labels/x~1y", json!("2"))),
+            ),
+            (
+                PatchType::Json,
+                pod,
+                r#"[{"op":"test","path":"/metadata/name","value":"q"}]"#,
+                Err(422),
+            ),
+            (
+                PatchType::Json,
+                pod,
+                r#"[{"op":"remove","path":"/spec/nothing"}]"#,
+                Err(422),
+            ),
+            (
+                PatchType::Json,
+                pod,
+                r#"[{"op":"replace","path":"/spec/nothing","value":1}]"#,
+                Err(422),
+            ),
+            (
+                PatchType::Json,
+                pod,
+                r#"[{"op":"bogus","path":"/x"}]"#,
+                Err(400),
+            ),
+            (PatchType::Json, pod, "{}", Err(400)),
+            (
+                PatchType::Json,
+                pod,
+                r#"[{"op":"replace","path":"","value":1}]"#,
+                Err(400),
+            ),
         ] {
-            assert_eq!(
-                apply(kind, pod, &current, body.as_bytes())
-                    .unwrap_err()
-                    .code,
-                code,
-                "{kind:?} {body}"
-            );
+            match (apply(kind, ty, &current, body.as_bytes()), want) {
+                (Ok(patched), Ok((pointer, value))) => {
+                    assert_eq!(patched.pointer(pointer), Some(&value), "{body}");
+                }
+                (Err(status), Err(code)) => assert_eq!(status.code, code, "{body}: {status}"),
+                (got, want) => panic!("{body}: {got:?}, not {want:?}"),
+            }
         }
-        assert_eq!(PatchType::parse("application/json").unwrap_err().code, 415);
+    }
+
+    #[test]
+    fn a_small_patch_stays_small_work() {
+        let current = json!({"a": {"x": "0123456789"}});
+        let many = format!(
+            "[{}]",
+            vec![r#"{"op":"test","path":"","value":0}"#; 10_001].join(",")
+        );
+        let status = apply(PatchType::Json, None, &current, many.as_bytes()).expect_err("too many");
+        assert_eq!(status.code, 413);
+        // Each copy doubles the object, or nests it one level deeper.
+        let mut doubling = Vec::new();
+        let mut nesting = Vec::new();
+        for step in 0..5_000 {
+            doubling.push(format!(r#"{{"op":"copy","from":"","path":"/k{step}"}}"#));
+            nesting.push(r#"{"op":"copy","from":"/a","path":"/a/x"}"#.to_owned());
+        }
+        let moving = [
+            r#"{"op":"add","path":"/b","value":{}}"#,
+            r#"{"op":"move","from":"/a","path":"/b/a"}"#,
+            r#"{"op":"move","from":"/b","path":"/a"}"#,
+        ];
+        for operations in [doubling, nesting, vec![moving.join(","); 3_000]] {
+            let body = format!("[{}]", operations.join(","));
+            let status = apply(PatchType::Json, None, &current, body.as_bytes());
+            assert_eq!(status.expect_err("grows too much").code, 422);
+        }
     }
 }

@@ -1,0 +1,12 @@
+//! JSON merge patch (RFC 7386): null deletes, lists are replaced.
+
+use serde_json::Value;
+
+use crate::apiserver::status::Status;
+
+pub(super) fn apply(current: &Value, body: &[u8]) -> Result<Value, Status> {
+    let patch = super::object(body)?;
+    let mut patched = current.clone();
+    json_patch::merge(&mut patched, &patch);
+    Ok(patched)
+}
