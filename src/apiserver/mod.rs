@@ -8,8 +8,11 @@
 //! - An object is encoded once; GET, LIST and all watchers share those bytes.
 
 pub mod admission;
+pub mod authn;
 pub mod objects;
 pub mod registry;
 pub mod request;
 pub mod special;
 pub mod status;
+#[cfg(test)]
+pub(crate) mod testing;
