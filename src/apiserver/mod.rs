@@ -9,6 +9,7 @@
 
 pub mod admission;
 pub mod authn;
+pub mod authz;
 pub mod objects;
 pub mod registry;
 pub mod request;

@@ -30,7 +30,7 @@ const LEEWAY_SECONDS: u64 = 10;
 /// A token whose signature is ours.
 #[derive(Clone, Debug)]
 enum Token {
-    Current(Claims),
+    Current(Box<Claims>),
     Legacy(Legacy),
 }
 
@@ -143,7 +143,7 @@ impl Verifier {
         match claims["iss"].as_str() {
             Some(issuer) if issuer == self.issuer => {
                 let claims: Claims = serde_json::from_value(claims).map_err(text)?;
-                Ok(Token::Current(claims))
+                Ok(Token::Current(Box::new(claims)))
             }
             Some(LEGACY_ISSUER) => Ok(Token::Legacy(serde_json::from_value(claims).map_err(text)?)),
             _ => rejected("token of an unknown issuer"),
