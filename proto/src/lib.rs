@@ -34,7 +34,6 @@ pub use normalize::normalize;
 pub use parse::parse_json;
 pub use prune::prune;
 pub use strategic::strategic_merge;
-pub use wire::put_bytes;
 
 /// One declared type.
 #[derive(Debug)]

@@ -1,1 +1,368 @@
 //! Certificates and keys of a cluster.
+//!
+//! Owns one folder: the cluster's authority (`ca.crt`, `ca.key`), the key that signs service
+//! account tokens (`sa.key`) and the certificates issued from here (`<name>.crt`, `<name>.key`).
+//! Called by `cli` at start, by `apiserver` for tokens and signing requests, and by `kubelet`.
+//! Always true:
+//! - Private keys are readable by their owner only and appear on disk complete or not at all.
+//! - An authority is never replaced: what it has signed would be worthless.
+//! - A certificate handed out at start has at least 30 days to live.
+
+mod der;
+mod files;
+mod kubeconfig;
+mod leaf;
+mod request;
+mod tls;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PublicKeyData,
+};
+
+pub use self::{
+    kubeconfig::kubeconfig,
+    leaf::{Leaf, Usage},
+    request::Request,
+    tls::{client_config, server_config, server_config_with},
+};
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const CA_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+const LEAF_LIFE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// A certificate with less left is issued anew.
+const RENEW_BEFORE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// Clocks of the cluster's machines may differ by this much.
+const BACKDATE: Duration = Duration::from_secs(5 * 60);
+
+/// Why a certificate or key could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{action} {path}")]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{path}: {reason}")]
+    Unusable { path: PathBuf, reason: String },
+    #[error("{action} the certificate for {subject:?}")]
+    Issue {
+        action: &'static str,
+        subject: String,
+        source: rcgen::Error,
+    },
+    #[error("signing request: {0}")]
+    Request(String),
+    #[error("TLS settings")]
+    Tls(#[from] rustls::Error),
+    #[error("TLS client verification: {0}")]
+    Verifier(String),
+}
+
+/// A certificate with its key, both as PEM.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub certificate: String,
+    pub key: String,
+}
+
+/// The cluster's authority. Cheap to clone.
+#[derive(Clone)]
+pub struct Pki {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    dir: PathBuf,
+    ca_pem: String,
+    ca: Issuer<'static, KeyPair>,
+    tokens: TokenKey,
+}
+
+/// The ES256 key that signs service account tokens.
+#[derive(Clone)]
+pub struct TokenKey {
+    /// PKCS#8.
+    pub private_pem: String,
+    pub public_pem: String,
+    /// SubjectPublicKeyInfo.
+    pub public_der: Vec<u8>,
+    /// The point's coordinates, 32 bytes each.
+    pub x: Vec<u8>,
+    pub y: Vec<u8>,
+}
+
+impl Pki {
+    /// Loads the authority from `dir`, or makes one there.
+    pub fn open(dir: &Path) -> Result<Self, Error> {
+        files::folder(dir)?;
+        let key = key(&dir.join("ca.key"))?;
+        let path = dir.join("ca.crt");
+        let ca_pem = match files::read(&path)? {
+            Some(pem) => pem,
+            None => {
+                let pem = make_authority(&key)?;
+                files::write(&path, &pem)?;
+                pem
+            }
+        };
+        check_pair(&path, &ca_pem, &key)?;
+        let ca = Issuer::from_ca_cert_pem(&ca_pem, key).map_err(|source| Error::Unusable {
+            path,
+            reason: source.to_string(),
+        })?;
+        let tokens = TokenKey::new(&self::key(&dir.join("sa.key"))?);
+        Ok(Self {
+            inner: Arc::new(Inner {
+                dir: dir.to_owned(),
+                ca_pem,
+                ca,
+                tokens,
+            }),
+        })
+    }
+
+    /// The authority's certificate, for clients (`kube-root-ca.crt`, kubeconfig).
+    pub fn ca_pem(&self) -> &str {
+        &self.inner.ca_pem
+    }
+
+    pub fn token_key(&self) -> &TokenKey {
+        &self.inner.tokens
+    }
+
+    /// The certificate kept as `<name>.crt`, issued if there is none that fits `leaf` with a
+    /// month or more to live. `name` is a file name: `admin`, `apiserver`.
+    pub fn identity(&self, name: &str, leaf: &Leaf) -> Result<Identity, Error> {
+        let certificate = self.inner.dir.join(format!("{name}.crt"));
+        let key = self.inner.dir.join(format!("{name}.key"));
+        if let (Some(certificate), Some(key)) = (files::read(&certificate)?, files::read(&key)?)
+            && self.serves(&certificate, &key, leaf)
+        {
+            return Ok(Identity { certificate, key });
+        }
+        let identity = self.issue(leaf)?;
+        files::write(&key, &identity.key)?;
+        files::write(&certificate, &identity.certificate)?;
+        Ok(identity)
+    }
+
+    /// A new key with a certificate for it, kept nowhere. Valid for a year.
+    pub fn issue(&self, leaf: &Leaf) -> Result<Identity, Error> {
+        let failed = |action| {
+            let subject = leaf.user.clone();
+            move |source| Error::Issue {
+                action,
+                subject,
+                source,
+            }
+        };
+        let key = KeyPair::generate().map_err(failed("make a key for"))?;
+        let der = leaf
+            .sign(&key, &self.inner.ca, LEAF_LIFE)
+            .map_err(failed("sign"))?;
+        Ok(Identity {
+            certificate: der::pem("CERTIFICATE", &der),
+            key: key.serialize_pem(),
+        })
+    }
+
+    /// Whether a kept certificate can go on being used.
+    fn serves(&self, certificate: &str, key: &str, leaf: &Leaf) -> bool {
+        let Ok(key) = KeyPair::from_pem(key) else {
+            return false;
+        };
+        leaf::Facts::read(certificate).is_some_and(|facts| {
+            facts.public_key == key.subject_public_key_info()
+                && facts.left() > RENEW_BEFORE
+                && facts.fits(leaf)
+                && leaf::signed_by(certificate, &self.inner.ca_pem)
+        })
+    }
+}
+
+impl TokenKey {
+    fn new(key: &KeyPair) -> Self {
+        // An uncompressed point: 04, x, y.
+        let point = key.public_key_raw();
+        Self {
+            private_pem: key.serialize_pem(),
+            public_pem: key.public_key_pem(),
+            public_der: key.subject_public_key_info(),
+            x: point[1..33].to_vec(),
+            y: point[33..65].to_vec(),
+        }
+    }
+}
+
+/// The P-256 key in `path`, made if the file is missing.
+fn key(path: &Path) -> Result<KeyPair, Error> {
+    let unusable = |source: rcgen::Error| Error::Unusable {
+        path: path.to_owned(),
+        reason: source.to_string(),
+    };
+    match files::read(path)? {
+        Some(pem) => {
+            KeyPair::from_pem_and_sign_algo(&pem, &rcgen::PKCS_ECDSA_P256_SHA256).map_err(unusable)
+        }
+        None => {
+            let key = KeyPair::generate().map_err(unusable)?;
+            files::write(path, &key.serialize_pem())?;
+            Ok(key)
+        }
+    }
+}
+
+fn make_authority(key: &KeyPair) -> Result<String, Error> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "kubernetes");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![
+        KeyUsagePurpose::DigitalSignature,
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::CrlSign,
+    ];
+    let now = SystemTime::now();
+    params.not_before = (now - BACKDATE).into();
+    params.not_after = (now + CA_LIFE).into();
+    let certificate = params.self_signed(key).map_err(|source| Error::Issue {
+        action: "sign",
+        subject: "kubernetes".to_owned(),
+        source,
+    })?;
+    Ok(certificate.pem())
+}
+
+/// Someone may have replaced one file and not the other.
+fn check_pair(path: &Path, certificate: &str, key: &KeyPair) -> Result<(), Error> {
+    let unusable = |reason: &str| Error::Unusable {
+        path: path.to_owned(),
+        reason: reason.to_owned(),
+    };
+    let facts = leaf::Facts::read(certificate).ok_or_else(|| unusable("not a certificate"))?;
+    if facts.public_key != key.subject_public_key_info() {
+        return Err(unusable("the certificate is not of the key beside it"));
+    }
+    if facts.left() < DAY {
+        return Err(unusable("the authority's certificate has expired"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{net::IpAddr, os::unix::fs::PermissionsExt};
+
+    fn open() -> (tempfile::TempDir, Pki) {
+        let dir = tempfile::tempdir().expect("a folder");
+        let pki = Pki::open(&dir.path().join("pki")).expect("made");
+        (dir, pki)
+    }
+
+    #[test]
+    fn is_the_same_when_opened_again() {
+        let (dir, first) = open();
+        let second = Pki::open(&dir.path().join("pki")).expect("loaded");
+        assert_eq!(first.ca_pem(), second.ca_pem());
+        assert_eq!(first.token_key().x, second.token_key().x);
+        let leaf = Leaf::client("admin", &["system:masters"]);
+        let kept = first.identity("admin", &leaf).expect("issued");
+        assert!(kept == second.identity("admin", &leaf).expect("kept"));
+        let other = Leaf::client("admin", &["system:masters", "more"]);
+        assert!(kept != second.identity("admin", &other).expect("issued anew"));
+        for name in ["ca.key", "sa.key", "admin.key", "ca.crt"] {
+            let path = dir.path().join("pki").join(name);
+            let mode = std::fs::metadata(path).expect(name).permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_says_what_was_asked() {
+        let (_dir, pki) = open();
+        let address: IpAddr = "10.96.0.1".parse().expect("an address");
+        for leaf in [
+            Leaf::client("jane", &[]),
+            Leaf::client("jane", &["a", "b", "c"]),
+            Leaf::api_server("node-1", &[address], &["api.example.com".to_owned()]),
+            Leaf::kubelet_serving("node-1", &[address]),
+        ] {
+            let identity = pki.issue(&leaf).expect("issued");
+            let facts = leaf::Facts::read(&identity.certificate).expect("readable");
+            assert!(facts.fits(&leaf), "{leaf:?}: {facts:?}");
+            assert!(facts.left() > 364 * DAY);
+            assert!(leaf::signed_by(&identity.certificate, pki.ca_pem()));
+        }
+        let (_dir, stranger) = open();
+        let identity = stranger.issue(&Leaf::client("jane", &[])).expect("issued");
+        assert!(!leaf::signed_by(&identity.certificate, pki.ca_pem()));
+    }
+
+    #[test]
+    fn a_request_keeps_its_subject_and_gets_only_what_is_granted() {
+        let (_dir, pki) = open();
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(vec!["node-1".to_owned()]).expect("params");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "system:node:node-1");
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, "system:nodes");
+        let pem = params.serialize_request(&key).expect("a request");
+        let request = Request::parse(&pem.pem().expect("pem")).expect("read");
+        assert_eq!(request.leaf.user, "system:node:node-1");
+        assert_eq!(request.leaf.groups, ["system:nodes"]);
+        assert_eq!(request.leaf.names, ["node-1"]);
+        let signed = pki
+            .sign(&request, vec![Usage::Server], DAY)
+            .expect("signed");
+        let facts = leaf::Facts::read(&signed).expect("readable");
+        assert_eq!(facts.public_key, key.subject_public_key_info());
+        assert!(facts.left() <= DAY);
+        assert_eq!(facts.usages, vec![Usage::Server]);
+        assert!(leaf::signed_by(&signed, pki.ca_pem()));
+    }
+
+    #[tokio::test]
+    async fn client_and_server_shake_hands() {
+        let (_dir, pki) = open();
+        let leaf = Leaf::api_server("node-1", &[], &[]);
+        let server = server_config(&pki, leaf).expect("server settings");
+        let user = pki.issue(&Leaf::client("jane", &["devs"])).expect("issued");
+        for identity in [Some(&user), None] {
+            let client = client_config(pki.ca_pem(), identity).expect("client settings");
+            let (near, far) = tokio::io::duplex(1 << 16);
+            let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server.clone()));
+            let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
+            let name = "kubernetes.default".try_into().expect("a name");
+            let (accepted, connected) =
+                tokio::join!(acceptor.accept(far), connector.connect(name, near));
+            connected.expect("the client trusts the server");
+            let accepted = accepted.expect("the server trusts the client");
+            let peer = accepted.get_ref().1.peer_certificates();
+            assert_eq!(peer.is_some(), identity.is_some());
+            assert_eq!(accepted.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        }
+    }
+
+    #[test]
+    fn mixed_up_files_are_refused() {
+        let (dir, _) = open();
+        let (other, _) = open();
+        let pki = dir.path().join("pki");
+        std::fs::copy(other.path().join("pki/ca.key"), pki.join("ca.key")).expect("copied");
+        assert!(matches!(Pki::open(&pki), Err(Error::Unusable { .. })));
+    }
+}

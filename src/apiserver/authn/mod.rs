@@ -1,50 +1,173 @@
-//! Who a request comes from.
+//! Who asks: from a request's certificate or token to a [`User`].
+//!
+//! Called by the HTTP layer once per request, before authorization. Reads objects through
+//! [`Lookup`] only.
+//! Always true:
+//! - A credential that is present but wrong is an error, never an anonymous user.
+//! - A service account's token dies with the account, pod, node or secret it is bound to: only its
+//!   signature is remembered, what it is bound to is looked up each time.
 
-use rustls_pki_types::CertificateDer;
+mod bearer;
+mod bootstrap_token;
+mod impersonate;
+mod issuer;
+mod reviews;
+mod service_account;
+#[cfg(test)]
+mod tests;
+mod token_request;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use http::request::Parts;
+use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
+use self::{bearer::bearer_token, service_account::Verifier};
+pub use self::{
+    impersonate::{Impersonation, impersonation},
+    issuer::{Bound, DEFAULT_ISSUER, Reference, Subject, TokenIssuer},
+    reviews::{SelfSubjectReviews, TokenReviews},
+    token_request::TokenRequests,
+};
 use super::{
-    request::{Attributes, User},
-    status::Status,
+    objects::Lookup,
+    request::User,
+    status::{Reason, Status},
 };
 
-pub struct Authenticator {}
+pub const ANONYMOUS: &str = "system:anonymous";
+pub const AUTHENTICATED: &str = "system:authenticated";
+pub const UNAUTHENTICATED: &str = "system:unauthenticated";
+const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
+
+/// A user that a token stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified {
+    pub user: User,
+    /// Those asked for that the token is meant for.
+    pub audiences: Vec<String>,
+}
+
+/// Why a token was not accepted; for TokenReview and the log, never for the requester.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Rejected(pub(crate) String);
+
+/// Turns credentials into users.
+pub struct Authenticator {
+    issuer: Arc<TokenIssuer>,
+    verifier: Verifier,
+    lookup: Arc<dyn Lookup>,
+}
 
 impl Authenticator {
+    pub fn new(issuer: Arc<TokenIssuer>, lookup: Arc<dyn Lookup>) -> Self {
+        Self {
+            verifier: Verifier::new(&issuer),
+            issuer,
+            lookup,
+        }
+    }
+
+    /// The user behind a request. `peer_certs` must have been checked against the cluster's
+    /// authority by the TLS layer. Without any credential the user is anonymous.
     pub async fn authenticate(
         &self,
-        _parts: &http::request::Parts,
-        _certificates: Option<&[CertificateDer<'static>]>,
+        parts: &Parts,
+        peer_certs: Option<&[CertificateDer<'static>]>,
     ) -> Result<User, Status> {
-        Ok(User {
-            name: "system:anonymous".to_owned(),
-            groups: vec!["system:unauthenticated".to_owned()],
-            ..User::default()
-        })
+        if let Some(user) = peer_certs.and_then(|chain| certificate_user(chain.first()?)) {
+            return Ok(user);
+        }
+        let Some(token) = bearer_token(parts) else {
+            return Ok(anonymous());
+        };
+        match self.token(&token, self.issuer.audiences()).await {
+            Ok(verified) => Ok(verified.user),
+            Err(why) => {
+                tracing::debug!(%why, "token rejected");
+                Err(unauthorized())
+            }
+        }
     }
 
-    pub fn openid_configuration(&self) -> Value {
-        json!({})
-    }
-
-    pub fn jwks(&self) -> Value {
-        json!({})
+    /// The user a token stands for, if it is meant for one of `audiences`.
+    pub async fn token(&self, token: &str, audiences: &[String]) -> Result<Verified, Rejected> {
+        if bootstrap_token::looks_like(token) {
+            let user = bootstrap_token::user(token, &*self.lookup).await?;
+            return Ok(Verified {
+                user,
+                audiences: audiences.to_vec(),
+            });
+        }
+        self.verifier.verify(token, audiences, &*self.lookup).await
     }
 }
 
-/// Whom a request wants to act as.
-pub struct Impersonation {}
+/// `/.well-known/openid-configuration`: where to find the keys of the issuer.
+pub fn openid_configuration(issuer: &TokenIssuer) -> Value {
+    json!({
+        "issuer": issuer.issuer(),
+        "jwks_uri": format!("{}/openid/v1/jwks", issuer.issuer()),
+        "response_types_supported": ["id_token"],
+        "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": ["ES256"],
+    })
+}
 
-impl Impersonation {
-    pub fn attributes(&self) -> Vec<Attributes> {
-        Vec::new()
-    }
+/// `/openid/v1/jwks`: the keys that verify service account tokens.
+pub fn jwks(issuer: &TokenIssuer) -> Value {
+    json!({ "keys": [issuer.jwk()] })
+}
 
-    pub fn user(self) -> User {
-        User::default()
+pub fn anonymous() -> User {
+    User {
+        name: ANONYMOUS.to_owned(),
+        groups: vec![UNAUTHENTICATED.to_owned()],
+        ..User::default()
     }
 }
 
-pub fn impersonation(_parts: &http::request::Parts) -> Result<Option<Impersonation>, Status> {
-    Ok(None)
+fn unauthorized() -> Status {
+    Status::new(Reason::Unauthorized, "Unauthorized")
+}
+
+/// CN is the user, each O a group. `None` without a CN.
+fn certificate_user(certificate: &CertificateDer<'_>) -> Option<User> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let subject = parsed.subject();
+    let name = subject.iter_common_name().last()?.as_str().ok()?;
+    let mut groups: Vec<String> = subject
+        .iter_organization()
+        .filter_map(|group| Some(group.as_str().ok()?.to_owned()))
+        .collect();
+    groups.push(AUTHENTICATED.to_owned());
+    let fingerprint = hex(&Sha256::digest(certificate));
+    Some(User {
+        name: name.to_owned(),
+        uid: None,
+        groups,
+        extra: BTreeMap::from([(
+            CREDENTIAL_ID.to_owned(),
+            vec![format!("X509SHA256={fingerprint}")],
+        )]),
+    })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A user as reviews show it.
+fn user_info(user: &User) -> Value {
+    let mut info = json!({ "username": user.name, "groups": user.groups });
+    if let Some(uid) = &user.uid {
+        info["uid"] = json!(uid);
+    }
+    if !user.extra.is_empty() {
+        info["extra"] = json!(user.extra);
+    }
+    info
 }
