@@ -26,12 +26,12 @@ use super::Resource;
 pub const NOT_SERVED: &[&str] = &[
     "persistentvolumeclaims",
     "persistentvolumes",
+    "resourcequotas",
     "daemonsets.apps",
     "statefulsets.apps",
     "cronjobs.batch",
     "horizontalpodautoscalers.autoscaling",
     "poddisruptionbudgets.policy",
-    "ingresses.networking.k8s.io",
     "storageclasses.storage.k8s.io",
     "volumeattachments.storage.k8s.io",
     "csidrivers.storage.k8s.io",

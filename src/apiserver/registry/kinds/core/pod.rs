@@ -10,7 +10,7 @@ use crate::apiserver::registry::{
         names,
         pods::{defaults, qos, validate},
         row::{self, field, read, read_flag, special},
-        value::{at, default_text, default_to, items, number, set, text},
+        value::{default_text, items, number, set, text},
     },
 };
 
@@ -35,7 +35,6 @@ const EPHEMERAL: SpecialSubresource = special(
     "v1",
     "Pod",
 );
-const RESIZE: SpecialSubresource = special("resize", &["get", "patch", "update"], "", "v1", "Pod");
 
 pub const ROW: Resource = Resource {
     short_names: &["po"],
@@ -49,7 +48,6 @@ pub const ROW: Resource = Resource {
         Special(&LOG),
         Special(&FORWARD),
         Special(&PROXY),
-        Special(&RESIZE),
         Status,
     ],
     columns: pod_table::COLUMNS,
@@ -74,7 +72,6 @@ pub const ROW: Resource = Resource {
     behaviour: Behaviour {
         default,
         prepare_create,
-        prepare_update,
         validate: validate_pod,
         validate_update: pod_update::validate_update,
         generation: true,
@@ -87,6 +84,9 @@ pub const ROW: Resource = Resource {
 fn default(pod: &mut Value) {
     defaults::pod(pod);
     default_text(pod, "status.phase", "Pending");
+    // Resources are complete only now, and they do not change: neither does the class.
+    let class = qos::class(pod);
+    set(pod, "status.qosClass", class);
 }
 
 fn prepare_create(pod: &mut Value) {
@@ -104,15 +104,6 @@ fn prepare_create(pod: &mut Value) {
                 "message": "Scheduling is blocked due to non-empty scheduling gates"}]),
         );
     }
-}
-
-fn prepare_update(new: &mut Value, old: &Value) {
-    // The class is fixed for life.
-    if let Some(class) = at(old, "status.qosClass") {
-        set(new, "status.qosClass", class.clone());
-    }
-    // Ephemeral containers come in through their own subresource, which compares with `old` itself.
-    default_to(new, "status", json!({}));
 }
 
 fn validate_pod(pod: &Value, causes: &mut Causes) {
@@ -157,6 +148,7 @@ mod tests {
     fn create_resets_status() {
         let mut pod = json!({"spec": {"containers": [{"name": "c"}]}, "status": {"phase": "Running", "podIP": "1.2.3.4"}});
         prepare_create(&mut pod);
+        default(&mut pod);
         assert_eq!(
             pod["status"],
             json!({"phase": "Pending", "qosClass": "BestEffort"})
