@@ -3,9 +3,42 @@
 //! Called by the verbs, after authorization: first every plugin's `mutate` in order, then
 //! defaulting and validation, then every plugin's `validate`.
 
+mod late;
+mod lifecycle;
+mod limits;
+mod priority;
+mod requester;
+mod runtime_class;
+mod service;
+mod service_account;
+mod tolerations;
+
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use super::{objects::Lookup, registry::Resource, request::User, status::Status};
+
+pub use late::Late;
+pub use priority::system_classes;
+pub use service::ServiceConfig;
+
+/// Every plugin in order. `objects` is set once the verbs exist, before the first request: they
+/// need the chain to be made, and some plugins write.
+pub fn chain(objects: Arc<Late>, config: ServiceConfig) -> Vec<Arc<dyn Plugin>> {
+    vec![
+        Arc::new(lifecycle::NamespaceLifecycle),
+        Arc::new(limits::LimitRanger),
+        Arc::new(service_account::ServiceAccount::new(objects.clone())),
+        Arc::new(tolerations::TaintNodesByCondition),
+        Arc::new(priority::Priority),
+        Arc::new(tolerations::DefaultTolerationSeconds),
+        Arc::new(runtime_class::RuntimeClass),
+        Arc::new(requester::CertificateRequester),
+        // Last, so that nothing is taken for an object that another plugin refuses.
+        Arc::new(service::Allocator::new(objects, config)),
+    ]
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -57,4 +90,190 @@ pub trait Plugin: Send + Sync {
     /// After an allowed object was not written after all, or was deleted: gives back what `mutate`
     /// took (an address, a port).
     async fn release(&self, _resource: &Resource, _object: &Value) {}
+}
+
+impl Request<'_> {
+    /// Whether this is `operation` on the main endpoint of `plural` in `group`.
+    fn is(&self, operation: Operation, group: &str, plural: &str) -> bool {
+        self.operation == operation
+            && self.subresource.is_none()
+            && self.resource.group == group
+            && self.resource.plural == plural
+    }
+
+    /// 403: `pods "x" is forbidden: why`.
+    fn forbidden(&self, why: &str) -> Status {
+        Status::forbidden(self.resource.group, self.resource.plural, self.name, why)
+    }
+}
+
+#[cfg(test)]
+mod testing {
+    //! A chain's surroundings in memory.
+
+    use std::{
+        collections::BTreeMap,
+        sync::{Arc, Mutex},
+    };
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::apiserver::{
+        objects::{Named, Objects},
+        registry::kinds,
+    };
+
+    pub fn row(plural: &str) -> &'static Resource {
+        kinds::ALL
+            .iter()
+            .find(|row| row.plural == plural)
+            .expect("a known plural")
+    }
+
+    type Key = (String, String, String);
+
+    #[derive(Default)]
+    pub struct Memory(pub Mutex<BTreeMap<Key, Arc<Value>>>);
+
+    impl Memory {
+        pub fn with(objects: &[(&str, Value)]) -> Arc<Self> {
+            let memory = Self::default();
+            for (plural, object) in objects {
+                memory.put(plural, object.clone());
+            }
+            Arc::new(memory)
+        }
+
+        pub fn put(&self, plural: &str, object: Value) {
+            let text = |name: &str| {
+                object["metadata"][name]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned()
+            };
+            let key = (plural.to_owned(), text("namespace"), text("name"));
+            self.0.lock().unwrap().insert(key, Arc::new(object));
+        }
+
+        pub fn late(self: &Arc<Self>) -> Arc<Late> {
+            let late = Arc::new(Late::default());
+            let objects: Arc<dyn Objects> = self.clone();
+            late.set(&objects);
+            late
+        }
+    }
+
+    fn key(plural: &str, namespace: &str, name: &str) -> Key {
+        (plural.to_owned(), namespace.to_owned(), name.to_owned())
+    }
+
+    #[async_trait::async_trait]
+    impl Lookup for Memory {
+        async fn get(&self, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
+            self.0
+                .lock()
+                .unwrap()
+                .get(&key(plural, namespace, name))
+                .cloned()
+        }
+
+        async fn list(&self, plural: &str, namespace: &str) -> Vec<Arc<Value>> {
+            let all = self.0.lock().unwrap();
+            all.iter()
+                .filter(|((kind, place, _), _)| {
+                    kind == plural && (namespace.is_empty() || place == namespace)
+                })
+                .map(|(_, object)| object.clone())
+                .collect()
+        }
+
+        fn changed(&self, _plural: &str) -> u64 {
+            0
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl Objects for Memory {
+        async fn create(
+            &self,
+            _user: &User,
+            plural: &str,
+            namespace: &str,
+            mut object: Value,
+        ) -> Result<Value, Status> {
+            if !namespace.is_empty() {
+                object["metadata"]["namespace"] = namespace.into();
+            }
+            let name = object["metadata"]["name"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned();
+            if self.get(plural, namespace, &name).await.is_some() {
+                return Err(Status::already_exists("", plural, &name));
+            }
+            object["metadata"]["creationTimestamp"] = jiff::Timestamp::now().to_string().into();
+            self.put(plural, object.clone());
+            Ok(object)
+        }
+
+        async fn update(
+            &self,
+            _user: &User,
+            target: Named<'_>,
+            _trusted: bool,
+            change: &(dyn for<'v> Fn(&'v mut Value) -> Result<(), Status> + Send + Sync),
+        ) -> Result<Value, Status> {
+            let old = self.get(target.plural, target.namespace, target.name).await;
+            let old = old.ok_or_else(|| Status::not_found("", target.plural, target.name))?;
+            let mut new = (*old).clone();
+            change(&mut new)?;
+            self.put(target.plural, new.clone());
+            Ok(new)
+        }
+
+        async fn delete(
+            &self,
+            _user: &User,
+            target: Named<'_>,
+            _options: Value,
+        ) -> Result<Value, Status> {
+            let gone =
+                self.0
+                    .lock()
+                    .unwrap()
+                    .remove(&key(target.plural, target.namespace, target.name));
+            gone.map(|_| json!({}))
+                .ok_or_else(|| Status::not_found("", target.plural, target.name))
+        }
+    }
+
+    /// Runs one plugin's `mutate` and `validate` on a create or update.
+    pub async fn admit(
+        plugin: &dyn Plugin,
+        memory: &Memory,
+        plural: &str,
+        object: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<(), Status> {
+        let (user, mut warnings) = (User::default(), Vec::new());
+        let metadata = object["metadata"].clone();
+        let mut request = Request {
+            user: &user,
+            operation: if old.is_some() {
+                Operation::Update
+            } else {
+                Operation::Create
+            },
+            resource: row(plural),
+            subresource: None,
+            namespace: metadata["namespace"].as_str().unwrap_or_default(),
+            name: metadata["name"].as_str().unwrap_or_default(),
+            old,
+            dry_run: false,
+            warnings: &mut warnings,
+        };
+        plugin.mutate(&mut request, object, memory).await?;
+        plugin.validate(&mut request, Some(object), memory).await
+    }
 }

@@ -1,0 +1,388 @@
+//! Node ports: one ConfigMap holds who has which, changed by compare-and-swap.
+
+use std::{collections::BTreeMap, ops::RangeInclusive, sync::Mutex};
+
+use serde_json::{Value, json};
+
+use super::{Owner, SETTLED_SECONDS, user};
+use crate::apiserver::{
+    objects::{Named, Objects},
+    registry::{
+        Causes,
+        kinds::value::{flag, has, items, members, number, object_mut, set, text},
+    },
+    status::{Reason, Status},
+};
+
+const TABLE: Named<'static> = Named {
+    plural: "configmaps",
+    subresource: "",
+    namespace: "kube-system",
+    name: "service-node-ports",
+};
+
+pub struct Pool<'a> {
+    pub objects: &'a dyn Objects,
+    pub range: &'a RangeInclusive<u16>,
+    pub owner: Owner,
+    pub dry_run: bool,
+}
+
+/// A port the service needs. `path` is where it is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Wish {
+    path: String,
+    /// A number the client chose.
+    asked: Option<u16>,
+    /// Wishes of one group get one number: the same port over TCP and UDP.
+    group: i64,
+}
+
+/// Who holds a port, and since when (seconds; None: a service that is in no table).
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Claim {
+    uid: String,
+    since: Option<i64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Refusal {
+    Taken(String, u16),
+    OutOfRange(String, u16),
+    Full,
+}
+
+impl Pool<'_> {
+    /// Fills in `nodePort`s and `healthCheckNodePort`.
+    pub async fn give(&self, service: &mut Value, old: Option<&Value>) -> Result<(), Status> {
+        let kept: Vec<u16> = old.map(held).unwrap_or_default();
+        let wishes = wishes(service, &kept);
+        if wishes.is_empty() {
+            return Ok(());
+        }
+        let used = self.used().await;
+        let seed: u64 = rand::random();
+        let plan = |table: &Value| {
+            let now = jiff::Timestamp::now().as_second();
+            plan(
+                &taken(table, &used, now),
+                &wishes,
+                &self.owner.uid,
+                self.range,
+                seed,
+            )
+        };
+        let chosen = if self.dry_run {
+            let table = self
+                .objects
+                .get(TABLE.plural, TABLE.namespace, TABLE.name)
+                .await;
+            plan(&table.map(|table| (*table).clone()).unwrap_or_default())
+        } else {
+            let outcome = Mutex::new(Ok(Vec::new()));
+            self.change(&|table: &mut Value| {
+                let planned = plan(table);
+                if let Ok(ports) = &planned {
+                    let now = jiff::Timestamp::now().as_second();
+                    for port in ports {
+                        let data = object_mut(table, "data");
+                        data.insert(port.to_string(), format!("{} {now}", self.owner.uid).into());
+                    }
+                }
+                *outcome
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner) = planned;
+                Ok(())
+            })
+            .await?;
+            outcome
+                .into_inner()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+        };
+        let ports = chosen.map_err(|refusal| self.refused(refusal))?;
+        for (wish, port) in wishes.iter().zip(ports) {
+            match wish
+                .path
+                .strip_prefix("spec.ports[")
+                .and_then(|rest| rest.split_once(']'))
+            {
+                Some((index, _)) => {
+                    let index: usize = index.parse().unwrap_or_default();
+                    set(&mut service["spec"]["ports"][index], "nodePort", port);
+                }
+                None => set(service, &wish.path, port),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes this service's entries out of the table.
+    pub async fn take_back(&self, service: &Value) {
+        if held(service).is_empty() {
+            return;
+        }
+        let result = self
+            .change(&|table: &mut Value| {
+                let uid = &self.owner.uid;
+                object_mut(table, "data").retain(|_, claim| {
+                    claim
+                        .as_str()
+                        .and_then(|claim| claim.split_once(' '))
+                        .is_none_or(|(own, _)| own != uid)
+                });
+                Ok(())
+            })
+            .await;
+        if let Err(status) = result {
+            // The claims are stale now and will be taken over.
+            tracing::debug!(%status, "node ports not given back");
+        }
+    }
+
+    async fn change(
+        &self,
+        change: &(dyn for<'v> Fn(&'v mut Value) -> Result<(), Status> + Send + Sync),
+    ) -> Result<(), Status> {
+        for _ in 0..2 {
+            match self.objects.update(&user(), TABLE, true, change).await {
+                Err(status) if status.reason == Reason::NotFound => {}
+                result => return result.map(|_| ()),
+            }
+            let empty = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": TABLE.name}, "data": {}});
+            match self
+                .objects
+                .create(&user(), TABLE.plural, TABLE.namespace, empty)
+                .await
+            {
+                Err(status) if status.reason != Reason::AlreadyExists => return Err(status),
+                _ => {}
+            }
+        }
+        Err(Status::internal("the table of node ports is being removed"))
+    }
+
+    /// Ports that services in the store have, by the service's uid.
+    async fn used(&self) -> BTreeMap<u16, String> {
+        let services = self.objects.list("services", "").await;
+        services
+            .iter()
+            .flat_map(|service| {
+                held(service)
+                    .into_iter()
+                    .map(|port| (port, text(service, "metadata.uid").to_owned()))
+            })
+            .collect()
+    }
+
+    fn refused(&self, refusal: Refusal) -> Status {
+        let mut causes = Causes::default();
+        match refusal {
+            Refusal::Full => {
+                return Status::internal("failed to allocate a nodePort: range is full");
+            }
+            Refusal::Taken(path, port) => {
+                causes.invalid(path, port, "provided port is already allocated");
+            }
+            Refusal::OutOfRange(path, port) => causes.invalid(
+                path,
+                port,
+                &format!(
+                    "provided port is not in the valid range. The range of valid ports is {}-{}",
+                    self.range.start(),
+                    self.range.end()
+                ),
+            ),
+        }
+        Status::invalid("", "Service", &self.owner.name, causes.0)
+    }
+}
+
+/// The node ports in a service.
+fn held(service: &Value) -> Vec<u16> {
+    let health = number(service, "spec.healthCheckNodePort");
+    items(service, "spec.ports")
+        .iter()
+        .filter_map(|port| number(port, "nodePort"))
+        .chain(health)
+        .filter_map(|port| u16::try_from(port).ok())
+        .filter(|port| *port != 0)
+        .collect()
+}
+
+fn wishes(service: &Value, kept: &[u16]) -> Vec<Wish> {
+    let kind = text(service, "spec.type");
+    let balanced = kind == "LoadBalancer";
+    let automatic = kind == "NodePort"
+        || (balanced
+            && (flag(service, "spec.allocateLoadBalancerNodePorts")
+                || !has(service, "spec.allocateLoadBalancerNodePorts")));
+    if kind != "NodePort" && !balanced {
+        return Vec::new();
+    }
+    let asked = |value: Option<i64>| {
+        value
+            .and_then(|port| u16::try_from(port).ok())
+            .filter(|port| *port != 0)
+    };
+    let mut wishes = Vec::new();
+    for (index, port) in items(service, "spec.ports").iter().enumerate() {
+        let asked = asked(number(port, "nodePort"));
+        let has_it = asked.is_some_and(|port| kept.contains(&port));
+        if !has_it && (automatic || asked.is_some()) {
+            wishes.push(Wish {
+                path: format!("spec.ports[{index}].nodePort"),
+                asked,
+                group: number(port, "port").unwrap_or_default(),
+            });
+        }
+    }
+    if balanced && text(service, "spec.externalTrafficPolicy") == "Local" {
+        let asked = asked(number(service, "spec.healthCheckNodePort"));
+        if !asked.is_some_and(|port| kept.contains(&port)) {
+            wishes.push(Wish {
+                path: "spec.healthCheckNodePort".to_owned(),
+                asked,
+                group: -1,
+            });
+        }
+    }
+    wishes
+}
+
+/// What cannot be had: the table's claims except stale ones, and what services have besides.
+fn taken(table: &Value, used: &BTreeMap<u16, String>, now: i64) -> BTreeMap<u16, Claim> {
+    let mut taken: BTreeMap<u16, Claim> = used
+        .iter()
+        .map(|(port, uid)| {
+            (
+                *port,
+                Claim {
+                    uid: uid.clone(),
+                    since: None,
+                },
+            )
+        })
+        .collect();
+    for (port, claim) in members(table, "data").into_iter().flatten() {
+        let Ok(port) = port.parse::<u16>() else {
+            continue;
+        };
+        let (uid, since) = claim
+            .as_str()
+            .and_then(|claim| claim.split_once(' '))
+            .unwrap_or_default();
+        let since = since.parse().unwrap_or_default();
+        let stale = now - since > SETTLED_SECONDS && used.get(&port).is_none_or(|user| user != uid);
+        if !stale {
+            taken.insert(
+                port,
+                Claim {
+                    uid: uid.to_owned(),
+                    since: Some(since),
+                },
+            );
+        }
+    }
+    taken
+}
+
+/// A port for every wish, or why not. Pure; `seed` says where the search begins.
+fn plan(
+    taken: &BTreeMap<u16, Claim>,
+    wishes: &[Wish],
+    uid: &str,
+    range: &RangeInclusive<u16>,
+    seed: u64,
+) -> Result<Vec<u16>, Refusal> {
+    let mut groups: BTreeMap<i64, u16> = BTreeMap::new();
+    let mut given: Vec<u16> = Vec::new();
+    for wish in wishes {
+        if let Some(port) = wish.asked {
+            if !range.contains(&port) {
+                return Err(Refusal::OutOfRange(wish.path.clone(), port));
+            }
+            if taken.get(&port).is_some_and(|claim| claim.uid != uid) {
+                return Err(Refusal::Taken(wish.path.clone(), port));
+            }
+            groups.entry(wish.group).or_insert(port);
+            given.push(port);
+        }
+    }
+    let size = u64::from(range.end() - range.start()) + 1;
+    let mut free = (0..size)
+        .map(|step| range.start() + u16::try_from((seed % size + step) % size).unwrap_or_default())
+        .filter(|port| !taken.contains_key(port));
+    let mut ports = Vec::new();
+    for wish in wishes {
+        let port = match (wish.asked, groups.get(&wish.group)) {
+            (Some(port), _) => port,
+            (None, Some(port)) => *port,
+            (None, None) => {
+                let port = free
+                    .find(|port| !given.contains(port))
+                    .ok_or(Refusal::Full)?;
+                given.push(port);
+                groups.insert(wish.group, port);
+                port
+            }
+        };
+        ports.push(port);
+    }
+    Ok(ports)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wish(index: usize, asked: Option<u16>, group: i64) -> Wish {
+        Wish {
+            path: format!("spec.ports[{index}].nodePort"),
+            asked,
+            group,
+        }
+    }
+
+    #[test]
+    fn planning() {
+        let claim = |uid: &str| Claim {
+            uid: uid.to_owned(),
+            since: None,
+        };
+        let taken = BTreeMap::from([(30001, claim("other")), (30002, claim("me"))]);
+        let range = 30000..=30003;
+        for (wishes, want) in [
+            (vec![wish(0, None, 80)], Ok(vec![30000])),
+            (
+                vec![wish(0, None, 53), wish(1, None, 53), wish(2, None, 80)],
+                Ok(vec![30000, 30000, 30003]),
+            ),
+            (vec![wish(0, Some(30002), 80)], Ok(vec![30002])),
+            (
+                vec![wish(0, Some(30001), 80)],
+                Err(Refusal::Taken("spec.ports[0].nodePort".into(), 30001)),
+            ),
+            (
+                vec![wish(0, Some(80), 80)],
+                Err(Refusal::OutOfRange("spec.ports[0].nodePort".into(), 80)),
+            ),
+            (
+                vec![wish(0, None, 1), wish(1, None, 2), wish(2, None, 3)],
+                Err(Refusal::Full),
+            ),
+        ] {
+            assert_eq!(plan(&taken, &wishes, "me", &range, 0), want, "{wishes:?}");
+        }
+    }
+
+    #[test]
+    fn claims_of_nobody_grow_stale() {
+        let table = json!({"data": {"30000": "gone 100", "30001": "here 100", "30002": "new 995"}});
+        let used = BTreeMap::from([(30001, "here".to_owned()), (30005, "elsewhere".to_owned())]);
+        let taken = taken(&table, &used, 1000);
+        assert_eq!(
+            taken.keys().copied().collect::<Vec<_>>(),
+            [30001, 30002, 30005]
+        );
+    }
+}

@@ -1,0 +1,131 @@
+//! The allocator against objects in memory.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::apiserver::admission::testing::{Memory, admit, row};
+
+fn allocator(memory: &Arc<Memory>) -> Allocator {
+    let config = ServiceConfig {
+        cidrs: vec!["10.96.0.0/24".parse().unwrap()],
+        node_ports: 30000..=30001,
+    };
+    Allocator::new(memory.late(), config)
+}
+
+fn service(name: &str, spec: Value) -> Value {
+    json!({"metadata": {"name": name, "namespace": "a", "uid": format!("uid-{name}")}, "spec": spec})
+}
+
+async fn create(plugin: &Allocator, memory: &Memory, service: &mut Value) -> Result<(), String> {
+    let result = admit(plugin, memory, "services", service, None).await;
+    if result.is_ok() {
+        memory.put("services", service.clone());
+    }
+    result.map_err(|status| status.message)
+}
+
+#[tokio::test]
+async fn addresses_are_given_and_taken_back() {
+    let memory = Memory::with(&[]);
+    let plugin = allocator(&memory);
+    let mut one = service("one", json!({"type": "ClusterIP"}));
+    create(&plugin, &memory, &mut one).await.unwrap();
+    let ip = text(&one, "spec.clusterIP").to_owned();
+    assert_eq!(one["spec"]["clusterIPs"], json!([ip]));
+    assert_eq!(one["spec"]["ipFamilies"], json!(["IPv4"]));
+    let mut two = service("two", json!({"type": "ClusterIP", "clusterIP": ip}));
+    let message = create(&plugin, &memory, &mut two).await.unwrap_err();
+    assert_eq!(
+        message,
+        format!(
+            "Service \"two\" is invalid: spec.clusterIPs: Invalid value: [\"{ip}\"]: failed to allocate IP {ip}: provided IP is already allocated"
+        )
+    );
+    // Another service's failed create gives nothing of `one` back.
+    plugin
+        .release(row("services"), &service("two", one["spec"].clone()))
+        .await;
+    assert!(create(&plugin, &memory, &mut two).await.is_err());
+    plugin.release(row("services"), &one).await;
+    create(&plugin, &memory, &mut two).await.unwrap();
+}
+
+#[tokio::test]
+async fn some_services_have_no_address() {
+    let memory = Memory::with(&[]);
+    let plugin = allocator(&memory);
+    let mut headless = service(
+        "h",
+        json!({"type": "ClusterIP", "clusterIP": "None", "selector": {"a": "b"}}),
+    );
+    create(&plugin, &memory, &mut headless).await.unwrap();
+    assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
+    let mut external = service("e", json!({"type": "ExternalName", "externalName": "x.y"}));
+    create(&plugin, &memory, &mut external).await.unwrap();
+    assert!(external["spec"].get("clusterIP").is_none());
+    let mut outside = service("o", json!({"type": "ClusterIP", "clusterIP": "1.2.3.4"}));
+    assert!(
+        create(&plugin, &memory, &mut outside)
+            .await
+            .unwrap_err()
+            .contains("not in the valid range")
+    );
+}
+
+#[tokio::test]
+async fn node_ports_are_unique_in_the_store() {
+    let memory = Memory::with(&[]);
+    // Two servers, one store.
+    let (first, second) = (allocator(&memory), allocator(&memory));
+    let spec = json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}]});
+    let (mut one, mut two, mut three) = (
+        service("one", spec.clone()),
+        service("two", spec.clone()),
+        service("three", spec),
+    );
+    create(&first, &memory, &mut one).await.unwrap();
+    create(&second, &memory, &mut two).await.unwrap();
+    assert_ne!(
+        one["spec"]["ports"][0]["nodePort"],
+        two["spec"]["ports"][0]["nodePort"]
+    );
+    assert!(
+        create(&first, &memory, &mut three)
+            .await
+            .unwrap_err()
+            .contains("range is full")
+    );
+    // The address claimed for the refused service went back with it.
+    assert_eq!(
+        memory.list("ipaddresses.networking.k8s.io", "").await.len(),
+        2
+    );
+    memory
+        .0
+        .lock()
+        .unwrap()
+        .remove(&("services".into(), "a".into(), "one".into()));
+    first.release(row("services"), &one).await;
+    create(&second, &memory, &mut three).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_update_keeps_what_was_given() {
+    let memory = Memory::with(&[]);
+    let plugin = allocator(&memory);
+    let mut old = service(
+        "one",
+        json!({"type": "ClusterIP", "ports": [{"port": 80, "protocol": "TCP"}]}),
+    );
+    create(&plugin, &memory, &mut old).await.unwrap();
+    let mut new = service(
+        "one",
+        json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}]}),
+    );
+    admit(&plugin, &memory, "services", &mut new, Some(&old))
+        .await
+        .unwrap();
+    assert_eq!(new["spec"]["clusterIP"], old["spec"]["clusterIP"]);
+    assert!(new["spec"]["ports"][0]["nodePort"].as_i64().is_some());
+}

@@ -1,0 +1,155 @@
+//! Stateful sets.
+
+use serde_json::{Value, json};
+
+use super::replicas;
+use crate::apiserver::registry::{
+    Behaviour, Causes, PLAIN, Resource,
+    Subresource::Status,
+    kinds::{
+        cells::{containers, images},
+        core::storage::claim_spec,
+        names,
+        pods::{
+            defaults,
+            template::{Restarts, validate_with_selector},
+        },
+        row::{self, AGE, SCALE, column, wide},
+        value::{default_text, default_to, items, items_mut, keep, set, text},
+    },
+};
+
+pub const ROW: Resource = Resource {
+    short_names: &["sts"],
+    categories: &["all"],
+    subresources: &[SCALE, Status],
+    columns: &[
+        column("Ready", replicas::ready_of_desired),
+        AGE,
+        wide("Containers", containers),
+        wide("Images", images),
+    ],
+    behaviour: Behaviour {
+        default,
+        prepare_create: |object| {
+            set(
+                object,
+                "status",
+                json!({"replicas": 0, "availableReplicas": 0}),
+            )
+        },
+        validate,
+        validate_update,
+        generation: true,
+        ..PLAIN
+    },
+    ..row::namespaced(
+        "apps",
+        "v1",
+        "StatefulSet",
+        "statefulsets",
+        "statefulset",
+        "io.k8s.api.apps.v1.StatefulSet",
+    )
+};
+
+fn default(object: &mut Value) {
+    default_text(object, "spec.podManagementPolicy", "OrderedReady");
+    default_text(object, "spec.updateStrategy.type", "RollingUpdate");
+    if text(object, "spec.updateStrategy.type") == "RollingUpdate" {
+        default_to(object, "spec.updateStrategy.rollingUpdate.partition", 0);
+    }
+    default_text(
+        object,
+        "spec.persistentVolumeClaimRetentionPolicy.whenDeleted",
+        "Retain",
+    );
+    default_text(
+        object,
+        "spec.persistentVolumeClaimRetentionPolicy.whenScaled",
+        "Retain",
+    );
+    default_to(object, "spec.replicas", 1);
+    default_to(object, "spec.revisionHistoryLimit", 10);
+    for claim in items_mut(object, "spec.volumeClaimTemplates") {
+        set(claim, "apiVersion", "v1");
+        set(claim, "kind", "PersistentVolumeClaim");
+        default_text(claim, "spec.volumeMode", "Filesystem");
+        default_to(claim, "spec.resources", json!({}));
+        default_text(claim, "status.phase", "Pending");
+    }
+    defaults::template(object, "spec.template");
+}
+
+fn validate(object: &Value, causes: &mut Causes) {
+    names::object_name(object, names::dns_subdomain, causes);
+    for path in [
+        "spec.replicas",
+        "spec.minReadySeconds",
+        "spec.revisionHistoryLimit",
+        "spec.ordinals.start",
+    ] {
+        names::not_negative(object, path, causes);
+    }
+    match text(object, "spec.podManagementPolicy") {
+        "OrderedReady" | "Parallel" => {}
+        other => causes.invalid(
+            "spec.podManagementPolicy",
+            other,
+            "must be 'OrderedReady' or 'Parallel'",
+        ),
+    }
+    match text(object, "spec.updateStrategy.type") {
+        "OnDelete" => {}
+        "RollingUpdate" => {
+            names::not_negative(
+                object,
+                "spec.updateStrategy.rollingUpdate.partition",
+                causes,
+            );
+            replicas::check_int_or_percent(
+                object,
+                "spec.updateStrategy.rollingUpdate.maxUnavailable",
+                true,
+                causes,
+            );
+        }
+        other => causes.invalid(
+            "spec.updateStrategy",
+            other,
+            "must be 'RollingUpdate' or 'OnDelete'",
+        ),
+    }
+    for (index, claim) in items(object, "spec.volumeClaimTemplates")
+        .iter()
+        .enumerate()
+    {
+        claim_spec(
+            &claim["spec"],
+            &format!("spec.volumeClaimTemplates[{index}].spec"),
+            causes,
+        );
+    }
+    validate_with_selector(object, Restarts::Always, causes);
+}
+
+fn validate_update(new: &Value, old: &Value, causes: &mut Causes) {
+    let mut wanted = new.clone();
+    for free in [
+        "replicas",
+        "ordinals",
+        "template",
+        "updateStrategy",
+        "persistentVolumeClaimRetentionPolicy",
+        "minReadySeconds",
+        "revisionHistoryLimit",
+    ] {
+        keep(&mut wanted, old, &format!("spec.{free}"));
+    }
+    if wanted["spec"] != old["spec"] {
+        causes.forbidden(
+            "spec",
+            "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden",
+        );
+    }
+}

@@ -1,0 +1,4 @@
+//! The group batch.
+
+pub mod cronjob;
+pub mod job;

@@ -1,0 +1,224 @@
+//! What of a pod may change after its creation: almost nothing.
+
+use serde_json::{Value, json};
+
+use crate::apiserver::registry::{
+    Causes,
+    kinds::value::{at, items, items_mut, keep, number, remove, set, text},
+};
+
+const MUTABLE: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
+
+pub fn validate_update(new: &Value, old: &Value, causes: &mut Causes) {
+    let mut wanted = new.clone();
+    for list in ["containers", "initContainers"] {
+        if items(&new["spec"], list).len() != items(&old["spec"], list).len() {
+            causes.forbidden(
+                format!("spec.{list}"),
+                "pod updates may not add or remove containers",
+            );
+            return;
+        }
+        for (index, container) in items_mut(&mut wanted["spec"], list).iter_mut().enumerate() {
+            if text(container, "image").is_empty() {
+                causes.required(format!("spec.{list}[{index}].image"), "");
+            }
+            keep(container, &old["spec"][list][index], "image");
+        }
+    }
+    deadline(new, old, causes);
+    keep(&mut wanted, old, "spec.activeDeadlineSeconds");
+    tolerations(new, old, causes);
+    keep(&mut wanted, old, "spec.tolerations");
+    let gates = |pod: &Value| -> Vec<String> {
+        items(pod, "spec.schedulingGates")
+            .iter()
+            .map(|gate| text(gate, "name").to_owned())
+            .collect()
+    };
+    let before = gates(old);
+    if gates(new).iter().any(|gate| !before.contains(gate)) {
+        causes.forbidden(
+            "spec.schedulingGates",
+            "only deletion is allowed, but found new scheduling gate",
+        );
+    }
+    keep(&mut wanted, old, "spec.schedulingGates");
+    if !before.is_empty() {
+        // A gated pod may still be steered: a narrower node selector and affinity.
+        let kept = at(old, "spec.nodeSelector")
+            .and_then(Value::as_object)
+            .is_none_or(|selector| {
+                selector
+                    .iter()
+                    .all(|(key, value)| new["spec"]["nodeSelector"].get(key) == Some(value))
+            });
+        if !kept {
+            causes.invalid(
+                "spec.nodeSelector",
+                &new["spec"]["nodeSelector"],
+                "may only be added to while the pod has scheduling gates",
+            );
+        }
+        keep(&mut wanted, old, "spec.nodeSelector");
+        keep(&mut wanted, old, "spec.affinity.nodeAffinity");
+    }
+    if number(old, "spec.terminationGracePeriodSeconds").is_some_and(|grace| grace < 0)
+        && number(new, "spec.terminationGracePeriodSeconds") == Some(1)
+    {
+        keep(&mut wanted, old, "spec.terminationGracePeriodSeconds");
+    }
+    if normal(&wanted) != normal(old) {
+        causes.forbidden("spec", MUTABLE);
+    }
+}
+
+/// The spec with empty lists and maps taken as absent.
+fn normal(pod: &Value) -> Value {
+    let mut spec = pod["spec"].clone();
+    let empty: Vec<String> = spec
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(_, value)| value.is_null() || **value == json!([]) || **value == json!({}))
+        .map(|(key, _)| key.clone())
+        .collect();
+    for key in empty {
+        remove(&mut spec, &key);
+    }
+    spec
+}
+
+fn deadline(new: &Value, old: &Value, causes: &mut Causes) {
+    let path = "spec.activeDeadlineSeconds";
+    match (number(new, path), number(old, path)) {
+        (Some(new), Some(old)) if new > old => {
+            causes.invalid(path, new, "must be less than or equal to previous value");
+        }
+        (None, Some(_)) => causes.invalid(
+            path,
+            Value::Null,
+            "must not update from a positive integer to nil value",
+        ),
+        _ => {}
+    }
+}
+
+/// Existing tolerations stay; of one that stays only the seconds may change.
+fn tolerations(new: &Value, old: &Value, causes: &mut Causes) {
+    let without_seconds = |toleration: &Value| {
+        let mut toleration = toleration.clone();
+        remove(&mut toleration, "tolerationSeconds");
+        toleration
+    };
+    let now: Vec<Value> = items(new, "spec.tolerations")
+        .iter()
+        .map(without_seconds)
+        .collect();
+    let kept = items(old, "spec.tolerations")
+        .iter()
+        .all(|toleration| now.contains(&without_seconds(toleration)));
+    if !kept {
+        causes.forbidden(
+            "spec.tolerations",
+            "existing toleration can not be modified except its tolerationSeconds",
+        );
+    }
+}
+
+/// The rules of `pods/ephemeralcontainers`: entries may only be added, and nothing else changes.
+pub fn validate_ephemeral(new: &Value, old: &Value, causes: &mut Causes) {
+    let (now, before) = (
+        items(new, "spec.ephemeralContainers"),
+        items(old, "spec.ephemeralContainers"),
+    );
+    for container in before {
+        let name = text(container, "name");
+        match now.iter().find(|now| text(now, "name") == name) {
+            None => causes.forbidden(
+                "spec.ephemeralContainers",
+                &format!("existing ephemeral containers {name:?} may not be removed"),
+            ),
+            Some(now) if now != container => {
+                causes.forbidden(
+                    "spec.ephemeralContainers",
+                    &format!("existing ephemeral containers {name:?} may not be changed"),
+                );
+            }
+            Some(_) => {}
+        }
+    }
+    let mut wanted = new.clone();
+    match at(old, "spec.ephemeralContainers") {
+        Some(list) => set(&mut wanted, "spec.ephemeralContainers", list.clone()),
+        None => drop(remove(&mut wanted, "spec.ephemeralContainers")),
+    }
+    if normal(&wanted) != normal(old) {
+        causes.forbidden(
+            "spec",
+            "only `spec.ephemeralContainers` may be changed here",
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_change() {
+        let old = json!({"spec": {"nodeName": "n", "containers": [{"name": "c", "image": "a"}], "tolerations": [{"key": "k"}], "activeDeadlineSeconds": 9}});
+        for (path, value, want) in [
+            (
+                "spec.containers",
+                json!([{"name": "c", "image": "b"}]),
+                None,
+            ),
+            (
+                "spec.tolerations",
+                json!([{"key": "k", "tolerationSeconds": 3}, {"key": "l"}]),
+                None,
+            ),
+            (
+                "spec.tolerations",
+                json!([{"key": "l"}]),
+                Some("spec.tolerations"),
+            ),
+            ("spec.activeDeadlineSeconds", json!(3), None),
+            (
+                "spec.activeDeadlineSeconds",
+                json!(30),
+                Some("spec.activeDeadlineSeconds"),
+            ),
+            ("spec.nodeName", json!("m"), Some("spec")),
+            ("spec.containers", json!([]), Some("spec.containers")),
+            ("spec.hostAliases", json!([]), None),
+        ] {
+            let mut new = old.clone();
+            set(&mut new, path, value.clone());
+            let mut causes = Causes::default();
+            validate_update(&new, &old, &mut causes);
+            assert_eq!(
+                causes.0.first().map(|cause| &*cause.field),
+                want,
+                "{path} {value}"
+            );
+        }
+    }
+
+    #[test]
+    fn ephemeral_containers_only_grow() {
+        let old = json!({"spec": {"containers": [], "ephemeralContainers": [{"name": "a"}]}});
+        for (list, fine) in [
+            (json!([{"name": "a"}, {"name": "b"}]), true),
+            (json!([{"name": "b"}]), false),
+            (json!([{"name": "a", "image": "x"}]), false),
+        ] {
+            let mut new = old.clone();
+            set(&mut new, "spec.ephemeralContainers", list.clone());
+            let mut causes = Causes::default();
+            validate_ephemeral(&new, &old, &mut causes);
+            assert_eq!(causes.0.is_empty(), fine, "{list}");
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! Rules of Services.
+
+use std::net::IpAddr;
+
+use serde_json::Value;
+
+use crate::apiserver::registry::{
+    Causes,
+    kinds::{
+        names,
+        pods::probes::port as int_or_name,
+        value::{at, has, items, number, text, texts},
+    },
+};
+
+const TYPES: [&str; 4] = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
+
+pub fn validate(service: &Value, causes: &mut Causes) {
+    names::object_name(service, names::dns_label, causes);
+    let kind = text(service, "spec.type");
+    if !TYPES.contains(&kind) {
+        causes.unsupported("spec.type", kind, &TYPES);
+    }
+    names::labels(at(service, "spec.selector"), "spec.selector", causes);
+    let headless = text(service, "spec.clusterIP") == "None";
+    let ports = items(service, "spec.ports");
+    if ports.is_empty() && !headless && kind != "ExternalName" {
+        causes.required("spec.ports", "");
+    }
+    match kind {
+        "ExternalName" => {
+            let name = text(service, "spec.externalName").trim_end_matches('.');
+            if name.is_empty() {
+                causes.required("spec.externalName", "");
+            } else {
+                names::report(
+                    names::dns_subdomain(name),
+                    name,
+                    "spec.externalName",
+                    causes,
+                );
+            }
+            for field in ["clusterIP", "clusterIPs"] {
+                let given = text(service, "spec.clusterIP");
+                if field == "clusterIP" && !given.is_empty() {
+                    causes.forbidden(
+                        "spec.clusterIPs[0]",
+                        "may not be set for ExternalName services",
+                    );
+                }
+            }
+        }
+        "LoadBalancer" | "NodePort" if headless => {
+            causes.invalid(
+                "spec.clusterIPs[0]",
+                "None",
+                &format!("may not be set to 'None' for {kind} services"),
+            );
+        }
+        _ => {}
+    }
+    addresses(service, causes);
+    let mut seen_names = Vec::new();
+    let mut seen_ports = Vec::new();
+    for (index, port) in ports.iter().enumerate() {
+        one_port(
+            port,
+            index,
+            ports.len() > 1,
+            &mut seen_names,
+            &mut seen_ports,
+            causes,
+        );
+        if number(port, "nodePort").is_some_and(|port| port > 0) && kind == "ClusterIP" {
+            causes.forbidden(
+                format!("spec.ports[{index}].nodePort"),
+                "may not be used when `type` is 'ClusterIP'",
+            );
+        }
+    }
+    for (field, known) in [
+        ("sessionAffinity", &["ClientIP", "None"][..]),
+        ("externalTrafficPolicy", &["Cluster", "Local"][..]),
+        ("internalTrafficPolicy", &["Cluster", "Local"][..]),
+        (
+            "ipFamilyPolicy",
+            &["PreferDualStack", "RequireDualStack", "SingleStack"][..],
+        ),
+    ] {
+        let given = text(&service["spec"], field);
+        if !given.is_empty() && !known.contains(&given) {
+            causes.unsupported(format!("spec.{field}"), given, known);
+        }
+    }
+    if let Some(seconds) = number(
+        service,
+        "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+    )
+    .filter(|seconds| !(1..=86400).contains(seconds))
+    {
+        causes.invalid(
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+            seconds,
+            "must be between 1 and 86400, inclusive",
+        );
+    }
+    for (index, ip) in texts(service, "spec.externalIPs").iter().enumerate() {
+        if ip.parse::<IpAddr>().is_err() {
+            causes.invalid(
+                format!("spec.externalIPs[{index}]"),
+                ip,
+                "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            );
+        }
+    }
+}
+
+fn addresses(service: &Value, causes: &mut Causes) {
+    let ips = texts(service, "spec.clusterIPs");
+    let first = text(service, "spec.clusterIP");
+    if let Some(given) = ips.first()
+        && *given != first
+    {
+        causes.invalid(
+            "spec.clusterIPs",
+            &ips,
+            "first value must match `clusterIP`",
+        );
+    }
+    for (index, ip) in ips.iter().enumerate() {
+        let fine = ip.is_empty() || *ip == "None" || ip.parse::<IpAddr>().is_ok();
+        if !fine {
+            causes.invalid(
+                format!("spec.clusterIPs[{index}]"),
+                ip,
+                "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            );
+        }
+    }
+    if ips.is_empty() && !first.is_empty() && first != "None" && first.parse::<IpAddr>().is_err() {
+        causes.invalid(
+            "spec.clusterIP",
+            first,
+            "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+        );
+    }
+}
+
+fn one_port<'a>(
+    port: &'a Value,
+    index: usize,
+    names_needed: bool,
+    seen_names: &mut Vec<&'a str>,
+    seen_ports: &mut Vec<(i64, &'a str)>,
+    causes: &mut Causes,
+) {
+    let path = format!("spec.ports[{index}]");
+    let name = text(port, "name");
+    if name.is_empty() {
+        if names_needed {
+            causes.required(format!("{path}.name"), "");
+        }
+    } else {
+        names::report(
+            names::dns_label(name),
+            name,
+            &format!("{path}.name"),
+            causes,
+        );
+        if seen_names.contains(&name) {
+            causes.duplicate(format!("{path}.name"), name);
+        }
+        seen_names.push(name);
+    }
+    let value = number(port, "port").unwrap_or_default();
+    names::port(value, &format!("{path}.port"), causes);
+    let protocol = text(port, "protocol");
+    match protocol {
+        "TCP" | "UDP" | "SCTP" => {}
+        "" => causes.required(format!("{path}.protocol"), ""),
+        other => causes.unsupported(format!("{path}.protocol"), other, &["SCTP", "TCP", "UDP"]),
+    }
+    if seen_ports.contains(&(value, protocol)) {
+        causes.push(
+            crate::apiserver::status::CauseType::FieldValueDuplicate,
+            &path,
+            format!("Duplicate value: {{\"port\":{value},\"protocol\":{protocol:?}}}"),
+        );
+    }
+    seen_ports.push((value, protocol));
+    if has(port, "targetPort") {
+        int_or_name(&port["targetPort"], &format!("{path}.targetPort"), causes);
+    }
+}
+
+/// Addresses stay with a Service for as long as it has a type that uses them.
+pub fn validate_update(new: &Value, old: &Value, causes: &mut Causes) {
+    let uses_addresses = |service: &Value| text(service, "spec.type") != "ExternalName";
+    if !uses_addresses(new) || !uses_addresses(old) {
+        return;
+    }
+    let before = text(old, "spec.clusterIP");
+    if !before.is_empty() && text(new, "spec.clusterIP") != before {
+        causes.invalid(
+            "spec.clusterIPs[0]",
+            at(new, "spec.clusterIPs"),
+            "may not change once set",
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn refusals() {
+        for (spec, field, message) in [
+            (json!({"type": "ClusterIP"}), "spec.ports", "Required value"),
+            (
+                json!({"type": "Web", "ports": [{"port": 1, "protocol": "TCP"}]}),
+                "spec.type",
+                "Unsupported value: \"Web\": supported values: \"ClusterIP\", \"ExternalName\", \"LoadBalancer\", \"NodePort\"",
+            ),
+            (
+                json!({"type": "ClusterIP", "ports": [{"port": 0, "protocol": "TCP"}]}),
+                "spec.ports[0].port",
+                "Invalid value: 0: must be between 1 and 65535, inclusive",
+            ),
+            (
+                json!({"type": "ClusterIP", "ports": [{"port": 1, "protocol": "TCP", "name": "a"}, {"port": 2, "protocol": "TCP"}]}),
+                "spec.ports[1].name",
+                "Required value",
+            ),
+            (
+                json!({"type": "ClusterIP", "ports": [{"port": 1, "protocol": "TCP", "nodePort": 30000}]}),
+                "spec.ports[0].nodePort",
+                "Forbidden: may not be used when `type` is 'ClusterIP'",
+            ),
+            (
+                json!({"type": "ExternalName"}),
+                "spec.externalName",
+                "Required value",
+            ),
+        ] {
+            let service = json!({"metadata": {"name": "s"}, "spec": spec});
+            let mut causes = Causes::default();
+            validate(&service, &mut causes);
+            let got: Vec<_> = causes
+                .0
+                .iter()
+                .map(|cause| (&*cause.field, &*cause.message))
+                .collect();
+            assert_eq!(got, [(field, message)], "{service}");
+        }
+    }
+
+    #[test]
+    fn cluster_ip_is_kept() {
+        let old = json!({"spec": {"type": "ClusterIP", "clusterIP": "10.0.0.1"}});
+        for (new, fine) in [
+            (
+                json!({"spec": {"type": "NodePort", "clusterIP": "10.0.0.1"}}),
+                true,
+            ),
+            (
+                json!({"spec": {"type": "ClusterIP", "clusterIP": "10.0.0.2"}}),
+                false,
+            ),
+            (json!({"spec": {"type": "ExternalName"}}), true),
+        ] {
+            let mut causes = Causes::default();
+            validate_update(&new, &old, &mut causes);
+            assert_eq!(causes.0.is_empty(), fine, "{new}");
+        }
+    }
+}
