@@ -5,13 +5,20 @@
 //! Always true: every controller may be stopped at any moment and goes on from what the API shows.
 
 mod deployment;
+mod endpoint;
+mod endpoints;
+mod endpointslice;
 mod error;
 mod events;
 mod hash;
+mod namespace;
 mod percent;
+mod pod_gc;
 mod pods;
 mod queue;
 mod replicas;
+mod root_ca;
+mod service_account;
 mod shared;
 mod written;
 
@@ -29,8 +36,13 @@ pub struct Config {
 /// Runs every controller until `shutdown`.
 pub async fn run(informers: Informers, config: Config, shutdown: CancellationToken) {
     tokio::join!(
-        replicas::run(informers.clone(), shutdown.clone()),
+        namespace::run(informers.clone(), shutdown.clone()),
+        service_account::run(informers.clone(), shutdown.clone()),
+        root_ca::run(informers.clone(), config.ca_pem, shutdown.clone()),
         deployment::run(informers.clone(), shutdown.clone()),
+        replicas::run(informers.clone(), shutdown.clone()),
+        endpointslice::run(informers.clone(), shutdown.clone()),
+        endpoints::run(informers.clone(), shutdown.clone()),
+        pod_gc::run(informers.clone(), shutdown.clone()),
     );
-    drop(config);
 }
