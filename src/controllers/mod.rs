@@ -10,8 +10,10 @@ mod endpoints;
 mod endpointslice;
 mod error;
 mod events;
+mod garbage;
 mod hash;
 mod namespace;
+mod node;
 mod percent;
 mod pod_gc;
 mod pods;
@@ -20,6 +22,7 @@ mod replicas;
 mod root_ca;
 mod service_account;
 mod shared;
+mod ttl_after_finished;
 mod written;
 
 use tokio_util::sync::CancellationToken;
@@ -43,6 +46,9 @@ pub async fn run(informers: Informers, config: Config, shutdown: CancellationTok
         replicas::run(informers.clone(), shutdown.clone()),
         endpointslice::run(informers.clone(), shutdown.clone()),
         endpoints::run(informers.clone(), shutdown.clone()),
+        node::run(informers.clone(), shutdown.clone()),
         pod_gc::run(informers.clone(), shutdown.clone()),
+        ttl_after_finished::run(informers.clone(), shutdown.clone()),
+        garbage::run(informers.clone(), shutdown.clone()),
     );
 }
