@@ -12,6 +12,7 @@ mod error;
 mod events;
 mod garbage;
 mod hash;
+mod job;
 mod namespace;
 mod node;
 mod percent;
@@ -46,6 +47,7 @@ pub async fn run(informers: Informers, config: Config, shutdown: CancellationTok
         replicas::run(informers.clone(), shutdown.clone()),
         endpointslice::run(informers.clone(), shutdown.clone()),
         endpoints::run(informers.clone(), shutdown.clone()),
+        job::run(informers.clone(), shutdown.clone()),
         node::run(informers.clone(), shutdown.clone()),
         pod_gc::run(informers.clone(), shutdown.clone()),
         ttl_after_finished::run(informers.clone(), shutdown.clone()),

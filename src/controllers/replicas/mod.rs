@@ -8,6 +8,8 @@ mod owner;
 mod plan;
 mod rank;
 
+pub use self::plan::slow_start;
+
 use std::{collections::HashSet, sync::Arc};
 
 use futures::future::join_all;
@@ -28,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     owner::{Failure, Owner},
-    plan::{Change, Wanted, change, claim, count, slow_start},
+    plan::{Change, Wanted, change, claim, count},
 };
 use super::{
     error::{Doing, Error, OrGone, namespace_terminating},
