@@ -8,10 +8,13 @@
 
 use std::{
     any::{Any, TypeId},
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt::Debug,
     hash::Hash,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use futures::StreamExt;
@@ -110,7 +113,10 @@ impl<K> Clone for Informer<K> {
 
 #[derive(Debug)]
 struct Shared<K> {
-    objects: RwLock<HashMap<Key, Arc<K>>>,
+    /// Ordered, so that one namespace is a range.
+    objects: RwLock<BTreeMap<Key, Arc<K>>>,
+    /// The highest resource version seen in an event of this kind.
+    revision: AtomicU64,
     changes: broadcast::Sender<Change<K>>,
     synced: watch::Sender<bool>,
 }
@@ -136,6 +142,24 @@ impl<K> Informer<K> {
             .collect()
     }
 
+    /// The objects of one namespace, by name.
+    pub fn list_in(&self, namespace: &str) -> Vec<Arc<K>> {
+        self.shared
+            .objects
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .range(Key::new(namespace, "")..)
+            .take_while(|(key, _)| key.namespace == namespace)
+            .map(|(_, object)| object.clone())
+            .collect()
+    }
+
+    /// The highest resource version that the cache has taken in: a writer who waits until this has
+    /// reached its own last write reads its own writes.
+    pub fn revision(&self) -> u64 {
+        self.shared.revision.load(Ordering::Acquire)
+    }
+
     /// Subscribe before the first `list`, so that nothing falls between.
     pub fn changes(&self) -> Changes<K> {
         Changes(self.shared.changes.subscribe())
@@ -157,6 +181,7 @@ where
         let key = Key::of(&object);
         let new = Arc::new(object);
         let old = self.write().insert(key, new.clone());
+        self.saw(new.as_ref());
         if old
             .as_ref()
             .is_some_and(|old| old.resource_version() == new.resource_version())
@@ -164,6 +189,12 @@ where
             return;
         }
         let _ = self.changes.send(Change::Applied { old, new });
+    }
+
+    fn saw(&self, object: &K) {
+        let revision = object.resource_version().and_then(|text| text.parse().ok());
+        self.revision
+            .fetch_max(revision.unwrap_or(0), Ordering::AcqRel);
     }
 
     fn delete(&self, key: &Key) {
@@ -193,7 +224,7 @@ where
         self.synced.send_replace(true);
     }
 
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<Key, Arc<K>>> {
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<Key, Arc<K>>> {
         self.objects.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -233,6 +264,7 @@ impl Informers {
         }
         let shared = Arc::new(Shared {
             objects: RwLock::default(),
+            revision: AtomicU64::new(0),
             changes: broadcast::channel(BACKLOG).0,
             synced: watch::channel(false).0,
         });
@@ -261,7 +293,10 @@ where
     while let Some(event) = events.next().await {
         match event {
             Ok(Event::Apply(object)) => shared.apply(object),
-            Ok(Event::Delete(object)) => shared.delete(&Key::of(&object)),
+            Ok(Event::Delete(object)) => {
+                shared.delete(&Key::of(&object));
+                shared.saw(&object);
+            }
             Ok(Event::Init) => listing.clear(),
             Ok(Event::InitApply(object)) => listing.push(object),
             Ok(Event::InitDone) => shared.replace(std::mem::take(&mut listing)),

@@ -1,1 +1,56 @@
-//! controllers.
+//! Controllers: each brings one kind of object nearer to what is wanted.
+//!
+//! A folder or file each; `shared.rs` is the loop they share. Called by `cli`; they know the API
+//! client and the informers only.
+//! Always true: every controller may be stopped at any moment and goes on from what the API shows.
+
+mod deployment;
+mod endpoint;
+mod endpoints;
+mod endpointslice;
+mod error;
+mod events;
+mod garbage;
+mod hash;
+mod job;
+mod namespace;
+mod node;
+mod percent;
+mod pod_gc;
+mod pods;
+mod queue;
+mod replicas;
+mod root_ca;
+mod service_account;
+mod shared;
+mod ttl_after_finished;
+mod written;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::informer::Informers;
+
+/// What the controllers are told at start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The cluster's certificate authority, published in every namespace.
+    pub ca_pem: String,
+}
+
+/// Runs every controller until `shutdown`.
+pub async fn run(informers: Informers, config: Config, shutdown: CancellationToken) {
+    tokio::join!(
+        namespace::run(informers.clone(), shutdown.clone()),
+        service_account::run(informers.clone(), shutdown.clone()),
+        root_ca::run(informers.clone(), config.ca_pem, shutdown.clone()),
+        deployment::run(informers.clone(), shutdown.clone()),
+        replicas::run(informers.clone(), shutdown.clone()),
+        endpointslice::run(informers.clone(), shutdown.clone()),
+        endpoints::run(informers.clone(), shutdown.clone()),
+        job::run(informers.clone(), shutdown.clone()),
+        node::run(informers.clone(), shutdown.clone()),
+        pod_gc::run(informers.clone(), shutdown.clone()),
+        ttl_after_finished::run(informers.clone(), shutdown.clone()),
+        garbage::run(informers.clone(), shutdown.clone()),
+    );
+}

@@ -1,0 +1,392 @@
+//! Deployments: a ReplicaSet per pod template, moved from the old to the new within bounds.
+//!
+//! `plan.rs` decides with `size.rs` (arithmetic), `revision.rs` (templates) and `status.rs`
+//! (conditions); this file watches and applies.
+//! Always true: a template has one ReplicaSet; a name taken by another template raises the
+//! collision count, which gives another name.
+
+mod plan;
+mod revision;
+mod size;
+mod status;
+
+use std::sync::Arc;
+
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, ReplicaSet},
+        core::v1::Pod,
+    },
+    jiff::Timestamp,
+};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+    core::Selector,
+};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use self::plan::{Action, Observed, plan};
+use super::{
+    error::{Doing, Error, OrGone, already_exists, namespace_terminating},
+    events::{Events, Level},
+    pods,
+    shared::{Controller, Loop, Next},
+    written::{PATIENCE, Written},
+};
+use crate::informer::{Informer, Informers, Key};
+
+const WORKERS: usize = 5;
+
+/// Runs until `shutdown`.
+pub async fn run(informers: Informers, shutdown: CancellationToken) {
+    let deployments: Informer<Deployment> = informers.get();
+    let sets: Informer<ReplicaSet> = informers.get();
+    let pods: Informer<Pod> = informers.get();
+    let controller = Deployments {
+        client: informers.client().clone(),
+        events: Events::new(informers.client().clone(), "deployment-controller"),
+        deployments: deployments.clone(),
+        sets: sets.clone(),
+        pods: pods.clone(),
+        written: Written::default(),
+    };
+    let (all, all_sets, recreated) = (deployments.clone(), sets.clone(), deployments.clone());
+    Loop::new(controller, &deployments)
+        .watch(&sets, move |set| owners_of(set, &all))
+        .watch(&pods, move |pod| waiting_for(pod, &all_sets, &recreated))
+        .run(WORKERS, shutdown)
+        .await;
+}
+
+/// The Deployment of a ReplicaSet; for an orphan, those that could adopt it.
+fn owners_of(set: &ReplicaSet, deployments: &Informer<Deployment>) -> Vec<Key> {
+    let namespace = set.namespace().unwrap_or_default();
+    if pods::controller_of(set).is_some() {
+        return pods::controller_named(set, "apps", "Deployment")
+            .map(|name| Key::new(namespace, name))
+            .into_iter()
+            .collect();
+    }
+    deployments
+        .list_in(&namespace)
+        .iter()
+        .filter(|one| {
+            selector(one)
+                .is_ok_and(|selector| pods::selects(&selector, set.metadata.labels.as_ref()))
+        })
+        .map(|one| Key::of(one.as_ref()))
+        .collect()
+}
+
+/// Deployments that recreate wait for their old pods to be gone.
+fn waiting_for(
+    pod: &Pod,
+    sets: &Informer<ReplicaSet>,
+    deployments: &Informer<Deployment>,
+) -> Vec<Key> {
+    let namespace = pod.namespace().unwrap_or_default();
+    pods::controller_named(pod, "apps", "ReplicaSet")
+        .and_then(|name| sets.get(&Key::new(namespace.clone(), name)))
+        .and_then(|set| {
+            let name = pods::controller_named(set.as_ref(), "apps", "Deployment")?;
+            let key = Key::new(namespace, name);
+            let deployment = deployments.get(&key)?;
+            let strategy = deployment.spec.strategy.as_ref()?;
+            (strategy.type_.as_deref() == Some("Recreate")).then_some(key)
+        })
+        .into_iter()
+        .collect()
+}
+
+fn selector(deployment: &Deployment) -> Result<Selector, Error> {
+    let selector = deployment.spec.selector.clone();
+    let invalid = |why: &str| Error::invalid("selector", deployment.name_any(), why);
+    let selector = Selector::try_from(selector).map_err(|why| invalid(&why.to_string()))?;
+    if selector.selects_all() {
+        return Err(invalid("it is empty"));
+    }
+    Ok(selector)
+}
+
+struct Deployments {
+    client: Client,
+    events: Events,
+    deployments: Informer<Deployment>,
+    sets: Informer<ReplicaSet>,
+    pods: Informer<Pod>,
+    written: Written,
+}
+
+impl Controller for Deployments {
+    const NAME: &'static str = "deployment-controller";
+
+    async fn sync(&self, key: &Key) -> Result<Next, Error> {
+        let Some(deployment) = self.deployments.get(key) else {
+            self.written.forget(key);
+            return Ok(Next::Settled);
+        };
+        if !self.written.visible(key, &self.sets) {
+            return Ok(Next::After(PATIENCE));
+        }
+        let sets = self.claim(&deployment, key).await?;
+        let plan = plan(&Observed {
+            deployment: &deployment,
+            sets: &sets,
+            old_pods_run: self.old_pods_run(&deployment, &sets, key),
+            now: Timestamp::now(),
+        });
+        for action in &plan.actions {
+            self.apply(&deployment, key, action).await?;
+        }
+        if changed(&deployment, &plan.status) {
+            let mut updated = Deployment::clone(&deployment);
+            updated.status = Some(plan.status);
+            if plan
+                .actions
+                .iter()
+                .any(|action| matches!(action, Action::Revision(_)))
+            {
+                // That write made the cached resource version old; the counts are still right.
+                updated.metadata.resource_version = None;
+            }
+            self.api(key)
+                .replace_status(&key.name, &PostParams::default(), &updated)
+                .await
+                .or_gone()
+                .doing(|| format!("update the status of Deployment {key}"))?;
+        }
+        Ok(Next::after(plan.recheck))
+    }
+}
+
+/// Compares without regard to counts that are zero or left out.
+fn changed(deployment: &Deployment, new: &k8s_openapi::api::apps::v1::DeploymentStatus) -> bool {
+    let plain = |status: &k8s_openapi::api::apps::v1::DeploymentStatus| {
+        let mut plain = status.clone();
+        for count in [
+            &mut plain.replicas,
+            &mut plain.updated_replicas,
+            &mut plain.ready_replicas,
+            &mut plain.available_replicas,
+            &mut plain.unavailable_replicas,
+            &mut plain.terminating_replicas,
+        ] {
+            *count = count.filter(|count| *count != 0);
+        }
+        plain
+    };
+    plain(&deployment.status.clone().unwrap_or_default()) != plain(new)
+}
+
+impl Deployments {
+    fn api(&self, key: &Key) -> Api<Deployment> {
+        Api::namespaced(self.client.clone(), &key.namespace)
+    }
+
+    fn set_api(&self, key: &Key) -> Api<ReplicaSet> {
+        Api::namespaced(self.client.clone(), &key.namespace)
+    }
+
+    /// The Deployment's ReplicaSets, after adopting matching orphans and releasing strangers.
+    async fn claim(
+        &self,
+        deployment: &Deployment,
+        key: &Key,
+    ) -> Result<Vec<Arc<ReplicaSet>>, Error> {
+        let selector = selector(deployment)?;
+        let terminating = pods::is_terminating(deployment);
+        let mut owned = Vec::new();
+        for set in self.sets.list_in(&key.namespace) {
+            let matches = pods::selects(&selector, set.metadata.labels.as_ref());
+            match pods::controller_of(set.as_ref()) {
+                Some(owner) if Some(&owner.uid) != deployment.metadata.uid.as_ref() => {}
+                Some(_) if matches || terminating => owned.push(set),
+                Some(_) => {
+                    self.reown(deployment, key, &set, false).await?;
+                }
+                None if matches && !terminating && !pods::is_terminating(set.as_ref()) => {
+                    let live = self
+                        .api(key)
+                        .get(&key.name)
+                        .await
+                        .doing(|| format!("read Deployment {key} before adopting"))?;
+                    if live.uid() != deployment.uid() || pods::is_terminating(&live) {
+                        return Err(Error::invalid("cached owner", key, "it was replaced"));
+                    }
+                    if let Some(set) = self.reown(deployment, key, &set, true).await? {
+                        owned.push(Arc::new(set));
+                    }
+                }
+                None => {}
+            }
+        }
+        Ok(owned)
+    }
+
+    async fn reown(
+        &self,
+        deployment: &Deployment,
+        key: &Key,
+        set: &ReplicaSet,
+        adopt: bool,
+    ) -> Result<Option<ReplicaSet>, Error> {
+        let mut owners = set.owner_references().to_vec();
+        if adopt {
+            owners.push(pods::controller_ref(deployment));
+        } else {
+            owners.retain(|one| Some(&one.uid) != deployment.metadata.uid.as_ref());
+        }
+        let patch = json!({"metadata": {
+            "uid": set.uid(),
+            "resourceVersion": set.resource_version(),
+            "ownerReferences": owners,
+        }});
+        let changed = self
+            .set_api(key)
+            .patch(
+                &set.name_any(),
+                &PatchParams::default(),
+                &Patch::Merge(&patch),
+            )
+            .await
+            .or_gone()
+            .doing(|| format!("change the owner of ReplicaSet {}", set.name_any()))?;
+        if let Some(changed) = &changed {
+            self.written.wrote(key, changed);
+        }
+        Ok(changed)
+    }
+
+    /// Only asked by `Recreate`: pods of other templates that have not ended.
+    fn old_pods_run(&self, deployment: &Deployment, sets: &[Arc<ReplicaSet>], key: &Key) -> bool {
+        if size::Bounds::of(deployment).strategy != size::Strategy::Recreate {
+            return false;
+        }
+        let old: Vec<Option<String>> = sets
+            .iter()
+            .filter(|set| !revision::is_current(deployment, set))
+            .map(|set| set.uid())
+            .collect();
+        self.pods.list_in(&key.namespace).iter().any(|pod| {
+            !pods::is_finished(pod)
+                && pods::controller_of(pod.as_ref())
+                    .is_some_and(|owner| old.contains(&Some(owner.uid.clone())))
+        })
+    }
+
+    async fn apply(
+        &self,
+        deployment: &Deployment,
+        key: &Key,
+        action: &Action,
+    ) -> Result<(), Error> {
+        match action {
+            Action::Create(set) => self.create(deployment, key, set).await,
+            Action::Update { set, from } => {
+                let updated = self
+                    .set_api(key)
+                    .replace(&set.name_any(), &PostParams::default(), set)
+                    .await
+                    .doing(|| format!("update ReplicaSet {} of {key}", set.name_any()))?;
+                self.written.wrote(key, &updated);
+                self.tell_scaled(deployment, set, *from);
+                Ok(())
+            }
+            Action::Delete(name) => {
+                self.set_api(key)
+                    .delete(name, &DeleteParams::default())
+                    .await
+                    .or_gone()
+                    .doing(|| format!("delete old ReplicaSet {name} of {key}"))?;
+                Ok(())
+            }
+            Action::Revision(revision) => {
+                let patch = json!({"metadata": {"annotations": {revision::REVISION: revision}}});
+                self.api(key)
+                    .patch(&key.name, &PatchParams::default(), &Patch::Merge(&patch))
+                    .await
+                    .or_gone()
+                    .doing(|| format!("note revision {revision} on {key}"))?;
+                Ok(())
+            }
+        }
+    }
+
+    fn tell_scaled(&self, deployment: &Deployment, set: &ReplicaSet, from: i32) {
+        let to = set.spec.replicas.unwrap_or(0);
+        if to != from {
+            let way = if to > from { "up" } else { "down" };
+            let name = set.name_any();
+            self.events.record(
+                deployment,
+                Level::Normal,
+                "ScalingReplicaSet",
+                format!("Scaled {way} replica set {name} from {from} to {to}"),
+            );
+        }
+    }
+
+    async fn create(
+        &self,
+        deployment: &Deployment,
+        key: &Key,
+        set: &ReplicaSet,
+    ) -> Result<(), Error> {
+        let api = self.set_api(key);
+        let error = match api.create(&PostParams::default(), set).await {
+            Ok(made) => {
+                self.written.wrote(key, &made);
+                self.tell_scaled(deployment, &made, 0);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        if already_exists(&error) {
+            return self.resolve_collision(deployment, key, set).await;
+        }
+        if !namespace_terminating(&error) {
+            let text = format!(
+                "Failed to create new replica set {:?}: {error}",
+                set.name_any()
+            );
+            self.events
+                .record(deployment, Level::Warning, "ReplicaSetCreateError", text);
+        }
+        Err(error).doing(|| format!("create ReplicaSet {} of {key}", set.name_any()))
+    }
+
+    /// The name is taken: either by this very ReplicaSet, which the cache does not show yet, or
+    /// by one of another template, and then the next hash must differ.
+    async fn resolve_collision(
+        &self,
+        deployment: &Deployment,
+        key: &Key,
+        set: &ReplicaSet,
+    ) -> Result<(), Error> {
+        let held = self
+            .set_api(key)
+            .get(&set.name_any())
+            .await
+            .doing(|| format!("read ReplicaSet {}", set.name_any()))?;
+        let ours = pods::controller_of(&held)
+            .is_some_and(|owner| Some(&owner.uid) == deployment.metadata.uid.as_ref());
+        if ours && revision::is_current(deployment, &held) {
+            self.written.wrote(key, &held);
+            return Ok(());
+        }
+        let mut updated = deployment.clone();
+        let status = updated.status.get_or_insert_default();
+        status.collision_count = Some(status.collision_count.unwrap_or(0) + 1);
+        self.api(key)
+            .replace_status(&key.name, &PostParams::default(), &updated)
+            .await
+            .doing(|| format!("count a hash collision of {key}"))?;
+        Err(Error::invalid(
+            "name of the new ReplicaSet",
+            key,
+            "it is taken by another template",
+        ))
+    }
+}

@@ -1,0 +1,308 @@
+//! Garbage collector: what is owned goes when its last owner has gone.
+//!
+//! Watches the metadata of every kind that can be listed and deleted, keeps the graph of owners
+//! (`graph.rs`, which also judges) and applies the verdicts (`apply.rs`).
+//! Always true:
+//! - An owner counts as gone only after the server was asked for it, whatever the caches say.
+//! - Nothing is judged before every kind's first list is in the graph, or [`PATIENCE`] is over.
+
+mod apply;
+mod graph;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
+};
+
+use futures::StreamExt;
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DynamicObject, PartialObjectMeta},
+    discovery::{ApiResource, Discovery, Scope, verbs},
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Event},
+    },
+};
+use tokio::{sync::mpsc, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use self::graph::{Graph, Node, Owner, Place, Uid};
+use super::{events::Events, queue::Queue};
+use crate::informer::{Informers, Key};
+
+const WORKERS: usize = 20;
+/// A kind whose first list does not come holds up the others no longer than this.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// After a new kind was announced, its discovery is given this time to show it.
+const SETTLE: Duration = Duration::from_millis(200);
+/// A failed discovery is tried again after this time.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Finalizer of an object that waits for its dependents to be deleted.
+const FOREGROUND: &str = "foregroundDeletion";
+/// Finalizer of an object whose dependents shall stay.
+const ORPHAN: &str = "orphan";
+
+/// A kind as discovery tells of it.
+#[derive(Clone, Debug)]
+struct Kind {
+    resource: ApiResource,
+    namespaced: bool,
+}
+
+/// Group and kind.
+type KindName = (String, String);
+
+struct Shared {
+    client: Client,
+    events: Events,
+    graph: Mutex<Graph>,
+    kinds: RwLock<HashMap<KindName, Kind>>,
+    queue: Queue<Uid>,
+}
+
+/// Runs until `shutdown`.
+pub async fn run(informers: Informers, shutdown: CancellationToken) {
+    let client = informers.client().clone();
+    let shared = Arc::new(Shared {
+        events: Events::new(client.clone(), "garbage-collector-controller"),
+        client,
+        graph: Mutex::default(),
+        kinds: RwLock::default(),
+        queue: Queue::default(),
+    });
+    let mut tasks = JoinSet::new();
+    let (listed, first_lists) = mpsc::unbounded_channel();
+    let (changed, kind_changes) = mpsc::unbounded_channel();
+    tasks.spawn(follow_discovery(
+        shared.clone(),
+        Reports { listed, changed },
+        kind_changes,
+    ));
+    let started = tokio::time::timeout(PATIENCE, all_listed(shared.clone(), first_lists));
+    if shutdown.run_until_cancelled(started).await.is_none() {
+        return;
+    }
+    for _ in 0..WORKERS {
+        tasks.spawn(work(shared.clone()));
+    }
+    shutdown.cancelled().await;
+    tasks.shutdown().await;
+}
+
+/// What the watches tell those who start and restart them.
+#[derive(Clone)]
+struct Reports {
+    listed: mpsc::UnboundedSender<KindName>,
+    /// The set of kinds may have changed.
+    changed: mpsc::UnboundedSender<()>,
+}
+
+/// Waits for the first list of every kind of the first discovery.
+async fn all_listed(shared: Arc<Shared>, mut first_lists: mpsc::UnboundedReceiver<KindName>) {
+    let mut done: HashSet<KindName> = HashSet::new();
+    while let Some(kind) = first_lists.recv().await {
+        done.insert(kind);
+        let kinds = shared.kinds.read().unwrap_or_else(PoisonError::into_inner);
+        if !kinds.is_empty() && kinds.keys().all(|kind| done.contains(kind)) {
+            return;
+        }
+    }
+}
+
+/// Keeps one watch per kind, and starts and ends them as kinds come and go.
+async fn follow_discovery(
+    shared: Arc<Shared>,
+    reports: Reports,
+    mut changes: mpsc::UnboundedReceiver<()>,
+) {
+    let mut watches: HashMap<KindName, (String, tokio_util::sync::DropGuard)> = HashMap::new();
+    loop {
+        match discover(&shared.client).await {
+            Ok(found) => {
+                *shared.kinds.write().unwrap_or_else(PoisonError::into_inner) = found.clone();
+                watches.retain(|name, (version, _)| {
+                    found
+                        .get(name)
+                        .is_some_and(|kind| kind.resource.version == *version)
+                });
+                for (name, kind) in found {
+                    watches.entry(name.clone()).or_insert_with(|| {
+                        let stop = CancellationToken::new();
+                        let version = kind.resource.version.clone();
+                        let watch = watch(shared.clone(), name, kind, reports.clone());
+                        let stopped = stop.clone();
+                        tokio::spawn(async move { stopped.run_until_cancelled(watch).await });
+                        (version, stop.drop_guard())
+                    });
+                }
+                if changes.recv().await.is_none() {
+                    return;
+                }
+                tokio::time::sleep(SETTLE).await;
+                while changes.try_recv().is_ok() {}
+            }
+            Err(error) => {
+                tracing::warn!(%error, "discovery for garbage collection failed, will retry");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+async fn discover(client: &Client) -> Result<HashMap<KindName, Kind>, kube::Error> {
+    let discovery = Discovery::new(client.clone()).run().await?;
+    let kinds = discovery
+        .groups()
+        .flat_map(|group| group.recommended_resources())
+        .filter(|(resource, capabilities)| {
+            [verbs::LIST, verbs::WATCH, verbs::DELETE]
+                .iter()
+                .all(|verb| capabilities.supports_operation(verb))
+                && resource.kind != "Event"
+        })
+        .map(|(resource, capabilities)| {
+            let name = (resource.group.clone(), resource.kind.clone());
+            let namespaced = capabilities.scope == Scope::Namespaced;
+            (
+                name,
+                Kind {
+                    resource,
+                    namespaced,
+                },
+            )
+        });
+    Ok(kinds.collect())
+}
+
+async fn watch(shared: Arc<Shared>, name: KindName, kind: Kind, reports: Reports) {
+    let api: Api<PartialObjectMeta<DynamicObject>> =
+        Api::all_with(shared.client.clone(), &kind.resource);
+    let config = watcher::Config::default().streaming_lists();
+    let mut events = std::pin::pin!(watcher::watcher(api, config).default_backoff());
+    let announces_kinds = matches!(
+        kind.resource.kind.as_str(),
+        "CustomResourceDefinition" | "APIService"
+    );
+    let mut listing: HashSet<Uid> = HashSet::new();
+    while let Some(event) = events.next().await {
+        let mut is_change = announces_kinds;
+        match event {
+            Ok(Event::Apply(object)) => {
+                shared.apply(&name, &object);
+            }
+            Ok(Event::Delete(object)) => {
+                shared.remove(&object.uid().unwrap_or_default());
+            }
+            Ok(Event::Init) => listing.clear(),
+            Ok(Event::InitApply(object)) => {
+                is_change = false;
+                listing.extend(object.uid());
+                shared.apply(&name, &object);
+            }
+            Ok(Event::InitDone) => {
+                is_change = false;
+                shared.forget_all_but(&name, &std::mem::take(&mut listing));
+                let _ = reports.listed.send(name.clone());
+            }
+            Err(error) => {
+                is_change = false;
+                tracing::debug!(kind = kind.resource.kind, %error, "watch failed, will retry");
+            }
+        }
+        if is_change {
+            let _ = reports.changed.send(());
+        }
+    }
+}
+
+impl Shared {
+    fn graph(&self) -> std::sync::MutexGuard<'_, Graph> {
+        self.graph.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn kind(&self, group: &str, kind: &str) -> Option<Kind> {
+        self.kinds
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&(group.to_owned(), kind.to_owned()))
+            .cloned()
+    }
+
+    fn apply(&self, name: &KindName, object: &PartialObjectMeta<DynamicObject>) {
+        let touched = self
+            .graph()
+            .set(object.uid().unwrap_or_default(), node(name, object));
+        self.look_at(touched);
+    }
+
+    fn remove(&self, uid: &str) {
+        let touched = self.graph().remove(uid);
+        self.look_at(touched);
+    }
+
+    fn forget_all_but(&self, name: &KindName, listed: &HashSet<Uid>) {
+        let held = self.graph().of_kind(&name.0, &name.1);
+        for uid in held.iter().filter(|uid| !listed.contains(*uid)) {
+            self.remove(uid);
+        }
+    }
+
+    fn look_at(&self, uids: Vec<Uid>) {
+        for uid in uids {
+            self.queue.add(uid);
+        }
+    }
+}
+
+fn node(name: &KindName, object: &PartialObjectMeta<DynamicObject>) -> Node {
+    let namespace = object.namespace().unwrap_or_default();
+    let has = |finalizer: &str| object.finalizers().iter().any(|one| one == finalizer);
+    Node {
+        place: Place {
+            group: name.0.clone(),
+            kind: name.1.clone(),
+            key: Key::new(namespace.clone(), object.name_any()),
+        },
+        owners: object
+            .owner_references()
+            .iter()
+            .map(|owner| Owner {
+                uid: owner.uid.clone(),
+                place: Place {
+                    group: owner
+                        .api_version
+                        .split_once('/')
+                        .map_or("", |(group, _)| group)
+                        .to_owned(),
+                    kind: owner.kind.clone(),
+                    key: Key::new(namespace.clone(), owner.name.clone()),
+                },
+                api_version: owner.api_version.clone(),
+                blocks: owner.block_owner_deletion == Some(true),
+            })
+            .collect(),
+        deleting: object.metadata.deletion_timestamp.is_some(),
+        foreground: has(FOREGROUND),
+        orphan: has(ORPHAN),
+    }
+}
+
+async fn work(shared: Arc<Shared>) {
+    loop {
+        let uid = shared.queue.next().await;
+        match apply::process(&shared, &uid).await {
+            Ok(()) => shared.queue.forget(&uid),
+            Err(error) => {
+                if !error.is_conflict() {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::debug!(uid, error, "garbage collection of an object failed");
+                }
+                shared.queue.retry(uid.clone());
+            }
+        }
+        shared.queue.done(&uid);
+    }
+}

@@ -1,0 +1,160 @@
+//! Removes pods that nobody else will: of vanished nodes, terminating without a node, and the
+//! oldest of too many finished ones.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
+};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    error::{Doing, Error, OrGone},
+    pods,
+    shared::{Controller, Loop, Next},
+};
+use crate::informer::{Informer, Informers, Key};
+
+const MAX_FINISHED: usize = 12_500;
+/// A node may be away from the cache for a moment; only after this is it asked for.
+const QUARANTINE: Duration = Duration::from_secs(40);
+
+/// Runs until `shutdown`.
+pub async fn run(informers: Informers, shutdown: CancellationToken) {
+    let pods: Informer<Pod> = informers.get();
+    let nodes: Informer<Node> = informers.get();
+    let controller = Collector {
+        client: informers.client().clone(),
+        pods: pods.clone(),
+        nodes: nodes.clone(),
+        missing: Mutex::default(),
+    };
+    let (all, known) = (pods.clone(), nodes.clone());
+    Loop::new(controller, &pods)
+        .watch(&nodes, move |node| {
+            let name = node.name_any();
+            if known.get(&Key::new("", name.clone())).is_some() {
+                return Vec::new();
+            }
+            all.list()
+                .iter()
+                .filter(|pod| pods::node_name(pod) == Some(&name))
+                .map(|pod| Key::of(pod.as_ref()))
+                .collect()
+        })
+        .run(1, shutdown)
+        .await;
+}
+
+struct Collector {
+    client: Client,
+    pods: Informer<Pod>,
+    nodes: Informer<Node>,
+    /// Since when a node that pods name is missing.
+    missing: Mutex<HashMap<String, Instant>>,
+}
+
+impl Controller for Collector {
+    const NAME: &'static str = "pod-garbage-collector-controller";
+
+    async fn sync(&self, key: &Key) -> Result<Next, Error> {
+        let Some(pod) = self.pods.get(key) else {
+            return Ok(Next::Settled);
+        };
+        let Some(node) = pods::node_name(&pod) else {
+            if pods::is_terminating(pod.as_ref()) {
+                self.remove(&pod, None).await?;
+            }
+            return Ok(Next::Settled);
+        };
+        if self.nodes.get(&Key::new("", node)).is_none() {
+            return self.orphan(&pod, node).await;
+        }
+        self.with_missing(|missing| missing.remove(node));
+        if pods::is_finished(&pod) {
+            self.thin_out().await?;
+        }
+        Ok(Next::Settled)
+    }
+}
+
+impl Collector {
+    async fn orphan(&self, pod: &Pod, node: &str) -> Result<Next, Error> {
+        let since = self
+            .with_missing(|missing| *missing.entry(node.to_owned()).or_insert_with(Instant::now));
+        let left = QUARANTINE.saturating_sub(since.elapsed());
+        if !left.is_zero() {
+            return Ok(Next::After(left));
+        }
+        let live = Api::<Node>::all(self.client.clone())
+            .get_opt(node)
+            .await
+            .doing(|| format!("ask for node {node}"))?;
+        if live.is_none() {
+            let why = ("DeletionByPodGC", "PodGC: node no longer exists");
+            self.remove(pod, Some(why)).await?;
+        }
+        Ok(Next::Settled)
+    }
+
+    fn with_missing<T>(&self, with: impl FnOnce(&mut HashMap<String, Instant>) -> T) -> T {
+        with(&mut self.missing.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn thin_out(&self) -> Result<(), Error> {
+        let mut finished = self.pods.list();
+        if finished.len() <= MAX_FINISHED {
+            return Ok(());
+        }
+        finished.retain(|pod| pods::is_finished(pod) && !pods::is_terminating(pod.as_ref()));
+        let surplus = finished.len().saturating_sub(MAX_FINISHED);
+        finished.sort_by_cached_key(|pod| (pod.creation_timestamp(), pod.name_any()));
+        for pod in finished.iter().take(surplus) {
+            self.remove(pod, None).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes at once; a pod that had not ended is marked as failed first, with the reason.
+    async fn remove(&self, pod: &Pod, why: Option<(&str, &str)>) -> Result<(), Error> {
+        let name = pod.name_any();
+        let api: Api<Pod> =
+            Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
+        if let Some((reason, message)) = why.filter(|_| !pods::is_finished(pod)) {
+            let patch = json!({"metadata": {"uid": pod.uid()}, "status": {
+                "phase": "Failed",
+                "conditions": [{
+                    "type": "DisruptionTarget",
+                    "status": "True",
+                    "reason": reason,
+                    "message": message,
+                    "lastTransitionTime":
+                        k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+                            k8s_openapi::jiff::Timestamp::now()),
+                }],
+            }});
+            api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(&patch))
+                .await
+                .or_gone()
+                .doing(|| format!("mark pod {name} as failed"))?;
+        }
+        let params = DeleteParams::default()
+            .grace_period(0)
+            .preconditions(Preconditions {
+                uid: pod.uid(),
+                resource_version: None,
+            });
+        api.delete(&name, &params)
+            .await
+            .or_gone()
+            .doing(|| format!("remove pod {name}"))?;
+        Ok(())
+    }
+}

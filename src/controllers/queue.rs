@@ -1,0 +1,225 @@
+//! The work queue of a controller: keys, each at most once, each with one worker at a time.
+//!
+//! Owned by a [`super::shared::Loop`]; its workers take keys with [`Queue::next`] and give them back
+//! with [`Queue::done`].
+//! Always true:
+//! - A key added while it is being worked on is handed out again afterwards, never beside it.
+//! - A key waits for its deadline, not for a tick: an idle queue wakes nobody.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    hash::Hash,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::Instant};
+
+/// First retry of a failed key; it doubles with each failure.
+const FIRST_RETRY: Duration = Duration::from_millis(5);
+/// The longest wait before a retry.
+const LAST_RETRY: Duration = Duration::from_secs(1000);
+
+#[derive(Debug)]
+pub struct Queue<K> {
+    state: Mutex<State<K>>,
+    wake: Notify,
+}
+
+#[derive(Debug)]
+struct State<K> {
+    ready: VecDeque<K>,
+    /// Keys that must be worked on: in `ready`, or in `processing` and due again.
+    dirty: HashSet<K>,
+    processing: HashSet<K>,
+    delayed: BTreeSet<(Instant, K)>,
+    /// The one deadline of each key in `delayed`.
+    deadlines: HashMap<K, Instant>,
+    failures: HashMap<K, u32>,
+}
+
+impl<K> Default for Queue<K> {
+    fn default() -> Self {
+        Self {
+            state: Mutex::new(State {
+                ready: VecDeque::new(),
+                dirty: HashSet::new(),
+                processing: HashSet::new(),
+                delayed: BTreeSet::new(),
+                deadlines: HashMap::new(),
+                failures: HashMap::new(),
+            }),
+            wake: Notify::new(),
+        }
+    }
+}
+
+impl<K: Clone + Eq + Hash + Ord> Queue<K> {
+    pub fn add(&self, key: K) {
+        if self.lock().add(key) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Adds the key once `delay` is over; of several deadlines the earliest counts.
+    pub fn add_after(&self, key: K, delay: Duration) {
+        if delay.is_zero() {
+            return self.add(key);
+        }
+        self.lock().delay(key, Instant::now() + delay);
+        self.wake.notify_one();
+    }
+
+    /// Adds a key that failed, after a delay that doubles with each failure.
+    pub fn retry(&self, key: K) {
+        let delay = {
+            let mut state = self.lock();
+            let failures = state.failures.entry(key.clone()).or_default();
+            let delay = backoff(*failures);
+            *failures = failures.saturating_add(1);
+            delay
+        };
+        self.add_after(key, delay);
+    }
+
+    /// Forgets the failures of a key that went well.
+    pub fn forget(&self, key: &K) {
+        self.lock().failures.remove(key);
+    }
+
+    /// The next key, now marked as being worked on.
+    pub async fn next(&self) -> K {
+        loop {
+            let deadline = {
+                let mut state = self.lock();
+                state.promote(Instant::now());
+                if let Some(key) = state.take() {
+                    // Another sleeper looks after what is left, and after its deadlines.
+                    if !state.ready.is_empty() || !state.delayed.is_empty() {
+                        self.wake.notify_one();
+                    }
+                    return key;
+                }
+                state.delayed.first().map(|(deadline, _)| *deadline)
+            };
+            match deadline {
+                Some(deadline) => {
+                    // Either way the state is looked at again.
+                    let _ = tokio::time::timeout_at(deadline, self.wake.notified()).await;
+                }
+                None => self.wake.notified().await,
+            }
+        }
+    }
+
+    /// Gives back a key taken with [`Queue::next`].
+    pub fn done(&self, key: &K) {
+        let mut state = self.lock();
+        state.processing.remove(key);
+        if state.dirty.contains(key) {
+            state.ready.push_back(key.clone());
+            self.wake.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<K>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Clone + Eq + Hash + Ord> State<K> {
+    /// True if a worker has something new to do.
+    fn add(&mut self, key: K) -> bool {
+        if !self.dirty.insert(key.clone()) || self.processing.contains(&key) {
+            return false;
+        }
+        self.ready.push_back(key);
+        true
+    }
+
+    fn delay(&mut self, key: K, deadline: Instant) {
+        match self.deadlines.get(&key) {
+            Some(earlier) if *earlier <= deadline => return,
+            Some(later) => {
+                self.delayed.remove(&(*later, key.clone()));
+            }
+            None => {}
+        }
+        self.deadlines.insert(key.clone(), deadline);
+        self.delayed.insert((deadline, key));
+    }
+
+    fn promote(&mut self, now: Instant) {
+        while self
+            .delayed
+            .first()
+            .is_some_and(|(deadline, _)| *deadline <= now)
+        {
+            if let Some((_, key)) = self.delayed.pop_first() {
+                self.deadlines.remove(&key);
+                self.add(key);
+            }
+        }
+    }
+
+    fn take(&mut self) -> Option<K> {
+        let key = self.ready.pop_front()?;
+        self.dirty.remove(&key);
+        self.processing.insert(key.clone());
+        Some(key)
+    }
+}
+
+fn backoff(failures: u32) -> Duration {
+    FIRST_RETRY
+        .saturating_mul(1 << failures.min(20))
+        .min(LAST_RETRY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn back_off_doubles_up_to_the_limit() {
+        for (failures, want) in [
+            (0, Duration::from_millis(5)),
+            (1, Duration::from_millis(10)),
+            (10, Duration::from_millis(5120)),
+            (17, Duration::from_millis(655_360)),
+            (18, LAST_RETRY),
+            (u32::MAX, LAST_RETRY),
+        ] {
+            assert_eq!(backoff(failures), want, "{failures} failures");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_in_work_waits_until_it_is_done() {
+        let queue = Queue::default();
+        queue.add("a");
+        queue.add("a");
+        assert_eq!(queue.next().await, "a");
+        queue.add("a");
+        queue.add("b");
+        assert_eq!(queue.next().await, "b");
+        assert!(
+            tokio::time::timeout(Duration::from_millis(5), queue.next())
+                .await
+                .is_err()
+        );
+        queue.done(&"a");
+        assert_eq!(queue.next().await, "a");
+    }
+
+    #[tokio::test]
+    async fn of_two_deadlines_the_earlier_counts() {
+        let queue = Queue::default();
+        queue.add_after("a", Duration::from_secs(3600));
+        queue.add_after("a", Duration::from_millis(1));
+        queue.add_after("a", Duration::from_secs(7200));
+        assert_eq!(queue.next().await, "a");
+        queue.done(&"a");
+        assert!(queue.lock().delayed.is_empty());
+    }
+}

@@ -1,0 +1,157 @@
+//! The loop that every controller shares: watches give keys, workers sync them.
+//!
+//! Used by each controller's `start`; knows no kind.
+//! Always true:
+//! - No key is synced before every watched cache holds its first list.
+//! - A failed key comes back with back-off; a conflict does so silently.
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use kube::Resource;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{error::Error, queue::Queue};
+use crate::informer::{Change, Informer, Key};
+
+/// What one sync asks of its loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing until something changes.
+    Settled,
+    /// Look again then, even if nothing changes.
+    After(Duration),
+}
+
+impl Next {
+    pub fn after(delay: Option<Duration>) -> Self {
+        delay.map_or(Self::Settled, Self::After)
+    }
+}
+
+/// One controller: brings the object behind a key nearer to what is wanted.
+pub trait Controller: Send + Sync + 'static {
+    /// As upstream names it, for logs.
+    const NAME: &'static str;
+
+    /// Observes from caches, plans, applies. Called for one key at a time, never twice at once.
+    fn sync(&self, key: &Key) -> impl Future<Output = Result<Next, Error>> + Send;
+}
+
+type AllKeys = Arc<dyn Fn() -> Vec<Key> + Send + Sync>;
+
+/// A controller together with its queue and its watches.
+pub struct Loop<C> {
+    controller: Arc<C>,
+    queue: Arc<Queue<Key>>,
+    all: AllKeys,
+    tasks: JoinSet<()>,
+    synced: Vec<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl<C: Controller> Loop<C> {
+    /// `primary` holds the objects whose keys are synced; all of them are after missed changes.
+    pub fn new<K>(controller: C, primary: &Informer<K>) -> Self
+    where
+        K: Resource<DynamicType = ()> + Send + Sync + 'static,
+    {
+        let informer = primary.clone();
+        let mut this = Self {
+            controller: Arc::new(controller),
+            queue: Arc::default(),
+            all: Arc::new(move || {
+                informer
+                    .list()
+                    .iter()
+                    .map(|object| Key::of(object.as_ref()))
+                    .collect()
+            }),
+            tasks: JoinSet::new(),
+            synced: Vec::new(),
+        };
+        this.add_watch(primary, |object| vec![Key::of(object)]);
+        this
+    }
+
+    /// Syncs the keys that `keys` tells for an object, before and after each of its changes.
+    pub fn watch<K>(
+        mut self,
+        informer: &Informer<K>,
+        keys: impl Fn(&K) -> Vec<Key> + Send + 'static,
+    ) -> Self
+    where
+        K: Send + Sync + 'static,
+    {
+        self.add_watch(informer, keys);
+        self
+    }
+
+    fn add_watch<K>(
+        &mut self,
+        informer: &Informer<K>,
+        keys: impl Fn(&K) -> Vec<Key> + Send + 'static,
+    ) where
+        K: Send + Sync + 'static,
+    {
+        let mut changes = informer.changes();
+        let waiting = informer.clone();
+        self.synced
+            .push(Box::pin(async move { waiting.synced().await }));
+        let (queue, all) = (self.queue.clone(), self.all.clone());
+        self.tasks.spawn(async move {
+            while let Some(change) = changes.next().await {
+                let touched = match &change {
+                    Change::Applied { old, new } => {
+                        let mut touched = old.as_deref().map(&keys).unwrap_or_default();
+                        touched.extend(keys(new));
+                        touched
+                    }
+                    Change::Deleted(old) => keys(old),
+                    Change::Resync => all(),
+                };
+                for key in touched {
+                    queue.add(key);
+                }
+            }
+        });
+    }
+
+    /// Works until `shutdown`, with at most `workers` keys at once.
+    pub async fn run(mut self, workers: usize, shutdown: CancellationToken) {
+        let synced = futures::future::join_all(std::mem::take(&mut self.synced));
+        if shutdown.run_until_cancelled(synced).await.is_none() {
+            return;
+        }
+        for key in (self.all)() {
+            self.queue.add(key);
+        }
+        for _ in 0..workers {
+            self.tasks
+                .spawn(work(self.controller.clone(), self.queue.clone()));
+        }
+        shutdown.cancelled().await;
+        self.tasks.shutdown().await;
+    }
+}
+
+async fn work<C: Controller>(controller: Arc<C>, queue: Arc<Queue<Key>>) {
+    loop {
+        let key = queue.next().await;
+        match controller.sync(&key).await {
+            Ok(next) => {
+                queue.forget(&key);
+                if let Next::After(delay) = next {
+                    queue.add_after(key.clone(), delay);
+                }
+            }
+            Err(error) => {
+                if !error.is_conflict() {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(controller = C::NAME, %key, error, "sync failed, will retry");
+                }
+                queue.retry(key.clone());
+            }
+        }
+        queue.done(&key);
+    }
+}
