@@ -221,13 +221,17 @@ impl Generator<'_> {
             .find(|name| self.types.contains_key(name));
         // Some declarations take a name from another version of their group, or from a package
         // that they import without a prefix.
-        let group = package
-            .rsplit_once('.')
-            .map_or(package, |(group, _)| group);
+        let group = package.rsplit_once('.').map_or(package, |(group, _)| group);
         let plain = declared.rsplit_once('.').map_or(declared, |(_, name)| name);
         let ends = |name: &&String| name.rsplit_once('.').is_some_and(|(_, last)| last == plain);
         found
-            .or_else(|| self.types.keys().filter(ends).find(|name| name.starts_with(group)).cloned())
+            .or_else(|| {
+                self.types
+                    .keys()
+                    .filter(ends)
+                    .find(|name| name.starts_with(group))
+                    .cloned()
+            })
             .or_else(|| self.types.keys().find(ends).cloned())
     }
 }

@@ -66,6 +66,11 @@ impl Rule {
         self.network(to, 24, 16)
     }
 
+    /// Loads the type of an ICMP message.
+    pub fn icmp_type(self, to: Reg) -> Self {
+        self.payload(2, to, 0, 1)
+    }
+
     fn payload(self, base: u32, to: Reg, offset: u32, length: u32) -> Self {
         self.expression("payload", |e| {
             e.be32(1, to.number())
