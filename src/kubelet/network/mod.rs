@@ -5,9 +5,25 @@
 //! Always true: an address belongs to one pod at a time, across restarts; a failed attach leaves
 //! nothing.
 
-use std::{net::IpAddr, os::fd::BorrowedFd, path::PathBuf};
+mod pool;
+mod records;
+#[cfg(test)]
+mod tests;
+mod wiring;
 
-use ipnet::IpNet;
+use std::{
+    net::IpAddr,
+    os::fd::{AsFd, BorrowedFd},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use ipnet::{IpNet, Ipv4Net};
+use netns::{route::Link, sysctl};
+
+use self::{pool::Pool, records::Records};
+
+const FORWARD: &str = "net/ipv4/ip_forward";
 
 /// Names are made from `cluster`, so that several nodes can share one network namespace's host.
 #[derive(Clone, Debug)]
@@ -24,50 +40,214 @@ pub struct Config {
 
 /// The node's pod network; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct PodNetwork {}
+pub struct PodNetwork {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: Config,
+    gateway: IpAddr,
+    bridge: Link,
+    records: Records,
+    /// Guards the records too: a record is written while its address is taken.
+    pool: Mutex<Pool>,
+}
 
 impl PodNetwork {
     /// Makes or takes over bridge, forwarding and masquerade.
-    pub async fn open(_config: Config) -> Result<Self, Error> {
-        Err(Error::Exhausted)
+    pub async fn open(config: Config) -> Result<Self, Error> {
+        blocking(move || Shared::open(config))
+            .await
+            .map(|shared| Self {
+                shared: Arc::new(shared),
+            })
     }
 
     /// The bridge's address: the node as pods see it.
     pub fn gateway(&self) -> IpAddr {
-        IpAddr::from([0, 0, 0, 0])
+        self.shared.gateway
     }
 
     /// Gives the namespace `eth0`, its address and a default route. A pod that already has its
     /// address keeps it.
-    pub async fn attach(&self, _pod_uid: &str, _netns: BorrowedFd<'_>) -> Result<IpAddr, Error> {
-        Err(Error::Exhausted)
+    pub async fn attach(&self, pod_uid: &str, netns: BorrowedFd<'_>) -> Result<IpAddr, Error> {
+        let netns = netns
+            .try_clone_to_owned()
+            .map_err(|source| Error::Netlink {
+                action: "keep the pod's network namespace open".into(),
+                source: source.into(),
+            })?;
+        let (shared, uid) = (self.shared.clone(), pod_uid.to_owned());
+        blocking(move || shared.attach(&uid, netns.as_fd())).await
     }
 
     /// Removes the pod's link and gives its address back. A pod that was never attached is fine.
-    pub async fn detach(&self, _pod_uid: &str) -> Result<(), Error> {
-        Err(Error::Exhausted)
+    pub async fn detach(&self, pod_uid: &str) -> Result<(), Error> {
+        let (shared, uid) = (self.shared.clone(), pod_uid.to_owned());
+        blocking(move || shared.detach(&uid)).await
     }
 
     /// The pod's address, if it has one.
-    pub async fn address(&self, _pod_uid: &str) -> Option<IpAddr> {
-        None
+    pub async fn address(&self, pod_uid: &str) -> Option<IpAddr> {
+        self.shared.pool().of(pod_uid)
     }
 
     /// Gives back the addresses and links of pods that are not in `live`.
-    pub async fn retain(&self, _live: &[String]) -> Result<(), Error> {
-        Err(Error::Exhausted)
+    pub async fn retain(&self, live: &[String]) -> Result<(), Error> {
+        let (shared, live) = (self.shared.clone(), live.to_vec());
+        blocking(move || {
+            let owners = shared.pool().owners();
+            owners
+                .iter()
+                .filter(|owner| !live.contains(owner))
+                .try_for_each(|owner| shared.detach(owner))
+        })
+        .await
     }
 
     /// Takes bridge and table away again (for `reset`).
     pub async fn remove(&self) -> Result<(), Error> {
-        Err(Error::Exhausted)
+        let shared = self.shared.clone();
+        blocking(move || shared.remove()).await
     }
+}
+
+impl Shared {
+    fn open(config: Config) -> Result<Self, Error> {
+        let range = match config.pod_cidr {
+            IpNet::V4(range) if range.prefix_len() <= 29 => range,
+            other => return Err(Error::Range(other)),
+        };
+        let records = Records::open(&config.state_dir)?;
+        let gateway = gateway(range);
+        let bridge = wiring::ensure_bridge(&config.bridge, gateway, range)
+            .map_err(during(format!("set up the bridge {}", config.bridge)))?;
+        set(&records, FORWARD, "1")?;
+        wiring::ensure_masquerade(
+            &config.table,
+            &config.bridge,
+            config.pod_cidr,
+            config.cluster_cidr,
+        )
+        .map_err(during(format!("set up masquerade in {}", config.table)))?;
+
+        let mut pool = Pool::new(range);
+        for (owner, address) in records.addresses()? {
+            if !pool.restore(&owner, address) {
+                records.delete(address)?;
+            }
+        }
+        if let Some(last) = records.last_address() {
+            pool.resume_after(last);
+        }
+        Ok(Self {
+            gateway: gateway.into(),
+            config,
+            bridge,
+            records,
+            pool: Mutex::new(pool),
+        })
+    }
+
+    fn attach(&self, pod_uid: &str, netns: BorrowedFd<'_>) -> Result<IpAddr, Error> {
+        let address = {
+            let mut pool = self.pool();
+            let address = pool.take(pod_uid).ok_or(Error::Exhausted)?;
+            if let Err(error) = self.records.put(pod_uid, address) {
+                pool.give_back(pod_uid);
+                return Err(error);
+            }
+            IpAddr::from(address)
+        };
+        if let Err(error) = wiring::attach(&self.bridge, self.gateway, pod_uid, address, netns) {
+            self.release(pod_uid)?;
+            return Err(during(format!("wire pod {pod_uid} with {address}"))(error));
+        }
+        Ok(address)
+    }
+
+    fn detach(&self, pod_uid: &str) -> Result<(), Error> {
+        let Some(address) = self.pool().of(pod_uid) else {
+            return Ok(());
+        };
+        wiring::detach(&self.bridge, pod_uid, address)
+            .map_err(during(format!("unwire pod {pod_uid}")))?;
+        self.release(pod_uid)
+    }
+
+    fn release(&self, pod_uid: &str) -> Result<(), Error> {
+        let mut pool = self.pool();
+        match pool.give_back(pod_uid) {
+            Some(address) => self.records.delete(address),
+            None => Ok(()),
+        }
+    }
+
+    fn remove(&self) -> Result<(), Error> {
+        let owners = self.pool().owners();
+        for owner in &owners {
+            self.detach(owner)?;
+        }
+        wiring::remove_masquerade(&self.config.table)
+            .map_err(during(format!("remove the table {}", self.config.table)))?;
+        wiring::remove_bridge(&self.config.bridge)
+            .map_err(during(format!("remove the bridge {}", self.config.bridge)))?;
+        for (name, value) in self.records.settings() {
+            sysctl::write(&name, &value).map_err(during(format!("restore {name}")))?;
+        }
+        self.records.forget_settings()
+    }
+
+    fn pool(&self) -> std::sync::MutexGuard<'_, Pool> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The first address of the range.
+fn gateway(range: Ipv4Net) -> std::net::Ipv4Addr {
+    std::net::Ipv4Addr::from(u32::from(range.network()) + 1)
+}
+
+/// Changes a kernel setting, after its old value is on record.
+fn set(records: &Records, name: &str, value: &str) -> Result<(), Error> {
+    let old = sysctl::read(name).map_err(during(format!("read {name}")))?;
+    match old {
+        Some(old) if old != value => {
+            records.record_setting(name, &old)?;
+            sysctl::write(name, value).map_err(during(format!("set {name} to {value}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn during(action: String) -> impl FnOnce(netns::Error) -> Error {
+    move |source| Error::Netlink {
+        action,
+        source: Box::new(source),
+    }
+}
+
+/// Netlink answers in microseconds, but the kernel's one lock for links may take longer.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| {
+            Err(Error::Netlink {
+                action: "run a blocking call".into(),
+                source: error.into(),
+            })
+        })
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("no free address in the pod range")]
     Exhausted,
+    #[error("the pod range {0} is not an IPv4 range of at least eight addresses")]
+    Range(IpNet),
     #[error("{action} {path}")]
     Io {
         action: &'static str,

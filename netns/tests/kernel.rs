@@ -1,0 +1,362 @@
+//! Everything the crate sends, witnessed by `ip` and `nft`, in namespaces of the tests' own.
+
+use std::{
+    error::Error,
+    io::{ErrorKind, Write},
+    net::{IpAddr, Ipv4Addr, TcpStream},
+    os::fd::AsFd,
+    process::{Command, Stdio},
+};
+
+use netns::{
+    Namespace,
+    nft::{
+        BaseChain, Batch, ChainKind, Element, Family, Hook, Policy, Reg, Reject, Rule, Set,
+        SetKind, Socket, Table, Type, Value, Verdict,
+    },
+    route::{self, Change, Prefix, Veth},
+};
+
+type TestResult<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
+
+const GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 1));
+const POD: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2));
+
+fn output(program: &str, args: &[&str]) -> TestResult<String> {
+    let output = Command::new(program).args(args).output()?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into());
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_wired_namespace_reaches_its_gateway() -> TestResult {
+    let (host, pod) = (Namespace::create()?, Namespace::create()?);
+    host.run(|| -> TestResult {
+        let mut socket = route::Socket::open()?;
+        socket.apply(vec![Change::add_bridge("br0", [2, 0, 0, 0, 0, 1])])?;
+        let bridge = socket.link("br0")?;
+        assert_eq!(bridge.kind.as_deref(), Some("bridge"));
+        socket.apply(vec![
+            Change::add_address(bridge.index, Prefix::new(GATEWAY, 24)),
+            Change::set_up(bridge.index),
+        ])?;
+        let veth = Veth {
+            name: "v1",
+            peer_name: "eth0",
+            peer_netns: pod.as_fd(),
+            mac: [2, 0, 0, 0, 1, 1],
+            peer_mac: [2, 0, 0, 0, 1, 2],
+            mtu: 1400,
+            master: Some(bridge.index),
+        };
+        socket.apply(vec![Change::add_veth(&veth), Change::set_hairpin("v1")])?;
+        assert_eq!(socket.link("v1")?.master, Some(bridge.index));
+        let detail = output("ip", &["-d", "link", "show", "v1"])?;
+        assert!(detail.contains("hairpin on"), "{detail}");
+
+        let again = socket.apply(vec![Change::add_veth(&veth)]);
+        assert!(again.is_err_and(|error| error.is_present()
+            && error.to_string().contains("add the veth pair v1 and eth0")));
+        Ok(())
+    })??;
+    pod.run(|| -> TestResult {
+        let mut socket = route::Socket::open()?;
+        let lo = socket.link("lo")?.index;
+        let eth0 = socket.link("eth0")?;
+        assert_eq!((eth0.mtu, eth0.up), (1400, false));
+        let everywhere = Prefix::new(Ipv4Addr::UNSPECIFIED.into(), 0);
+        socket.apply(vec![
+            Change::set_up(lo),
+            Change::set_up(eth0.index),
+            Change::add_address(eth0.index, Prefix::host(POD)),
+            Change::add_route(eth0.index, Prefix::host(GATEWAY), None),
+            Change::add_route(eth0.index, everywhere, Some(GATEWAY)),
+            Change::add_neighbour(eth0.index, GATEWAY, [2, 0, 0, 0, 0, 1]),
+        ])?;
+        let routes = output("ip", &["route"])?;
+        assert!(routes.contains("default via 10.9.0.1 dev eth0"), "{routes}");
+        let addresses = socket.addresses()?;
+        assert!(addresses.contains(&(eth0.index, Prefix::host(POD))));
+        let link = TcpStream::connect((GATEWAY, 7070));
+        // Nobody listens, but the gateway says so: it was reached.
+        assert!(link.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused));
+        Ok(())
+    })??;
+    host.run(|| -> TestResult {
+        let mut socket = route::Socket::open()?;
+        socket.apply(vec![Change::delete_link("v1")])?;
+        let gone = socket.apply(vec![Change::delete_link("v1")]);
+        assert!(gone.is_err_and(|error| error.is_absent()));
+        Ok(())
+    })?
+}
+
+/// A table with one of everything the proxy uses.
+fn everything(table: &Table) -> Batch {
+    let front = [Type::Ipv4, Type::Protocol, Type::Port];
+    let back = [Type::Ipv4, Type::Protocol, Type::Port, Type::Mark];
+    let client = [Type::Ipv4, Type::Ipv4, Type::Protocol, Type::Port];
+    let endpoint = SetKind::Map(&[Type::Ipv4, Type::Port]);
+    let base = |kind, hook, priority| BaseChain {
+        kind,
+        hook,
+        priority,
+        policy: Policy::Accept,
+    };
+    let service = |rule: Rule| {
+        rule.destination_v4(Reg(1))
+            .protocol(Reg(2))
+            .destination_port(Reg(3))
+    };
+    let mut batch = Batch::new();
+    batch
+        .remove_table(table)
+        .add_table(table)
+        .add_set(table, &Set::new("fronts", &front, SetKind::VerdictMap))
+        .add_set(table, &Set::new("backs", &back, endpoint))
+        .add_set(
+            table,
+            &Set::new("affinity", &client, SetKind::Map(&[Type::Mark])).dynamic(1000),
+        )
+        .add_set(
+            table,
+            &Set::new("hairpin", &[Type::Ipv4, Type::Ipv4], SetKind::Set),
+        )
+        .add_chain(table, "pick-2")
+        .add_chain(table, "turn-away")
+        .add_base_chain(
+            table,
+            "prerouting",
+            base(ChainKind::Nat, Hook::Prerouting, -100),
+        )
+        .add_rule(
+            table,
+            "prerouting",
+            service(Rule::new()).verdict_of("fronts", Reg(1)),
+        )
+        .add_rule(
+            table,
+            "pick-2",
+            service(Rule::new().source_v4(Reg(0)))
+                .random(Reg(4), 2)
+                .remember("affinity", Reg(0), Reg(4), 5000),
+        )
+        .add_rule(
+            table,
+            "pick-2",
+            service(Rule::new().source_v4(Reg(0)))
+                .look_up("affinity", Reg(0), Reg(4))
+                .set_priority(Reg(4)),
+        )
+        .add_rule(
+            table,
+            "pick-2",
+            service(Rule::new())
+                .load_priority(Reg(4))
+                .look_up("backs", Reg(1), Reg(5))
+                .destination_nat(false, Reg(5), Reg(6)),
+        )
+        .add_rule(
+            table,
+            "pick-2",
+            service(Rule::new())
+                .random(Reg(4), 2)
+                .look_up("backs", Reg(1), Reg(5))
+                .destination_nat(false, Reg(5), Reg(6)),
+        )
+        .add_rule(
+            table,
+            "turn-away",
+            Rule::new()
+                .protocol(Reg(0))
+                .equal(Reg(0), &[6])
+                .reject(Reject::TcpReset),
+        )
+        .add_rule(table, "turn-away", Rule::new().reject(Reject::IcmpPort))
+        .add_base_chain(
+            table,
+            "postrouting",
+            base(ChainKind::Nat, Hook::Postrouting, 100),
+        )
+        .add_rule(
+            table,
+            "postrouting",
+            Rule::new()
+                .source_v4(Reg(0))
+                .destination_v4(Reg(1))
+                .in_set("hairpin", Reg(0))
+                .masquerade(),
+        )
+        .add_rule(
+            table,
+            "postrouting",
+            Rule::new()
+                .source_in([10, 9, 0, 7].into(), 20, true)
+                .destination_in([10, 0, 0, 0].into(), 8, false)
+                .not_output_link("br0")
+                .masquerade(),
+        )
+        .add_base_chain(table, "input", base(ChainKind::Filter, Hook::Input, 0))
+        .add_rule(
+            table,
+            "input",
+            Rule::new()
+                .state_new()
+                .source_local(false)
+                .destination_local()
+                .load_mark(Reg(0))
+                .bitwise(
+                    Reg(0),
+                    &0xffff_bfffu32.to_ne_bytes(),
+                    &0x4000u32.to_ne_bytes(),
+                )
+                .set_mark(Reg(0))
+                .counter()
+                .verdict(&Verdict::Return),
+        )
+        .add_elements(
+            table,
+            "fronts",
+            [Element {
+                key: FRONT.to_vec(),
+                value: Value::Verdict(Verdict::Goto("pick-2".into())),
+            }],
+        )
+        .add_elements(
+            table,
+            "backs",
+            (0..2u8).map(|slot| Element {
+                key: back_key(slot.into()),
+                value: Value::Data(vec![10, 9, 0, 2 + slot, 31, 144, 0, 0]),
+            }),
+        );
+    batch
+}
+
+/// 10.96.0.10, UDP, port 53.
+const FRONT: [u8; 12] = [10, 96, 0, 10, 17, 0, 0, 0, 0, 53, 0, 0];
+
+fn back_key(slot: u32) -> Vec<u8> {
+    [&FRONT[..], &slot.to_ne_bytes()].concat()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn nft_reads_what_was_written() -> TestResult {
+    Namespace::create()?.run(|| -> TestResult {
+        let table = Table::new(Family::Ip, "probe");
+        let mut socket = Socket::open()?;
+        socket.commit(everything(&table))?;
+        // A second time takes the first one's place, in one transaction.
+        socket.commit(everything(&table))?;
+        let listing = output("nft", &["list", "ruleset"])?;
+        for line in [
+            "10.96.0.10 . udp . 53 : goto pick-2",
+            "10.96.0.10 . udp . 53 . 0x00000001 : 10.9.0.3 . 8080",
+            "numgen random mod 2 map @backs",
+            "ip daddr . meta l4proto . th dport",
+            "type nat hook postrouting priority srcnat; policy accept;",
+            "ip saddr 10.9.0.0/20 ip daddr != 10.0.0.0/8 oifname != \"br0\" masquerade fully-random",
+            "ct state new fib saddr type != local fib daddr type local",
+            "reject with tcp reset",
+        ] {
+            assert!(listing.contains(line), "no {line:?} in\n{listing}");
+        }
+
+        let mut batch = Batch::new();
+        batch.delete_elements(&table, "backs", [Element {
+            key: back_key(1),
+            value: Value::None,
+        }]);
+        socket.commit(batch)?;
+        let listing = output("nft", &["list", "map", "ip", "probe", "backs"])?;
+        assert!(!listing.contains("10.9.0.3"), "{listing}");
+
+        let mut batch = Batch::new();
+        batch.remove_table(&table);
+        socket.commit(batch)?;
+        assert_eq!(output("nft", &["list", "ruleset"])?, "");
+        Ok(())
+    })?
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_failed_transaction_changes_nothing_and_says_what_failed() -> TestResult {
+    Namespace::create()?.run(|| -> TestResult {
+        let table = Table::new(Family::Ip, "probe");
+        let mut batch = Batch::new();
+        batch.add_table(&table).add_chain(&table, "one").add_rule(
+            &table,
+            "two",
+            Rule::new().counter(),
+        );
+        let error = Socket::open()?
+            .commit(batch)
+            .err()
+            .ok_or("it was accepted")?;
+        assert!(
+            error
+                .to_string()
+                .contains("add a rule to the chain two of ip probe")
+        );
+        assert!(error.is_absent());
+        assert_eq!(output("nft", &["list", "ruleset"])?, "");
+        Ok(())
+    })?
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_large_transaction_goes_through() -> TestResult {
+    Namespace::create()?.run(|| -> TestResult {
+        let table = Table::new(Family::Ip, "probe");
+        let mut batch = everything(&table);
+        batch.add_elements(
+            &table,
+            "backs",
+            (2..100_002).map(|slot| Element {
+                key: back_key(slot),
+                value: Value::Data(vec![10, 9, 0, 2, 31, 144, 0, 0]),
+            }),
+        );
+        Socket::open()?.commit(batch)?;
+        let listing = output("nft", &["list", "map", "ip", "probe", "backs"])?;
+        assert_eq!(listing.matches("udp . 53 . ").count(), 100_002);
+        Ok(())
+    })?
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_nft_lists_nft_accepts() -> TestResult {
+    Namespace::create()?.run(|| -> TestResult {
+        let table = Table::new(Family::Ip, "probe");
+        // `nft` has no word for a register used twice, so only plain rules go this way.
+        let mut batch = Batch::new();
+        batch.add_table(&table).add_chain(&table, "plain").add_rule(
+            &table,
+            "plain",
+            Rule::new()
+                .source_in([10, 9, 0, 0].into(), 16, true)
+                .output_link("br0")
+                .verdict(&Verdict::Accept),
+        );
+        Socket::open()?.commit(batch)?;
+        let listing = output("nft", &["list", "ruleset"])?;
+        let mut check = Command::new("nft")
+            .args(["-c", "-f", "-"])
+            .stdin(Stdio::piped())
+            .spawn()?;
+        check
+            .stdin
+            .take()
+            .ok_or("no stdin")?
+            .write_all(listing.as_bytes())?;
+        assert!(check.wait()?.success());
+        Ok(())
+    })?
+}

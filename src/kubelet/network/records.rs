@@ -1,0 +1,116 @@
+//! What of the node's network outlives the daemon: addresses by pod, settings as they were found.
+//!
+//! Owns the state folder. A record is written before the address is used and is whole or absent
+//! (written aside, then renamed). It is not forced to disk: whoever loses it to a power cut has
+//! lost the pods too.
+
+use std::{
+    fs, io,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+
+use super::Error;
+
+const LAST: &str = "last-address";
+const SETTINGS: &str = "settings";
+
+#[derive(Debug)]
+pub struct Records {
+    folder: PathBuf,
+}
+
+impl Records {
+    pub fn open(folder: &Path) -> Result<Self, Error> {
+        let addresses = folder.join("addresses");
+        fs::create_dir_all(&addresses).map_err(failed("create", &addresses))?;
+        Ok(Self {
+            folder: folder.into(),
+        })
+    }
+
+    /// Owner and address of every record; what cannot be read is dropped.
+    pub fn addresses(&self) -> Result<Vec<(String, Ipv4Addr)>, Error> {
+        let folder = self.folder.join("addresses");
+        let mut records = Vec::new();
+        for entry in fs::read_dir(&folder).map_err(failed("read", &folder))? {
+            let path = entry.map_err(failed("read", &folder))?.path();
+            let address = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .and_then(|name| name.parse().ok());
+            match (address, fs::read_to_string(&path)) {
+                (Some(address), Ok(owner)) if !owner.is_empty() => records.push((owner, address)),
+                _ => fs::remove_file(&path).map_err(failed("remove", &path))?,
+            }
+        }
+        Ok(records)
+    }
+
+    pub fn last_address(&self) -> Option<Ipv4Addr> {
+        let text = fs::read_to_string(self.folder.join(LAST)).ok()?;
+        text.parse().ok()
+    }
+
+    pub fn put(&self, owner: &str, address: Ipv4Addr) -> Result<(), Error> {
+        write(
+            &self.folder.join("addresses").join(address.to_string()),
+            owner,
+        )?;
+        write(&self.folder.join(LAST), &address.to_string())
+    }
+
+    pub fn delete(&self, address: Ipv4Addr) -> Result<(), Error> {
+        remove(&self.folder.join("addresses").join(address.to_string()))
+    }
+
+    /// Kernel settings as they were before us, by name. The first value recorded stays.
+    pub fn settings(&self) -> Vec<(String, String)> {
+        let text = fs::read_to_string(self.folder.join(SETTINGS)).unwrap_or_default();
+        text.lines()
+            .filter_map(|line| line.split_once('='))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect()
+    }
+
+    pub fn record_setting(&self, name: &str, value: &str) -> Result<(), Error> {
+        let mut settings = self.settings();
+        if settings.iter().any(|(recorded, _)| recorded == name) {
+            return Ok(());
+        }
+        settings.push((name.to_owned(), value.to_owned()));
+        let lines: Vec<String> = settings
+            .iter()
+            .map(|(name, value)| format!("{name}={value}\n"))
+            .collect();
+        write(&self.folder.join(SETTINGS), &lines.concat())
+    }
+
+    pub fn forget_settings(&self) -> Result<(), Error> {
+        remove(&self.folder.join(SETTINGS))
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Error> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".new");
+    let aside = PathBuf::from(aside);
+    fs::write(&aside, text).map_err(failed("write", &aside))?;
+    fs::rename(&aside, path).map_err(failed("replace", path))
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io {
+        action,
+        path,
+        source,
+    }
+}

@@ -1,0 +1,89 @@
+//! The pod network in namespaces of the test's own.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use netns::Namespace;
+
+use super::*;
+
+type TestResult<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Runs a future in a namespace; its blocking threads are in it too.
+fn in_host<T: Send>(
+    host: &Namespace,
+    work: impl AsyncFnOnce() -> TestResult<T> + Send,
+) -> TestResult<T> {
+    host.run(|| {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(work())
+    })?
+}
+
+fn config(folder: &std::path::Path) -> Config {
+    Config {
+        state_dir: folder.into(),
+        pod_cidr: "10.7.1.0/24".parse().expect("a literal range"),
+        bridge: "vetch0".into(),
+        table: "vetch".into(),
+        cluster_cidr: "10.7.0.0/16".parse().expect("a literal range"),
+    }
+}
+
+fn ip(args: &str) -> TestResult<String> {
+    let output = Command::new("ip").args(args.split(' ')).output()?;
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn pods_reach_each_other_and_leave_nothing() -> TestResult {
+    let folder = tempfile::tempdir()?;
+    let (host, one, two) = (
+        Namespace::create()?,
+        Namespace::create()?,
+        Namespace::create()?,
+    );
+    in_host(&host, async || {
+        sysctl::write(FORWARD, "0")?;
+        let network = PodNetwork::open(config(folder.path())).await?;
+        let first = network.attach("uid-1", one.as_fd()).await?;
+        let start = Instant::now();
+        let second = network.attach("uid-2", two.as_fd()).await?;
+        println!("attach took {:?}", start.elapsed());
+        assert_eq!(first, IpAddr::from([10, 7, 1, 2]));
+
+        let listener = two.run(|| TcpListener::bind((second, 80)))??;
+        let address = SocketAddr::new(second, 80);
+        let mut client = one.run(|| TcpStream::connect_timeout(&address, TIMEOUT))??;
+        let (mut server, from) = listener.accept()?;
+        server.write_all(b"hello")?;
+        drop(server);
+        let mut text = String::new();
+        client.read_to_string(&mut text)?;
+        assert_eq!(text, "hello");
+        assert_eq!(from.ip(), first); // no address translation between pods
+
+        // The daemon restarts: the pods keep their addresses.
+        let network = PodNetwork::open(config(folder.path())).await?;
+        assert_eq!(network.address("uid-2").await, Some(second));
+        network.retain(&["uid-2".into()]).await?;
+        assert_eq!(network.address("uid-1").await, None);
+        assert!(!ip("link")?.contains(&wiring::link_name("uid-1")));
+
+        network.remove().await?;
+        assert_eq!(ip("-o link")?.lines().count(), 1); // lo
+        assert_eq!(sysctl::read(FORWARD)?.as_deref(), Some("0"));
+        let tables = Command::new("nft").args(["list", "ruleset"]).output()?;
+        assert_eq!(tables.stdout, b"");
+        Ok(())
+    })
+}

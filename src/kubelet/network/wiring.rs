@@ -1,0 +1,183 @@
+//! The kernel side of the pod network: bridge, veth pairs, masquerade. Blocking.
+//!
+//! Pods have their address alone (/32) and a route to the gateway: all their traffic is routed by
+//! the host, none is switched between bridge ports. So packets between two pods of one node pass
+//! the same hooks as any other, and replies of services find their way back without br_netfilter.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    os::fd::BorrowedFd,
+};
+
+use ipnet::{IpNet, Ipv4Net};
+use netns::{
+    nft::{self, BaseChain, Batch, ChainKind, Family, Hook, Policy, Reg, Rule, Table, Verdict},
+    route::{Change, Link, Mac, Prefix, Socket, Veth},
+};
+use sha2::{Digest, Sha256};
+
+/// A packet that a pod sends must not need a larger frame than any link on its way has.
+const MTU: u32 = 1500;
+const ICMP: u8 = 1;
+const ICMP_REDIRECT: u8 = 5;
+
+/// Makes or takes over the bridge; its hardware address follows from its name.
+pub fn ensure_bridge(name: &str, gateway: Ipv4Addr, range: Ipv4Net) -> Result<Link, netns::Error> {
+    let mut socket = Socket::open()?;
+    match socket.apply(vec![Change::add_bridge(name, mac(name))]) {
+        Err(error) if !error.is_present() => return Err(error),
+        _ => {}
+    }
+    let link = socket.link(name)?;
+    socket.apply(vec![
+        Change::set_mac(link.index, mac(name)),
+        Change::add_address(link.index, Prefix::new(gateway.into(), range.prefix_len())),
+        Change::set_up(link.index),
+    ])?;
+    socket.link(name)
+}
+
+/// Wires a namespace: afterwards `eth0` has the address and reaches everything by the gateway,
+/// and neither side has to ask for the other's hardware address. On error nothing is left.
+pub fn attach(
+    bridge: &Link,
+    gateway: IpAddr,
+    pod_uid: &str,
+    address: IpAddr,
+    pod: BorrowedFd<'_>,
+) -> Result<(), netns::Error> {
+    let name = link_name(pod_uid);
+    let (host_mac, pod_mac) = (mac(&name), mac(pod_uid));
+    let mut host = Socket::open()?;
+    // Left over from an attempt that was cut short.
+    remove_link(&mut host, &name)?;
+    let veth = Veth {
+        name: &name,
+        peer_name: "eth0",
+        peer_netns: pod,
+        mac: host_mac,
+        peer_mac: pod_mac,
+        mtu: MTU,
+        master: Some(bridge.index),
+    };
+    let wired = host
+        .apply(vec![
+            Change::add_veth(&veth),
+            Change::set_hairpin(&name),
+            Change::add_neighbour(bridge.index, address, pod_mac),
+        ])
+        .and_then(|()| netns::namespace::run_in(pod, || configure_pod(bridge, gateway, address))?);
+    if wired.is_err() {
+        let _ = detach(bridge, pod_uid, address);
+    }
+    wired
+}
+
+fn configure_pod(bridge: &Link, gateway: IpAddr, address: IpAddr) -> Result<(), netns::Error> {
+    let mut socket = Socket::open()?;
+    let lo = socket.link("lo")?.index;
+    let eth0 = socket.link("eth0")?.index;
+    let everywhere = Prefix::new(Ipv4Addr::UNSPECIFIED.into(), 0);
+    let mut changes = vec![
+        Change::set_up(lo),
+        Change::set_up(eth0),
+        Change::add_address(eth0, Prefix::host(address)),
+        Change::add_route(eth0, Prefix::host(gateway), None),
+        Change::add_route(eth0, everywhere, Some(gateway)),
+    ];
+    if let Some(mac) = bridge.mac {
+        changes.push(Change::add_neighbour(eth0, gateway, mac));
+    }
+    socket.apply(changes)
+}
+
+/// Removes what [`attach`] made; what is gone already is fine.
+pub fn detach(bridge: &Link, pod_uid: &str, address: IpAddr) -> Result<(), netns::Error> {
+    let mut socket = Socket::open()?;
+    match socket.apply(vec![Change::delete_neighbour(bridge.index, address)]) {
+        Err(error) if !error.is_absent() => return Err(error),
+        _ => {}
+    }
+    remove_link(&mut socket, &link_name(pod_uid))
+}
+
+pub fn remove_bridge(name: &str) -> Result<(), netns::Error> {
+    remove_link(&mut Socket::open()?, name)
+}
+
+fn remove_link(socket: &mut Socket, name: &str) -> Result<(), netns::Error> {
+    match socket.apply(vec![Change::delete_link(name)]) {
+        Err(error) if !error.is_absent() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Masquerades what pods send out of the cluster. Everything is in a table of our own.
+pub fn ensure_masquerade(
+    table: &str,
+    bridge: &str,
+    pods: IpNet,
+    cluster: IpNet,
+) -> Result<(), netns::Error> {
+    let table = Table::new(Family::Ip, table);
+    let base = |kind, hook, priority| BaseChain {
+        kind,
+        hook,
+        priority,
+        policy: Policy::Accept,
+    };
+    let mut batch = Batch::new();
+    batch
+        .remove_table(&table)
+        .add_table(&table)
+        .add_base_chain(
+            &table,
+            "postrouting",
+            base(ChainKind::Nat, Hook::Postrouting, 100),
+        )
+        .add_rule(
+            &table,
+            "postrouting",
+            Rule::new()
+                .source_in(pods.network(), pods.prefix_len(), true)
+                .destination_in(cluster.network(), cluster.prefix_len(), false)
+                .not_output_link(bridge)
+                .masquerade(),
+        )
+        // Pods reach each other through the gateway on purpose; redirects would only confuse them.
+        .add_base_chain(&table, "output", base(ChainKind::Filter, Hook::Output, 0))
+        .add_rule(
+            &table,
+            "output",
+            Rule::new()
+                .output_link(bridge)
+                .protocol(Reg(0))
+                .equal(Reg(0), &[ICMP])
+                .icmp_type(Reg(0))
+                .equal(Reg(0), &[ICMP_REDIRECT])
+                .verdict(&Verdict::Drop),
+        );
+    nft::Socket::open()?.commit(batch)
+}
+
+pub fn remove_masquerade(table: &str) -> Result<(), netns::Error> {
+    let mut batch = Batch::new();
+    batch.remove_table(&Table::new(Family::Ip, table));
+    nft::Socket::open()?.commit(batch)
+}
+
+/// The host's end of a pod's veth pair: 15 bytes at most, the same for the same pod.
+pub fn link_name(pod_uid: &str) -> String {
+    let digest = Sha256::digest(pod_uid.as_bytes());
+    let hex: String = digest[..5]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("veth{hex}")
+}
+
+/// A hardware address of the locally administered kind that follows from `seed`.
+fn mac(seed: &str) -> Mac {
+    let digest = Sha256::digest(seed.as_bytes());
+    [2, digest[6], digest[7], digest[8], digest[9], digest[10]]
+}
