@@ -13,6 +13,7 @@
 pub mod admission;
 pub mod authn;
 pub mod authz;
+pub mod bootstrap;
 pub mod cache;
 pub mod discovery;
 pub mod encode;
@@ -29,7 +30,10 @@ pub mod response;
 pub mod selector;
 pub mod server;
 pub mod special;
+pub mod start;
 pub mod status;
 pub mod streaming;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod verbs;
 pub mod write;

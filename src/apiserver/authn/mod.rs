@@ -71,6 +71,11 @@ impl Authenticator {
         }
     }
 
+    /// Who signs the service accounts' tokens.
+    pub fn issuer(&self) -> &TokenIssuer {
+        &self.issuer
+    }
+
     /// The user behind a request. `peer_certs` must have been checked against the cluster's
     /// authority by the TLS layer. Without any credential the user is anonymous.
     pub async fn authenticate(

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Body, Frontend, answer, full, header_text, resources::JSON};
 use crate::apiserver::{
-    discovery, encode,
+    authn, discovery, encode,
     negotiate::{self, DOCUMENTS, View},
     openapi,
     query::Query,
@@ -112,11 +112,11 @@ impl Documents {
                 "text/plain; version=0.0.4",
                 full(metrics(frontend)),
             )),
-            [".well-known", "openid-configuration"] => {
-                json_answer(&frontend.authenticator.openid_configuration())
-            }
+            [".well-known", "openid-configuration"] => json_answer(&authn::openid_configuration(
+                frontend.authenticator.issuer(),
+            )),
             ["openid", "v1", "jwks"] => {
-                let bytes = encode::text(JSON, &frontend.authenticator.jwks())?;
+                let bytes = encode::text(JSON, &authn::jwks(frontend.authenticator.issuer()))?;
                 Ok(answer(200, "application/jwk-set+json", full(bytes)))
             }
             ["openapi", "v2"] => Ok(self.openapi_v2(headers)),
@@ -313,5 +313,6 @@ fn metrics(frontend: &Frontend) -> String {
         "# TYPE etcd_revision gauge\netcd_revision {}\n",
         cache.revision()
     ));
+    frontend.counters.write(&mut text);
     text
 }

@@ -3,12 +3,15 @@
 //! `path.rs` names what a URL means, `documents.rs` answers what is no resource, `resources.rs`
 //! the rest, `serve.rs` has the listener and `local.rs` the way without a socket.
 
+mod counters;
 mod documents;
 mod local;
 mod path;
 mod resources;
 mod serve;
 
+pub use counters::Counters;
+pub use documents::Documents;
 pub use local::client;
 pub use serve::serve;
 
@@ -27,6 +30,7 @@ use super::{
     server::ApiServer,
     status::{Details, Reason, Status},
 };
+use counters::Labels;
 use path::{Place, ResourcePath};
 
 /// Who is at the other end.
@@ -41,10 +45,11 @@ pub enum Peer {
 /// Everything a request needs.
 pub struct Frontend {
     pub server: Arc<ApiServer>,
-    pub authenticator: Authenticator,
-    pub authorizer: Authorizer,
+    pub authenticator: Arc<Authenticator>,
+    pub authorizer: Arc<Authorizer>,
     pub documents: documents::Documents,
     pub proxy: super::streaming::Proxy,
+    pub counters: Counters,
 }
 
 /// A request taken apart; its body, still to be read, goes beside it.
@@ -56,6 +61,14 @@ struct Incoming {
     user: User,
     upgrade: Option<hyper::upgrade::OnUpgrade>,
     uri_path: String,
+}
+
+/// What a request's first line means.
+struct Asked {
+    place: Place,
+    query: Query,
+    attributes: Attributes,
+    upgrade: Option<hyper::upgrade::OnUpgrade>,
 }
 
 impl Frontend {
@@ -70,10 +83,25 @@ impl Frontend {
         let upgrade = request
             .extensions_mut()
             .remove::<hyper::upgrade::OnUpgrade>();
-        let mut response = match self.respond(request, peer, upgrade).await {
+        let place = path::parse(request.uri().path());
+        let query = Query::parse(request.uri().query().unwrap_or_default());
+        let attributes = attributes(request.method(), &place, request.uri().path(), &query);
+        let labels = Labels::new(&place, &attributes.verb);
+        let begun = std::time::Instant::now();
+        let inflight = self.counters.begin(&labels);
+        let incoming = Asked {
+            place,
+            query,
+            attributes,
+            upgrade,
+        };
+        let mut response = match self.respond(request, peer, incoming).await {
             Ok(response) => response,
             Err(status) => failure(&status, accept.as_deref()),
         };
+        drop(inflight);
+        self.counters
+            .answered(labels, response.status().as_u16(), begun.elapsed());
         let headers = response.headers_mut();
         if let Some(audit) = audit {
             headers.insert(HeaderName::from_static("audit-id"), audit);
@@ -88,8 +116,14 @@ impl Frontend {
         self: &Arc<Self>,
         request: Request<Body>,
         peer: Peer,
-        upgrade: Option<hyper::upgrade::OnUpgrade>,
+        asked: Asked,
     ) -> Result<Response<Body>, Status> {
+        let Asked {
+            place,
+            query,
+            attributes,
+            upgrade,
+        } = asked;
         let (parts, body) = request.into_parts();
         let user = match peer {
             Peer::Internal(user) => (*user).clone(),
@@ -101,14 +135,11 @@ impl Frontend {
         };
         let uri_path = parts.uri.path().to_owned();
         let raw_query = parts.uri.query().unwrap_or_default().to_owned();
-        let query = Query::parse(&raw_query);
-        let place = path::parse(&uri_path);
-        let attributes = attributes(&parts.method, &place, &uri_path, &query);
-        let decision = self.authorizer.authorize(&user, &attributes).await;
-        if !matches!(decision, Decision::Allow { .. }) {
-            return Err(forbidden(&user, &attributes, &decision));
-        }
         let user = self.impersonate(user, &parts).await?;
+        self.authorize(&user, &attributes).await?;
+        if let Some(more) = also_needed(&attributes, &parts.headers) {
+            self.authorize(&user, &more).await?;
+        }
         let incoming = Incoming {
             method: parts.method,
             headers: parts.headers,
@@ -133,19 +164,45 @@ impl Frontend {
         }
     }
 
-    /// Acting as somebody else needs the right to.
+    /// Acting as somebody else needs the right to; from then on only the other's rights count.
     async fn impersonate(&self, user: User, parts: &http::request::Parts) -> Result<User, Status> {
         let Some(wanted) = super::authn::impersonation(parts)? else {
             return Ok(user);
         };
-        for attributes in wanted.attributes() {
-            let decision = self.authorizer.authorize(&user, &attributes).await;
-            if !matches!(decision, Decision::Allow { .. }) {
-                return Err(forbidden(&user, &attributes, &decision));
-            }
+        for attributes in &wanted.checks {
+            self.authorize(&user, attributes).await?;
         }
-        Ok(wanted.user())
+        Ok(wanted.user)
     }
+
+    async fn authorize(&self, user: &User, attributes: &Attributes) -> Result<(), Status> {
+        match self.authorizer.authorize(user, attributes).await {
+            Decision::Allow { .. } => Ok(()),
+            decision => Err(forbidden(user, attributes, &decision)),
+        }
+    }
+}
+
+/// A WebSocket can only be opened by GET, but what it opens is a POST's worth: who may only read
+/// pods must not run commands in them.
+fn also_needed(attributes: &Attributes, headers: &HeaderMap) -> Option<Attributes> {
+    let Target::Resource {
+        resource,
+        subresource: Some(subresource),
+        ..
+    } = &attributes.target
+    else {
+        return None;
+    };
+    let opens = resource == "pods"
+        && matches!(subresource.as_str(), "exec" | "attach" | "portforward")
+        && attributes.verb == "get";
+    let websocket = header_text(headers, &header::UPGRADE)
+        .is_some_and(|protocol| protocol.eq_ignore_ascii_case("websocket"));
+    (opens && websocket).then(|| Attributes {
+        verb: "create".to_owned(),
+        ..attributes.clone()
+    })
 }
 
 /// What is asked for, in the words of authorization.
@@ -157,6 +214,9 @@ fn attributes(method: &Method, place: &Place, path: &str, query: &Query) -> Attr
         };
     };
     let named = resource.name.clone().or_else(|| {
+        if method == Method::POST {
+            return None;
+        }
         let selector = query.get("fieldSelector").unwrap_or_default();
         selector
             .split(',')

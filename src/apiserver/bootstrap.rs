@@ -1,0 +1,165 @@
+//! What every cluster has from its first moment: namespaces, roles, the `kubernetes` service.
+//!
+//! Written through the ordinary path of a write, at every start; what is there already stays as
+//! its owner left it, but the server's own address is kept right.
+
+use std::net::IpAddr;
+
+use futures::future::try_join_all;
+use serde_json::{Value, json};
+
+use super::{
+    authz,
+    objects::{Named, Objects},
+    registry::{kinds, table},
+    server::ApiServer,
+    start::{Config, Error, own_user},
+    status::{Reason, Status, qualified},
+};
+
+const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+
+pub async fn write(server: &ApiServer, config: &Config, ca_pem: &str) -> Result<(), Error> {
+    let namespaces = NAMESPACES
+        .map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
+    ensure_all(server, namespaces.into()).await?;
+    // All at once, so that the store syncs them together.
+    ensure_all(server, authz::bootstrap::objects()).await?;
+    let mut objects = service(config)?.to_vec();
+    objects.push(json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
+        "data": {"client-ca-file": ca_pem},
+    }));
+    ensure_all(server, objects).await?;
+    keep_endpoints(server, config).await
+}
+
+/// The `kubernetes` service and where it leads: this server.
+fn service(config: &Config) -> Result<[Value; 3], Error> {
+    let address = config
+        .services
+        .hosts()
+        .next()
+        .ok_or(Error::Services(config.services))?;
+    let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+    let labels = json!({"component": "apiserver", "provider": "kubernetes"});
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": labels},
+        "spec": {
+            "type": "ClusterIP",
+            "clusterIP": address,
+            "clusterIPs": [address],
+            "ipFamilies": [family],
+            "ipFamilyPolicy": "SingleStack",
+            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": config.port}],
+        },
+    });
+    let endpoints = json!({
+        "apiVersion": "v1", "kind": "Endpoints",
+        "metadata": {
+            "name": "kubernetes", "namespace": "default",
+            "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
+        },
+        "subsets": subsets(config),
+    });
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {
+            "name": "kubernetes", "namespace": "default",
+            "labels": {"kubernetes.io/service-name": "kubernetes"},
+        },
+        "addressType": if config.advertise.is_ipv4() { "IPv4" } else { "IPv6" },
+        "endpoints": slice_endpoints(config.advertise),
+        "ports": slice_ports(config.port),
+    });
+    Ok([service, endpoints, slice])
+}
+
+fn subsets(config: &Config) -> Value {
+    json!([{
+        "addresses": [{"ip": config.advertise}],
+        "ports": [{"name": "https", "port": config.port, "protocol": "TCP"}],
+    }])
+}
+
+fn slice_endpoints(address: IpAddr) -> Value {
+    json!([{"addresses": [address], "conditions": {"ready": true}}])
+}
+
+fn slice_ports(port: u16) -> Value {
+    json!([{"name": "https", "port": port, "protocol": "TCP"}])
+}
+
+/// The address may have changed since the last start.
+async fn keep_endpoints(server: &ApiServer, config: &Config) -> Result<(), Error> {
+    let named = |plural| Named {
+        plural,
+        subresource: "",
+        namespace: "default",
+        name: "kubernetes",
+    };
+    let user = own_user();
+    let set_subsets = |object: &mut Value| {
+        object["subsets"] = subsets(config);
+        Ok(())
+    };
+    let set_slice = |object: &mut Value| {
+        object["endpoints"] = slice_endpoints(config.advertise);
+        object["ports"] = slice_ports(config.port);
+        Ok(())
+    };
+    let slices = named("endpointslices.discovery.k8s.io");
+    let endpoints = server.update(&user, named("endpoints"), false, &set_subsets);
+    let slice = server.update(&user, slices, false, &set_slice);
+    let written = tokio::try_join!(endpoints, slice);
+    written.map(|_| ()).map_err(|source| Error::Bootstrap {
+        what: "the endpoints of the kubernetes service".to_owned(),
+        source,
+    })
+}
+
+async fn ensure_all(server: &ApiServer, objects: Vec<Value>) -> Result<(), Error> {
+    try_join_all(objects.into_iter().map(|object| ensure(server, object))).await?;
+    Ok(())
+}
+
+/// Creates what is not there.
+async fn ensure(server: &ApiServer, object: Value) -> Result<(), Error> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let kind = text(&object["kind"]);
+    let (name, namespace) = (
+        text(&object["metadata"]["name"]),
+        text(&object["metadata"]["namespace"]),
+    );
+    let failed = |source: Status| Error::Bootstrap {
+        what: format!("{kind} {namespace}/{name}"),
+        source,
+    };
+    let Some(plural) = plural(&text(&object["apiVersion"]), &kind) else {
+        return Err(failed(Status::internal("this kind is not served")));
+    };
+    let row = table::by_plural(&plural);
+    if let Some(row) = row
+        && server.read(row, &namespace, &name).await.is_ok()
+    {
+        return Ok(());
+    }
+    match server
+        .create(&own_user(), &plural, &namespace, object)
+        .await
+    {
+        Ok(_) => Ok(()),
+        Err(status) if status.reason == Reason::AlreadyExists => Ok(()),
+        Err(status) => Err(failed(status)),
+    }
+}
+
+fn plural(api_version: &str, kind: &str) -> Option<String> {
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    let row = kinds::table()
+        .iter()
+        .find(|row| row.group == group && row.version == version && row.kind == kind)?;
+    Some(qualified(row.group, row.plural))
+}

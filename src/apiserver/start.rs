@@ -1,0 +1,149 @@
+//! Putting the API server together: store, cache, who may, what is admitted, and what must exist.
+//!
+//! Called by `cli` and by tests. [`Handle::client`] is how the components of this process reach
+//! the API; [`Handle::serve`] is for everybody else.
+
+use std::{net::IpAddr, sync::Arc};
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    admission::Plugin,
+    authn::{
+        Authenticator, DEFAULT_ISSUER, SelfSubjectReviews, TokenIssuer, TokenRequests, TokenReviews,
+    },
+    authz::{
+        Authorizer, EscalationGuard, LocalSubjectAccessReviews, SelfSubjectAccessReviews,
+        SelfSubjectRulesReviews, SubjectAccessReviews,
+    },
+    bootstrap,
+    cache::Cache,
+    http::{self, Documents, Frontend},
+    request::User,
+    server::ApiServer,
+    special::Special,
+    status::Status,
+    streaming::Proxy,
+};
+use crate::{
+    pki::{self, Leaf, Pki},
+    store::{self, Store},
+};
+
+/// The name under which the kubelets know the API server.
+const KUBELET_CLIENT: &str = "kube-apiserver-kubelet-client";
+
+/// What the server must be told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where clients outside and inside the cluster reach this server.
+    pub advertise: IpAddr,
+    pub port: u16,
+    pub services: ipnet::IpNet,
+}
+
+/// Why the server did not come up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("read the store")]
+    Store(#[from] store::Error),
+    #[error("certificates of the API server")]
+    Pki(#[from] pki::Error),
+    #[error("the key for service account tokens")]
+    Tokens(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("{0} has no address for the kubernetes service")]
+    Services(ipnet::IpNet),
+    #[error("write {what}")]
+    Bootstrap { what: String, source: Status },
+}
+
+/// A running API server. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    pub server: Arc<ApiServer>,
+    pub frontend: Arc<Frontend>,
+    pub issuer: Arc<TokenIssuer>,
+    pub authorizer: Arc<Authorizer>,
+    config: Config,
+    ca_pem: Arc<str>,
+}
+
+impl Handle {
+    /// Reads the store and is ready to answer. `more`: handlers besides the server's own.
+    pub async fn new(
+        config: Config,
+        store: Arc<dyn Store>,
+        pki: &Pki,
+        more: Vec<Arc<dyn Special>>,
+    ) -> Result<Self, Error> {
+        let server = Arc::new(ApiServer::new(Cache::start(store).await?));
+        let issuer = TokenIssuer::new(pki.token_key(), DEFAULT_ISSUER)
+            .map_err(|error| Error::Tokens(Box::new(error)))?;
+        let issuer = Arc::new(issuer);
+        let authenticator = Arc::new(Authenticator::new(issuer.clone(), server.clone()));
+        let authorizer = Arc::new(Authorizer::new(server.clone()));
+        let mut specials: Vec<Arc<dyn Special>> = vec![
+            Arc::new(TokenReviews(authenticator.clone())),
+            Arc::new(SelfSubjectReviews),
+            Arc::new(TokenRequests(issuer.clone())),
+            Arc::new(SubjectAccessReviews(authorizer.clone())),
+            Arc::new(LocalSubjectAccessReviews(authorizer.clone())),
+            Arc::new(SelfSubjectAccessReviews(authorizer.clone())),
+            Arc::new(SelfSubjectRulesReviews(authorizer.clone())),
+        ];
+        specials.extend(more);
+        server.set_specials(specials);
+        let leaf = Leaf::client(KUBELET_CLIENT, &[super::authz::MASTERS]);
+        let identity = pki.identity(KUBELET_CLIENT, &leaf)?;
+        let frontend = Frontend {
+            server: server.clone(),
+            authenticator,
+            authorizer: authorizer.clone(),
+            documents: Documents::new(address(config.advertise, config.port)),
+            proxy: Proxy::new(pki::client_config(pki.ca_pem(), Some(&identity))?),
+            counters: http::Counters::default(),
+        };
+        Ok(Self {
+            server,
+            frontend: Arc::new(frontend),
+            issuer,
+            authorizer,
+            config,
+            ca_pem: pki.ca_pem().into(),
+        })
+    }
+
+    /// Sets the chain of admission, the guard against escalation first, and writes what every
+    /// cluster has. Call once, before anyone is served.
+    pub async fn start(&self, plugins: Vec<Arc<dyn Plugin>>) -> Result<(), Error> {
+        let guard: Arc<dyn Plugin> = Arc::new(EscalationGuard(self.authorizer.clone()));
+        self.server
+            .set_plugins(std::iter::once(guard).chain(plugins).collect());
+        bootstrap::write(&self.server, &self.config, &self.ca_pem).await
+    }
+
+    /// A client inside this process.
+    pub fn client(&self, user: User) -> kube::Client {
+        http::client(self.frontend.clone(), user)
+    }
+
+    /// Serves over TLS until `shutdown`.
+    pub async fn serve(
+        &self,
+        listener: TcpListener,
+        tls: Arc<rustls::ServerConfig>,
+        shutdown: CancellationToken,
+    ) {
+        http::serve(self.frontend.clone(), listener, tls, shutdown).await;
+    }
+}
+
+/// The user that the server itself is.
+pub fn own_user() -> User {
+    User::internal("system:apiserver", &[super::authz::MASTERS])
+}
+
+fn address(host: IpAddr, port: u16) -> String {
+    std::net::SocketAddr::new(host, port).to_string()
+}
