@@ -1,0 +1,244 @@
+//! What one Service should do on this node. Pure: Service and EndpointSlices in, fronts out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use k8s_openapi::api::{
+    core::v1::{Service, ServicePort, ServiceSpec},
+    discovery::v1::{Endpoint, EndpointSlice},
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Protocol {
+    fn parse(text: Option<&str>) -> Option<Self> {
+        match text {
+            None | Some("TCP") => Some(Self::Tcp),
+            Some("UDP") => Some(Self::Udp),
+            Some("SCTP") => Some(Self::Sctp),
+            Some(_) => None,
+        }
+    }
+
+    /// The number in the IP header.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+}
+
+/// Where clients knock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Front {
+    /// `None`: every address of the node.
+    pub address: Option<Ipv4Addr>,
+    pub protocol: Protocol,
+    pub port: u16,
+    pub audience: Audience,
+}
+
+/// Whose packets a front is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Audience {
+    Everyone,
+    /// Clients that are neither pods nor this node: they alone are bound by
+    /// `externalTrafficPolicy: Local`, and are looked at first.
+    Outside,
+}
+
+pub type Backend = (Ipv4Addr, u16);
+
+/// What happens to a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Forward {
+        backends: BTreeSet<Backend>,
+        /// Seconds that a client stays with its backend.
+        affinity: Option<u32>,
+    },
+    /// Nobody serves it anywhere: say so.
+    Refuse,
+    /// Served, but not here, and it must not be sent on.
+    Drop,
+}
+
+/// All that one Service asks of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    pub fronts: BTreeMap<Front, Outcome>,
+    pub cluster_ips: BTreeSet<Ipv4Addr>,
+    /// Fronts whose clients' addresses are rewritten, so that answers come back this way.
+    pub masqueraded: BTreeSet<Front>,
+    /// Backends on this node: they may be their own clients.
+    pub local: BTreeSet<Ipv4Addr>,
+}
+
+/// The fronts of `service` on the node named `node`.
+pub fn plan(service: &Service, slices: &[&EndpointSlice], node: &str) -> Plan {
+    let mut plan = Plan::default();
+    let Some(spec) = service.spec.as_ref().filter(|_| is_ours(service)) else {
+        return plan;
+    };
+    plan.cluster_ips = cluster_ips(spec);
+    if plan.cluster_ips.is_empty() {
+        return plan;
+    }
+    let affinity = affinity(spec);
+    let everywhere = |_: &Endpoint| true;
+    let here = |endpoint: &Endpoint| endpoint.node_name.as_deref() == Some(node);
+    let local_inside = spec.internal_traffic_policy.as_deref() == Some("Local");
+    let local_outside = spec.external_traffic_policy.as_deref() == Some("Local");
+    for port in spec.ports.iter().flatten() {
+        let (Some(protocol), Ok(number)) = (
+            Protocol::parse(port.protocol.as_deref()),
+            u16::try_from(port.port),
+        ) else {
+            continue;
+        };
+        let all = backends(slices, port, everywhere);
+        let near = backends(slices, port, here);
+        plan.local.extend(near.iter().map(|(address, _)| *address));
+        let outcome = |local: bool| match (local, all.is_empty(), near.is_empty()) {
+            (_, true, _) => Outcome::Refuse,
+            (true, _, true) => Outcome::Drop,
+            (true, ..) => forward(&near, affinity),
+            (false, ..) => forward(&all, affinity),
+        };
+        let front = |address, port, audience| Front {
+            address,
+            protocol,
+            port,
+            audience,
+        };
+        for address in &plan.cluster_ips {
+            let front = front(Some(*address), number, Audience::Everyone);
+            plan.fronts.insert(front, outcome(local_inside));
+        }
+        let node_port = port.node_port.and_then(|port| u16::try_from(port).ok());
+        let outer = external_addresses(service, spec)
+            .into_iter()
+            .map(|address| (Some(address), number))
+            .chain(node_port.filter(|port| *port != 0).map(|port| (None, port)));
+        for (address, number) in outer {
+            let everyone = front(address, number, Audience::Everyone);
+            plan.fronts.insert(everyone, outcome(false));
+            if local_outside && !all.is_empty() {
+                let outside = front(address, number, Audience::Outside);
+                plan.fronts.insert(outside, outcome(true));
+            } else {
+                plan.masqueraded.insert(everyone);
+            }
+        }
+    }
+    plan
+}
+
+fn forward(backends: &BTreeSet<Backend>, affinity: Option<u32>) -> Outcome {
+    Outcome::Forward {
+        backends: backends.clone(),
+        affinity,
+    }
+}
+
+fn is_ours(service: &Service) -> bool {
+    let foreign = service
+        .metadata
+        .labels
+        .as_ref()
+        .is_some_and(|labels| labels.contains_key("service.kubernetes.io/service-proxy-name"));
+    let external = service
+        .spec
+        .as_ref()
+        .is_some_and(|spec| spec.type_.as_deref() == Some("ExternalName"));
+    !foreign && !external
+}
+
+fn cluster_ips(spec: &ServiceSpec) -> BTreeSet<Ipv4Addr> {
+    let listed = spec.cluster_ips.iter().flatten();
+    listed
+        .chain(&spec.cluster_ip)
+        .filter_map(|address| address.parse().ok())
+        .collect()
+}
+
+fn external_addresses(service: &Service, spec: &ServiceSpec) -> BTreeSet<Ipv4Addr> {
+    let balanced = service
+        .status
+        .iter()
+        .flat_map(|status| &status.load_balancer)
+        .flat_map(|balancer| balancer.ingress.iter().flatten())
+        .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
+        .filter_map(|ingress| ingress.ip.as_ref());
+    let external = spec.external_ips.iter().flatten();
+    external
+        .chain(balanced)
+        .filter_map(|address| address.parse().ok())
+        .collect()
+}
+
+fn affinity(spec: &ServiceSpec) -> Option<u32> {
+    const THREE_HOURS: u32 = 10_800;
+    (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
+        spec.session_affinity_config
+            .as_ref()
+            .and_then(|config| config.client_ip.as_ref()?.timeout_seconds)
+            .and_then(|seconds| u32::try_from(seconds).ok())
+            .unwrap_or(THREE_HOURS)
+    })
+}
+
+/// Ready endpoints of the port that are wanted; if there are none, those that still serve while
+/// they end.
+fn backends(
+    slices: &[&EndpointSlice],
+    port: &ServicePort,
+    wanted: impl Fn(&Endpoint) -> bool,
+) -> BTreeSet<Backend> {
+    let mut ready = BTreeSet::new();
+    let mut ending = BTreeSet::new();
+    for slice in slices.iter().filter(|slice| slice.address_type == "IPv4") {
+        let number = slice.ports.iter().flatten().find_map(|candidate| {
+            let same_name = candidate.name.as_deref().unwrap_or_default()
+                == port.name.as_deref().unwrap_or_default();
+            let same_protocol = Protocol::parse(candidate.protocol.as_deref())
+                == Protocol::parse(port.protocol.as_deref());
+            (same_name && same_protocol).then_some(candidate.port)?
+        });
+        let Some(number) = number.and_then(|number| u16::try_from(number).ok()) else {
+            continue;
+        };
+        for endpoint in slice.endpoints.iter().flatten().filter(|e| wanted(e)) {
+            let conditions = endpoint.conditions.as_ref();
+            let condition =
+                |get: fn(&k8s_openapi::api::discovery::v1::EndpointConditions) -> Option<bool>| {
+                    conditions.and_then(get)
+                };
+            let is_ready = condition(|c| c.ready).unwrap_or(true);
+            let is_ending = condition(|c| c.terminating).unwrap_or(false)
+                && condition(|c| c.serving).unwrap_or(is_ready);
+            // All addresses of an endpoint are the same one; only the first counts.
+            let Some(address) = endpoint.addresses.first().and_then(|a| a.parse().ok()) else {
+                continue;
+            };
+            if is_ready {
+                ready.insert((address, number));
+            } else if is_ending {
+                ending.insert((address, number));
+            }
+        }
+    }
+    match ready.is_empty() {
+        true => ending,
+        false => ready,
+    }
+}

@@ -1,0 +1,302 @@
+//! The table's fixed part: sets, chains and rules that no Service changes.
+//!
+//! A new connection passes `services`, which looks its destination up and goes to the chain that
+//! deals to that many backends. What nobody serves is refused after that, in the filter chains.
+
+use netns::nft::{
+    BaseChain, Batch, ChainKind, Family, Hook, Policy, Reg, Reject, Rule, Set, SetKind, Table,
+    Type, Verdict,
+};
+
+use super::{
+    Config,
+    render::{Dealer, Door, SetName, Step},
+};
+
+/// Clients remembered for session affinity, per map.
+const AFFINITY_LIMIT: u32 = 1 << 20;
+const TCP: u8 = 6;
+
+pub fn table(config: &Config) -> Table {
+    Table::new(Family::Ip, config.table.clone())
+}
+
+/// The whole table anew, with everything in `step`; the one that is there goes in the same moment.
+pub fn rebuild(config: &Config, step: Step) -> Batch {
+    let table = table(config);
+    let mut batch = Batch::new();
+    batch.remove_table(&table).add_table(&table);
+    sets(&mut batch, &table);
+    for chain in ["services", "unserved", "turn-away"] {
+        batch.add_chain(&table, chain);
+    }
+    for (name, kind, hook, priority, target) in [
+        (
+            "prerouting",
+            ChainKind::Nat,
+            Hook::Prerouting,
+            -100,
+            "services",
+        ),
+        ("output", ChainKind::Nat, Hook::Output, -100, "services"),
+        (
+            "filter-input",
+            ChainKind::Filter,
+            Hook::Input,
+            0,
+            "unserved",
+        ),
+        (
+            "filter-forward",
+            ChainKind::Filter,
+            Hook::Forward,
+            0,
+            "unserved",
+        ),
+        (
+            "filter-output",
+            ChainKind::Filter,
+            Hook::Output,
+            0,
+            "unserved",
+        ),
+    ] {
+        batch.add_base_chain(&table, name, base(kind, hook, priority));
+        let rule = match kind {
+            ChainKind::Filter => Rule::new().state_new(),
+            ChainKind::Nat | ChainKind::Route => Rule::new(),
+        };
+        batch.add_rule(&table, name, rule.verdict(&Verdict::Jump(target.into())));
+    }
+    for rule in service_rules(config) {
+        batch.add_rule(&table, "services", rule);
+    }
+    for rule in unserved_rules() {
+        batch.add_rule(&table, "unserved", rule);
+    }
+    batch
+        .add_rule(
+            &table,
+            "turn-away",
+            Rule::new()
+                .protocol(Reg(0))
+                .equal(Reg(0), &[TCP])
+                .reject(Reject::TcpReset),
+        )
+        .add_rule(&table, "turn-away", Rule::new().reject(Reject::IcmpPort))
+        .add_base_chain(
+            &table,
+            "postrouting",
+            base(ChainKind::Nat, Hook::Postrouting, 100),
+        )
+        .add_rule(
+            &table,
+            "postrouting",
+            Rule::new()
+                .source_v4(Reg(0))
+                .destination_v4(Reg(1))
+                .in_set(&SetName::Hairpin.name(), Reg(0))
+                .status_dnat()
+                .masquerade(),
+        )
+        .add_rule(&table, "postrouting", masquerade_marked(config.mark));
+    append(&mut batch, &table, step);
+    batch
+}
+
+/// Only what changed.
+pub fn change(config: &Config, step: Step) -> Batch {
+    let mut batch = Batch::new();
+    append(&mut batch, &table(config), step);
+    batch
+}
+
+fn append(batch: &mut Batch, table: &Table, step: Step) {
+    for (set, elements) in by_set(step.delete) {
+        batch.delete_elements(table, &set.name(), elements);
+    }
+    for dealer in step.dealers {
+        let chain = dealer.name();
+        batch.add_chain(table, &chain);
+        for rule in dealer_rules(dealer) {
+            batch.add_rule(table, &chain, rule);
+        }
+    }
+    for (set, elements) in by_set(step.add) {
+        batch.add_elements(table, &set.name(), elements);
+    }
+}
+
+fn by_set<T>(items: Vec<(SetName, T)>) -> std::collections::BTreeMap<SetName, Vec<T>> {
+    let mut sets = std::collections::BTreeMap::<_, Vec<T>>::new();
+    for (set, item) in items {
+        sets.entry(set).or_default().push(item);
+    }
+    sets
+}
+
+fn sets(batch: &mut Batch, table: &Table) {
+    use Type::{Ipv4, Mark, Port, Protocol};
+    let backend = SetKind::Map(&[Ipv4, Port]);
+    for door in Door::ALL {
+        let (front, slot, client): (&[_], &[_], &[_]) = match door.by_address() {
+            true => (
+                &[Ipv4, Protocol, Port],
+                &[Ipv4, Protocol, Port, Mark],
+                &[Ipv4, Ipv4, Protocol, Port],
+            ),
+            false => (
+                &[Protocol, Port],
+                &[Protocol, Port, Mark],
+                &[Ipv4, Protocol, Port],
+            ),
+        };
+        batch
+            .add_set(table, &Set::new(door.name(), front, SetKind::VerdictMap))
+            .add_set(
+                table,
+                &Set::new(&SetName::Backs(door).name(), slot, backend),
+            )
+            .add_set(
+                table,
+                &Set::new(&affinity(door), client, SetKind::Map(&[Mark])).dynamic(AFFINITY_LIMIT),
+            );
+    }
+    let address = [Ipv4, Protocol, Port];
+    for (set, key) in [
+        (SetName::ClusterIps, &[Ipv4][..]),
+        (SetName::MasqueradedAddresses, &address),
+        (SetName::MasqueradedPorts, &[Protocol, Port]),
+        (SetName::RefusedAddresses, &address),
+        (SetName::RefusedPorts, &[Protocol, Port]),
+        (SetName::Hairpin, &[Ipv4, Ipv4]),
+    ] {
+        batch.add_set(table, &Set::new(&set.name(), key, SetKind::Set));
+    }
+}
+
+fn affinity(door: Door) -> String {
+    format!("{}-affinity", door.name())
+}
+
+/// Loads a door's key from register 1 on: address, protocol, port, or without the address.
+fn load(rule: Rule, door: Door) -> (Rule, u8) {
+    let (rule, at) = match door.by_address() {
+        true => (rule.destination_v4(Reg(1)), 2),
+        false => (rule, 1),
+    };
+    (rule.protocol(Reg(at)).destination_port(Reg(at + 1)), at + 2)
+}
+
+fn service_rules(config: &Config) -> Vec<Rule> {
+    let pods = config.cluster_cidr;
+    let outside = || {
+        Rule::new()
+            .source_in(pods.network(), pods.prefix_len(), false)
+            .source_local(false)
+    };
+    // The node's own loopback addresses cannot be led away from it.
+    let node = |rule: Rule| {
+        rule.destination_in([127, 0, 0, 0].into(), 8, false)
+            .destination_local()
+    };
+    let door = |rule: Rule, door: Door| load(rule, door).0.verdict_of(door.name(), Reg(1));
+    let mark = |rule: Rule| {
+        rule.load_mark(Reg(0))
+            .bitwise(
+                Reg(0),
+                &(!config.mark).to_ne_bytes(),
+                &config.mark.to_ne_bytes(),
+            )
+            .set_mark(Reg(0))
+    };
+    let marked =
+        |rule: Rule, door: Door, set: SetName| mark(load(rule, door).0.in_set(&set.name(), Reg(1)));
+    vec![
+        door(outside(), Door::OutsideAddresses),
+        door(node(outside()), Door::OutsidePorts),
+        mark(
+            outside()
+                .destination_v4(Reg(0))
+                .in_set(&SetName::ClusterIps.name(), Reg(0)),
+        ),
+        marked(Rule::new(), Door::Addresses, SetName::MasqueradedAddresses),
+        door(Rule::new(), Door::Addresses),
+        marked(node(Rule::new()), Door::Ports, SetName::MasqueradedPorts),
+        door(node(Rule::new()), Door::Ports),
+    ]
+}
+
+fn unserved_rules() -> [Rule; 3] {
+    let away = Verdict::Goto("turn-away".into());
+    [
+        // A served port's destination is a backend by now, so this is a port without service.
+        Rule::new()
+            .destination_v4(Reg(0))
+            .in_set(&SetName::ClusterIps.name(), Reg(0))
+            .verdict(&away),
+        load(Rule::new(), Door::Addresses)
+            .0
+            .in_set(&SetName::RefusedAddresses.name(), Reg(1))
+            .verdict(&away),
+        load(Rule::new().destination_local(), Door::Ports)
+            .0
+            .in_set(&SetName::RefusedPorts.name(), Reg(1))
+            .verdict(&away),
+    ]
+}
+
+/// With affinity: a client's place is drawn once, kept in the map and renewed with each connection;
+/// it travels to the next rule in the packet's priority. A place that is no more falls through to
+/// the last rule.
+fn dealer_rules(dealer: Dealer) -> Vec<Rule> {
+    let backs = SetName::Backs(dealer.door).name();
+    let deal = |draw: &dyn Fn(Rule, Reg) -> Rule| {
+        let (rule, slot) = load(Rule::new(), dealer.door);
+        draw(rule, Reg(slot))
+            .look_up(&backs, Reg(1), Reg(slot + 1))
+            .destination_nat(false, Reg(slot + 1), Reg(slot + 2))
+    };
+    let random = deal(&|rule, slot| rule.random(slot, dealer.places));
+    let Some(seconds) = dealer.affinity else {
+        return vec![random];
+    };
+    let client = || load(Rule::new().source_v4(Reg(0)), dealer.door);
+    let map = affinity(dealer.door);
+    let (renew, slot) = client();
+    vec![
+        renew.random(Reg(slot), dealer.places).remember(
+            &map,
+            Reg(0),
+            Reg(slot),
+            u64::from(seconds) * 1000,
+        ),
+        client()
+            .0
+            .look_up(&map, Reg(0), Reg(slot))
+            .set_priority(Reg(slot)),
+        deal(&|rule, slot| rule.load_priority(slot)),
+        random,
+    ]
+}
+
+fn masquerade_marked(mark: u32) -> Rule {
+    let bits = mark.to_ne_bytes();
+    Rule::new()
+        .load_mark(Reg(0))
+        .bitwise(Reg(0), &bits, &[0; 4])
+        .equal(Reg(0), &bits)
+        .load_mark(Reg(0))
+        .bitwise(Reg(0), &[0xff; 4], &bits)
+        .set_mark(Reg(0))
+        .masquerade()
+}
+
+fn base(kind: ChainKind, hook: Hook, priority: i32) -> BaseChain {
+    BaseChain {
+        kind,
+        hook,
+        priority,
+        policy: Policy::Accept,
+    }
+}
