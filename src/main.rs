@@ -1,5 +1,5 @@
 //! Hands the command line to [`vetch::cli`], nothing else.
 
 fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+    vetch::cli::main()
 }

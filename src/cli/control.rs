@@ -24,11 +24,21 @@ const MAX_REQUEST_BYTES: u64 = 64 << 10;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// Stop the daemon; with `pods`, stop and remove all pods of this node first.
-    Stop { pods: bool },
-    ImagePull { reference: String, username: Option<String>, password: Option<String> },
-    ImageImport { path: PathBuf },
+    Stop {
+        pods: bool,
+    },
+    ImagePull {
+        reference: String,
+        username: Option<String>,
+        password: Option<String>,
+    },
+    ImageImport {
+        path: PathBuf,
+    },
     ImageList,
-    ImageRemove { reference: String },
+    ImageRemove {
+        reference: String,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,8 +70,17 @@ pub async fn call(
 ) -> Result<Option<Outcome>, super::Error> {
     let stream = match UnixStream::connect(socket).await {
         Ok(stream) => stream,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => return Ok(None),
-        Err(error) => return Err(format!("connect to the daemon at {}: {error}", socket.display()).into()),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            ) =>
+        {
+            return Ok(None);
+        }
+        Err(error) => {
+            return Err(format!("connect to the daemon at {}: {error}", socket.display()).into());
+        }
     };
     let (read, mut write) = stream.into_split();
     let mut line = serde_json::to_vec(request)?;
@@ -118,7 +137,9 @@ where
 {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
-    BufReader::new(read.take(MAX_REQUEST_BYTES)).read_line(&mut line).await?;
+    BufReader::new(read.take(MAX_REQUEST_BYTES))
+        .read_line(&mut line)
+        .await?;
     let request: Request = serde_json::from_str(&line)?;
     let (progress, mut told) = mpsc::channel(16);
     let work = handler(request, progress);
@@ -149,7 +170,12 @@ mod tests {
     async fn progress_then_an_answer_or_a_reason() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s");
-        assert!(call(&socket, &Request::ImageList, |_, _| {}).await.unwrap().is_none());
+        assert!(
+            call(&socket, &Request::ImageList, |_, _| {})
+                .await
+                .unwrap()
+                .is_none()
+        );
         let listener = bind(&socket).unwrap();
         let server = tokio::spawn(serve(listener, |request, progress| async move {
             progress.send(Reply::Progress { done: 1, total: 2 }).await?;
@@ -159,10 +185,15 @@ mod tests {
             }
         }));
         let mut seen = Vec::new();
-        let outcome = call(&socket, &Request::Stop { pods: true }, |done, total| seen.push((done, total))).await;
+        let outcome = call(&socket, &Request::Stop { pods: true }, |done, total| {
+            seen.push((done, total))
+        })
+        .await;
         assert_eq!(outcome.unwrap(), Some(Outcome::Nothing));
         assert_eq!(seen, [(1, 2)]);
-        let error = call(&socket, &Request::ImageList, |_, _| {}).await.unwrap_err();
+        let error = call(&socket, &Request::ImageList, |_, _| {})
+            .await
+            .unwrap_err();
         assert_eq!(error.to_string(), "no such image");
         server.abort();
     }

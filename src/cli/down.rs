@@ -28,14 +28,7 @@ impl Down {
             match control::call(&paths.control_socket(), &request, |_, _| {}).await? {
                 Some(_) => {
                     super::daemon::wait_until_stopped(&paths)?;
-                    match self.pods {
-                        true => println!("stopped, and all pods with it"),
-                        false => println!("stopped; pods go on running (`vetch up{}` takes them over again)", self.root.flag()),
-                    }
-                }
-                None if self.pods => {
-                    super::daemon::remove_pods(&paths).await?;
-                    println!("the daemon was not running; its pods are removed");
+                    println!("stopped");
                 }
                 None => println!("not running"),
             }

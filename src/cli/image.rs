@@ -61,9 +61,18 @@ impl ImageCommand {
         need_root("image")?;
         block_on(async {
             match self.verb {
-                Verb::Pull { image, username, password, root } => {
+                Verb::Pull {
+                    image,
+                    username,
+                    password,
+                    root,
+                } => {
                     let password = password.map(read_password).transpose()?;
-                    let request = Request::ImagePull { reference: image, username, password };
+                    let request = Request::ImagePull {
+                        reference: image,
+                        username,
+                        password,
+                    };
                     show_added(ask(&root.paths()?, request).await?);
                 }
                 Verb::Import { file, root } => {
@@ -73,7 +82,13 @@ impl ImageCommand {
                 Verb::Ls { root } => show_list(&ask(&root.paths()?, Request::ImageList).await?),
                 Verb::Rm { images, root } => {
                     for reference in images {
-                        ask(&root.paths()?, Request::ImageRemove { reference: reference.clone() }).await?;
+                        ask(
+                            &root.paths()?,
+                            Request::ImageRemove {
+                                reference: reference.clone(),
+                            },
+                        )
+                        .await?;
                         println!("removed {reference}");
                     }
                 }
@@ -124,12 +139,20 @@ pub async fn handle(
     progress: crate::runtime::image::Progress,
 ) -> Result<Outcome, Error> {
     let found = match request {
-        Request::ImagePull { reference, username, password } => {
+        Request::ImagePull {
+            reference,
+            username,
+            password,
+        } => {
             let credentials = match (username, password) {
                 (Some(username), Some(password)) => Credentials::Basic { username, password },
                 _ => Credentials::Anonymous,
             };
-            vec![images.pull(&reference, &credentials, Some(progress)).await?]
+            vec![
+                images
+                    .pull(&reference, &credentials, Some(progress))
+                    .await?,
+            ]
         }
         Request::ImageImport { path } => images.import(&path, Some(progress)).await?,
         Request::ImageList => images.list().await?,
@@ -143,14 +166,26 @@ pub async fn handle(
 }
 
 fn line(image: &Image) -> ImageLine {
-    let names = if image.names.is_empty() { image.digests.clone() } else { image.names.clone() };
-    ImageLine { id: image.id.clone(), names, size_bytes: image.size_bytes }
+    let names = if image.names.is_empty() {
+        image.digests.clone()
+    } else {
+        image.names.clone()
+    };
+    ImageLine {
+        id: image.id.clone(),
+        names,
+        size_bytes: image.size_bytes,
+    }
 }
 
 fn show_added(images: Vec<ImageLine>) {
     for image in images {
         let name = image.names.first().unwrap_or(&image.id);
-        println!("{name}  {}  {}", short_id(&image.id), HumanBytes(image.size_bytes));
+        println!(
+            "{name}  {}  {}",
+            short_id(&image.id),
+            HumanBytes(image.size_bytes)
+        );
     }
 }
 
@@ -158,9 +193,17 @@ fn show_list(images: &[ImageLine]) {
     println!("{:<60} {:<14} SIZE", "IMAGE", "ID");
     for image in images {
         let none = ["<none>".to_owned()];
-        let names = if image.names.is_empty() { none.as_slice() } else { &image.names };
+        let names = if image.names.is_empty() {
+            none.as_slice()
+        } else {
+            &image.names
+        };
         for name in names {
-            println!("{name:<60} {:<14} {}", short_id(&image.id), HumanBytes(image.size_bytes));
+            println!(
+                "{name:<60} {:<14} {}",
+                short_id(&image.id),
+                HumanBytes(image.size_bytes)
+            );
         }
     }
 }

@@ -16,7 +16,11 @@ impl Kubeconfig {
         let path = self.root.paths()?.kubeconfig();
         let text = std::fs::read(&path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => {
-                format!("{} is not there: start the cluster with `vetch up{}` first", path.display(), self.root.flag())
+                format!(
+                    "{} is not there: start the cluster with `vetch up{}` first",
+                    path.display(),
+                    self.root.flag()
+                )
             }
             _ => format!("read {}: {error}", path.display()),
         })?;

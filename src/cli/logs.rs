@@ -59,7 +59,11 @@ fn last_lines(text: &[u8], count: Option<usize>) -> &[u8] {
     let start = match count.checked_sub(1) {
         None => text.len(),
         Some(skip) => {
-            let mut ends = body.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n');
+            let mut ends = body
+                .iter()
+                .enumerate()
+                .rev()
+                .filter(|(_, byte)| **byte == b'\n');
             ends.nth(skip).map_or(0, |(index, _)| index + 1)
         }
     };
@@ -79,7 +83,11 @@ mod tests {
             (Some(2), "b\nc\n"),
             (Some(9), "a\nb\nc\n"),
         ] {
-            assert_eq!(last_lines(b"a\nb\nc\n", count), want.as_bytes(), "{count:?}");
+            assert_eq!(
+                last_lines(b"a\nb\nc\n", count),
+                want.as_bytes(),
+                "{count:?}"
+            );
         }
     }
 }

@@ -26,7 +26,12 @@ pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// Kubernetes as one small Linux program.
 #[derive(Parser)]
-#[command(name = "vetch", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(
+    name = "vetch",
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -47,11 +52,6 @@ enum Command {
 
 /// Parses the arguments of the process and runs what they ask for.
 pub fn main() -> ExitCode {
-    let mut args = std::env::args_os();
-    // A supervisor must stay tiny: nothing below, no runtime and no parser, may start in it.
-    if args.nth(1).is_some_and(|arg| arg == crate::runtime::supervisor::SUBCOMMAND) {
-        return crate::runtime::supervisor::main(args);
-    }
     let result = match Cli::parse().command {
         Command::Up(up) => up.run(),
         Command::Down(down) => down.run(),
@@ -96,7 +96,10 @@ fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
 
 /// A runtime of one thread, for commands that only talk to the daemon.
 fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(work)
 }
 
 /// Everything that changes the machine needs root; better said at once than by step five.

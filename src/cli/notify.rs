@@ -56,7 +56,9 @@ pub struct Listener {
 
 impl Listener {
     pub fn bind(path: &Path) -> io::Result<Self> {
-        Ok(Self { socket: UnixDatagram::bind(path)? })
+        Ok(Self {
+            socket: UnixDatagram::bind(path)?,
+        })
     }
 
     /// The next message; waits.

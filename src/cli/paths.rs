@@ -67,11 +67,6 @@ impl Paths {
         self.etc.join("admin.kubeconfig")
     }
 
-    /// Pods that run without the API server having been asked.
-    pub fn static_pods(&self) -> PathBuf {
-        self.etc.join("manifests")
-    }
-
     /// The daemon's own socket, for `down` and `image`.
     pub fn control_socket(&self) -> PathBuf {
         self.run.join("vetch.sock")
@@ -86,19 +81,6 @@ impl Paths {
         self.log.join("vetch.log")
     }
 
-    /// Tells installations on one machine apart in names that the kernel shares: links, tables,
-    /// cgroups. Empty for the system's own.
-    pub fn tag(&self) -> String {
-        let Some(root) = &self.root else {
-            return String::new();
-        };
-        // FNV-1a: stable over releases, unlike the standard library's hasher.
-        let hash = root.as_os_str().as_encoded_bytes().iter().fold(0x811c_9dc5_u32, |hash, byte| {
-            (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
-        });
-        format!("{hash:08x}")
-    }
-
     pub fn all(&self) -> [&Path; 4] {
         [&self.etc, &self.state, &self.run, &self.log]
     }
@@ -109,11 +91,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_in_the_kernel_differ_by_root() {
-        assert_eq!(Paths::system().tag(), "");
-        let (a, b) = (Paths::under(Path::new("/a")), Paths::under(Path::new("/b")));
-        assert_ne!(a.tag(), b.tag());
-        assert_eq!(a.tag(), Paths::under(Path::new("/a")).tag());
-        assert_eq!(a.tag().len(), 8);
+    fn a_root_moves_everything() {
+        let paths = Paths::under(Path::new("/r"));
+        assert!(paths.all().iter().all(|path| path.starts_with("/r")));
+        assert!(
+            Paths::system()
+                .all()
+                .iter()
+                .all(|path| path.ends_with("vetch"))
+        );
     }
 }

@@ -10,7 +10,11 @@ pub struct Version {}
 
 impl Version {
     pub fn run(self, out: &mut dyn Write) -> Result<ExitCode, Error> {
-        writeln!(out, "vetch {} (Kubernetes API v1.37)", env!("CARGO_PKG_VERSION"))?;
+        writeln!(
+            out,
+            "vetch {} (Kubernetes API v1.37)",
+            env!("CARGO_PKG_VERSION")
+        )?;
         Ok(ExitCode::SUCCESS)
     }
 }

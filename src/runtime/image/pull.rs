@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use oci_client::{
     Client, Reference,
     client::{ClientConfig, ClientProtocol},
@@ -54,8 +54,14 @@ pub async fn pull(
     let config = pull.config(&manifest).await?;
     let content = Content::new(&name.to_string(), digest, config, manifest.layers.len())?;
     let meter = Meter::new(&manifest.layers, progress);
-    stream::iter(manifest.layers.iter().zip(&content.diff_ids))
-        .map(|(descriptor, diff_id)| pull.layer(layers, descriptor, diff_id, &meter))
+    // Boxed, since the compiler cannot see that futures which borrow may cross threads otherwise.
+    let downloads: Vec<_> = manifest
+        .layers
+        .iter()
+        .zip(&content.diff_ids)
+        .map(|(descriptor, diff_id)| pull.layer(layers, descriptor, diff_id, &meter).boxed())
+        .collect();
+    stream::iter(downloads)
         .buffer_unordered(LAYERS_AT_ONCE)
         .try_collect::<Vec<()>>()
         .await?;

@@ -1,0 +1,196 @@
+//! `vetch check`: what this host has and lacks, and how to mend it.
+
+use std::{io::Write, path::Path, process::ExitCode};
+
+use super::Error;
+
+/// Say what this host has and lacks to run pods, with the remedy for each lack
+#[derive(clap::Args)]
+pub struct Check {}
+
+/// One thing a host has or lacks.
+struct Finding {
+    name: &'static str,
+    good: bool,
+    /// Without it nothing runs; else something is less good.
+    needed: bool,
+    remedy: &'static str,
+}
+
+impl Check {
+    /// 1 when something needed is missing.
+    pub fn run(self, out: &mut dyn Write) -> Result<ExitCode, Error> {
+        let findings = findings(&Host::read());
+        for finding in &findings {
+            let mark = match (finding.good, finding.needed) {
+                (true, _) => "ok     ",
+                (false, true) => "MISSING",
+                (false, false) => "lacking",
+            };
+            writeln!(out, "{mark}  {}", finding.name)?;
+            if !finding.good {
+                writeln!(out, "         {}", finding.remedy)?;
+            }
+        }
+        let missing = findings
+            .iter()
+            .any(|finding| finding.needed && !finding.good);
+        Ok(if missing {
+            ExitCode::FAILURE
+        } else {
+            ExitCode::SUCCESS
+        })
+    }
+}
+
+/// What `/proc` and `/sys` say.
+#[derive(Default)]
+struct Host {
+    root: bool,
+    filesystems: String,
+    mounts: String,
+    namespaces: Vec<&'static str>,
+    seccomp: bool,
+    bridge_netfilter: bool,
+    v2_controllers: String,
+    v1_swap: bool,
+    v2_swap: bool,
+}
+
+const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
+
+impl Host {
+    fn read() -> Self {
+        let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let exists = |path: &str| Path::new(path).exists();
+        Self {
+            root: nix::unistd::geteuid().is_root(),
+            filesystems: text("/proc/filesystems"),
+            mounts: text("/proc/self/mounts"),
+            namespaces: NAMESPACES
+                .into_iter()
+                .filter(|name| exists(&format!("/proc/self/ns/{name}")))
+                .collect(),
+            seccomp: text("/proc/self/status").contains("Seccomp:"),
+            bridge_netfilter: exists("/proc/sys/net/bridge/bridge-nf-call-iptables"),
+            v2_controllers: text("/sys/fs/cgroup/cgroup.controllers"),
+            v1_swap: exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes"),
+            // The root group has no limits of its own: look whether a child has.
+            v2_swap: std::fs::read_dir("/sys/fs/cgroup")
+                .into_iter()
+                .flatten()
+                .flatten()
+                .any(|entry| entry.path().join("memory.swap.max").exists()),
+        }
+    }
+
+    fn has_filesystem(&self, name: &str) -> bool {
+        self.filesystems
+            .lines()
+            .any(|line| line.split_whitespace().last() == Some(name))
+    }
+
+    /// Whether a controller is there, in either layout.
+    fn has_controller(&self, name: &str) -> bool {
+        let v1 = self
+            .mounts
+            .lines()
+            .filter(|line| line.split(' ').nth(2) == Some("cgroup"));
+        self.v2_controllers
+            .split_whitespace()
+            .any(|have| have == name)
+            || v1
+                .flat_map(|line| line.split(' ').nth(3))
+                .any(|options| options.split(',').any(|option| option == name))
+    }
+}
+
+/// Pure.
+fn findings(host: &Host) -> Vec<Finding> {
+    let finding = |name, good, needed, remedy| Finding {
+        name,
+        good,
+        needed,
+        remedy,
+    };
+    vec![
+        finding("root", host.root, true, "run vetch with sudo"),
+        finding(
+            "namespaces (cgroup, ipc, mnt, net, pid, user, uts)",
+            host.namespaces.len() == NAMESPACES.len(),
+            true,
+            "use a kernel with CONFIG_NAMESPACES and all its parts",
+        ),
+        finding(
+            "overlayfs",
+            host.has_filesystem("overlay"),
+            true,
+            "modprobe overlay, or a kernel with CONFIG_OVERLAY_FS",
+        ),
+        finding(
+            "seccomp",
+            host.seccomp,
+            true,
+            "use a kernel with CONFIG_SECCOMP_FILTER",
+        ),
+        finding(
+            "cgroup memory",
+            host.has_controller("memory"),
+            true,
+            "add cgroup_enable=memory to the kernel's command line",
+        ),
+        finding(
+            "cgroup cpu",
+            host.has_controller("cpu"),
+            true,
+            "mount the cpu controller, or boot with systemd.unified_cgroup_hierarchy=1",
+        ),
+        finding(
+            "cgroup pids",
+            host.has_controller("pids"),
+            true,
+            "mount the pids controller, or boot with systemd.unified_cgroup_hierarchy=1",
+        ),
+        finding(
+            "swap accounting",
+            host.v1_swap || host.v2_swap,
+            false,
+            "add swapaccount=1 to the kernel's command line; without it swap limits cannot be kept",
+        ),
+        finding(
+            "bridge netfilter",
+            host.bridge_netfilter,
+            false,
+            "modprobe br_netfilter; without it pods on one bridge are reached through services by routing only",
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_host_lacks_everything_and_says_why() {
+        let findings = findings(&Host::default());
+        assert!(
+            findings
+                .iter()
+                .all(|finding| !finding.good && !finding.remedy.is_empty())
+        );
+    }
+
+    #[test]
+    fn controllers_in_either_layout() {
+        let v1 = Host {
+            mounts: "cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0\n".to_owned(),
+            ..Host::default()
+        };
+        let v2 = Host {
+            v2_controllers: "cpu memory pids\n".to_owned(),
+            ..Host::default()
+        };
+        assert!(v1.has_controller("memory") && v2.has_controller("memory"));
+        assert!(!v1.has_controller("cpu") && v2.has_controller("cpu"));
+    }
+}

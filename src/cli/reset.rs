@@ -1,0 +1,68 @@
+//! `vetch reset`.
+
+use std::{
+    io::{IsTerminal, Write},
+    process::ExitCode,
+};
+
+use super::{
+    Error, block_on,
+    control::{self, Request},
+    need_root,
+    paths::RootArg,
+};
+
+/// Stop everything and remove every trace, the cluster's data included
+#[derive(clap::Args)]
+pub struct Reset {
+    #[command(flatten)]
+    root: RootArg,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
+
+impl Reset {
+    pub fn run(self) -> Result<ExitCode, Error> {
+        need_root("reset")?;
+        let paths = self.root.paths()?;
+        if !self.yes && !confirmed()? {
+            return Err("nothing was changed; `vetch reset --yes` does not ask".into());
+        }
+        block_on(async {
+            let request = Request::Stop { pods: true };
+            if control::call(&paths.control_socket(), &request, |_, _| {})
+                .await?
+                .is_some()
+            {
+                super::daemon::wait_until_stopped(&paths)?;
+            }
+            Ok(())
+        })?;
+        for path in paths.all() {
+            match std::fs::remove_dir_all(path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(format!("remove {}: {error}", path.display()).into());
+                }
+                _ => {}
+            }
+        }
+        if let Some(root) = &paths.root {
+            // Whatever the user keeps beside our folders is theirs.
+            let _ = std::fs::remove_dir(root);
+        }
+        println!("removed the cluster and all its data");
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn confirmed() -> Result<bool, Error> {
+    if !std::io::stdin().is_terminal() {
+        return Ok(false);
+    }
+    print!("This removes the cluster and all its data. Type yes to go on: ");
+    std::io::stdout().flush()?;
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line)?;
+    Ok(line.trim() == "yes")
+}

@@ -1,0 +1,129 @@
+//! `vetch up`.
+
+use std::{
+    fs::File,
+    os::unix::process::CommandExt,
+    process::{Command, ExitCode, Stdio},
+};
+
+use ipnet::IpNet;
+
+use super::{
+    Error,
+    daemon::{self, Config},
+    need_root,
+    notify::{Listener, Message, Notifier, VARIABLE},
+    paths::{Paths, RootArg},
+};
+
+/// Start the cluster on this machine
+#[derive(clap::Args)]
+pub struct Up {
+    #[command(flatten)]
+    root: RootArg,
+    /// Go to the background once the cluster can be used
+    #[arg(long)]
+    detach: bool,
+    /// Port of the API server
+    #[arg(long, default_value_t = 6443, value_name = "PORT")]
+    port: u16,
+    /// Range of service addresses
+    #[arg(long, default_value = "10.96.0.0/12", value_name = "CIDR")]
+    service_cidr: IpNet,
+}
+
+impl Up {
+    pub fn run(self) -> Result<ExitCode, Error> {
+        need_root("up")?;
+        let paths = self.root.paths()?;
+        if self.detach {
+            return self.start_detached(&paths);
+        }
+        tracing_subscriber::fmt()
+            .with_env_filter(
+                tracing_subscriber::EnvFilter::try_from_default_env()
+                    .unwrap_or_else(|_| "info".into()),
+            )
+            .with_target(false)
+            .with_writer(std::io::stderr)
+            .init();
+        let config = Config {
+            paths,
+            port: self.port,
+            services: self.service_cidr,
+            root_flag: self.root.flag(),
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()?;
+        let notifier = Notifier::from_env();
+        let result = runtime.block_on(daemon::run(config, &notifier));
+        // Tasks that still wait for something must not keep the process.
+        runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+        result?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Starts the same command again in a session of its own and waits until it is ready.
+    fn start_detached(&self, paths: &Paths) -> Result<ExitCode, Error> {
+        std::fs::create_dir_all(&paths.run)?;
+        std::fs::create_dir_all(&paths.log)?;
+        let notices = tempfile::tempdir_in(&paths.run)?;
+        let socket = notices.path().join("notify");
+        let listener = Listener::bind(&socket)?;
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(paths.daemon_log())?;
+        let before = log.metadata()?.len();
+        let arguments = std::env::args_os()
+            .skip(1)
+            .filter(|argument| argument != "--detach");
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(arguments)
+            .env(VARIABLE, &socket)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0)
+            .spawn()?;
+        let (ended, end) = std::sync::mpsc::channel();
+        let told = ended.clone();
+        std::thread::spawn(move || {
+            while let Ok(message) = listener.recv() {
+                if told.send(Some(message)).is_err() {
+                    return;
+                }
+            }
+        });
+        std::thread::spawn(move || {
+            let _ = child.wait();
+            let _ = ended.send(None);
+        });
+        loop {
+            match end.recv()? {
+                Some(Message::Status(status)) => eprintln!("{status} ..."),
+                Some(Message::Ready) => {
+                    println!(
+                        "The control plane is up. This version has no node: pods stay Pending."
+                    );
+                    println!("  export KUBECONFIG={}", paths.kubeconfig().display());
+                    println!("  kubectl get namespaces");
+                    return Ok(ExitCode::SUCCESS);
+                }
+                None => return Err(failure(paths, before)),
+            }
+        }
+    }
+}
+
+/// What the daemon said last before it ended.
+fn failure(paths: &Paths, before: u64) -> Error {
+    let text = std::fs::read(paths.daemon_log()).unwrap_or_default();
+    let said = text
+        .get(usize::try_from(before).unwrap_or(0)..)
+        .unwrap_or_default();
+    let said = String::from_utf8_lossy(said);
+    let last = said.lines().last().unwrap_or_default();
+    format!("it did not start: {}", last.trim_start_matches("vetch: ")).into()
+}
