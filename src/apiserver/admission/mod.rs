@@ -3,7 +3,7 @@
 //! Called by the verbs, after authorization: first every plugin's `mutate` in order, then
 //! defaulting and validation, then every plugin's `validate`.
 
-mod late;
+mod back;
 mod lifecycle;
 mod limits;
 mod priority;
@@ -17,15 +17,20 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{objects::Lookup, registry::Resource, request::User, status::Status};
+use super::{
+    objects::{Lookup, Objects},
+    registry::Resource,
+    request::User,
+    status::Status,
+};
 
-pub use late::Late;
+use back::Back;
 pub use priority::system_classes;
 pub use service::ServiceConfig;
 
-/// Every plugin in order. `objects` is set once the verbs exist, before the first request: they
-/// need the chain to be made, and some plugins write.
-pub fn chain(objects: Arc<Late>, config: ServiceConfig) -> Vec<Arc<dyn Plugin>> {
+/// Every plugin in order. `objects` is held weakly.
+pub fn chain(objects: &Arc<dyn Objects>, config: ServiceConfig) -> Vec<Arc<dyn Plugin>> {
+    let objects = Back::new(objects);
     vec![
         Arc::new(lifecycle::NamespaceLifecycle),
         Arc::new(limits::LimitRanger),
@@ -119,10 +124,7 @@ mod testing {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::apiserver::{
-        objects::{Named, Objects},
-        registry::kinds,
-    };
+    use crate::apiserver::{objects::Named, registry::kinds};
 
     pub fn row(plural: &str) -> &'static Resource {
         kinds::ALL
@@ -156,11 +158,9 @@ mod testing {
             self.0.lock().unwrap().insert(key, Arc::new(object));
         }
 
-        pub fn late(self: &Arc<Self>) -> Arc<Late> {
-            let late = Arc::new(Late::default());
+        pub fn back(self: &Arc<Self>) -> Back {
             let objects: Arc<dyn Objects> = self.clone();
-            late.set(&objects);
-            late
+            Back::new(&objects)
         }
     }
 
