@@ -6,6 +6,7 @@
 mod back;
 mod lifecycle;
 mod limits;
+mod parts;
 mod priority;
 mod requester;
 mod runtime_class;
@@ -39,6 +40,7 @@ pub fn chain(objects: &Arc<dyn Objects>, config: ServiceConfig) -> Vec<Arc<dyn P
         Arc::new(priority::Priority),
         Arc::new(tolerations::DefaultTolerationSeconds),
         Arc::new(runtime_class::RuntimeClass),
+        Arc::new(parts::Parts),
         Arc::new(requester::CertificateRequester),
         // Last, so that nothing is taken for an object that another plugin refuses.
         Arc::new(service::Allocator::new(objects, config)),
