@@ -3,7 +3,7 @@
 //! Called by the verbs, after authorization: first every plugin's `mutate` in order, then
 //! defaulting and validation, then every plugin's `validate`.
 
-mod back;
+mod late;
 mod lifecycle;
 mod limits;
 mod parts;
@@ -18,20 +18,15 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{
-    objects::{Lookup, Objects},
-    registry::Resource,
-    request::User,
-    status::Status,
-};
+use super::{objects::Lookup, registry::Resource, request::User, status::Status};
 
-use back::Back;
+pub use late::Late;
 pub use priority::system_classes;
 pub use service::ServiceConfig;
 
-/// Every plugin in order. `objects` is held weakly.
-pub fn chain(objects: &Arc<dyn Objects>, config: ServiceConfig) -> Vec<Arc<dyn Plugin>> {
-    let objects = Back::new(objects);
+/// Every plugin in order. `objects` is set once the verbs exist, before the first request: they
+/// hold the chain, and some plugins write.
+pub fn chain(objects: Arc<Late>, config: ServiceConfig) -> Vec<Arc<dyn Plugin>> {
     vec![
         Arc::new(lifecycle::NamespaceLifecycle),
         Arc::new(limits::LimitRanger),
@@ -126,7 +121,10 @@ mod testing {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::apiserver::{objects::Named, registry::kinds};
+    use crate::apiserver::{
+        objects::{Named, Objects},
+        registry::kinds,
+    };
 
     pub fn row(plural: &str) -> &'static Resource {
         kinds::ALL
@@ -160,9 +158,11 @@ mod testing {
             self.0.lock().unwrap().insert(key, Arc::new(object));
         }
 
-        pub fn back(self: &Arc<Self>) -> Back {
+        pub fn late(self: &Arc<Self>) -> Arc<Late> {
+            let late = Arc::new(Late::default());
             let objects: Arc<dyn Objects> = self.clone();
-            Back::new(&objects)
+            late.set(&objects);
+            late
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rand::Rng;
 use serde_json::{Value, json};
 
-use super::{Back, Operation, Plugin, Request};
+use super::{Late, Operation, Plugin, Request};
 use crate::apiserver::{
     objects::Lookup,
     registry::kinds::value::{at, default_text, has, items, items_mut, object_mut, set, text},
@@ -20,11 +20,11 @@ const DEFAULT: &str = "default";
 const TOKEN_SECONDS: u32 = 3607;
 
 pub struct ServiceAccount {
-    objects: Back,
+    objects: Arc<Late>,
 }
 
 impl ServiceAccount {
-    pub fn new(objects: Back) -> Self {
+    pub fn new(objects: Arc<Late>) -> Self {
         Self { objects }
     }
 
@@ -183,7 +183,7 @@ mod tests {
             json!({"metadata": {"namespace": "a", "name": "default"},
             "imagePullSecrets": [{"name": "s"}]}),
         )]);
-        let plugin = ServiceAccount::new(memory.back());
+        let plugin = ServiceAccount::new(memory.late());
         let mut pod = pod();
         testing::admit(&plugin, &memory, "pods", &mut pod, None)
             .await
@@ -208,7 +208,7 @@ mod tests {
             "serviceaccounts",
             json!({"metadata": {"namespace": "a", "name": "quiet"}, "automountServiceAccountToken": false}),
         )]);
-        let plugin = ServiceAccount::new(memory.back());
+        let plugin = ServiceAccount::new(memory.late());
         let mut quiet = pod();
         quiet["spec"]["serviceAccountName"] = "quiet".into();
         testing::admit(&plugin, &memory, "pods", &mut quiet, None)

@@ -13,12 +13,12 @@ mod carry;
 mod families;
 mod ports;
 
-use std::ops::RangeInclusive;
+use std::{ops::RangeInclusive, sync::Arc};
 
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::{Back, Operation, Plugin, Request};
+use super::{Late, Operation, Plugin, Request};
 use crate::apiserver::{
     objects::Lookup,
     registry::{
@@ -60,12 +60,12 @@ impl Owner {
 }
 
 pub struct Allocator {
-    objects: Back,
+    objects: Arc<Late>,
     config: ServiceConfig,
 }
 
 impl Allocator {
-    pub fn new(objects: Back, config: ServiceConfig) -> Self {
+    pub fn new(objects: Arc<Late>, config: ServiceConfig) -> Self {
         Self { objects, config }
     }
 }

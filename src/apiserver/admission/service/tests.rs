@@ -1,7 +1,5 @@
 //! The allocator against objects in memory.
 
-use std::sync::Arc;
-
 use serde_json::{Value, json};
 
 use super::*;
@@ -12,7 +10,7 @@ fn allocator(memory: &Arc<Memory>) -> Allocator {
         cidrs: vec!["10.96.0.0/24".parse().unwrap()],
         node_ports: 30000..=30001,
     };
-    Allocator::new(memory.back(), config)
+    Allocator::new(memory.late(), config)
 }
 
 fn service(name: &str, spec: Value) -> Value {
