@@ -6,6 +6,7 @@
 mod late;
 mod lifecycle;
 mod limits;
+mod parts;
 mod priority;
 mod requester;
 mod runtime_class;
@@ -24,7 +25,7 @@ pub use priority::system_classes;
 pub use service::ServiceConfig;
 
 /// Every plugin in order. `objects` is set once the verbs exist, before the first request: they
-/// need the chain to be made, and some plugins write.
+/// hold the chain, and some plugins write.
 pub fn chain(objects: Arc<Late>, config: ServiceConfig) -> Vec<Arc<dyn Plugin>> {
     vec![
         Arc::new(lifecycle::NamespaceLifecycle),
@@ -34,6 +35,7 @@ pub fn chain(objects: Arc<Late>, config: ServiceConfig) -> Vec<Arc<dyn Plugin>> 
         Arc::new(priority::Priority),
         Arc::new(tolerations::DefaultTolerationSeconds),
         Arc::new(runtime_class::RuntimeClass),
+        Arc::new(parts::Parts),
         Arc::new(requester::CertificateRequester),
         // Last, so that nothing is taken for an object that another plugin refuses.
         Arc::new(service::Allocator::new(objects, config)),

@@ -30,11 +30,17 @@ impl Include {
 }
 
 fn table(row: &Resource, metadata: Value, rows: Vec<Value>) -> Value {
-    let mut columns = vec![
-        json!({"name": "Name", "type": "string", "format": "name", "priority": 0, "description": "Name of the object"}),
-    ];
+    let mut columns = Vec::new();
+    if !names_itself(row) {
+        columns.push(json!({"name": "Name", "type": "string", "format": "name", "priority": 0, "description": "Name of the object"}));
+    }
     columns.extend(row.columns.iter().map(definition));
     json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "columnDefinitions": columns, "rows": rows})
+}
+
+/// Whether the row places its Name column itself instead of having it first.
+fn names_itself(row: &Resource) -> bool {
+    row.columns.iter().any(|column| column.name == "Name")
 }
 
 fn definition(column: &Column) -> Value {
@@ -42,7 +48,10 @@ fn definition(column: &Column) -> Value {
 }
 
 fn line(row: &Resource, object: &Object, include: Include) -> Value {
-    let mut cells = vec![json!(&*object.name)];
+    let mut cells = Vec::new();
+    if !names_itself(row) {
+        cells.push(json!(&*object.name));
+    }
     cells.extend(
         row.columns
             .iter()

@@ -36,7 +36,8 @@ pub struct Resource {
     /// Where objects lie in the store: `/registry/<storage>/<namespace>/<name>`. Two versions or
     /// groups of one kind share it (core and events.k8s.io Events) and set `convert`.
     pub storage: &'static str,
-    /// Columns after Name (which every kind has first).
+    /// Columns after Name, which every kind has first; one that lists a column `Name` itself
+    /// (Event) has it there only.
     pub columns: &'static [Column],
     /// Field selectors besides metadata.name and metadata.namespace: label and JSON path.
     pub fields: &'static [Field],
@@ -48,7 +49,7 @@ pub struct Resource {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subresource {
     Status,
-    /// The paths inside the object: spec.replicas, status.replicas, and the selector.
+    /// JSON pointers into the object: `/spec/replicas`, `/status/replicas`, and the selector.
     Scale(&'static ScalePaths),
     /// A verb of its own with a handler of its own: `log`, `exec`, `binding`, `token`, `eviction`...
     Special(&'static SpecialSubresource),

@@ -262,7 +262,7 @@ fn candidates(range: &IpNet, seed: u64) -> impl Iterator<Item = IpAddr> {
     let size = 1u128.checked_shl(bits).unwrap_or(MOST).min(MOST);
     // Neither the network's own address nor IPv4's broadcast address.
     let last = size.saturating_sub(if range.max_prefix_len() == 32 { 2 } else { 1 });
-    let band = (size / 16).max(16).min(256);
+    let band = (size / 16).clamp(16, 256);
     let upper = (last + 1).saturating_sub(band);
     let start = if upper == 0 {
         0

@@ -118,9 +118,9 @@ pub fn cell(object: &Value, path: &str) -> Value {
 }
 
 pub const SCALE: Subresource = Subresource::Scale(&ScalePaths {
-    spec_replicas: "spec.replicas",
-    status_replicas: "status.replicas",
-    selector: "spec.selector",
+    spec_replicas: "/spec/replicas",
+    status_replicas: "/status/replicas",
+    selector: "/spec/selector",
 });
 
 pub const fn special(

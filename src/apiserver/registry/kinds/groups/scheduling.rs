@@ -88,7 +88,7 @@ fn validate_priority(class: &Value, causes: &mut Causes) {
         text(class, "metadata.name"),
         number(class, "value").unwrap_or_default(),
     );
-    let known = SYSTEM_CLASSES.iter().any(|known| *known == (name, value));
+    let known = SYSTEM_CLASSES.contains(&(name, value));
     if name.starts_with("system-") && !known {
         causes.forbidden("metadata.name", "priority class names with 'system-' prefix are reserved for system use only. error: only system classes are allowed");
     } else if value > HIGHEST_USER_PRIORITY && !known {
