@@ -18,7 +18,7 @@ mod resources;
 use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::api::{
-    apps::v1::{ReplicaSet, StatefulSet},
+    apps::v1::ReplicaSet,
     core::v1::{Namespace, Node, Pod, ReplicationController, Service},
 };
 use kube::{Client, ResourceExt, core::Selector};
@@ -108,7 +108,6 @@ struct Scheduler {
     services: Informer<Service>,
     sets: Informer<ReplicaSet>,
     controllers: Informer<ReplicationController>,
-    stateful: Informer<StatefulSet>,
 }
 
 /// What the departure of a pod can make possible.
@@ -132,7 +131,6 @@ impl Scheduler {
             services: informers.get(),
             sets: informers.get(),
             controllers: informers.get(),
-            stateful: informers.get(),
         }
     }
 
@@ -363,10 +361,6 @@ impl Scheduler {
         match owner.kind.as_str() {
             "ReplicaSet" => {
                 let selector = self.sets.get(&key)?.spec.selector.clone();
-                selector.try_into().ok()
-            }
-            "StatefulSet" => {
-                let selector = self.stateful.get(&key)?.spec.selector.clone();
                 selector.try_into().ok()
             }
             "ReplicationController" => {
