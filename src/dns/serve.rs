@@ -60,7 +60,7 @@ impl Server {
                         let Ok(_permit) = server.in_flight.try_acquire() else {
                             return; // the client asks again
                         };
-                        let reply = server.remote(remote, &bytes, Transport::Udp).await;
+                        let reply = server.remote(*remote, &bytes, Transport::Udp).await;
                         send(&socket, reply, from).await;
                     });
                 }
@@ -93,7 +93,7 @@ impl Server {
             timeout(IDLE, stream.read_exact(&mut bytes)).await??;
             let reply = match self.local(&bytes, Transport::Tcp).await {
                 Local::Done(reply) => reply,
-                Local::Remote(remote) => self.remote(remote, &bytes, Transport::Tcp).await,
+                Local::Remote(remote) => self.remote(*remote, &bytes, Transport::Tcp).await,
             };
             let Some(reply) = reply else { return Ok(()) };
             let length = u16::try_from(reply.len()).unwrap_or(u16::MAX).to_be_bytes();
@@ -113,12 +113,12 @@ impl Server {
             Answer::Reply(reply) => {
                 Local::Done(encode(&query, &reply, transport == Transport::Udp))
             }
-            Answer::Forward => Local::Remote(Remote::Forward { query }),
-            Answer::Chase { reply, target } => Local::Remote(Remote::Chase {
+            Answer::Forward => Local::Remote(Box::new(Remote::Forward { query })),
+            Answer::Chase { reply, target } => Local::Remote(Box::new(Remote::Chase {
                 query,
-                reply,
+                reply: Box::new(reply),
                 target,
-            }),
+            })),
         }
     }
 
@@ -168,7 +168,7 @@ impl Server {
 enum Local {
     /// `None`: no reply is due.
     Done(Option<Vec<u8>>),
-    Remote(Remote),
+    Remote(Box<Remote>),
 }
 
 enum Remote {
@@ -177,7 +177,7 @@ enum Remote {
     },
     Chase {
         query: Message,
-        reply: Message,
+        reply: Box<Message>,
         target: Name,
     },
 }
