@@ -6,6 +6,8 @@
 //! - A [`Change`] is sent after the cache shows it, in watch order.
 //! - A subscriber that falls behind gets [`Change::Resync`] and must look at the whole cache.
 
+pub mod services;
+
 use std::{
     any::{Any, TypeId},
     collections::{BTreeMap, HashMap},

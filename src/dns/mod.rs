@@ -1,1 +1,117 @@
-//! dns.
+//! Cluster DNS: names of Services and pods from memory, everything else from upstream.
+//!
+//! Owns the listening sockets and the index of names; started by the node. Everything is read
+//! from informers.
+//! Always true: a query of the cluster's zone never leaves the node, and never waits for one that
+//! does.
+//!
+//! `records.rs` says which names a Service gives, `answer.rs` turns a query into a reply,
+//! `serve.rs` and `forward.rs` do the I/O.
+
+mod answer;
+mod forward;
+mod objects;
+mod records;
+mod serve;
+#[cfg(test)]
+mod tests;
+
+pub use objects::{endpoint_slice, service};
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use tokio::{
+    net::{TcpListener, UdpSocket},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use self::{forward::Forwarder, records::Records, serve::Server};
+use crate::informer::{
+    Informers,
+    services::{Joined, Services},
+};
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// UDP and TCP; e.g. port 53 of the pods' gateway.
+    pub listen: Vec<SocketAddr>,
+    /// e.g. `cluster.local`.
+    pub domain: String,
+    /// Names the upstream servers; read again when it changes.
+    pub resolv_conf: PathBuf,
+}
+
+/// Answers until `shutdown`. Listens only once the first list of Services is in.
+pub async fn run(
+    informers: Informers,
+    config: Config,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let domain = config.domain.trim_matches('.').to_lowercase();
+    let own = config.listen.iter().map(SocketAddr::ip).collect();
+    let forwarder = Forwarder::new(config.resolv_conf, own);
+    let server = Arc::new(Server::new(domain, forwarder));
+    let mut services = Services::start(&informers).await;
+    update(&server, services.all()).await;
+    let _sockets = listen(&server, &config.listen).await?;
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            changed = services.next() => match changed {
+                Some(changed) => update(&server, changed).await,
+                None => return Ok(()),
+            },
+        }
+    }
+}
+
+/// Serves until the set is dropped.
+async fn listen(server: &Arc<Server>, addresses: &[SocketAddr]) -> Result<JoinSet<()>, Error> {
+    let mut tasks = JoinSet::new();
+    for address in addresses {
+        let failed = |source| Error::Listen {
+            address: *address,
+            source,
+        };
+        tasks.spawn(
+            server
+                .clone()
+                .udp(UdpSocket::bind(address).await.map_err(failed)?),
+        );
+        tasks.spawn(
+            server
+                .clone()
+                .tcp(TcpListener::bind(address).await.map_err(failed)?),
+        );
+    }
+    Ok(tasks)
+}
+
+async fn update(server: &Server, changed: Vec<Joined>) {
+    let records: Vec<(_, Records)> = changed
+        .into_iter()
+        .map(|joined| {
+            let slices: Vec<&EndpointSlice> = joined.slices.iter().map(|slice| &**slice).collect();
+            let records = joined
+                .service
+                .map(|service| records::records(&service, &slices, &server.domain));
+            (joined.key, records.unwrap_or_default())
+        })
+        .collect();
+    let mut index = server.index.write().await;
+    for (key, records) in records {
+        index.update(&key, records);
+    }
+}
+
+/// Why names are not served.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("listen for DNS on {address}")]
+    Listen {
+        address: SocketAddr,
+        source: std::io::Error,
+    },
+}

@@ -19,21 +19,18 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::FutureExt;
 use ipnet::IpNet;
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
-use kube::ResourceExt;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use tokio_util::sync::CancellationToken;
 
 use self::{model::Plan, sync::Programmer};
-use crate::informer::{Change, Informer, Informers, Key};
+use crate::informer::{
+    Informers, Key,
+    services::{Joined, Services},
+};
 
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// The bit of the packet mark that asks for masquerade, where nothing else is chosen.
 pub const DEFAULT_MARK: u32 = 0x4000;
 
@@ -58,48 +55,23 @@ pub async fn run(
     config: Config,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let services = informers.get::<Service>();
-    let slices = informers.get::<EndpointSlice>();
-    let (mut service_changes, mut slice_changes) = (services.changes(), slices.changes());
-    services.synced().await;
-    slices.synced().await;
-
-    let mut view = View::new(services, config.node.clone());
-    view.reload(&slices);
-    let plans = view.plan(view.all());
-    let programmer = blocking(move || Programmer::start(config, plans)).await?;
+    let node = config.node.clone();
+    let mut services = Services::start(&informers).await;
+    let first = plans(services.all(), &node);
+    let programmer = blocking(move || Programmer::start(config, first)).await?;
     let programmer = Arc::new(Mutex::new(programmer));
     loop {
-        let mut dirty = HashSet::new();
-        tokio::select! {
+        let changed = tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
-            change = service_changes.next() => match change {
-                Some(change) => view.service(change, &mut dirty),
+            changed = services.next() => match changed {
+                Some(changed) => plans(changed, &node),
                 None => return Ok(()),
             },
-            change = slice_changes.next() => match change {
-                Some(change) => view.slice(change, &slices, &mut dirty),
-                None => return Ok(()),
-            },
-        }
-        // What else has come in by now goes into the same transaction.
-        while let Some(Some(change)) = service_changes.next().now_or_never() {
-            view.service(change, &mut dirty);
-        }
-        while let Some(Some(change)) = slice_changes.next().now_or_never() {
-            view.slice(change, &slices, &mut dirty);
-        }
-        if view.everything {
-            view.everything = false;
-            dirty.extend(view.all());
-            let programmer = programmer.lock().unwrap_or_else(PoisonError::into_inner);
-            dirty.extend(programmer.known());
-        }
-        let plans = view.plan(dirty);
+        };
         let programmer = programmer.clone();
         let applied = blocking(move || {
             let mut programmer = programmer.lock().unwrap_or_else(PoisonError::into_inner);
-            programmer.apply(plans)
+            programmer.apply(changed)
         })
         .await;
         if let Err(error) = applied {
@@ -116,105 +88,18 @@ pub async fn remove(config: Config) -> Result<(), Error> {
     blocking(move || sync::remove(&config)).await
 }
 
-/// The services and, by service, their slices.
-struct View {
-    services: Informer<Service>,
-    slices: HashMap<Key, BTreeMap<String, Arc<EndpointSlice>>>,
-    node: String,
-    /// Changes were missed.
-    everything: bool,
-}
-
-impl View {
-    fn new(services: Informer<Service>, node: String) -> Self {
-        Self {
-            services,
-            slices: HashMap::new(),
-            node,
-            everything: false,
+fn plans(services: Vec<Joined>, node: &str) -> Vec<(Key, Plan)> {
+    let plan = |joined: &Joined| match &joined.service {
+        Some(service) => {
+            let slices: Vec<&EndpointSlice> = joined.slices.iter().map(|slice| &**slice).collect();
+            model::plan(service, &slices, node)
         }
-    }
-
-    fn reload(&mut self, slices: &Informer<EndpointSlice>) {
-        self.slices.clear();
-        for slice in slices.list() {
-            self.insert(slice);
-        }
-    }
-
-    fn insert(&mut self, slice: Arc<EndpointSlice>) -> Option<Key> {
-        let owner = owner(&slice)?;
-        let slices = self.slices.entry(owner.clone()).or_default();
-        slices.insert(slice.name_any(), slice);
-        Some(owner)
-    }
-
-    fn remove(&mut self, slice: &EndpointSlice) -> Option<Key> {
-        let owner = owner(slice)?;
-        let slices = self.slices.get_mut(&owner)?;
-        slices.remove(&slice.name_any());
-        if slices.is_empty() {
-            self.slices.remove(&owner);
-        }
-        Some(owner)
-    }
-
-    fn service(&mut self, change: Change<Service>, dirty: &mut HashSet<Key>) {
-        match change {
-            Change::Applied { new, .. } => dirty.extend([Key::of(&*new)]),
-            Change::Deleted(old) => dirty.extend([Key::of(&*old)]),
-            Change::Resync => self.everything = true,
-        }
-    }
-
-    fn slice(
-        &mut self,
-        change: Change<EndpointSlice>,
-        slices: &Informer<EndpointSlice>,
-        dirty: &mut HashSet<Key>,
-    ) {
-        match change {
-            Change::Applied { old, new } => {
-                // Its label may have changed.
-                dirty.extend(old.and_then(|old| self.remove(&old)));
-                dirty.extend(self.insert(new));
-            }
-            Change::Deleted(old) => dirty.extend(self.remove(&old)),
-            Change::Resync => {
-                self.reload(slices);
-                self.everything = true;
-            }
-        }
-    }
-
-    fn all(&self) -> Vec<Key> {
-        let services = self.services.list();
-        services.iter().map(|service| Key::of(&**service)).collect()
-    }
-
-    fn plan(&self, keys: impl IntoIterator<Item = Key>) -> Vec<(Key, Plan)> {
-        keys.into_iter()
-            .map(|key| {
-                let slices: Vec<&EndpointSlice> = self
-                    .slices
-                    .get(&key)
-                    .into_iter()
-                    .flat_map(BTreeMap::values)
-                    .map(|slice| &**slice)
-                    .collect();
-                let plan = match self.services.get(&key) {
-                    Some(service) => model::plan(&service, &slices, &self.node),
-                    None => Plan::default(),
-                };
-                (key, plan)
-            })
-            .collect()
-    }
-}
-
-fn owner(slice: &EndpointSlice) -> Option<Key> {
-    let name = slice.labels().get(SERVICE_NAME)?;
-    Some(Key::new(slice.namespace().unwrap_or_default(), name))
+        None => Plan::default(),
+    };
+    services
+        .into_iter()
+        .map(|joined| (joined.key.clone(), plan(&joined)))
+        .collect()
 }
 
 async fn blocking<T: Send + 'static>(

@@ -181,10 +181,6 @@ impl State {
         }
     }
 
-    pub fn keys(&self) -> Vec<Key> {
-        self.services.keys().cloned().collect()
-    }
-
     fn keep(&mut self, key: &Key, service: Service) {
         if !service.elements.is_empty() {
             self.services.insert(key.clone(), service);

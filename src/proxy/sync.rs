@@ -58,10 +58,6 @@ impl Programmer {
         forget(&moved)
     }
 
-    pub fn known(&self) -> Vec<Key> {
-        self.state.keys()
-    }
-
     fn rebuild(&mut self) -> Result<(), Error> {
         let batch = table::rebuild(&self.config, self.state.whole());
         self.socket.commit(batch).map_err(Error::Commit)

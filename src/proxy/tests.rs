@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use k8s_openapi::api::core::v1::Service;
 use netns::{
     Namespace,
     route::{Change, Prefix, Socket, Veth},
@@ -21,6 +22,7 @@ use super::{
     model::{Audience, Front, Outcome, Protocol},
     *,
 };
+use crate::informer::services::SERVICE_NAME;
 
 type TestResult<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 

@@ -1,0 +1,226 @@
+//! Queries against an index of a few services, in memory and over sockets.
+
+use std::time::Duration;
+
+use hickory_proto::{
+    op::{Message, Query, ResponseCode},
+    rr::{Name, RData, RecordType},
+};
+use k8s_openapi::api::core::v1::Service;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::{
+    answer::{Answer, answer},
+    records::{Index, records},
+    *,
+};
+use crate::informer::Key;
+
+type TestResult<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+fn index() -> TestResult<Index> {
+    let mut index = Index::default();
+    let mut add = |name: &str, spec, slices: &[EndpointSlice]| -> TestResult {
+        let metadata = json!({"name": name, "namespace": "shop"});
+        let service: Service = serde_json::from_value(json!({"metadata": metadata, "spec": spec}))?;
+        let slices: Vec<&EndpointSlice> = slices.iter().collect();
+        let key = Key::new("shop", name);
+        index.update(&key, records(&service, &slices, "cluster.local"));
+        Ok(())
+    };
+    let web = json!({"clusterIP": "10.96.0.7", "ports": [{"name": "http", "port": 80}]});
+    add("web", web, &[])?;
+    let addresses: Vec<_> = (1..=100)
+        .map(|n| json!({"addresses": [format!("10.0.1.{n}")]}))
+        .collect();
+    let db: EndpointSlice = serde_json::from_value(json!({
+        "metadata": {}, "addressType": "IPv4", "ports": [{"name": "sql", "port": 5432, "protocol": "TCP"}],
+        "endpoints": [
+            {"addresses": ["10.0.0.1"], "hostname": "db-0"},
+            {"addresses": ["10.0.0.2"]},
+            {"addresses": ["10.0.0.3"], "conditions": {"ready": false}},
+        ],
+    }))?;
+    let many: EndpointSlice = serde_json::from_value(json!({
+        "metadata": {}, "addressType": "IPv4", "endpoints": addresses,
+    }))?;
+    add("db", json!({"clusterIP": "None"}), &[db])?;
+    add("many", json!({"clusterIP": "None"}), &[many])?;
+    add("none", json!({"clusterIP": "None"}), &[])?;
+    add(
+        "far",
+        json!({"type": "ExternalName", "externalName": "example.org"}),
+        &[],
+    )?;
+    Ok(index)
+}
+
+fn query(name: &str, kind: RecordType) -> TestResult<Message> {
+    let mut query = Message::query();
+    query.add_query(Query::query(Name::from_ascii(name)?, kind));
+    Ok(query)
+}
+
+/// Sorted answers as text, or the response code.
+fn shown(message: &Message) -> String {
+    let mut lines: Vec<String> = message
+        .answers
+        .iter()
+        .map(|record| match &record.data {
+            RData::SRV(srv) => format!("{}:{}", srv.target, srv.port),
+            data => data.to_string(),
+        })
+        .collect();
+    lines.sort();
+    match message.metadata.response_code {
+        ResponseCode::NoError => lines.join(" "),
+        code => format!("{code:?}"),
+    }
+}
+
+#[test]
+fn names_of_the_cluster() -> TestResult {
+    let index = index()?;
+    for (name, kind, want) in [
+        ("web.shop.svc.cluster.local.", RecordType::A, "10.96.0.7"),
+        ("WEB.shop.SVC.cluster.local.", RecordType::A, "10.96.0.7"),
+        ("web.shop.svc.cluster.local.", RecordType::AAAA, ""), // no such family: no data
+        (
+            "_http._tcp.web.shop.svc.cluster.local.",
+            RecordType::SRV,
+            "web.shop.svc.cluster.local.:80",
+        ),
+        (
+            "7.0.96.10.in-addr.arpa.",
+            RecordType::PTR,
+            "web.shop.svc.cluster.local.",
+        ),
+        (
+            "db.shop.svc.cluster.local.",
+            RecordType::A,
+            "10.0.0.1 10.0.0.2",
+        ),
+        ("db-0.db.shop.svc.cluster.local.", RecordType::A, "10.0.0.1"),
+        (
+            "10-0-0-2.db.shop.svc.cluster.local.",
+            RecordType::A,
+            "10.0.0.2",
+        ),
+        (
+            "_sql._tcp.db.shop.svc.cluster.local.",
+            RecordType::SRV,
+            "10-0-0-2.db.shop.svc.cluster.local.:5432 db-0.db.shop.svc.cluster.local.:5432",
+        ),
+        (
+            "1.0.0.10.in-addr.arpa.",
+            RecordType::PTR,
+            "db-0.db.shop.svc.cluster.local.",
+        ),
+        ("none.shop.svc.cluster.local.", RecordType::A, "NXDomain"),
+        ("shop.svc.cluster.local.", RecordType::A, ""), // there are names below
+        ("nowhere.svc.cluster.local.", RecordType::A, "NXDomain"),
+        (
+            "10-1-2-3.shop.pod.cluster.local.",
+            RecordType::A,
+            "10.1.2.3",
+        ),
+        ("dns-version.cluster.local.", RecordType::TXT, "1.1.0"),
+        (
+            "web.shop.svc.cluster.local.cluster.local.",
+            RecordType::A,
+            "NXDomain",
+        ),
+    ] {
+        let Answer::Reply(reply) = answer(&query(name, kind)?, &index, "cluster.local") else {
+            return Err(format!("{name} was not answered").into());
+        };
+        assert_eq!(shown(&reply), want, "{name} {kind}");
+        // No data and no name both come with the time they may be remembered.
+        assert_eq!(
+            reply.answers.is_empty(),
+            !reply.authorities.is_empty(),
+            "{name}"
+        );
+    }
+    let forwarded = answer(
+        &query("example.org.", RecordType::A)?,
+        &index,
+        "cluster.local",
+    );
+    assert!(matches!(forwarded, Answer::Forward));
+    let alias = query("far.shop.svc.cluster.local.", RecordType::A)?;
+    let Answer::Chase { reply, target } = answer(&alias, &index, "cluster.local") else {
+        return Err("the alias was not followed".into());
+    };
+    assert_eq!(
+        (shown(&reply).as_str(), target.to_ascii().as_str()),
+        ("example.org.", "example.org.")
+    );
+    Ok(())
+}
+
+#[test]
+fn a_service_that_goes_takes_its_names_along() -> TestResult {
+    let mut index = index()?;
+    for name in ["web", "db", "many", "far"] {
+        index.update(&Key::new("shop", name), Records::new());
+    }
+    for name in [
+        "web.shop.svc.cluster.local",
+        "shop.svc.cluster.local",
+        "7.0.96.10.in-addr.arpa",
+    ] {
+        assert_eq!(index.find(name), records::Found::Nothing, "{name}");
+    }
+    Ok(())
+}
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[tokio::test]
+async fn long_answers_come_by_tcp_and_silence_upstream_is_a_failure() -> TestResult {
+    let folder = tempfile::tempdir()?;
+    let forwarder = Forwarder::new(folder.path().join("none"), Vec::new());
+    let server = Arc::new(Server::new("cluster.local".into(), forwarder));
+    *server.index.write().await = index()?;
+    let (udp, tcp) = (
+        UdpSocket::bind("127.0.0.1:0").await?,
+        TcpListener::bind("127.0.0.1:0").await?,
+    );
+    let (udp_address, tcp_address) = (udp.local_addr()?, tcp.local_addr()?);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(server.clone().udp(udp));
+    tasks.spawn(server.clone().tcp(tcp));
+
+    let client = UdpSocket::bind("127.0.0.1:0").await?;
+    let ask = async |name: &str| -> TestResult<Message> {
+        client
+            .send_to(&query(name, RecordType::A)?.to_vec()?, udp_address)
+            .await?;
+        let mut buffer = vec![0; 4096];
+        let length = tokio::time::timeout(PATIENCE, client.recv(&mut buffer)).await??;
+        Ok(Message::from_vec(&buffer[..length])?)
+    };
+    assert_eq!(
+        shown(&ask("web.shop.svc.cluster.local.").await?),
+        "10.96.0.7"
+    );
+    assert_eq!(shown(&ask("example.org.").await?), "ServFail");
+    let cut = ask("many.shop.svc.cluster.local.").await?;
+    assert!(cut.metadata.truncation && cut.answers.is_empty());
+
+    let bytes = query("many.shop.svc.cluster.local.", RecordType::A)?.to_vec()?;
+    let mut stream = tokio::net::TcpStream::connect(tcp_address).await?;
+    stream.write_u16(bytes.len() as u16).await?;
+    stream.write_all(&bytes).await?;
+    let mut reply = vec![
+        0;
+        tokio::time::timeout(PATIENCE, stream.read_u16())
+            .await??
+            .into()
+    ];
+    stream.read_exact(&mut reply).await?;
+    assert_eq!(Message::from_vec(&reply)?.answers.len(), 100);
+    Ok(())
+}
