@@ -116,7 +116,7 @@ async fn keep_endpoints(server: &ApiServer, config: &Config) -> Result<(), Error
     let written = tokio::try_join!(endpoints, slice);
     written.map(|_| ()).map_err(|source| Error::Bootstrap {
         what: "the endpoints of the kubernetes service".to_owned(),
-        source,
+        source: Box::new(source),
     })
 }
 
@@ -135,7 +135,7 @@ async fn ensure(server: &ApiServer, object: Value) -> Result<(), Error> {
     );
     let failed = |source: Status| Error::Bootstrap {
         what: format!("{kind} {namespace}/{name}"),
-        source,
+        source: Box::new(source),
     };
     let Some(plural) = plural(&text(&object["apiVersion"]), &kind) else {
         return Err(failed(Status::internal("this kind is not served")));

@@ -55,7 +55,7 @@ pub enum Error {
     #[error("{0} has no address for the kubernetes service")]
     Services(ipnet::IpNet),
     #[error("write {what}")]
-    Bootstrap { what: String, source: Status },
+    Bootstrap { what: String, source: Box<Status> },
 }
 
 /// A running API server. Cheap to clone.

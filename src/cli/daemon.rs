@@ -24,6 +24,7 @@ use crate::{
     apiserver::{
         admission::{self, Late, ServiceConfig},
         request::User,
+        special,
         start::{Config as ApiConfig, Handle},
     },
     controllers,
@@ -71,7 +72,7 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
         port,
         services: config.services,
     };
-    let handle = Handle::new(api, store, &pki, Vec::new()).await?;
+    let handle = Handle::new(api, store, &pki, special::of_pods()).await?;
     let late = Arc::new(Late::default());
     let objects: Arc<dyn crate::apiserver::objects::Objects> = handle.server.clone();
     late.set(&objects);

@@ -39,15 +39,22 @@ impl Logs {
         let mut text = Vec::new();
         file.read_to_end(&mut text)?;
         out.write_all(last_lines(&text, self.tail))?;
-        while self.follow {
-            out.flush()?;
-            inotify.read_events()?;
-            if file.metadata()?.len() < file.stream_position()? {
-                file.seek(SeekFrom::Start(0))?;
-            }
-            std::io::copy(&mut file, out)?;
+        if self.follow {
+            follow(&mut file, &inotify, out)?;
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Writes what is added, until the reader goes away.
+fn follow(file: &mut File, inotify: &Inotify, out: &mut dyn Write) -> std::io::Result<()> {
+    loop {
+        out.flush()?;
+        inotify.read_events()?;
+        if file.metadata()?.len() < file.stream_position()? {
+            file.seek(SeekFrom::Start(0))?;
+        }
+        std::io::copy(file, out)?;
     }
 }
 
