@@ -13,6 +13,8 @@ mod runtime_class;
 mod service;
 mod service_account;
 mod tolerations;
+#[cfg(test)]
+mod whole;
 
 use std::sync::Arc;
 

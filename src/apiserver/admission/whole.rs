@@ -1,0 +1,235 @@
+//! The chain in a whole API server over a real store.
+
+use std::{net::Ipv4Addr, sync::Arc};
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{
+    apiserver::{
+        objects::{Named, Objects},
+        special::{self, Call},
+        start::{Config, Handle},
+        status::Reason,
+    },
+    pki::Pki,
+    store::embedded::Embedded,
+};
+
+struct Server {
+    handle: Handle,
+    user: User,
+    _folder: tempfile::TempDir,
+}
+
+impl Server {
+    async fn start() -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(Embedded::open(&folder.path().join("store")).unwrap());
+        let pki = Pki::open(&folder.path().join("pki")).unwrap();
+        let config = Config {
+            advertise: Ipv4Addr::new(10, 0, 0, 1).into(),
+            port: 6443,
+            services: "10.96.0.0/16".parse().unwrap(),
+        };
+        let services = ServiceConfig {
+            cidrs: vec!["10.96.0.0/16".parse().unwrap()],
+            node_ports: 30000..=32767,
+        };
+        let handle = Handle::new(config, store, &pki, Vec::new()).await.unwrap();
+        let late = Arc::new(Late::default());
+        let objects: Arc<dyn Objects> = handle.server.clone();
+        late.set(&objects);
+        handle.start(chain(late, services)).await.unwrap();
+        Self {
+            handle,
+            user: User::internal("test", &["system:masters"]),
+            _folder: folder,
+        }
+    }
+
+    async fn create(&self, plural: &str, namespace: &str, object: Value) -> Result<Value, Status> {
+        self.handle
+            .server
+            .create(&self.user, plural, namespace, object)
+            .await
+    }
+
+    async fn delete(&self, plural: &str, name: &str) -> Result<Value, Status> {
+        let target = Named {
+            plural,
+            subresource: "",
+            namespace: "default",
+            name,
+        };
+        self.handle
+            .server
+            .delete(&self.user, target, json!({}))
+            .await
+    }
+
+    async fn post(&self, name: &str, subresource: &str, body: Value) -> Result<Value, Status> {
+        let resource = testing::row("pods");
+        let handler = special::of_pods()
+            .into_iter()
+            .find(|handler| handler.serves(resource, Some(subresource)))
+            .unwrap();
+        let call = Call {
+            user: &self.user,
+            resource,
+            subresource: Some(subresource),
+            namespace: "default",
+            name,
+            dry_run: false,
+            objects: &*self.handle.server,
+        };
+        handler.create(&call, body).await
+    }
+}
+
+fn pod(name: &str) -> Value {
+    json!({"metadata": {"name": name}, "spec": {"containers": [
+        {"name": "c", "image": "busybox", "resources": {"limits": {"cpu": "1", "memory": "8Mi"}}}]}})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_lives_and_dies() {
+    let server = Server::start().await;
+    let made = server.create("pods", "default", pod("p")).await.unwrap();
+    assert_eq!(made["status"]["qosClass"], "Guaranteed");
+    assert_eq!(made["spec"]["serviceAccountName"], "default");
+    assert_eq!(made["spec"]["priority"], 0);
+    assert_eq!(
+        made["spec"]["tolerations"].as_array().map(Vec::len),
+        Some(2)
+    );
+    assert_eq!(made["spec"]["securityContext"], json!({}));
+    let again = server
+        .create("pods", "default", pod("p"))
+        .await
+        .unwrap_err();
+    assert_eq!(again.reason, Reason::AlreadyExists);
+    let mut nameless = pod("q");
+    nameless["spec"]["containers"][0]["image"] = Value::Null;
+    let status = server
+        .create("pods", "default", nameless)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        status.message,
+        "Pod \"q\" is invalid: spec.containers[0].image: Required value"
+    );
+    let binding = json!({"target": {"kind": "Node", "name": "n"}});
+    server.post("p", "binding", binding.clone()).await.unwrap();
+    assert_eq!(
+        server.post("p", "binding", binding).await.unwrap_err().code,
+        409
+    );
+    server.post("p", "eviction", json!({})).await.unwrap();
+    let left = server
+        .handle
+        .server
+        .get("pods", "default", "p")
+        .await
+        .unwrap();
+    assert!(
+        left["metadata"]["deletionTimestamp"].is_string(),
+        "the node confirms the end: {left}"
+    );
+    server
+        .create("pods", "default", pod("unbound"))
+        .await
+        .unwrap();
+    server.post("unbound", "eviction", json!({})).await.unwrap();
+    assert!(
+        server
+            .handle
+            .server
+            .get("pods", "default", "unbound")
+            .await
+            .is_none()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn services_hold_their_addresses_and_ports() {
+    let server = Server::start().await;
+    let spec = json!({"type": "NodePort", "ports": [{"port": 80}]});
+    let service = |name: &str, spec: &Value| json!({"metadata": {"name": name}, "spec": spec});
+    let one = server
+        .create("services", "default", service("one", &spec))
+        .await
+        .unwrap();
+    let (ip, port) = (
+        one["spec"]["clusterIP"].clone(),
+        one["spec"]["ports"][0]["nodePort"].clone(),
+    );
+    let claim = server
+        .handle
+        .server
+        .get("ipaddresses.networking.k8s.io", "", ip.as_str().unwrap())
+        .await;
+    assert_eq!(claim.unwrap()["spec"]["parentRef"]["name"], "one");
+    let taken = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": port}]});
+    let status = server
+        .create("services", "default", service("two", &taken))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        status.message,
+        format!(
+            "Service \"two\" is invalid: spec.ports[0].nodePort: Invalid value: {port}: provided port is already allocated"
+        )
+    );
+    // The same name again: the refused one's claims go back, the first one's stay.
+    let again = server
+        .create("services", "default", service("one", &spec))
+        .await
+        .unwrap_err();
+    assert_eq!(again.reason, Reason::AlreadyExists);
+    assert!(
+        server
+            .create("services", "default", service("two", &taken))
+            .await
+            .is_err()
+    );
+    server.delete("services", "one").await.unwrap();
+    let two =
+        json!({"type": "NodePort", "clusterIP": ip, "ports": [{"port": 80, "nodePort": port}]});
+    server
+        .create("services", "default", service("two", &two))
+        .await
+        .unwrap();
+    let kubernetes = server
+        .handle
+        .server
+        .get("services", "default", "kubernetes")
+        .await
+        .unwrap();
+    assert_eq!(kubernetes["spec"]["clusterIP"], "10.96.0.1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_and_a_deployment_are_accepted() {
+    let server = Server::start().await;
+    let template = json!({"metadata": {"labels": {"a": "b"}}, "spec": pod("x")["spec"]});
+    let deployment = json!({"metadata": {"name": "d"}, "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": template}});
+    let made = server
+        .create("deployments.apps", "default", deployment)
+        .await
+        .unwrap();
+    assert_eq!(made["metadata"]["generation"], 1);
+    let mut job = json!({"metadata": {"name": "j"}, "spec": {"template": template}});
+    job["spec"]["template"]["spec"]["restartPolicy"] = "Never".into();
+    let made = server.create("jobs.batch", "default", job).await.unwrap();
+    assert_eq!(
+        made["spec"]["selector"]["matchLabels"]["batch.kubernetes.io/controller-uid"],
+        made["metadata"]["uid"]
+    );
+    let missing = server
+        .create("configmaps", "nowhere", json!({"metadata": {"name": "c"}}))
+        .await
+        .unwrap_err();
+    assert_eq!(missing.message, "namespaces \"nowhere\" not found");
+}
