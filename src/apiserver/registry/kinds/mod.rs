@@ -35,6 +35,8 @@ pub const NOT_SERVED: &[&str] = &[
     "storageclasses.storage.k8s.io",
     "volumeattachments.storage.k8s.io",
     "csidrivers.storage.k8s.io",
+    // The proxy does not filter yet: accepting one would be false safety.
+    "networkpolicies.networking.k8s.io",
     "volumeattributesclasses.storage.k8s.io",
 ];
 
