@@ -92,7 +92,6 @@ impl Handle {
             Arc::new(SelfSubjectAccessReviews(authorizer.clone())),
             Arc::new(SelfSubjectRulesReviews(authorizer.clone())),
         ];
-        specials.extend(super::special::of_pods());
         specials.extend(more);
         server.set_specials(specials);
         let leaf = Leaf::client(KUBELET_CLIENT, &[super::authz::MASTERS]);
