@@ -5,6 +5,7 @@
 //! Always true: an address belongs to one pod at a time, across restarts; a failed attach leaves
 //! nothing.
 
+pub mod env;
 mod pool;
 mod records;
 #[cfg(test)]

@@ -75,6 +75,9 @@ fn pods_reach_each_other_and_leave_nothing() -> TestResult {
         // The daemon restarts: the pods keep their addresses.
         let network = PodNetwork::open(config(folder.path())).await?;
         assert_eq!(network.address("uid-2").await, Some(second));
+        let before = ip("-o link")?;
+        assert_eq!(network.attach("uid-2", two.as_fd()).await?, second);
+        assert_eq!(ip("-o link")?, before); // the wire was not touched
         network.retain(&["uid-2".into()]).await?;
         assert_eq!(network.address("uid-1").await, None);
         assert!(!ip("link")?.contains(&wiring::link_name("uid-1")));

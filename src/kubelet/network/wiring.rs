@@ -49,8 +49,15 @@ pub fn attach(
     let name = link_name(pod_uid);
     let (host_mac, pod_mac) = (mac(&name), mac(pod_uid));
     let mut host = Socket::open()?;
-    // Left over from an attempt that was cut short.
-    remove_link(&mut host, &name)?;
+    if let Ok(link) = host.link(&name) {
+        let wired = link.master == Some(bridge.index)
+            && netns::namespace::run_in(pod, || is_configured(address))??;
+        if wired {
+            return Ok(()); // the daemon was restarted, the pod was not
+        }
+        // Left over from an attempt that was cut short, or from a bridge that is no more.
+        remove_link(&mut host, &name)?;
+    }
     let veth = Veth {
         name: &name,
         peer_name: "eth0",
@@ -71,6 +78,19 @@ pub fn attach(
         let _ = detach(bridge, pod_uid, address);
     }
     wired
+}
+
+/// Whether [`configure_pod`] has been here: it sends all its changes at once.
+fn is_configured(address: IpAddr) -> Result<bool, netns::Error> {
+    let mut socket = Socket::open()?;
+    match socket.link("eth0") {
+        Ok(eth0) => {
+            let wanted = (eth0.index, Prefix::host(address));
+            Ok(eth0.up && socket.addresses()?.contains(&wanted))
+        }
+        Err(error) if error.is_absent() => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn configure_pod(bridge: &Link, gateway: IpAddr, address: IpAddr) -> Result<(), netns::Error> {
