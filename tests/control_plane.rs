@@ -20,6 +20,7 @@ use vetch::{
     apiserver::{
         admission::{self, Late, ServiceConfig},
         objects::Objects,
+        request::User,
         start::{Config, Handle, own_user},
     },
     controllers,
@@ -69,7 +70,10 @@ impl Lab {
         };
         tokio::spawn(controllers::run(informers.clone(), config, stop.clone()));
         let config = scheduler::Config::default();
-        tokio::spawn(scheduler::run(informers.clone(), config, stop.clone()));
+        // With the rights it has in a cluster, and no more.
+        let user = User::internal("system:kube-scheduler", &[]);
+        let own = Informers::new(handle.client(user));
+        tokio::spawn(scheduler::run(own, config, stop.clone()));
         let lab = Self {
             client,
             _stop: stop.drop_guard(),
