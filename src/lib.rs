@@ -9,6 +9,7 @@ pub mod dns;
 pub mod informer;
 pub mod kubelet;
 pub mod pki;
+pub mod placement;
 pub mod proxy;
 pub mod runtime;
 pub mod scheduler;

@@ -4,6 +4,7 @@
 //! client and the informers only.
 //! Always true: every controller may be stopped at any moment and goes on from what the API shows.
 
+mod daemon;
 mod deployment;
 mod endpoint;
 mod endpoints;
@@ -20,6 +21,7 @@ mod pod_gc;
 mod pods;
 mod queue;
 mod replicas;
+mod revisions;
 mod root_ca;
 mod service_account;
 mod shared;
@@ -47,6 +49,7 @@ pub async fn run(informers: Informers, config: Config, shutdown: CancellationTok
         replicas::run(informers.clone(), shutdown.clone()),
         endpointslice::run(informers.clone(), shutdown.clone()),
         endpoints::run(informers.clone(), shutdown.clone()),
+        daemon::run(informers.clone(), shutdown.clone()),
         job::run(informers.clone(), shutdown.clone()),
         node::run(informers.clone(), shutdown.clone()),
         pod_gc::run(informers.clone(), shutdown.clone()),

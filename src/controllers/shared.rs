@@ -86,9 +86,35 @@ impl<C: Controller> Loop<C> {
         self
     }
 
+    /// As [`Loop::watch`], but changes between versions that are the `same` to this controller
+    /// are passed over.
+    pub fn watch_changes<K>(
+        mut self,
+        informer: &Informer<K>,
+        same: impl Fn(&K, &K) -> bool + Send + 'static,
+        keys: impl Fn(&K) -> Vec<Key> + Send + 'static,
+    ) -> Self
+    where
+        K: Send + Sync + 'static,
+    {
+        self.add_filtered_watch(informer, same, keys);
+        self
+    }
+
     fn add_watch<K>(
         &mut self,
         informer: &Informer<K>,
+        keys: impl Fn(&K) -> Vec<Key> + Send + 'static,
+    ) where
+        K: Send + Sync + 'static,
+    {
+        self.add_filtered_watch(informer, |_, _| false, keys);
+    }
+
+    fn add_filtered_watch<K>(
+        &mut self,
+        informer: &Informer<K>,
+        same: impl Fn(&K, &K) -> bool + Send + 'static,
         keys: impl Fn(&K) -> Vec<Key> + Send + 'static,
     ) where
         K: Send + Sync + 'static,
@@ -101,6 +127,10 @@ impl<C: Controller> Loop<C> {
         self.tasks.spawn(async move {
             while let Some(change) = changes.next().await {
                 let touched = match &change {
+                    Change::Applied {
+                        old: Some(old),
+                        new,
+                    } if same(old, new) => continue,
                     Change::Applied { old, new } => {
                         let mut touched = old.as_deref().map(&keys).unwrap_or_default();
                         touched.extend(keys(new));

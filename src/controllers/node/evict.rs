@@ -25,6 +25,7 @@ use crate::{
         shared::{Controller, Loop, Next},
     },
     informer::{Informer, Informers, Key},
+    placement,
 };
 
 const WORKERS: usize = 8;
@@ -100,17 +101,8 @@ fn verdict(tolerations: &[Toleration], taints: &[&Taint], now: Timestamp) -> Ver
 }
 
 fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-    given(&toleration.effect).is_none_or(|effect| effect == taint.effect)
-        && given(&toleration.key).is_none_or(|key| key == taint.key)
-        && match toleration.operator.as_deref().unwrap_or("Equal") {
-            "Exists" => true,
-            _ => {
-                given(&toleration.key).is_some()
-                    && toleration.value.as_deref().unwrap_or_default()
-                        == taint.value.as_deref().unwrap_or_default()
-            }
-        }
+    let value = taint.value.as_deref().unwrap_or_default();
+    placement::tolerates(toleration, &taint.key, value, &taint.effect)
 }
 
 struct Evictions {

@@ -27,7 +27,6 @@ pub const NOT_SERVED: &[&str] = &[
     "persistentvolumeclaims",
     "persistentvolumes",
     "resourcequotas",
-    "daemonsets.apps",
     "statefulsets.apps",
     "cronjobs.batch",
     "horizontalpodautoscalers.autoscaling",

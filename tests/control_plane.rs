@@ -1,0 +1,350 @@
+//! Scheduler and controllers against the real API server, in one process, with a stand-in for the
+//! kubelet that only reports: what is created settles as users expect.
+
+use std::{error::Error, sync::Arc, time::Duration};
+
+use k8s_openapi::api::{
+    apps::v1::{DaemonSet, Deployment},
+    batch::v1::Job,
+    core::v1::{ConfigMap, Namespace, Node, Pod, Service},
+    discovery::v1::EndpointSlice,
+};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use vetch::{
+    apiserver::{
+        admission::{self, Late, ServiceConfig},
+        objects::Objects,
+        request::User,
+        start::{Config, Handle, own_user},
+    },
+    controllers,
+    informer::{Change, Informers, Key},
+    pki::Pki,
+    scheduler,
+    store::embedded::Embedded,
+};
+
+type TestResult = Result<(), Box<dyn Error + Send + Sync>>;
+
+/// A control plane with one ready node, stopped when dropped.
+struct Lab {
+    client: Client,
+    _stop: DropGuard,
+    _dir: tempfile::TempDir,
+}
+
+impl Lab {
+    async fn new() -> Result<Self, Box<dyn Error + Send + Sync>> {
+        let dir = tempfile::tempdir()?;
+        let store = Arc::new(Embedded::open(dir.path())?);
+        let pki = Pki::open(&dir.path().join("pki"))?;
+        let services: ipnet::IpNet = "10.96.0.0/16".parse()?;
+        let config = Config {
+            advertise: "127.0.0.1".parse()?,
+            port: 6443,
+            services,
+        };
+        let handle = Handle::new(config, store, &pki, Vec::new()).await?;
+        let late = Arc::new(Late::default());
+        let objects: Arc<dyn Objects> = handle.server.clone();
+        late.set(&objects);
+        let plugins = admission::chain(
+            late,
+            ServiceConfig {
+                cidrs: vec![services],
+                node_ports: 30000..=32767,
+            },
+        );
+        handle.start(plugins).await?;
+        let client = handle.client(own_user());
+        let informers = Informers::new(client.clone());
+        let stop = CancellationToken::new();
+        let config = controllers::Config {
+            ca_pem: pki.ca_pem().into(),
+        };
+        tokio::spawn(controllers::run(informers.clone(), config, stop.clone()));
+        let config = scheduler::Config::default();
+        // With the rights it has in a cluster, and no more.
+        let user = User::internal("system:kube-scheduler", &[]);
+        let own = Informers::new(handle.client(user));
+        tokio::spawn(scheduler::run(own, config, stop.clone()));
+        let lab = Self {
+            client,
+            _stop: stop.drop_guard(),
+            _dir: dir,
+        };
+        lab.add_node().await?;
+        tokio::spawn(report_pods(lab.client.clone(), informers));
+        Ok(lab)
+    }
+
+    async fn add_node(&self) -> TestResult {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let room = json!({"cpu": "4", "memory": "8Gi", "pods": "200"});
+        let node: Node = object(json!({"metadata": {"name": "n1"}}))?;
+        nodes.create(&PostParams::default(), &node).await?;
+        let patch = json!({"status": {"capacity": room, "allocatable": room,
+            "conditions": [{"type": "Ready", "status": "True"}]}});
+        nodes
+            .patch_status("n1", &PatchParams::default(), &Patch::Merge(patch))
+            .await?;
+        Ok(())
+    }
+
+    fn api<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+}
+
+fn object<K: DeserializeOwned>(value: Value) -> Result<K, serde_json::Error> {
+    serde_json::from_value(value)
+}
+
+fn workload(name: &str, spec: Value) -> Value {
+    let mut value = json!({"metadata": {"name": name}, "spec": {
+        "selector": {"matchLabels": {"app": name}},
+        "template": {
+            "metadata": {"labels": {"app": name}},
+            "spec": {"containers": [{"name": "c", "image": "i"}]},
+        },
+    }});
+    for (key, one) in spec.as_object().into_iter().flatten() {
+        value["spec"][key] = one.clone();
+    }
+    value
+}
+
+/// Waits until `done` says so, for at most ten seconds.
+async fn until<F>(what: &str, mut done: impl FnMut() -> F) -> TestResult
+where
+    F: Future<Output = Result<bool, kube::Error>>,
+{
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while !done().await? {
+        if tokio::time::Instant::now() > deadline {
+            return Err(format!("timed out: {what}").into());
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    Ok(())
+}
+
+/// The kubelet's part without containers: bound pods run and are ready, those of Jobs succeed,
+/// terminating ones are gone at once.
+async fn report_pods(client: Client, informers: Informers) {
+    let pods = informers.get::<Pod>();
+    let mut changes = pods.changes();
+    let mut waiting = pods.list();
+    loop {
+        for pod in waiting.drain(..) {
+            let Some(pod) = pods.get(&Key::of(pod.as_ref())) else {
+                continue;
+            };
+            let bound = pod
+                .spec
+                .as_ref()
+                .is_some_and(|spec| spec.node_name.is_some());
+            if bound {
+                report_pod(&client, &pod).await;
+            }
+        }
+        match changes.next().await {
+            Some(Change::Applied { new, .. }) => waiting.push(new),
+            Some(Change::Resync) => waiting = pods.list(),
+            Some(Change::Deleted(_)) => {}
+            None => return,
+        }
+    }
+}
+
+async fn report_pod(client: &Client, pod: &Pod) {
+    let namespace = pod.namespace().unwrap_or_default();
+    let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+    let name = pod.name_any();
+    if pod.metadata.deletion_timestamp.is_some() {
+        // Gone already is as good.
+        let _ = api
+            .delete(&name, &DeleteParams::default().grace_period(0))
+            .await;
+        return;
+    }
+    let reported = pod
+        .status
+        .as_ref()
+        .is_some_and(|status| status.pod_ip.is_some());
+    if reported {
+        return;
+    }
+    let of_job = pod
+        .owner_references()
+        .iter()
+        .any(|owner| owner.kind == "Job");
+    let (phase, ready) = if of_job {
+        ("Succeeded", "False")
+    } else {
+        ("Running", "True")
+    };
+    let patch = json!({"status": {"phase": phase, "podIP": "10.1.0.1",
+        "podIPs": [{"ip": "10.1.0.1"}],
+        "conditions": [{"type": "Ready", "status": ready,
+            "lastTransitionTime": k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+                k8s_openapi::jiff::Timestamp::now())}]}});
+    // A pod deleted meanwhile needs no status.
+    let _ = api
+        .patch_status(&name, &PatchParams::default(), &Patch::Strategic(patch))
+        .await;
+}
+
+fn rolled_out(deployment: &Deployment, replicas: i32) -> bool {
+    deployment.status.as_ref().is_some_and(|status| {
+        let all = Some(replicas);
+        status.observed_generation == deployment.metadata.generation
+            && (status.replicas, status.updated_replicas) == (all, all)
+            && status.available_replicas == all
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deployment_rolls_out_serves_and_goes_with_its_pods() -> TestResult {
+    let lab = Lab::new().await?;
+    let deployments: Api<Deployment> = lab.api("default");
+    let pods: Api<Pod> = lab.api("default");
+    let params = PostParams::default();
+    let service = json!({"metadata": {"name": "web"},
+        "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]}});
+    lab.api::<Service>("default")
+        .create(&params, &object(service)?)
+        .await?;
+    let web: Deployment = object(workload("web", json!({"replicas": 3})))?;
+    deployments.create(&params, &web).await?;
+    until("all pods are available", || async {
+        Ok(rolled_out(&deployments.get("web").await?, 3))
+    })
+    .await?;
+    let slices: Api<EndpointSlice> = lab.api("default");
+    let of_web = ListParams::default().labels("kubernetes.io/service-name=web");
+    until("the Service has three endpoints", || async {
+        let slices = slices.list(&of_web).await?;
+        let ends = slices
+            .iter()
+            .flat_map(|slice| slice.endpoints.iter().flatten());
+        Ok(ends.count() == 3)
+    })
+    .await?;
+    let other = json!({"spec": {"template": {"metadata": {"annotations": {"a": "b"}}}}});
+    deployments
+        .patch("web", &PatchParams::default(), &Patch::Merge(other))
+        .await?;
+    until("the second revision replaced the first", || async {
+        let web = deployments.get("web").await?;
+        let revision = web.annotations().get("deployment.kubernetes.io/revision");
+        Ok(rolled_out(&web, 3) && revision.is_some_and(|revision| revision == "2"))
+    })
+    .await?;
+    deployments
+        .delete("web", &DeleteParams::foreground())
+        .await?;
+    until("Deployment and pods are gone", || async {
+        Ok(deployments.get_opt("web").await?.is_none()
+            && pods.list(&ListParams::default()).await?.items.is_empty())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_completes_and_a_daemon_set_follows_its_template() -> TestResult {
+    let lab = Lab::new().await?;
+    let params = PostParams::default();
+    let jobs: Api<Job> = lab.api("default");
+    let job = json!({"metadata": {"name": "j"}, "spec": {"completions": 4, "parallelism": 2,
+        "ttlSecondsAfterFinished": 0, "template": {"spec": {"restartPolicy": "Never",
+            "containers": [{"name": "c", "image": "i"}]}}}});
+    let made = jobs.create(&params, &object(job)?).await?;
+    until("the Job is done and its time to live over", || async {
+        Ok(jobs
+            .get_opt("j")
+            .await?
+            .is_none_or(|job| job.uid() != made.uid()))
+    })
+    .await?;
+    let daemons: Api<DaemonSet> = lab.api("default");
+    daemons
+        .create(&params, &object(workload("d", json!({})))?)
+        .await?;
+    let runs = |set: &DaemonSet| {
+        set.status.as_ref().is_some_and(|status| {
+            status.observed_generation == set.metadata.generation
+                && (status.number_available, status.updated_number_scheduled) == (Some(1), Some(1))
+        })
+    };
+    until("the node has its pod", || async {
+        Ok(runs(&daemons.get("d").await?))
+    })
+    .await?;
+    let other = json!({"spec": {"template": {"metadata": {"annotations": {"a": "b"}}}}});
+    daemons
+        .patch("d", &PatchParams::default(), &Patch::Merge(other))
+        .await?;
+    until("the pod is of the new template", || async {
+        Ok(runs(&daemons.get("d").await?))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_is_furnished_and_emptied() -> TestResult {
+    let lab = Lab::new().await?;
+    let namespaces: Api<Namespace> = Api::all(lab.client.clone());
+    let params = PostParams::default();
+    let space: Namespace = object(json!({"metadata": {"name": "x"}}))?;
+    namespaces.create(&params, &space).await?;
+    let maps: Api<ConfigMap> = lab.api("x");
+    until("the CA is published", || async {
+        Ok(maps.get_opt("kube-root-ca.crt").await?.is_some())
+    })
+    .await?;
+    let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> = lab.api("x");
+    until("the default account is there", || async {
+        Ok(accounts.get_opt("default").await?.is_some())
+    })
+    .await?;
+    let web: Deployment = object(workload("web", json!({"replicas": 3})))?;
+    lab.api::<Deployment>("x").create(&params, &web).await?;
+    let pods: Api<Pod> = lab.api("x");
+    until("three pods exist", || async {
+        Ok(pods.list(&ListParams::default()).await?.items.len() == 3)
+    })
+    .await?;
+    namespaces.delete("x", &DeleteParams::default()).await?;
+    until("the namespace is gone", || async {
+        Ok(namespaces.get_opt("x").await?.is_none())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_fits_nowhere_says_why() -> TestResult {
+    let lab = Lab::new().await?;
+    let pods: Api<Pod> = lab.api("default");
+    let big = json!({"metadata": {"name": "big"}, "spec": {"containers": [{"name": "c",
+        "image": "i", "resources": {"requests": {"cpu": "64"}}}]}});
+    pods.create(&PostParams::default(), &object(big)?).await?;
+    let words = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are \
+        available: 1 Preemption is not helpful for scheduling.";
+    until("the condition names the reason", || async {
+        let status = pods.get("big").await?.status.unwrap_or_default();
+        Ok(status.conditions.iter().flatten().any(|condition| {
+            condition.type_ == "PodScheduled" && condition.message.as_deref() == Some(words)
+        }))
+    })
+    .await
+}
