@@ -1,0 +1,380 @@
+//! One group: the same relative path in every tree.
+
+use crate::{Current, Error, Hierarchy, Layout, Limits, plan};
+use nix::{
+    errno::Errno,
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Component, Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How long killing and removing wait for the kernel.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(5);
+
+#[derive(Clone, Debug)]
+pub struct Group {
+    hierarchy: Hierarchy,
+    name: PathBuf,
+}
+
+/// Use so far and now. Units: nanoseconds and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    pub cpu_ns: u64,
+    pub memory_bytes: u64,
+    /// Memory without inactive file pages, never below 0.
+    pub working_set_bytes: u64,
+    /// 0 where the kernel does not account swap.
+    pub swap_bytes: u64,
+    pub pids: u64,
+    /// Processes of this group the OOM killer has ended.
+    pub oom_kills: u64,
+}
+
+impl Group {
+    /// Names a group without touching it. `name` is relative to the mount points.
+    pub fn open(hierarchy: &Hierarchy, name: &str) -> Result<Self, Error> {
+        let path = Path::new(name);
+        let plain = |part| matches!(part, Component::Normal(_));
+        if name.is_empty() || !path.components().all(plain) {
+            return Err(Error::Name(name.into()));
+        }
+        Ok(Self {
+            hierarchy: hierarchy.clone(),
+            name: path.into(),
+        })
+    }
+
+    /// Makes the group in every tree, parents too. One that exists is fine. On error nothing that
+    /// was made is taken back: call [`Group::remove`].
+    pub fn create(hierarchy: &Hierarchy, name: &str) -> Result<Self, Error> {
+        let group = Self::open(hierarchy, name)?;
+        for root in group.roots() {
+            let mut path = root.clone();
+            for part in &group.name {
+                match hierarchy.layout {
+                    Layout::V2 => enable_controllers(&path)?,
+                    Layout::V1 => {}
+                }
+                let parent = path.clone();
+                path.push(part);
+                match fs::create_dir(&path) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                    Err(source) => return Err(failed("create", &path, source)),
+                }
+                if hierarchy.v1.get("cpuset") == Some(&root) {
+                    inherit_cpuset(&parent, &path)?;
+                }
+            }
+        }
+        Ok(group)
+    }
+
+    /// Moves a process, with all its threads, into the group.
+    pub fn add_process(&self, pid: u32) -> Result<(), Error> {
+        let value = pid.to_string();
+        self.dirs()
+            .iter()
+            .try_for_each(|dir| write(&dir.join("cgroup.procs"), &value))
+    }
+
+    /// Sets limits in the order [`plan`] gives; stops at the first that is refused.
+    pub fn apply(&self, limits: &Limits) -> Result<(), Error> {
+        let layout = self.hierarchy.layout;
+        let current = match layout {
+            Layout::V1 if limits.memory_bytes.is_some() => Current {
+                memory_bytes: self.number("memory.limit_in_bytes")?,
+            },
+            _ => Current::default(),
+        };
+        for step in plan(layout, limits, current)? {
+            write(&self.file(step.file)?, &step.value)?;
+        }
+        Ok(())
+    }
+
+    pub fn stats(&self) -> Result<Stats, Error> {
+        let (cpu_ns, usage, inactive, swap, oom) = match self.hierarchy.layout {
+            Layout::V1 => {
+                let usage = self.number("memory.usage_in_bytes")?;
+                let stat = self.text("memory.stat")?;
+                let oom = self.text("memory.oom_control")?;
+                (
+                    self.number("cpuacct.usage")?,
+                    usage,
+                    field(&stat, "total_inactive_file"),
+                    field(&stat, "total_swap"),
+                    field(&oom, "oom_kill"),
+                )
+            }
+            Layout::V2 => {
+                let stat = self.text("memory.stat")?;
+                let swap = match self.number("memory.swap.current") {
+                    Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => 0,
+                    other => other?,
+                };
+                let cpu = read(&self.unified()?.join("cpu.stat"))?;
+                (
+                    field(&cpu, "usage_usec") * 1000,
+                    self.number("memory.current")?,
+                    field(&stat, "inactive_file"),
+                    swap,
+                    field(&self.text("memory.events")?, "oom_kill"),
+                )
+            }
+        };
+        Ok(Stats {
+            cpu_ns,
+            memory_bytes: usage,
+            working_set_bytes: usage.saturating_sub(inactive),
+            swap_bytes: swap,
+            pids: self.number("pids.current")?,
+            oom_kills: oom,
+        })
+    }
+
+    /// Ends every process of the group and of those below it; returns when none is left.
+    pub fn kill_all(&self) -> Result<(), Error> {
+        let began = Instant::now();
+        loop {
+            let mut pids = BTreeSet::new();
+            for dir in self.dirs() {
+                collect_pids(&dir, &mut pids)?;
+            }
+            if pids.is_empty() {
+                return Ok(());
+            }
+            if began.elapsed() > PATIENCE {
+                return Err(Error::Busy {
+                    path: self.name.clone(),
+                    pids: pids.len(),
+                    waited: PATIENCE,
+                });
+            }
+            for &pid in &pids {
+                match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+                    Ok(()) | Err(Errno::ESRCH) => {}
+                    Err(errno) => return Err(failed("kill all of", &self.name, errno.into())),
+                }
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// Removes the group and those below it. Processes must be gone; a group that is gone is fine.
+    pub fn remove(&self) -> Result<(), Error> {
+        self.dirs().iter().try_for_each(|dir| remove_tree(dir))
+    }
+
+    fn roots(&self) -> BTreeSet<PathBuf> {
+        match self.hierarchy.layout {
+            Layout::V1 => self.hierarchy.v1.values().cloned().collect(),
+            Layout::V2 => self.hierarchy.v2.iter().cloned().collect(),
+        }
+    }
+
+    fn dirs(&self) -> Vec<PathBuf> {
+        self.roots()
+            .iter()
+            .map(|root| root.join(&self.name))
+            .collect()
+    }
+
+    fn unified(&self) -> Result<PathBuf, Error> {
+        let root = self.hierarchy.v2.as_ref();
+        let root = root.ok_or_else(|| Error::NoController("cgroup2".into()))?;
+        Ok(root.join(&self.name))
+    }
+
+    fn file(&self, file: &str) -> Result<PathBuf, Error> {
+        if self.hierarchy.layout == Layout::V2 {
+            return Ok(self.unified()?.join(file));
+        }
+        let controller = file.split('.').next().unwrap_or(file);
+        let root = self.hierarchy.v1.get(controller);
+        let root = root.ok_or_else(|| Error::NoController(controller.into()))?;
+        Ok(root.join(&self.name).join(file))
+    }
+
+    fn text(&self, file: &str) -> Result<String, Error> {
+        read(&self.file(file)?)
+    }
+
+    fn number(&self, file: &str) -> Result<u64, Error> {
+        let text = self.text(file)?;
+        let path = self.file(file)?;
+        text.trim().parse().map_err(|_| Error::Parse { path, text })
+    }
+}
+
+/// Value of `name` in lines of `name value`; 0 where this kernel has no such line.
+fn field(text: &str, name: &str) -> u64 {
+    text.lines()
+        .filter_map(|line| line.split_once(' '))
+        .find(|(key, _)| *key == name)
+        .and_then(|(_, value)| value.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+/// Lets children of `dir` have every controller that `dir` has.
+fn enable_controllers(dir: &Path) -> Result<(), Error> {
+    let offered = read(&dir.join("cgroup.controllers"))?;
+    let control = dir.join("cgroup.subtree_control");
+    offered
+        .split_whitespace()
+        .try_for_each(|name| write(&control, &format!("+{name}")))
+}
+
+/// A v1 cpuset starts empty and takes no process until both files are filled.
+fn inherit_cpuset(parent: &Path, dir: &Path) -> Result<(), Error> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if read(&dir.join(file))?.trim().is_empty() {
+            write(&dir.join(file), read(&parent.join(file))?.trim())?;
+        }
+    }
+    Ok(())
+}
+
+fn children(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(|source| failed("list", dir, source))?,
+    };
+    let paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+    Ok(paths.filter(|path| path.is_dir()).collect())
+}
+
+fn collect_pids(dir: &Path, pids: &mut BTreeSet<i32>) -> Result<(), Error> {
+    match fs::read_to_string(dir.join("cgroup.procs")) {
+        // 0 stands for a process outside our pid namespace; as a target it would be ourselves.
+        Ok(text) => pids.extend(
+            text.lines()
+                .filter_map(|pid| pid.parse::<i32>().ok())
+                .filter(|&p| p > 0),
+        ),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
+        Err(source) => return Err(failed("read processes of", dir, source)),
+    }
+    children(dir)?
+        .iter()
+        .try_for_each(|child| collect_pids(child, pids))
+}
+
+fn remove_tree(dir: &Path) -> Result<(), Error> {
+    children(dir)?
+        .iter()
+        .try_for_each(|child| remove_tree(child))?;
+    let began = Instant::now();
+    loop {
+        match fs::remove_dir(dir) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            // An ended process leaves the group a moment after its parent has seen it end.
+            Err(error)
+                if error.raw_os_error() == Some(libc::EBUSY) && began.elapsed() < PATIENCE =>
+            {
+                thread::sleep(PAUSE);
+            }
+            Err(source) => return Err(failed("remove", dir, source)),
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<String, Error> {
+    fs::read_to_string(path).map_err(|source| failed("read", path, source))
+}
+
+fn write(path: &Path, value: &str) -> Result<(), Error> {
+    // Not created when missing, as `fs::write` would try: a file the kernel lacks is an error.
+    let file = fs::OpenOptions::new().write(true).open(path);
+    file.and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))
+        .map_err(|source| Error::Write {
+            path: path.into(),
+            value: value.into(),
+            source,
+        })
+}
+
+fn failed(operation: &'static str, path: &Path, source: io::Error) -> Error {
+    Error::Io {
+        operation,
+        path: path.into(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    /// Removes its group also when the test fails.
+    struct Scratch(Group);
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = self.0.kill_all();
+            let _ = self.0.remove();
+        }
+    }
+
+    #[test]
+    fn names_stay_below_the_root() {
+        let hierarchy = Hierarchy {
+            layout: Layout::V2,
+            v1: Default::default(),
+            v2: None,
+        };
+        for name in ["", "/a", "a/../b", ".."] {
+            assert!(Group::open(&hierarchy, name).is_err(), "{name:?}");
+        }
+        assert!(Group::open(&hierarchy, "a/b").is_ok());
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn limits_stats_kill_and_removal() {
+        let hierarchy = Hierarchy::detect().unwrap();
+        let name = format!("vetch-test-{}", std::process::id());
+        let scratch = Scratch(Group::create(&hierarchy, &name).unwrap());
+        let group = &scratch.0;
+        let mut limits = Limits {
+            cpu_shares: Some(512),
+            cpu_quota_us: Some(20_000),
+            cpu_period_us: Some(50_000),
+            memory_bytes: Some(64 << 20),
+            memory_swap_bytes: Some(64 << 20),
+            pids: Some(20),
+            ..Limits::default()
+        };
+        group.apply(&limits).unwrap();
+        for bytes in [128 << 20, 32 << 20] {
+            limits.memory_bytes = Some(bytes);
+            limits.memory_swap_bytes = Some(bytes);
+            group.apply(&limits).unwrap();
+        }
+        if hierarchy.layout == Layout::V1 {
+            assert_eq!(
+                group.number("memory.memsw.limit_in_bytes").unwrap(),
+                32 << 20
+            );
+            assert_eq!(group.number("cpu.cfs_quota_us").unwrap(), 20_000);
+        }
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        group.add_process(child.id()).unwrap();
+        assert_eq!(group.stats().unwrap().pids, 1);
+        let waiter = thread::spawn(move || child.wait());
+        group.kill_all().unwrap();
+        assert!(!waiter.join().unwrap().unwrap().success());
+        group.remove().unwrap();
+        assert!(group.dirs().iter().all(|dir| !dir.exists()));
+    }
+}
