@@ -1,0 +1,109 @@
+//! Who may use whom: the arrows of docs/architecture.md, read off the `use crate::` lines.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// What each part of `src` may use of the others. `cli` may use everything.
+const ALLOWED: [(&str, &[&str]); 10] = [
+    ("apiserver", &["store", "pki"]),
+    ("controllers", &["informer"]),
+    ("dns", &["informer"]),
+    ("informer", &[]),
+    ("kubelet", &["runtime", "informer", "pki"]),
+    ("pki", &[]),
+    ("proxy", &["informer"]),
+    ("runtime", &[]),
+    ("scheduler", &["informer"]),
+    ("store", &[]),
+];
+
+/// Which of our crates each part may use.
+const CRATES: [(&str, &[&str]); 5] = [
+    ("apiserver", &["proto"]),
+    ("kubelet", &["netns", "cgroups"]),
+    ("runtime", &["netns", "cgroups"]),
+    ("proxy", &["netns"]),
+    ("cli", &["netns", "cgroups", "proto"]),
+];
+
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The parts named after `crate::`, also inside braces.
+fn used(text: &str) -> BTreeSet<String> {
+    let word = |text: &str| text.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect::<String>();
+    let mut names = BTreeSet::new();
+    for (at, _) in text.match_indices("crate::") {
+        let rest = &text[at + "crate::".len()..];
+        match rest.strip_prefix('{') {
+            None => {
+                names.insert(word(rest));
+            }
+            Some(list) => {
+                let mut depth = 0;
+                let mut item = true;
+                for (at, character) in list.char_indices() {
+                    match character {
+                        '{' => depth += 1,
+                        '}' if depth == 0 => break,
+                        '}' => depth -= 1,
+                        ',' if depth == 0 => item = true,
+                        c if item && !c.is_whitespace() => {
+                            names.insert(word(&list[at..]));
+                            item = false;
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+    names
+}
+
+#[test]
+fn arrows_hold() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let parts: BTreeSet<&str> = ALLOWED.iter().map(|(part, _)| *part).chain(["cli"]).collect();
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    let mut wrong = Vec::new();
+    for file in files {
+        let relative = file.strip_prefix(&root).unwrap();
+        let part = relative.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs");
+        let text = fs::read_to_string(&file).unwrap();
+        if let Some((_, allowed)) = ALLOWED.iter().find(|(name, _)| *name == part) {
+            for name in used(&text) {
+                if parts.contains(name.as_str()) && name != part && !allowed.contains(&name.as_str()) {
+                    wrong.push(format!("{} uses {name}", relative.display()));
+                }
+            }
+        }
+        let crates = CRATES.iter().find(|(name, _)| *name == part).map_or(&[][..], |(_, crates)| crates);
+        for name in ["netns", "cgroups", "proto"] {
+            let uses = [format!("use {name}::"), format!(" {name}::"), format!("({name}::")].iter().any(|form| text.contains(form));
+            let local = text.contains(&format!("mod {name}")) || text.contains(&format!("super::{name}"));
+            if uses && !local && !crates.contains(&name) && parts.contains(part) {
+                wrong.push(format!("{} uses the crate {name}", relative.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn the_reader_sees_what_is_used() {
+    let names = used("use crate::{store::{self, Op}, pki};\nuse crate::informer::Key;");
+    assert_eq!(names.into_iter().collect::<Vec<_>>(), ["informer", "pki", "store"]);
+}
