@@ -42,7 +42,11 @@ fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
 
 /// The parts named after `crate::`, also inside braces.
 fn used(text: &str) -> BTreeSet<String> {
-    let word = |text: &str| text.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect::<String>();
+    let word = |text: &str| {
+        text.chars()
+            .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
+            .collect::<String>()
+    };
     let mut names = BTreeSet::new();
     for (at, _) in text.match_indices("crate::") {
         let rest = &text[at + "crate::".len()..];
@@ -75,25 +79,48 @@ fn used(text: &str) -> BTreeSet<String> {
 #[test]
 fn arrows_hold() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let parts: BTreeSet<&str> = ALLOWED.iter().map(|(part, _)| *part).chain(["cli"]).collect();
+    let parts: BTreeSet<&str> = ALLOWED
+        .iter()
+        .map(|(part, _)| *part)
+        .chain(["cli"])
+        .collect();
     let mut files = Vec::new();
     sources(&root, &mut files);
     let mut wrong = Vec::new();
     for file in files {
         let relative = file.strip_prefix(&root).unwrap();
-        let part = relative.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs");
+        let part = relative
+            .iter()
+            .next()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .trim_end_matches(".rs");
         let text = fs::read_to_string(&file).unwrap();
         if let Some((_, allowed)) = ALLOWED.iter().find(|(name, _)| *name == part) {
             for name in used(&text) {
-                if parts.contains(name.as_str()) && name != part && !allowed.contains(&name.as_str()) {
+                if parts.contains(name.as_str())
+                    && name != part
+                    && !allowed.contains(&name.as_str())
+                {
                     wrong.push(format!("{} uses {name}", relative.display()));
                 }
             }
         }
-        let crates = CRATES.iter().find(|(name, _)| *name == part).map_or(&[][..], |(_, crates)| crates);
+        let crates = CRATES
+            .iter()
+            .find(|(name, _)| *name == part)
+            .map_or(&[][..], |(_, crates)| crates);
         for name in ["netns", "cgroups", "proto"] {
-            let uses = [format!("use {name}::"), format!(" {name}::"), format!("({name}::")].iter().any(|form| text.contains(form));
-            let local = text.contains(&format!("mod {name}")) || text.contains(&format!("super::{name}"));
+            let uses = [
+                format!("use {name}::"),
+                format!(" {name}::"),
+                format!("({name}::"),
+            ]
+            .iter()
+            .any(|form| text.contains(form));
+            let local =
+                text.contains(&format!("mod {name}")) || text.contains(&format!("super::{name}"));
             if uses && !local && !crates.contains(&name) && parts.contains(part) {
                 wrong.push(format!("{} uses the crate {name}", relative.display()));
             }
@@ -105,5 +132,8 @@ fn arrows_hold() {
 #[test]
 fn the_reader_sees_what_is_used() {
     let names = used("use crate::{store::{self, Op}, pki};\nuse crate::informer::Key;");
-    assert_eq!(names.into_iter().collect::<Vec<_>>(), ["informer", "pki", "store"]);
+    assert_eq!(
+        names.into_iter().collect::<Vec<_>>(),
+        ["informer", "pki", "store"]
+    );
 }

@@ -21,7 +21,11 @@ impl Cluster {
     fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         // Free a moment ago; nobody else picks ports here.
-        let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+        let port = TcpListener::bind(("127.0.0.1", 0))
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
         Self { root, port }
     }
 
@@ -40,13 +44,23 @@ impl Cluster {
     fn kubectl(&self, arguments: &[&str]) -> Output {
         let program = std::env::var_os("VETCH_TEST_KUBECTL").unwrap_or_else(|| "kubectl".into());
         let mut command = Command::new(program);
-        command.arg("--kubeconfig").arg(self.root.path().join("etc/admin.kubeconfig"));
-        command.env("HOME", self.root.path()).args(arguments).output().unwrap()
+        command
+            .arg("--kubeconfig")
+            .arg(self.root.path().join("etc/admin.kubeconfig"));
+        command
+            .env("HOME", self.root.path())
+            .args(arguments)
+            .output()
+            .unwrap()
     }
 
     fn ok(&self, arguments: &[&str]) -> String {
         let output = self.kubectl(arguments);
-        assert!(output.status.success(), "kubectl {arguments:?}: {}", text(&output));
+        assert!(
+            output.status.success(),
+            "kubectl {arguments:?}: {}",
+            text(&output)
+        );
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -57,7 +71,10 @@ impl Cluster {
             if got.trim() == want {
                 return;
             }
-            assert!(Instant::now() < end, "kubectl {arguments:?}: {got:?}, not {want:?}");
+            assert!(
+                Instant::now() < end,
+                "kubectl {arguments:?}: {got:?}, not {want:?}"
+            );
         }
     }
 }
@@ -69,7 +86,11 @@ impl Drop for Cluster {
 }
 
 fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 #[test]
@@ -81,7 +102,9 @@ fn objects_through_kubectl() {
     cluster.ok(&["get", "namespaces"]);
     let manifest = cluster.root.path().join("cm.yaml");
     let apply = |value: &str| {
-        let yaml = format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: a}}\ndata: {{k: {value}}}\n");
+        let yaml = format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: a}}\ndata: {{k: {value}}}\n"
+        );
         std::fs::write(&manifest, yaml).unwrap();
         cluster.ok(&["apply", "-f", manifest.to_str().unwrap()])
     };
@@ -90,14 +113,35 @@ fn objects_through_kubectl() {
     assert!(apply("two").contains("unchanged"));
     cluster.ok(&["patch", "configmap", "a", "-p", r#"{"data":{"z":"1"}}"#]);
     cluster.ok(&["label", "configmap", "a", "x=y"]);
-    assert_eq!(cluster.ok(&["get", "configmap", "a", "-o", "jsonpath={.data.k}{.data.z}{.metadata.labels.x}"]), "two1y");
-    assert!(cluster.ok(&["explain", "pod.spec.containers"]).contains("[]Container"));
+    assert_eq!(
+        cluster.ok(&[
+            "get",
+            "configmap",
+            "a",
+            "-o",
+            "jsonpath={.data.k}{.data.z}{.metadata.labels.x}"
+        ]),
+        "two1y"
+    );
+    assert!(
+        cluster
+            .ok(&["explain", "pod.spec.containers"])
+            .contains("[]Container")
+    );
     // kubectl checks fields against OpenAPI; the server must too.
     let bad = cluster.kubectl(&["create", "--validate=strict", "-f", {
-        std::fs::write(&manifest, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: b}\nfoo: 1\n").unwrap();
+        std::fs::write(
+            &manifest,
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: b}\nfoo: 1\n",
+        )
+        .unwrap();
         manifest.to_str().unwrap()
     }]);
-    assert!(!bad.status.success() && text(&bad).contains("foo"), "{}", text(&bad));
+    assert!(
+        !bad.status.success() && text(&bad).contains("foo"),
+        "{}",
+        text(&bad)
+    );
     let missing = cluster.kubectl(&["get", "pod", "nope"]);
     assert!(text(&missing).contains(r#"pods "nope" not found"#));
     cluster.ok(&["delete", "configmap", "a"]);
@@ -108,8 +152,21 @@ fn objects_through_kubectl() {
 fn a_deployment_has_its_replica_sets_and_its_history() {
     let cluster = Cluster::new();
     cluster.up();
-    cluster.ok(&["create", "deployment", "web", "--image=nginx", "--replicas=2"]);
-    let pods = &["get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].status.phase}"];
+    cluster.ok(&[
+        "create",
+        "deployment",
+        "web",
+        "--image=nginx",
+        "--replicas=2",
+    ]);
+    let pods = &[
+        "get",
+        "pods",
+        "-l",
+        "app=web",
+        "-o",
+        "jsonpath={.items[*].status.phase}",
+    ];
     cluster.wait(pods, "Pending Pending");
     cluster.ok(&["scale", "deployment", "web", "--replicas=3"]);
     cluster.wait(pods, "Pending Pending Pending");
@@ -129,7 +186,10 @@ fn a_deployment_has_its_replica_sets_and_its_history() {
 fn who_may_do_what() {
     let cluster = Cluster::new();
     cluster.up();
-    cluster.wait(&["get", "serviceaccount", "default", "-o", "name"], "serviceaccount/default");
+    cluster.wait(
+        &["get", "serviceaccount", "default", "-o", "name"],
+        "serviceaccount/default",
+    );
     let token = cluster.ok(&["create", "token", "default"]);
     let server = format!("--server=https://127.0.0.1:{}", cluster.port);
     let as_account = |token: &str| {
@@ -137,13 +197,33 @@ fn who_may_do_what() {
         std::fs::write(&kubeconfig, "").unwrap();
         let program = std::env::var_os("VETCH_TEST_KUBECTL").unwrap_or_else(|| "kubectl".into());
         let mut command = Command::new(program);
-        command.arg("--kubeconfig").arg(kubeconfig).args([&server, "--insecure-skip-tls-verify", "--token", token, "get", "pods"]);
+        command.arg("--kubeconfig").arg(kubeconfig).args([
+            &server,
+            "--insecure-skip-tls-verify",
+            "--token",
+            token,
+            "get",
+            "pods",
+        ]);
         text(&command.env("HOME", cluster.root.path()).output().unwrap())
     };
-    assert!(as_account(token.trim()).contains(r#"User "system:serviceaccount:default:default" cannot list resource "pods""#));
-    cluster.ok(&["create", "rolebinding", "see", "--clusterrole=view", "--serviceaccount=default:default"]);
+    assert!(
+        as_account(token.trim()).contains(
+            r#"User "system:serviceaccount:default:default" cannot list resource "pods""#
+        )
+    );
+    cluster.ok(&[
+        "create",
+        "rolebinding",
+        "see",
+        "--clusterrole=view",
+        "--serviceaccount=default:default",
+    ]);
     assert!(as_account(token.trim()).contains("No resources found"));
-    assert!(as_account("nonsense").contains("Unauthorized") || as_account("nonsense").contains("logged in"));
+    assert!(
+        as_account("nonsense").contains("Unauthorized")
+            || as_account("nonsense").contains("logged in")
+    );
 }
 
 #[test]
@@ -156,7 +236,10 @@ fn a_killed_daemon_comes_back_with_everything() {
     let pid: i32 = pid.trim().parse().unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
     cluster.up();
-    assert_eq!(cluster.ok(&["get", "configmap", "kept", "-o", "jsonpath={.data.k}"]), "v");
+    assert_eq!(
+        cluster.ok(&["get", "configmap", "kept", "-o", "jsonpath={.data.k}"]),
+        "v"
+    );
 }
 
 #[test]
@@ -167,18 +250,30 @@ fn mistakes_get_a_clear_answer() {
         assert!(!output.status.success());
         assert!(text(&output).contains(want), "{}", text(&output));
     };
-    said(cluster.vetch(&["kubeconfig"]), "start the cluster with `vetch up");
+    said(
+        cluster.vetch(&["kubeconfig"]),
+        "start the cluster with `vetch up",
+    );
     let taken = TcpListener::bind(("0.0.0.0", 0)).unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    said(cluster.vetch(&["up", "--detach", "--port", &port]), &format!("port {port} is taken"));
+    said(
+        cluster.vetch(&["up", "--detach", "--port", &port]),
+        &format!("port {port} is taken"),
+    );
     cluster.up();
-    said(cluster.vetch(&["up", "--detach", "--port", "1"]), "already running on this root");
+    said(
+        cluster.vetch(&["up", "--detach", "--port", "1"]),
+        "already running on this root",
+    );
     assert!(cluster.vetch(&["down"]).status.success());
     let log = cluster.root.path().join("lib/store/log");
     let mut bytes = std::fs::read(&log).unwrap();
     bytes[40] ^= 1;
     std::fs::write(&log, bytes).unwrap();
-    said(cluster.vetch(&["up", "--detach", "--port", &cluster.port.to_string()]), "corrupt at byte");
+    said(
+        cluster.vetch(&["up", "--detach", "--port", &cluster.port.to_string()]),
+        "corrupt at byte",
+    );
 }
 
 #[test]
@@ -198,7 +293,11 @@ fn picture() -> Vec<String> {
         let output = Command::new(program).args(arguments).output().unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    let links = run("ip", &["-o", "link"]).lines().filter_map(|line| line.split(':').nth(1)).collect::<Vec<_>>().join(" ");
+    let links = run("ip", &["-o", "link"])
+        .lines()
+        .filter_map(|line| line.split(':').nth(1))
+        .collect::<Vec<_>>()
+        .join(" ");
     let tables = run("nft", &["list", "tables"]);
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
     vec![links, tables, mounts]

@@ -10,6 +10,7 @@
 
 pub mod config;
 pub mod image;
+pub mod seccomp;
 
 pub use config::{ContainerConfig, Identity, Io, PodConfig, Rootfs};
 
