@@ -7,25 +7,28 @@ use std::{
 };
 
 /// What each part of `src` may use of the others. `cli` may use everything.
-const ALLOWED: [(&str, &[&str]); 10] = [
+const ALLOWED: [(&str, &[&str]); 11] = [
     ("apiserver", &["store", "pki"]),
-    ("controllers", &["informer"]),
+    ("controllers", &["informer", "placement"]),
     ("dns", &["informer"]),
     ("informer", &[]),
     ("kubelet", &["runtime", "informer", "pki"]),
     ("pki", &[]),
+    ("placement", &[]),
     ("proxy", &["informer"]),
     ("runtime", &[]),
-    ("scheduler", &["informer"]),
+    ("scheduler", &["informer", "placement"]),
     ("store", &[]),
 ];
 
 /// Which of our crates each part may use.
-const CRATES: [(&str, &[&str]); 5] = [
+const CRATES: [(&str, &[&str]); 7] = [
     ("apiserver", &["proto"]),
     ("kubelet", &["netns", "cgroups"]),
     ("runtime", &["netns", "cgroups"]),
+    ("placement", &["proto"]),
     ("proxy", &["netns"]),
+    ("scheduler", &["proto"]),
     ("cli", &["netns", "cgroups", "proto"]),
 ];
 

@@ -153,6 +153,10 @@ where
             },
         }
     };
+    // What was told before the end is told before the end.
+    while let Ok(reply) = told.try_recv() {
+        send(&mut write, &reply).await?;
+    }
     send(&mut write, &last).await
 }
 
