@@ -21,6 +21,7 @@ use vetch::{
         admission::{self, Late, ServiceConfig},
         objects::Objects,
         request::User,
+        special,
         start::{Config, Handle, own_user},
     },
     controllers,
@@ -50,7 +51,7 @@ impl Lab {
             port: 6443,
             services,
         };
-        let handle = Handle::new(config, store, &pki, Vec::new()).await?;
+        let handle = Handle::new(config, store, &pki, special::of_pods()).await?;
         let late = Arc::new(Late::default());
         let objects: Arc<dyn Objects> = handle.server.clone();
         late.set(&objects);
