@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Error,
     control::{self, Outcome, Reply, Request},
-    image,
+    demo, image,
     notify::Notifier,
     paths::Paths,
 };
@@ -45,6 +45,8 @@ pub struct Config {
     pub services: IpNet,
     /// How the user would spell `--root` again, for messages.
     pub root_flag: String,
+    /// Make the demo's application before saying that the cluster is ready.
+    pub demo: bool,
 }
 
 /// TLS needs to know which cryptography to use before its first use anywhere.
@@ -119,11 +121,18 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
 
     let images = Images::open(config.paths.state.clone()).await?;
     let (stop, mut stopped) = mpsc::channel(1);
+    let answering_images = images.clone();
     let control = control::bind(&config.paths.control_socket())?;
     let answering = tokio::spawn(control::serve(control, move |request, progress| {
-        answer(images.clone(), stop.clone(), request, progress)
+        answer(answering_images.clone(), stop.clone(), request, progress)
     }));
 
+    if config.demo {
+        say(notifier, "starting the demo");
+        let client = handle.client(User::internal("kubernetes-admin", &["system:masters"]));
+        let demo = demo::deploy(&client, &images).await?;
+        say(notifier, &format!("{} answers: {}", demo.url, demo.answer));
+    }
     notifier.ready();
     greet(&config, port);
     wait_for_end(&mut stopped).await?;

@@ -27,6 +27,9 @@ pub struct Up {
     /// Port of the API server
     #[arg(long, default_value_t = 6443, value_name = "PORT")]
     port: u16,
+    /// Start a small application too, and show how it answers
+    #[arg(long)]
+    demo: bool,
     /// Range of service addresses
     #[arg(long, default_value = "10.96.0.0/12", value_name = "CIDR")]
     service_cidr: IpNet,
@@ -52,6 +55,7 @@ impl Up {
             port: self.port,
             services: self.service_cidr,
             root_flag: self.root.flag(),
+            demo: self.demo,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
