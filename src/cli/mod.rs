@@ -12,6 +12,7 @@ mod down;
 mod image;
 mod kubeconfig;
 mod logs;
+mod node;
 mod notify;
 mod paths;
 mod reset;
