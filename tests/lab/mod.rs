@@ -47,6 +47,11 @@ impl Host {
         host
     }
 
+    /// The process that holds the namespaces.
+    pub fn pid(&self) -> u32 {
+        self.holder.id()
+    }
+
     /// A program on this host.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
