@@ -7,10 +7,12 @@ mod check;
 mod completion;
 mod control;
 mod daemon;
+mod demo;
 mod down;
 mod image;
 mod kubeconfig;
 mod logs;
+mod node;
 mod notify;
 mod paths;
 mod reset;
@@ -48,6 +50,8 @@ enum Command {
     Logs(logs::Logs),
     Version(version::Version),
     Completion(completion::Completion),
+    #[command(name = demo::server::SUBCOMMAND, hide = true)]
+    DemoServer(demo::server::DemoServer),
 }
 
 /// Parses the arguments of the process and runs what they ask for.
@@ -62,6 +66,7 @@ pub fn main() -> ExitCode {
         Command::Logs(logs) => logs.run(&mut std::io::stdout()),
         Command::Version(version) => version.run(&mut std::io::stdout()),
         Command::Completion(completion) => completion.run(&mut std::io::stdout()),
+        Command::DemoServer(server) => server.run(),
     };
     match result {
         Ok(code) => code,

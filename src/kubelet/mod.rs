@@ -32,6 +32,8 @@ pub struct Config {
     pub addresses: Vec<IpAddr>,
     /// Port of the kubelet's own API.
     pub port: u16,
+    /// This node's range of pod addresses.
+    pub pod_cidr: ipnet::IpNet,
     /// `pods/<uid>/...` lies below.
     pub state_dir: PathBuf,
     /// `pods/<namespace>_<name>_<uid>/<container>/<attempt>.log` lies below.
@@ -56,6 +58,8 @@ pub struct Deps {
     pub runtime: Runtime,
     pub images: Images,
     pub network: network::PodNetwork,
+    /// For the kubelet's own API: asks for client certificates.
+    pub server_tls: Arc<rustls::ServerConfig>,
 }
 
 /// Where others in the kubelet look up this node's pods.
@@ -67,6 +71,15 @@ pub trait Pods: Send + Sync {
 /// Runs until told to stop; pods go on without it.
 pub async fn run(_config: Config, _deps: Deps, _shutdown: CancellationToken) -> Result<(), Error> {
     Err(Error::Unsupported("kubelet"))
+}
+
+/// Stops and removes all pods of this node and what they use, without a word to the API. Only when
+/// no kubelet runs.
+pub async fn remove_pods(_config: &Config, deps: &Deps) -> Result<(), Error> {
+    for pod in deps.runtime.pods().await {
+        deps.runtime.remove_pod(&pod.config.identity.uid).await?;
+    }
+    Ok(())
 }
 
 /// Why the kubelet cannot go on at all. What concerns one pod is an event and a status instead.
