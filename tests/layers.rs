@@ -24,7 +24,7 @@ const ALLOWED: [(&str, &[&str]); 11] = [
 /// Which of our crates each part may use.
 const CRATES: [(&str, &[&str]); 7] = [
     ("apiserver", &["proto"]),
-    ("kubelet", &["netns", "cgroups"]),
+    ("kubelet", &["netns", "cgroups", "proto"]),
     ("runtime", &["netns", "cgroups"]),
     ("placement", &["proto"]),
     ("proxy", &["netns"]),

@@ -86,6 +86,64 @@ impl Group {
             .try_for_each(|dir| write(&dir.join("cgroup.procs"), &value))
     }
 
+    /// Moves the calling process, which must have one thread only, into the group. For v1 that takes
+    /// no lock of the whole system, unlike [`Group::add_process`].
+    pub fn enter(&self) -> Result<(), Error> {
+        let file = match self.hierarchy.layout {
+            Layout::V1 => "tasks",
+            Layout::V2 => "cgroup.procs",
+        };
+        self.dirs()
+            .iter()
+            .try_for_each(|dir| write(&dir.join(file), "0"))
+    }
+
+    /// Folder of the group in the v2 tree, for clone3 to start a process in; `None` on v1.
+    pub fn unified_dir(&self) -> Option<PathBuf> {
+        match self.hierarchy.layout {
+            Layout::V1 => None,
+            Layout::V2 => self.unified().ok(),
+        }
+    }
+
+    /// Processes of this group the OOM killer has ended.
+    pub fn oom_kills(&self) -> Result<u64, Error> {
+        let file = match self.hierarchy.layout {
+            Layout::V1 => "memory.oom_control",
+            Layout::V2 => "memory.events",
+        };
+        Ok(field(&self.text(file)?, "oom_kill"))
+    }
+
+    /// Sends SIGKILL to all processes of the group and below, once, without waiting.
+    pub fn kill(&self) -> Result<(), Error> {
+        if self.hierarchy.layout == Layout::V2 {
+            match write(&self.unified()?.join("cgroup.kill"), "1") {
+                Ok(()) => return Ok(()),
+                // Before Linux 5.14.
+                Err(Error::Write { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        for pid in self.processes()? {
+            signal_kill(pid, &self.name)?;
+        }
+        Ok(())
+    }
+
+    /// All processes of the group and of those below it.
+    pub fn processes(&self) -> Result<BTreeSet<i32>, Error> {
+        let mut pids = BTreeSet::new();
+        for dir in self.dirs() {
+            collect_pids(&dir, &mut pids)?;
+        }
+        Ok(pids)
+    }
+
+    pub fn layout(&self) -> Layout {
+        self.hierarchy.layout
+    }
+
     /// Sets limits in the order [`plan`] gives; stops at the first that is refused.
     pub fn apply(&self, limits: &Limits) -> Result<(), Error> {
         let layout = self.hierarchy.layout;
@@ -145,10 +203,7 @@ impl Group {
     pub fn kill_all(&self) -> Result<(), Error> {
         let began = Instant::now();
         loop {
-            let mut pids = BTreeSet::new();
-            for dir in self.dirs() {
-                collect_pids(&dir, &mut pids)?;
-            }
+            let pids = self.processes()?;
             if pids.is_empty() {
                 return Ok(());
             }
@@ -159,12 +214,7 @@ impl Group {
                     waited: PATIENCE,
                 });
             }
-            for &pid in &pids {
-                match kill(Pid::from_raw(pid), Signal::SIGKILL) {
-                    Ok(()) | Err(Errno::ESRCH) => {}
-                    Err(errno) => return Err(failed("kill all of", &self.name, errno.into())),
-                }
-            }
+            self.kill()?;
             thread::sleep(PAUSE);
         }
     }
@@ -188,7 +238,11 @@ impl Group {
             .collect()
     }
 
-    fn unified(&self) -> Result<PathBuf, Error> {
+    pub(crate) fn write(&self, file: &str, value: &str) -> Result<(), Error> {
+        write(&self.file(file)?, value)
+    }
+
+    pub(crate) fn unified(&self) -> Result<PathBuf, Error> {
         let root = self.hierarchy.v2.as_ref();
         let root = root.ok_or_else(|| Error::NoController("cgroup2".into()))?;
         Ok(root.join(&self.name))
@@ -215,6 +269,13 @@ impl Group {
     }
 }
 
+fn signal_kill(pid: i32, group: &Path) -> Result<(), Error> {
+    match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(failed("kill all of", group, errno.into())),
+    }
+}
+
 /// Value of `name` in lines of `name value`; 0 where this kernel has no such line.
 fn field(text: &str, name: &str) -> u64 {
     text.lines()
@@ -224,13 +285,26 @@ fn field(text: &str, name: &str) -> u64 {
         .unwrap_or(0)
 }
 
-/// Lets children of `dir` have every controller that `dir` has.
+/// Controllers without which limits and statistics would be false.
+const NEEDED: [&str; 3] = ["cpu", "memory", "pids"];
+
+/// Lets children of `dir` have every controller that `dir` has; some may refuse, not the needed.
 fn enable_controllers(dir: &Path) -> Result<(), Error> {
     let offered = read(&dir.join("cgroup.controllers"))?;
     let control = dir.join("cgroup.subtree_control");
-    offered
-        .split_whitespace()
-        .try_for_each(|name| write(&control, &format!("+{name}")))
+    let enabled = read(&control)?;
+    let has = |list: &str, name: &str| list.split_whitespace().any(|other| other == name);
+    if let Some(missing) = NEEDED.iter().find(|name| !has(&offered, name)) {
+        return Err(Error::NoController((*missing).into()));
+    }
+    for name in offered.split_whitespace().filter(|name| !has(&enabled, name)) {
+        match write(&control, &format!("+{name}")) {
+            Err(error) if NEEDED.contains(&name) => return Err(error),
+            Err(error) => tracing::debug!(%error, controller = name, "not enabled"),
+            Ok(()) => {}
+        }
+    }
+    Ok(())
 }
 
 /// A v1 cpuset starts empty and takes no process until both files are filled.

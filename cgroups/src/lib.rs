@@ -8,6 +8,8 @@
 //!
 //! Start at [`Hierarchy::detect`].
 
+mod bpf;
+pub mod devices;
 pub mod group;
 pub mod layout;
 pub mod limits;

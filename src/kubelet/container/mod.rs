@@ -1,13 +1,46 @@
 //! From a pod and an image to what the runtime is told: pure, apart from what is passed in.
 //!
 //! Owns the translation of security context, resources, environment, command and devices into the
-//! OCI spec. Called by the pod worker; does no I/O.
+//! OCI spec. Called by the pod worker. Two things are read from the host, because only the host has
+//! them: a `Localhost` seccomp profile and, for privileged containers, the device nodes of `/dev`.
+//!
+//! Where this differs from upstream's defaults:
+//! - Seccomp is `RuntimeDefault` unless the pod says `Unconfined` or the container is privileged.
+//! - Swap: a container may have an exact swap limit by the pod's annotation
+//!   `vetch.dev/swap-limit.<container>: 64Mi`. It needs a memory limit, and then uses at most that
+//!   much swap on top of it, whatever [`SwapBehavior`] the node has.
+//!
+//! Start at [`container_config`].
+
+mod command;
+mod devices;
+mod env;
+mod expand;
+mod fields;
+mod mounts;
+mod pod;
+mod resources;
+mod seccomp;
+mod security;
+mod signal;
+mod sysctls;
 
 use std::{collections::BTreeMap, path::PathBuf};
 
 use k8s_openapi::api::core::v1::{Container, Pod};
+use oci_spec::runtime::{
+    Linux, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Root, Spec as OciSpec,
+    get_default_readonly_paths,
+};
 
-use crate::runtime::{ContainerConfig, PodConfig, image::Image};
+pub use self::{
+    env::{environment, referenced},
+    expand::Unresolved,
+    pod::pod_config,
+    resources::{QosClass, container_resources, qos_class},
+    signal::stop_signal,
+};
+use crate::runtime::{ContainerConfig, Io, Rootfs, image::Image};
 
 /// What the node has, as far as containers may be told (`resourceFieldRef`, out-of-memory scores).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,6 +48,18 @@ pub struct Facts {
     pub cpu_milli: u64,
     pub memory_bytes: u64,
     pub swap_bytes: u64,
+    pub swap: SwapBehavior,
+    /// `cluster.local`, for `setHostnameAsFQDN`; without it such names end at `svc`.
+    pub cluster_domain: String,
+}
+
+/// How much swap containers may use that do not say so themselves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SwapBehavior {
+    #[default]
+    NoSwap,
+    /// Burstable containers get of the node's swap what their request is of its memory.
+    LimitedSwap,
 }
 
 /// One container about to start. Init and ephemeral containers come as [`Container`] too.
@@ -39,6 +84,8 @@ pub struct Inputs<'a> {
 pub struct Referenced {
     pub config_maps: BTreeMap<String, Option<BTreeMap<String, Vec<u8>>>>,
     pub secrets: BTreeMap<String, Option<BTreeMap<String, Vec<u8>>>>,
+    /// Content of `fileKeyRef` files by volume and path.
+    pub files: BTreeMap<(String, String), Option<Vec<u8>>>,
 }
 
 /// Configuration that cannot be run, with the upstream reason (`CreateContainerConfigError`, ...).
@@ -49,6 +96,24 @@ pub struct Refused {
     pub message: String,
 }
 
+impl Refused {
+    /// What the pod asks for is wrong or missing.
+    fn config(message: impl Into<String>) -> Self {
+        Self {
+            reason: "CreateContainerConfigError",
+            message: message.into(),
+        }
+    }
+
+    /// It is asked for rightly, but cannot be made.
+    fn create(message: impl Into<String>) -> Self {
+        Self {
+            reason: "CreateContainerError",
+            message: message.into(),
+        }
+    }
+}
+
 /// Environment in order, and names that were skipped because they are invalid.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Environment {
@@ -56,34 +121,106 @@ pub struct Environment {
     pub skipped: Vec<String>,
 }
 
-/// Names of config maps and secrets that the container's environment needs.
-pub fn referenced(_container: &Container) -> (Vec<String>, Vec<String>) {
-    (Vec::new(), Vec::new())
-}
+/// All that the runtime needs to make and start one container.
+pub fn container_config(inputs: Inputs<'_>) -> Result<ContainerConfig, Refused> {
+    let Inputs {
+        pod,
+        container,
+        image,
+        ..
+    } = inputs;
+    refuse_unsupported(container)?;
+    let identity = security::identity(pod, container, image)?;
+    let privileged = security::privileged(container);
 
-/// Service variables < `envFrom` < `env`, with `$(VAR)` expanded. The image's own environment is
-/// put below these by [`container_config`]. `pod_ips` and `host_ips` answer `status.podIP` and so on.
-pub fn environment(
-    _pod: &Pod,
-    _container: &Container,
-    _services: &BTreeMap<String, String>,
-    _referenced: &Referenced,
-    _facts: &Facts,
-) -> Result<Environment, Refused> {
-    Ok(Environment::default())
-}
+    let mut process = Process::default();
+    let tty = container.tty.unwrap_or(false);
+    process
+        .set_terminal(Some(tty))
+        .set_user(identity.oci)
+        .set_args(Some(command::argv(container, image, &inputs.env)?))
+        .set_env(Some(env::process_environment(
+            pod,
+            container,
+            image,
+            &inputs.env,
+        )))
+        .set_cwd(command::working_dir(container, image))
+        .set_capabilities(Some(security::capabilities(container)?))
+        .set_rlimits(Some(vec![open_files()]))
+        .set_no_new_privileges(Some(security::no_new_privileges(container)))
+        .set_oom_score_adj(Some(resources::oom_score_adj(pod, container, inputs.facts)));
 
-/// The pod's shared part.
-pub fn pod_config(_pod: &Pod, _facts: &Facts) -> Result<PodConfig, Refused> {
-    Err(Refused {
-        reason: "CreatePodSandboxError",
-        message: "not supported".into(),
+    let mut limits = resources::container_resources(pod, container, inputs.facts)?;
+    limits.set_devices(Some(devices::rules(privileged)));
+    let mut linux = Linux::default();
+    linux
+        .set_namespaces(None)
+        .set_resources(Some(limits))
+        .set_devices(privileged.then(devices::of_the_host))
+        .set_seccomp(seccomp::profile(pod, container, &inputs.seccomp_dir)?)
+        .set_rootfs_propagation(Some(mounts::propagation(&inputs.mounts).into()))
+        .set_masked_paths(Some(Vec::new()))
+        .set_readonly_paths(Some(Vec::new()));
+    if !privileged && !security::unmasked_proc(container) {
+        linux
+            .set_masked_paths(Some(security::masked_paths(inputs.facts.cpu_milli)))
+            .set_readonly_paths(Some(get_default_readonly_paths()));
+    }
+
+    let mut root = Root::default();
+    root.set_readonly(Some(security::read_only_root(container)));
+    let mut oci = OciSpec::default();
+    oci.set_process(Some(process))
+        .set_root(Some(root))
+        .set_hostname(None)
+        .set_mounts(Some(mounts::all(pod, privileged, inputs.mounts)))
+        .set_linux(Some(linux));
+
+    Ok(ContainerConfig {
+        name: container.name.clone(),
+        attempt: inputs.attempt,
+        annotations: BTreeMap::new(),
+        rootfs: Rootfs::Layers(image.layers.clone()),
+        oci,
+        io: Io {
+            tty,
+            stdin: container.stdin.unwrap_or(false),
+            stdin_once: container.stdin_once.unwrap_or(false),
+            log_path: inputs.log_path,
+        },
+        user: identity.lookup,
+        must_not_be_root: identity.must_not_be_root,
     })
 }
 
-pub fn container_config(_inputs: Inputs<'_>) -> Result<ContainerConfig, Refused> {
-    Err(Refused {
-        reason: "CreateContainerError",
-        message: "not supported".into(),
-    })
+/// A program that counts on something we do not give must not start without it.
+fn refuse_unsupported(container: &Container) -> Result<(), Refused> {
+    let claims = container
+        .resources
+        .as_ref()
+        .and_then(|all| all.claims.as_ref());
+    if claims.is_some_and(|claims| !claims.is_empty()) {
+        return Err(Refused::create("resource claims are not supported"));
+    }
+    if container
+        .volume_devices
+        .as_ref()
+        .is_some_and(|devices| !devices.is_empty())
+    {
+        return Err(Refused::create("block volumes are not supported"));
+    }
+    Ok(())
 }
+
+fn open_files() -> PosixRlimit {
+    PosixRlimitBuilder::default()
+        .typ(PosixRlimitType::RlimitNofile)
+        .soft(1024_u64)
+        .hard(524_288_u64)
+        .build()
+        .expect("no field of it is required")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,36 @@
+#!/bin/bash
+# Runs in the machine: `guest.sh PART,PART`. Fails when one of its checks fails.
+set -u
+failed=0 passed=0
+
+# ok NAME COMMAND...: one check; its output is shown when it fails.
+ok() {
+	local name=$1 text began=$SECONDS
+	shift
+	if text=$("$@" 2>&1); then
+		passed=$((passed + 1))
+		echo "ok      $name ($((SECONDS - began)) s)"
+	else
+		failed=$((failed + 1))
+		echo "NOT OK  $name"
+		sed 's/^/        /' <<<"$text"
+	fi
+}
+
+crates() {
+	local program name
+	for program in /lab/tests/*; do
+		name=${program##*/}
+		ok "tests of ${name%-*}" "$program" --include-ignored --test-threads=1
+	done
+}
+
+echo "Linux $(uname -r), cgroup v2: $(cat /sys/fs/cgroup/cgroup.controllers), up $(cut -d' ' -f1 /proc/uptime) s"
+for part in ${1//,/ }; do
+	case $part in
+	crates) crates ;;
+	node) . /lab/node.sh ;;
+	esac
+done
+echo "$passed passed, $failed failed, after $(cut -d' ' -f1 /proc/uptime) s"
+[ $failed = 0 ] && [ $passed -gt 0 ]

@@ -1,0 +1,1 @@
+ok "vetch check" vetch check
