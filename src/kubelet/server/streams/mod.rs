@@ -18,6 +18,7 @@ pub use exec::{Kind, chain};
 use http::{Request, Response, StatusCode};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::{
     channels::Channels,
@@ -145,7 +146,10 @@ async fn open(upgrade: OnUpgrade, protocol: Protocol, wanted: Wanted) -> Option<
     }
 }
 
-async fn open_websocket(io: Upgraded, agreed: Channelled, wanted: Wanted) -> (Channels, Link) {
+async fn open_websocket<S>(io: S, agreed: Channelled, wanted: Wanted) -> (Channels, Link)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let mut inputs = Vec::new();
     if wanted.stdin {
         inputs.push(STDIN);
@@ -172,7 +176,10 @@ async fn open_websocket(io: Upgraded, agreed: Channelled, wanted: Wanted) -> (Ch
 }
 
 /// Waits for the streams that the client opens.
-async fn open_spdy(io: Upgraded, agreed: Streamed, wanted: Wanted) -> Option<(Channels, Link)> {
+async fn open_spdy<S>(io: S, agreed: Streamed, wanted: Wanted) -> Option<(Channels, Link)>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let (reader, writer) = tokio::io::split(io);
     let mut connection = Connection::start(reader, writer)
         .inspect_err(|error| tracing::debug!(%error, "SPDY connection"))
@@ -318,36 +325,4 @@ pub async fn run(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn streams_asked_for() {
-        for (query, want) in [
-            (
-                "input=1&output=1&error=1&tty=1",
-                Some((true, true, false, true)),
-            ),
-            ("output=1&error=true", Some((false, true, true, false))),
-            ("error=1&tty=1", None),
-            ("", None),
-        ] {
-            let got = Wanted::parse(&Query::from_text(query)).ok();
-            let got = got.map(|w| (w.stdin, w.stdout, w.stderr, w.tty));
-            assert_eq!(got, want, "{query}");
-        }
-    }
-
-    #[test]
-    fn ports_asked_for() {
-        for (query, want) in [
-            ("port=80,443&port=1", Some(vec![80, 443, 1])),
-            ("ports=8080", Some(vec![8080])),
-            ("", Some(vec![])),
-            ("port=0", None),
-            ("port=x", None),
-        ] {
-            assert_eq!(ports(&Query::from_text(query)).ok(), want, "{query}");
-        }
-    }
-}
+mod tests;

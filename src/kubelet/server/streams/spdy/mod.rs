@@ -10,7 +10,10 @@ mod headers;
 pub use connection::{Connection, Stream};
 pub use frame::Frame;
 #[cfg(test)]
-pub use headers::Headers;
+pub use {
+    frame::{FrameDecoder, FrameEncoder},
+    headers::Headers,
+};
 
 /// Why a peer's bytes are no SPDY.
 #[derive(Debug, thiserror::Error)]
