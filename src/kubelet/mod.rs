@@ -8,9 +8,12 @@
 //! - A restart of the daemon changes nothing for pods that run.
 
 pub mod container;
+pub mod events;
 pub mod network;
 pub mod node;
+pub mod pod;
 pub mod probe;
+mod reporter;
 pub mod server;
 pub mod volumes;
 
