@@ -146,7 +146,7 @@ fn memory_beyond_the_limit_ends_the_process() -> TestResult {
         "{stats:?}"
     );
     assert!(stats.working_set_bytes <= stats.memory_bytes && stats.cpu_ns > 0);
-    assert_eq!((stats.pids, stats.oom_kills, stats.swap_bytes), (1, 0, 0));
+    assert!(stats.pids >= 1 && (stats.oom_kills, stats.swap_bytes) == (0, 0));
     drop(small);
     assert_eq!(scratch.hog(64)?.signal()?, Some(libc::SIGKILL));
     assert_eq!(scratch.0.stats()?.oom_kills, 1);
@@ -179,7 +179,8 @@ fn swap_is_used_up_to_its_limit_and_no_more() -> TestResult {
 
     scratch.0.apply(&memory(32 * MIB, 0))?;
     assert_eq!(scratch.hog(48)?.signal()?, Some(libc::SIGKILL));
-    assert_eq!(scratch.0.stats()?.swap_bytes, 0);
+    // What was swapped out under the limit before may still be there.
+    assert!(scratch.0.stats()?.swap_bytes < 1 << 20);
     Ok(())
 }
 
@@ -287,23 +288,23 @@ fn frozen_processes_stand_still_until_thawed_and_can_be_killed() -> TestResult {
 #[ignore = "needs root"]
 fn only_allowed_devices_open() -> TestResult {
     let scratch = Scratch::new("devices")?;
-    let reads = |device: &str| -> TestResult<bool> {
-        let script = format!("head -c 1 {device} >/dev/null && echo yes || echo no");
+    let opens = |device: &str| -> TestResult<bool> {
+        let script = format!("(: <{device}) 2>/dev/null && echo yes || echo no");
         Ok(scratch.shell(&script)?.says("")?.contains("yes"))
     };
-    let folder = tempfile::tempdir()?;
-    let memory = folder.path().join("kmsg");
-    let made = format!("mknod {} c 1 11 && echo made", memory.display());
-    let node = memory.display().to_string();
-    scratch.shell(&made)?.says("made")?;
-    assert!(reads("/dev/zero")? && reads(&node)?);
+    // (other filesystems may be mounted without devices)
+    let folder = tempfile::tempdir_in("/dev")?;
+    let node = folder.path().join("kmsg").display().to_string();
+    let make = format!("mknod {node} c 1 11 && echo made");
+    scratch.shell(&make)?.says("made")?;
+    assert!(opens("/dev/zero")? && opens(&node)?);
     // Twice: the second time replaces the first.
     for _ in 0..2 {
         scratch.0.set_devices(&cgroups::devices::default_rules())?;
-        assert!(reads("/dev/zero")?);
-        assert!(!reads(&node)?, "kmsg is not among the default devices");
+        assert!(opens("/dev/zero")?);
+        assert!(!opens(&node)?, "kmsg is not among the default devices");
     }
-    std::fs::remove_file(&memory)?;
-    scratch.shell(&made)?.says("made")?; // making a node does no harm
+    std::fs::remove_file(&node)?;
+    scratch.shell(&make)?.says("made")?; // making a node does no harm
     Ok(())
 }
