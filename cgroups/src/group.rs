@@ -1,6 +1,6 @@
 //! One group: the same relative path in every tree.
 
-use crate::{Current, Error, Hierarchy, Layout, Limits, plan};
+use crate::{Current, Error, Hierarchy, Layout, Limits, plan, wait};
 use nix::{
     errno::Errno,
     sys::signal::{Signal, kill},
@@ -17,6 +17,11 @@ use std::{
 /// How long killing and removing wait for the kernel.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(5);
+/// How long one round of killing waits before it looks for processes that came meanwhile.
+const ROUND: Duration = Duration::from_millis(200);
+
+/// Files that are missing on a kernel without swap accounting.
+const SWAP_FILES: [&str; 2] = ["memory.swap.max", "memory.memsw.limit_in_bytes"];
 
 #[derive(Clone, Debug)]
 pub struct Group {
@@ -153,8 +158,20 @@ impl Group {
             },
             _ => Current::default(),
         };
+        // Where the kernel does not count swap there is none to allow beyond memory.
+        let no_swap = matches!(limits.memory_swap_bytes, Some(-1))
+            || limits.memory_swap_bytes == limits.memory_bytes;
         for step in plan(layout, limits, current)? {
-            write(&self.file(step.file)?, &step.value)?;
+            match write(&self.file(step.file)?, &step.value) {
+                Err(Error::Write { source, .. })
+                    if source.kind() == io::ErrorKind::NotFound
+                        && no_swap
+                        && SWAP_FILES.contains(&step.file) =>
+                {
+                    tracing::debug!(file = step.file, "this kernel does not account swap");
+                }
+                other => other?,
+            }
         }
         Ok(())
     }
@@ -199,13 +216,14 @@ impl Group {
         })
     }
 
-    /// Ends every process of the group and of those below it; returns when none is left.
+    /// Ends every process of the group and of those below it, frozen ones too; returns when none is
+    /// left.
     pub fn kill_all(&self) -> Result<(), Error> {
         let began = Instant::now();
-        loop {
+        for round in 0.. {
             let pids = self.processes()?;
             if pids.is_empty() {
-                return Ok(());
+                break;
             }
             if began.elapsed() > PATIENCE {
                 return Err(Error::Busy {
@@ -214,9 +232,27 @@ impl Group {
                     waited: PATIENCE,
                 });
             }
-            self.kill()?;
-            thread::sleep(PAUSE);
+            let waited = match self.hierarchy.layout {
+                Layout::V2 => {
+                    self.kill()?;
+                    let deadline = Instant::now() + ROUND;
+                    wait::for_event(&self.unified()?, "populated 0", deadline).map(drop)
+                }
+                Layout::V1 => {
+                    // Who forks faster than we read is stopped for the moment of killing.
+                    if round > 0 && self.hierarchy.v1.contains_key("freezer") {
+                        self.freeze()?;
+                    }
+                    self.kill()?;
+                    if let Some(freezer) = self.hierarchy.v1.get("freezer") {
+                        thaw_tree(&freezer.join(&self.name))?;
+                    }
+                    wait::for_ends(pids.into_iter(), ROUND)
+                }
+            };
+            waited.map_err(|source| failed("wait for the end of", &self.name, source))?;
         }
+        Ok(())
     }
 
     /// Removes the group and those below it. Processes must be gone; a group that is gone is fine.
@@ -248,6 +284,10 @@ impl Group {
         Ok(root.join(&self.name))
     }
 
+    pub(crate) fn name(&self) -> &Path {
+        &self.name
+    }
+
     fn file(&self, file: &str) -> Result<PathBuf, Error> {
         if self.hierarchy.layout == Layout::V2 {
             return Ok(self.unified()?.join(file));
@@ -258,7 +298,7 @@ impl Group {
         Ok(root.join(&self.name).join(file))
     }
 
-    fn text(&self, file: &str) -> Result<String, Error> {
+    pub(crate) fn text(&self, file: &str) -> Result<String, Error> {
         read(&self.file(file)?)
     }
 
@@ -346,24 +386,39 @@ fn collect_pids(dir: &Path, pids: &mut BTreeSet<i32>) -> Result<(), Error> {
         .try_for_each(|child| collect_pids(child, pids))
 }
 
+/// Lets every group of a v1 freezer tree go on, or SIGKILL would wait with the frozen.
+fn thaw_tree(dir: &Path) -> Result<(), Error> {
+    let state = dir.join("freezer.state");
+    match write(&state, "THAWED") {
+        Err(Error::Write { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+        other => other?,
+    }
+    children(dir)?.iter().try_for_each(|child| thaw_tree(child))
+}
+
 fn remove_tree(dir: &Path) -> Result<(), Error> {
     children(dir)?
         .iter()
         .try_for_each(|child| remove_tree(child))?;
-    let began = Instant::now();
-    loop {
+    let deadline = Instant::now() + PATIENCE;
+    for attempt in 0.. {
         match fs::remove_dir(dir) {
-            Ok(()) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
             // An ended process leaves the group a moment after its parent has seen it end.
             Err(error)
-                if error.raw_os_error() == Some(libc::EBUSY) && began.elapsed() < PATIENCE =>
+                if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline =>
             {
-                thread::sleep(PAUSE);
+                wait::for_event(dir, "populated 0", deadline)
+                    .map_err(|source| failed("wait for the end of", dir, source))?;
+                // v1 gives no notice.
+                if attempt > 0 {
+                    thread::sleep(PAUSE);
+                }
             }
-            Err(source) => return Err(failed("remove", dir, source)),
+            other => return other.map_err(|source| failed("remove", dir, source)),
         }
     }
+    Ok(())
 }
 
 fn read(path: &Path) -> Result<String, Error> {
@@ -381,7 +436,7 @@ fn write(path: &Path, value: &str) -> Result<(), Error> {
         })
 }
 
-fn failed(operation: &'static str, path: &Path, source: io::Error) -> Error {
+pub(crate) fn failed(operation: &'static str, path: &Path, source: io::Error) -> Error {
     Error::Io {
         operation,
         path: path.into(),

@@ -10,9 +10,11 @@
 
 mod bpf;
 pub mod devices;
+mod freezer;
 pub mod group;
 pub mod layout;
 pub mod limits;
+mod wait;
 
 pub use group::{Group, Stats};
 pub use layout::{Hierarchy, Layout};
@@ -43,6 +45,8 @@ pub enum Error {
         pids: usize,
         waited: Duration,
     },
+    #[error("{path} is not frozen after {waited:?}")]
+    NotFrozen { path: PathBuf, waited: Duration },
     #[error("controller {0} is not mounted")]
     NoController(String),
     #[error("cgroup name {0:?} is not a relative path of plain names")]

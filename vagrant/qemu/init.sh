@@ -3,14 +3,13 @@
 # gives their verdict.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C
 
+# QEMU ends when the machine reboots.
 verdict() {
+	echo "$1"
 	sync
-	# Port 0xf4 of QEMU's isa-debug-exit: 16 is success, 17 failure.
-	printf "\\x$(printf %x "$1")" | dd of=/dev/port bs=1 seek=$((0xf4)) conv=notrunc 2>/dev/null
-	echo "still here" >/dev/console
-	sleep 60
+	reboot -f
 }
-trap 'verdict 17' EXIT
+trap 'verdict FAILED' EXIT
 
 mount -t proc -o nosuid,nodev,noexec proc /proc
 mount -t sysfs -o nosuid,nodev,noexec sys /sys
@@ -44,5 +43,5 @@ echo $$ >/sys/fs/cgroup/init.scope/cgroup.procs
 echo 128M >/sys/block/zram0/disksize
 mkswap /dev/zram0 >/dev/null && swapon /dev/zram0
 
-/lab/guest.sh "$(sed -n 's/.*lab=\([^ ]*\).*/\1/p' /proc/cmdline)" </dev/null && trap 'verdict 16' EXIT
+/lab/guest.sh "$(sed -n 's/.*lab=\([^ ]*\).*/\1/p' /proc/cmdline)" </dev/null && trap 'verdict PASSED' EXIT
 exit
