@@ -190,7 +190,10 @@ mod tests {
         let mut at = 0_usize;
         loop {
             let step = code[at];
-            let (to, from) = (usize::from(step.registers & 15), usize::from(step.registers >> 4));
+            let (to, from) = (
+                usize::from(step.registers & 15),
+                usize::from(step.registers >> 4),
+            );
             let mut jump = false;
             match step.code {
                 LOAD_WORD => registers[to] = context[step.offset as usize / 4].into(),
@@ -214,11 +217,11 @@ mod tests {
         const READ: i32 = 2;
         let code = program(&default_rules());
         for (kind, access, major, minor, want) in [
-            (DEV_CHAR, READ, 1, 3, true),         // null
-            (DEV_CHAR, READ, 136, 7, true),       // a terminal
-            (DEV_CHAR, READ, 1, 1, false),        // mem
-            (DEV_BLOCK, READ, 8, 0, false),       // a disk
-            (DEV_BLOCK, MAKE, 8, 0, true),        // making its node does no harm
+            (DEV_CHAR, READ, 1, 3, true),   // null
+            (DEV_CHAR, READ, 136, 7, true), // a terminal
+            (DEV_CHAR, READ, 1, 1, false),  // mem
+            (DEV_BLOCK, READ, 8, 0, false), // a disk
+            (DEV_BLOCK, MAKE, 8, 0, true),  // making its node does no harm
             (DEV_BLOCK, MAKE | READ, 8, 0, false),
             (DEV_CHAR, READ, 10, 200, false), // tun
         ] {

@@ -116,7 +116,11 @@ fn line(rule: &Rule) -> String {
             access.push(letter);
         }
     }
-    format!("{kind} {}:{} {access}", number(rule.major), number(rule.minor))
+    format!(
+        "{kind} {}:{} {access}",
+        number(rule.major),
+        number(rule.minor)
+    )
 }
 
 impl Group {

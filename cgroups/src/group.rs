@@ -297,7 +297,10 @@ fn enable_controllers(dir: &Path) -> Result<(), Error> {
     if let Some(missing) = NEEDED.iter().find(|name| !has(&offered, name)) {
         return Err(Error::NoController((*missing).into()));
     }
-    for name in offered.split_whitespace().filter(|name| !has(&enabled, name)) {
+    for name in offered
+        .split_whitespace()
+        .filter(|name| !has(&enabled, name))
+    {
         match write(&control, &format!("+{name}")) {
             Err(error) if NEEDED.contains(&name) => return Err(error),
             Err(error) => tracing::debug!(%error, controller = name, "not enabled"),
