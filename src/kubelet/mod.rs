@@ -141,14 +141,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
     };
 
     let mut parts = JoinSet::new();
-    parts.spawn(node::run(
-        node,
-        client,
-        deps.images,
-        deps.runtime.clone(),
-        healthy,
-        stop.clone(),
-    ));
+    parts.spawn(node::run(node, client, deps.images, healthy, stop.clone()));
     parts.spawn(server.serve(listener, deps.server_tls, stop.clone()));
     let (runtime, until) = (deps.runtime, stop.clone());
     parts.spawn(async move {
