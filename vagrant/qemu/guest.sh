@@ -14,12 +14,13 @@ ok() {
 		failed=$((failed + 1))
 		echo "NOT OK  $name"
 		sed 's/^/        /' <<<"$text"
+		return 1
 	fi
 }
 
 crates() {
 	local program name
-	for program in /lab/tests/*; do
+	for program in /lab/tests/*-*; do
 		name=${program##*/}
 		# Listing 100,000 elements takes minutes under emulation.
 		ok "tests of ${name%-*}" timeout 90 "$program" --include-ignored --test-threads=1 --skip a_large_transaction
@@ -30,6 +31,7 @@ echo "Linux $(uname -r), cgroup v2: $(cat /sys/fs/cgroup/cgroup.controllers), up
 for part in ${1//,/ }; do
 	case $part in
 	crates) crates ;;
+	runtime) ok "tests of the runtime" timeout 120 /lab/tests/vetch runtime:: --include-ignored --test-threads=1 ;;
 	node) . /lab/node.sh ;;
 	esac
 done
