@@ -9,12 +9,16 @@
 
 pub mod container;
 pub mod events;
+mod images;
+mod logs;
 pub mod network;
 pub mod node;
 pub mod pod;
 pub mod probe;
 mod reporter;
 pub mod server;
+mod sources;
+mod statics;
 pub mod volumes;
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc};
