@@ -23,6 +23,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::runtime::supervisor;
+
 /// What went wrong, for a person: wrapping any error with what was being done is enough here.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -56,6 +58,14 @@ enum Command {
 
 /// Parses the arguments of the process and runs what they ask for.
 pub fn main() -> ExitCode {
+    // A pod's supervisor is this program too; it needs nothing of what follows.
+    let mut args = std::env::args_os().skip(1);
+    if args
+        .next()
+        .is_some_and(|first| first == supervisor::SUBCOMMAND)
+    {
+        return supervisor::main(&args.collect::<Vec<_>>());
+    }
     let result = match Cli::parse().command {
         Command::Up(up) => up.run(),
         Command::Down(down) => down.run(),

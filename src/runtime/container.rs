@@ -276,7 +276,11 @@ fn sees_host_groups(spec: &Spec) -> bool {
     !mount.options().iter().flatten().any(|word| word == "ro")
 }
 
-fn resolve_user(root: &Root, config: &ContainerConfig, process: &Process) -> Result<Resolved, Failed> {
+fn resolve_user(
+    root: &Root,
+    config: &ContainerConfig,
+    process: &Process,
+) -> Result<Resolved, Failed> {
     let passwd = root.read("/etc/passwd").stage(USER_STAGE)?;
     let group = root.read("/etc/group").stage(USER_STAGE)?;
     let given = process.user();
@@ -420,7 +424,9 @@ fn clone_of(fd: &OwnedFd, flags: u32) -> io::Result<OwnedFd> {
 fn existing(root: &Root, path: &str) -> io::Result<Option<OwnedFd>> {
     match root.open(Path::new(path), OFlag::O_PATH) {
         Ok(fd) => Ok(Some(fd)),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(None),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }
@@ -477,8 +483,14 @@ mod tests {
     fn names_of_settings() {
         for (name, want) in [
             ("net.ipv4.ip_forward", Some("net/ipv4/ip_forward")),
-            ("net/ipv4/conf/eth0.1/rp_filter", Some("net/ipv4/conf/eth0.1/rp_filter")),
-            ("net.ipv4.conf.eth0/1.rp_filter", Some("net/ipv4/conf/eth0.1/rp_filter")),
+            (
+                "net/ipv4/conf/eth0.1/rp_filter",
+                Some("net/ipv4/conf/eth0.1/rp_filter"),
+            ),
+            (
+                "net.ipv4.conf.eth0/1.rp_filter",
+                Some("net/ipv4/conf/eth0.1/rp_filter"),
+            ),
             ("kernel.core_pattern\n", None),
             ("kernel.a=1", None),
             ("a..b", None),

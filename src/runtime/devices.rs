@@ -65,7 +65,8 @@ pub fn make(root: &Root, device: &LinuxDevice) -> io::Result<()> {
         Ok(()) => {}
         Err(Errno::EEXIST) => {
             let there = fstatat(&parent, name, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW)?;
-            if there.st_rdev != device_number || there.st_mode & SFlag::S_IFMT.bits() != kind.bits() {
+            if there.st_rdev != device_number || there.st_mode & SFlag::S_IFMT.bits() != kind.bits()
+            {
                 return Err(io::Error::from(io::ErrorKind::AlreadyExists));
             }
         }

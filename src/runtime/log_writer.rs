@@ -162,11 +162,7 @@ fn civil(days: u64) -> (u64, u64, u64) {
     } else {
         shifted - 9
     };
-    (
-        year_of_era + era * 400 + u64::from(month <= 2),
-        month,
-        day,
-    )
+    (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
 #[cfg(test)]

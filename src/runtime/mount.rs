@@ -148,7 +148,8 @@ pub fn prepare(mount: &Mount, sources: &Sources<'_>) -> io::Result<Prepared> {
     let mut options = options(mount.options().as_deref().unwrap_or_default());
     let kind = mount.typ().as_deref().unwrap_or("none");
     let source = mount.source().clone().unwrap_or_default();
-    let shared_memory = destination == Path::new("/dev/shm") && kind == "tmpfs" && options.bind == Bind::No;
+    let shared_memory =
+        destination == Path::new("/dev/shm") && kind == "tmpfs" && options.bind == Bind::No;
     let what = if shared_memory {
         options.data.clear();
         options.propagation = libc::MS_PRIVATE;
@@ -224,7 +225,9 @@ fn mount_of(mountinfo: &str, path: &Path) -> Option<(String, Vec<String>)> {
         let mut fields = line.split(' ').skip(4);
         let Some(point) = fields.next() else { continue };
         let point = point.replace("\\040", " ").replace("\\134", "\\");
-        let longer = best.as_ref().is_none_or(|(old, _)| point.len() >= old.len());
+        let longer = best
+            .as_ref()
+            .is_none_or(|(old, _)| point.len() >= old.len());
         if longer && path.starts_with(&point) {
             let tags = fields.skip(1).take_while(|field| *field != "-");
             best = Some((point, tags.map(str::to_owned).collect()));
@@ -424,7 +427,10 @@ mod tests {
             options(&words)
         };
         let found = parse("rbind,rprivate,ro");
-        assert_eq!((found.bind, found.set), (Bind::All, libc::MOUNT_ATTR_RDONLY));
+        assert_eq!(
+            (found.bind, found.set),
+            (Bind::All, libc::MOUNT_ATTR_RDONLY)
+        );
         assert_eq!(found.propagation, libc::MS_PRIVATE);
         assert!(found.propagation_below && found.data.is_empty());
         // The later word wins.
@@ -456,7 +462,10 @@ mod tests {
             ("/var/li b/y", "/var/li b", vec![]),
         ] {
             let (found, optional) = mount_of(table, Path::new(path)).unwrap();
-            assert_eq!((found.as_str(), optional), (point, tags.into_iter().map(str::to_owned).collect()));
+            assert_eq!(
+                (found.as_str(), optional),
+                (point, tags.into_iter().map(str::to_owned).collect())
+            );
         }
     }
 }

@@ -127,9 +127,12 @@ fn c_strings(texts: &[String]) -> io::Result<Vec<CString>> {
 fn environment(given: &[String], home: &str, tty: bool) -> Vec<String> {
     let mut env: Vec<String> = given.to_vec();
     let value = |env: &[String], name: &str| {
-        env.iter()
-            .rev()
-            .find_map(|entry| entry.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
+        env.iter().rev().find_map(|entry| {
+            entry
+                .strip_prefix(name)?
+                .strip_prefix('=')
+                .map(str::to_owned)
+        })
     };
     if value(&env, "PATH").is_none() {
         env.push(format!("PATH={DEFAULT_PATH}"));
@@ -201,8 +204,9 @@ fn enter_dir(dir: &Path) -> io::Result<()> {
     } else {
         dir
     };
-    nix::unistd::chdir(dir)
-        .map_err(|errno| io::Error::other(format!("chdir to {}: {}", dir.display(), errno.desc())))?;
+    nix::unistd::chdir(dir).map_err(|errno| {
+        io::Error::other(format!("chdir to {}: {}", dir.display(), errno.desc()))
+    })?;
     let here = nix::unistd::getcwd()
         .map_err(|_| io::Error::other(format!("{} is not inside the root", dir.display())))?;
     if !here.is_absolute() || here.starts_with("(unreachable)") {
@@ -212,6 +216,14 @@ fn enter_dir(dir: &Path) -> io::Result<()> {
         )));
     }
     Ok(())
+}
+
+/// Gives up every right: for the pod's first process, which needs none.
+pub fn drop_all(nobody: &Resolved) -> io::Result<()> {
+    prctl::set_no_new_privs()?;
+    sys::bound_capabilities(0)?;
+    set_ids(nobody)?;
+    sys::set_capabilities(0)
 }
 
 fn set_ids(user: &Resolved) -> nix::Result<()> {
@@ -366,13 +378,32 @@ mod tests {
 
     #[test]
     fn environment_is_completed() {
-        let given = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let given = |list: &[&str]| {
+            list.iter()
+                .map(|text| (*text).to_owned())
+                .collect::<Vec<_>>()
+        };
         let path = format!("PATH={DEFAULT_PATH}");
         for (env, home, tty, want) in [
             (&[][..], "", false, vec![path.as_str(), "HOME=/"]),
-            (&["PATH=/x", "HOME=/h"], "/root", false, vec!["PATH=/x", "HOME=/h"]),
-            (&["PATH=/x", "HOME="], "/root", false, vec!["PATH=/x", "HOME=/root"]),
-            (&["PATH=/x"], "/root", true, vec!["PATH=/x", "HOME=/root", "TERM=xterm"]),
+            (
+                &["PATH=/x", "HOME=/h"],
+                "/root",
+                false,
+                vec!["PATH=/x", "HOME=/h"],
+            ),
+            (
+                &["PATH=/x", "HOME="],
+                "/root",
+                false,
+                vec!["PATH=/x", "HOME=/root"],
+            ),
+            (
+                &["PATH=/x"],
+                "/root",
+                true,
+                vec!["PATH=/x", "HOME=/root", "TERM=xterm"],
+            ),
         ] {
             assert_eq!(environment(&given(env), home, tty), want);
         }

@@ -32,14 +32,28 @@ pub struct Request {
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Call {
     /// Starts the container whose configuration lies in its record.
-    Run { id: String, io: Io },
+    Run {
+        id: String,
+        io: Io,
+        /// Container whose pid namespace to join.
+        join: Option<String>,
+    },
     /// To the container's first process.
-    Signal { id: String, signal: i32 },
+    Signal {
+        id: String,
+        signal: i32,
+    },
     /// SIGKILL to every process of the container's cgroup.
-    Kill { id: String },
+    Kill {
+        id: String,
+    },
     /// Drops what is kept of an exited container.
-    Forget { id: String },
-    ReopenLog { id: String },
+    Forget {
+        id: String,
+    },
+    ReopenLog {
+        id: String,
+    },
     /// Makes this connection the session of a new process; it dies with the connection.
     Exec {
         id: String,
@@ -63,27 +77,17 @@ pub enum Call {
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Frame {
     /// The first frame on every connection.
-    Hello {
-        version: u32,
-        pid: i32,
-    },
+    Hello { version: u32, pid: i32 },
     /// Instead of `Hello`: the pod could not be made.
-    Fatal {
-        message: String,
-    },
+    Fatal { message: String },
     Answer {
         number: u64,
         result: Result<Streams, Failure>,
     },
     /// A container's phase, to every connection that is not a session.
-    Changed {
-        id: String,
-        phase: Phase,
-    },
+    Changed { id: String, phase: Phase },
     /// The end of a session's process.
-    Ended {
-        exit: Exit,
-    },
+    Ended { exit: Exit },
 }
 
 /// Which descriptors lie beside an answer, in this order.
@@ -183,10 +187,9 @@ pub fn send(
 pub fn receive<T: DeserializeOwned>(
     socket: BorrowedFd<'_>,
 ) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-    let mut buffer = vec![0; MAX_PACKET];
-    match sys::receive_packet(socket, &mut buffer) {
-        Ok((0, _)) => Ok(None),
-        Ok((length, fds)) => Ok(Some((serde_json::from_slice(&buffer[..length])?, fds))),
+    match sys::receive_packet(socket, MAX_PACKET) {
+        Ok(None) => Ok(None),
+        Ok(Some((data, fds))) => Ok(Some((serde_json::from_slice(&data)?, fds))),
         Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) => Ok(None),
         Err(error) => Err(error),
     }

@@ -176,7 +176,11 @@ impl Root {
                     0,
                 )
             } else {
-                mkdirat(&parent, *name, Mode::from_bits_truncate(if last { mode } else { 0o755 }))
+                mkdirat(
+                    &parent,
+                    *name,
+                    Mode::from_bits_truncate(if last { mode } else { 0o755 }),
+                )
             };
             match made {
                 Ok(()) | Err(Errno::EEXIST) => {}

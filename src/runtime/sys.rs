@@ -234,10 +234,22 @@ pub fn reap(pid: i32) {
     unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
 }
 
-/// Waits for any child, for ever: what the first process of a shared pid namespace does.
-pub fn wait_any() -> bool {
+/// Takes any ended child away; false when there is none.
+pub fn reap_any() -> bool {
     // SAFETY: as above.
-    unsafe { libc::waitpid(-1, ptr::null_mut(), 0) > 0 }
+    unsafe { libc::waitpid(-1, ptr::null_mut(), libc::WNOHANG) > 0 }
+}
+
+/// Closes every descriptor: for a process that goes on with none and uses no owned one again.
+pub fn close_all() {
+    // SAFETY: no pointers. The caller promises not to touch descriptors afterwards.
+    unsafe { libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0) };
+}
+
+/// What accept4 gave, with an owner.
+pub fn owned_socket(accepted: nix::Result<RawFd>) -> io::Result<OwnedFd> {
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(accepted?) })
 }
 
 /// Marks every descriptor from 3 on to close at exec.
@@ -306,7 +318,15 @@ pub fn bound_capabilities(keep: u64) -> io::Result<()> {
         }
     }
     // SAFETY: no pointers. A kernel without ambient capabilities has none to clear.
-    unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
+    unsafe {
+        libc::prctl(
+            libc::PR_CAP_AMBIENT,
+            libc::PR_CAP_AMBIENT_CLEAR_ALL,
+            0,
+            0,
+            0,
+        )
+    };
     Ok(())
 }
 
@@ -402,7 +422,11 @@ pub fn send_packet(socket: BorrowedFd<'_>, data: &[u8], fds: &[BorrowedFd<'_>]) 
     use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
     let raw: Vec<RawFd> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
-    let control = if raw.is_empty() { &rights[..0] } else { &rights };
+    let control = if raw.is_empty() {
+        &rights[..0]
+    } else {
+        &rights
+    };
     let data = [io::IoSlice::new(data)];
     sendmsg::<()>(
         socket.as_raw_fd(),
@@ -414,14 +438,24 @@ pub fn send_packet(socket: BorrowedFd<'_>, data: &[u8], fds: &[BorrowedFd<'_>]) 
     Ok(())
 }
 
-/// Receives one packet with its descriptors into `buffer`; length 0 means the peer is gone.
+/// Receives one packet with its descriptors; `None` when the peer is gone.
 pub fn receive_packet(
     socket: BorrowedFd<'_>,
-    buffer: &mut [u8],
-) -> io::Result<(usize, Vec<OwnedFd>)> {
-    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+    longest: usize,
+) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recv, recvmsg};
+    // The real length first: packets are short, and the longest allowed is long.
+    let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC;
+    let length = recv(socket.as_raw_fd(), &mut [], peek)?;
+    if length == 0 {
+        return Ok(None);
+    }
+    if length > longest {
+        return Err(io::Error::other("the message is longer than allowed"));
+    }
+    let mut buffer = vec![0; length];
     let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
-    let mut data = [io::IoSliceMut::new(buffer)];
+    let mut data = [io::IoSliceMut::new(&mut buffer)];
     let message = recvmsg::<()>(
         socket.as_raw_fd(),
         &mut data,
@@ -432,16 +466,13 @@ pub fn receive_packet(
     for part in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(raw) = part {
             // SAFETY: the kernel installed these descriptors for us with this message.
-            fds.extend(
-                raw.into_iter()
-                    .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
-            );
+            let given = raw
+                .into_iter()
+                .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+            fds.extend(given);
         }
     }
-    if message.flags.contains(MsgFlags::MSG_TRUNC) {
-        return Err(io::Error::other("the message is longer than allowed"));
-    }
-    Ok((message.bytes, fds))
+    Ok(Some((buffer, fds)))
 }
 
 /// Reads what is there into `buffer`.

@@ -92,22 +92,26 @@ pub fn resolve(
             }),
         None => passwd(passwd_text)
             .find(|entry| entry.name == user)
-            .ok_or_else(|| format!("unable to find user {user}: no matching entries in passwd file"))?,
+            .ok_or_else(|| {
+                format!("unable to find user {user}: no matching entries in passwd file")
+            })?,
     };
     if listed.uid > LARGEST {
         return Err(format!("user {spec:?}: {} is too large", listed.uid));
     }
     let gid = match group {
         None => listed.gid,
-        Some(group) => match number(group).map_err(|error| format!("group of {spec:?}: {error}"))? {
-            Some(gid) => gid,
-            None => groups(group_text)
-                .find(|(name, ..)| *name == group)
-                .map(|(_, gid, _)| gid)
-                .ok_or_else(|| {
-                    format!("unable to find group {group}: no matching entries in group file")
-                })?,
-        },
+        Some(group) => {
+            match number(group).map_err(|error| format!("group of {spec:?}: {error}"))? {
+                Some(gid) => gid,
+                None => groups(group_text)
+                    .find(|(name, ..)| *name == group)
+                    .map(|(_, gid, _)| gid)
+                    .ok_or_else(|| {
+                        format!("unable to find group {group}: no matching entries in group file")
+                    })?,
+            }
+        }
     };
     let mut all = vec![gid];
     if merge && !listed.name.is_empty() {
