@@ -1,6 +1,6 @@
 //! One group: the same relative path in every tree.
 
-use crate::{Current, Error, Hierarchy, Layout, Limits, plan, wait};
+use crate::{Current, Error, Hierarchy, Layout, Limits, controllers, plan, wait};
 use nix::{
     errno::Errno,
     sys::signal::{Signal, kill},
@@ -65,7 +65,8 @@ impl Group {
             let mut path = root.clone();
             for part in &group.name {
                 match hierarchy.layout {
-                    Layout::V2 => enable_controllers(&path)?,
+                    Layout::V2 if path == root => controllers::enable_at_root(&path)?,
+                    Layout::V2 => controllers::enable(&path)?,
                     Layout::V1 => {}
                 }
                 let parent = path.clone();
@@ -325,31 +326,6 @@ fn field(text: &str, name: &str) -> u64 {
         .unwrap_or(0)
 }
 
-/// Controllers without which limits and statistics would be false.
-const NEEDED: [&str; 3] = ["cpu", "memory", "pids"];
-
-/// Lets children of `dir` have every controller that `dir` has; some may refuse, not the needed.
-fn enable_controllers(dir: &Path) -> Result<(), Error> {
-    let offered = read(&dir.join("cgroup.controllers"))?;
-    let control = dir.join("cgroup.subtree_control");
-    let enabled = read(&control)?;
-    let has = |list: &str, name: &str| list.split_whitespace().any(|other| other == name);
-    if let Some(missing) = NEEDED.iter().find(|name| !has(&offered, name)) {
-        return Err(Error::NoController((*missing).into()));
-    }
-    for name in offered
-        .split_whitespace()
-        .filter(|name| !has(&enabled, name))
-    {
-        match write(&control, &format!("+{name}")) {
-            Err(error) if NEEDED.contains(&name) => return Err(error),
-            Err(error) => tracing::debug!(%error, controller = name, "not enabled"),
-            Ok(()) => {}
-        }
-    }
-    Ok(())
-}
-
 /// A v1 cpuset starts empty and takes no process until both files are filled.
 fn inherit_cpuset(parent: &Path, dir: &Path) -> Result<(), Error> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
@@ -421,11 +397,11 @@ fn remove_tree(dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn read(path: &Path) -> Result<String, Error> {
+pub(crate) fn read(path: &Path) -> Result<String, Error> {
     fs::read_to_string(path).map_err(|source| failed("read", path, source))
 }
 
-fn write(path: &Path, value: &str) -> Result<(), Error> {
+pub(crate) fn write(path: &Path, value: &str) -> Result<(), Error> {
     // Not created when missing, as `fs::write` would try: a file the kernel lacks is an error.
     let file = fs::OpenOptions::new().write(true).open(path);
     file.and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))

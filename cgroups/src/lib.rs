@@ -9,6 +9,7 @@
 //! Start at [`Hierarchy::detect`].
 
 mod bpf;
+mod controllers;
 pub mod devices;
 mod freezer;
 pub mod group;

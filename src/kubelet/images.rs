@@ -213,16 +213,17 @@ impl Puller {
         let namespace = pod.namespace().unwrap_or_default();
         let secrets: Api<Secret> = Api::namespaced(self.shared.client.clone(), &namespace);
         let named = pod.spec.iter().flat_map(|spec| &spec.image_pull_secrets);
+        let named: Vec<String> = named.flatten().map(|named| named.name.clone()).collect();
         let mut found = Vec::new();
-        for reference in named.flatten() {
-            match secrets.get(&reference.name).await {
+        for reference in named {
+            match secrets.get(&reference).await {
                 Ok(secret) => found.extend(matching(&secret, name)),
                 Err(error) => {
                     let message = format!(
                         "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
-                        reference.name
+                        reference
                     );
-                    tracing::debug!(secret = reference.name, %error, "pull secret not read");
+                    tracing::debug!(secret = reference, %error, "pull secret not read");
                     self.shared.events.pod(
                         pod,
                         Level::Warning,

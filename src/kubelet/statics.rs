@@ -5,7 +5,6 @@
 
 use std::{
     fs, io,
-    os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -17,7 +16,7 @@ use k8s_openapi::{
 use kube::ResourceExt;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use sha2::{Digest, Sha256};
-use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe;
 
 use super::sources::{Change, Sender, Source};
 
@@ -88,7 +87,7 @@ pub async fn watch(folder: PathBuf, node: String, changes: Sender) {
     }
 }
 
-fn inotify(folder: &Path) -> io::Result<AsyncFd<OwnedFd>> {
+fn inotify(folder: &Path) -> io::Result<pipe::Receiver> {
     fs::create_dir_all(folder)?;
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
     let flags = AddWatchFlags::IN_CLOSE_WRITE
@@ -97,17 +96,17 @@ fn inotify(folder: &Path) -> io::Result<AsyncFd<OwnedFd>> {
         | AddWatchFlags::IN_MOVED_FROM
         | AddWatchFlags::IN_MOVED_TO;
     inotify.add_watch(folder, flags)?;
-    AsyncFd::new(inotify.into())
+    // Not a pipe, but read like one.
+    pipe::Receiver::from_owned_fd_unchecked(inotify.into())
 }
 
 /// Waits for something to happen and takes all there is; what it was does not matter.
-async fn changed(watch: &AsyncFd<OwnedFd>) {
+async fn changed(watch: &pipe::Receiver) {
     let mut buffer = [0; 4096];
-    let Ok(mut guard) = watch.readable().await else {
+    if watch.readable().await.is_err() {
         return tokio::time::sleep(READ_EVERY).await;
-    };
-    while nix::unistd::read(watch.get_ref(), &mut buffer).is_ok_and(|length| length > 0) {}
-    guard.clear_ready();
+    }
+    while watch.try_read(&mut buffer).is_ok_and(|length| length > 0) {}
 }
 
 async fn read(folder: PathBuf, node: String) -> Vec<Pod> {

@@ -37,9 +37,10 @@ printf '127.0.0.1 localhost lab\n' >/etc/hosts
 echo lab >/etc/hostname
 cat /proc/sys/kernel/random/uuid | tr -d - >/etc/machine-id
 
-# As under systemd, nothing but kernel threads lives in the root group.
+# As under systemd: nothing but kernel threads lives in the root group, and groups count memory and tasks.
 mkdir -p /sys/fs/cgroup/init.scope
 echo $$ >/sys/fs/cgroup/init.scope/cgroup.procs
+echo +memory +pids >/sys/fs/cgroup/cgroup.subtree_control
 echo 128M >/sys/block/zram0/disksize
 mkswap /dev/zram0 >/dev/null && swapon /dev/zram0
 

@@ -115,7 +115,7 @@ pub fn resource_field(
     let milli = name == "cpu";
     let unit = |quantity: &Quantity| match milli {
         true => resources::milli(quantity),
-        false => resources::value(quantity),
+        false => resources::bytes(quantity),
     };
     let divisor = selector.divisor.as_ref().map_or(0, unit);
     let divisor = match (divisor, milli) {

@@ -35,9 +35,11 @@ use oci_spec::runtime::{
 
 pub use self::{
     env::{environment, referenced},
-    expand::Unresolved,
-    pod::pod_config,
-    resources::{QosClass, container_resources, qos_class},
+    expand::{Unresolved, expand_strict},
+    fields::{field, resource_field},
+    pod::{find_container, fqdn, hostname, pod_config},
+    resources::{QosClass, bytes, container_resources, pod_memory_limit, qos_class},
+    security::effective_user,
     signal::stop_signal,
 };
 use crate::runtime::{ContainerConfig, Io, Rootfs, image::Image};

@@ -36,7 +36,7 @@ pub fn milli(quantity: &Quantity) -> u64 {
 }
 
 /// Whole units, rounded up.
-pub fn value(quantity: &Quantity) -> u64 {
+pub fn bytes(quantity: &Quantity) -> u64 {
     parse(quantity).map_or(0, |quantity| u64::try_from(quantity.value()).unwrap_or(0))
 }
 
@@ -56,7 +56,7 @@ impl Amounts {
         let get = |name| list.and_then(|list| list.get(name));
         Self {
             cpu: get("cpu").map_or(0, milli),
-            memory: get("memory").map_or(0, value),
+            memory: get("memory").map_or(0, bytes),
         }
     }
 
@@ -189,7 +189,7 @@ fn cpu(request: u64, limit: u64) -> LinuxCpu {
     cpu
 }
 
-fn bytes(amount: u64) -> i64 {
+fn signed(amount: u64) -> i64 {
     i64::try_from(amount).unwrap_or(i64::MAX)
 }
 
@@ -215,10 +215,16 @@ pub fn pod_resources(pod: &Pod) -> Option<LinuxResources> {
     resources.set_cpu(Some(cpu(requests.cpu, cpu_limit)));
     if every(|amounts| amounts.memory) {
         let mut memory = LinuxMemory::default();
-        memory.set_limit(Some(bytes(limits.memory)));
+        memory.set_limit(Some(signed(limits.memory)));
         resources.set_memory(Some(memory));
     }
     Some(resources)
+}
+
+/// The memory all containers of the pod may use together; `None` if one has no limit.
+pub fn pod_memory_limit(pod: &Pod) -> Option<u64> {
+    let limit = pod_resources(pod)?.memory().as_ref()?.limit()?;
+    u64::try_from(limit).ok()
 }
 
 /// One container's limits, without device rules.
@@ -232,7 +238,7 @@ pub fn container_resources(
     let mut memory = LinuxMemory::default();
     let mut resources = LinuxResources::default();
     if limits.memory > 0 {
-        memory.set_limit(Some(bytes(limits.memory)));
+        memory.set_limit(Some(signed(limits.memory)));
     }
     let allowed = swap(pod, container, requests, limits, facts)?;
     match (limits.memory, allowed) {
@@ -245,7 +251,7 @@ pub fn container_resources(
             resources.set_unified(Some(HashMap::from([file])));
         }
         (limit, allowed) => {
-            memory.set_swap(Some(bytes(limit.saturating_add(allowed))));
+            memory.set_swap(Some(signed(limit.saturating_add(allowed))));
         }
     }
     resources
@@ -303,8 +309,8 @@ fn hugepages(resources: Option<&ResourceRequirements>) -> Option<Vec<LinuxHugepa
     let sizes = limits.into_iter().flatten().filter_map(|(name, limit)| {
         let size = name.strip_prefix("hugepages-")?;
         let mut one = LinuxHugepageLimit::default();
-        one.set_page_size(page_size(value(&Quantity(size.into()))))
-            .set_limit(bytes(value(limit)));
+        one.set_page_size(page_size(bytes(&Quantity(size.into()))))
+            .set_limit(signed(bytes(limit)));
         Some(one)
     });
     let sizes: Vec<_> = sizes.collect();

@@ -24,6 +24,7 @@ mod label {
     pub const IMAGE_NAME: &str = "vetch.dev/image-name";
     pub const IMAGE_ID: &str = "vetch.dev/image-id";
     pub const DELAY_MS: &str = "vetch.dev/restart-delay-ms";
+    pub const SIGNAL: &str = "vetch.dev/stop-signal";
 }
 
 /// Whether a container's sandbox is the one there is now.
@@ -45,6 +46,8 @@ pub struct Record {
     pub image_id: String,
     /// How long to wait after its end before it starts again.
     pub delay: Duration,
+    /// Asks it to stop.
+    pub signal: i32,
     pub phase: Phase,
     pub origin: Origin,
     pub log_path: PathBuf,
@@ -58,6 +61,7 @@ pub struct Carried<'a> {
     pub image_name: &'a str,
     pub image_id: &'a str,
     pub delay: Duration,
+    pub signal: i32,
 }
 
 impl Carried<'_> {
@@ -67,6 +71,7 @@ impl Carried<'_> {
             (label::IMAGE_NAME, self.image_name.to_owned()),
             (label::IMAGE_ID, self.image_id.to_owned()),
             (label::DELAY_MS, self.delay.as_millis().to_string()),
+            (label::SIGNAL, self.signal.to_string()),
         ]
         .map(|(key, value)| (key.to_owned(), value))
         .into()
@@ -74,15 +79,17 @@ impl Carried<'_> {
 }
 
 impl Record {
-    fn here(state: ContainerState, alive: bool) -> Self {
+    pub fn here(state: ContainerState, alive: bool) -> Self {
         let annotation = |key: &str| state.annotations.get(key).cloned().unwrap_or_default();
         let delay = annotation(label::DELAY_MS).parse().unwrap_or(0);
+        let signal = annotation(label::SIGNAL).parse();
         let lost = !alive && !matches!(state.phase, Phase::Exited { .. });
         Self {
             image: annotation(label::IMAGE),
             image_name: annotation(label::IMAGE_NAME),
             image_id: annotation(label::IMAGE_ID),
             delay: Duration::from_millis(delay),
+            signal: signal.unwrap_or(libc::SIGTERM),
             told: lost.then(|| unknown(&state.id)),
             phase: match lost {
                 true => lost_phase(),
@@ -121,6 +128,7 @@ impl Record {
             image_name: status.image.clone(),
             image_id: status.image_id.clone(),
             delay: Duration::ZERO,
+            signal: libc::SIGTERM,
             phase: Phase::Exited {
                 exit: Exit {
                     code: told.exit_code,
@@ -288,6 +296,8 @@ pub struct Marks {
     /// The postStart hook has not ended.
     pub in_hook: BTreeSet<String>,
     pub faults: BTreeMap<String, Fault>,
+    /// Their wait for the next attempt was told of.
+    pub waiting: BTreeSet<String>,
     /// Being stopped, until when at the latest.
     pub stopping: BTreeMap<String, SystemTime>,
     /// Names of containers that are being started.
@@ -305,6 +315,7 @@ impl Marks {
         self.started.retain(|id| ids.contains(id.as_str()));
         self.ready.retain(|id| ids.contains(id.as_str()));
         self.in_hook.retain(|id| ids.contains(id.as_str()));
+        self.waiting.retain(|id| ids.contains(id.as_str()));
         self.faults.retain(|id, _| ids.contains(id.as_str()));
         self.stopping.retain(|id, _| ids.contains(id.as_str()));
         self.messages.retain(|id, _| ids.contains(id.as_str()));

@@ -46,6 +46,7 @@ pub fn record(name: &str, attempt: u32, phase: Phase) -> Record {
         image_name: "docker.io/library/i:latest".into(),
         image_id: "sha256:1".into(),
         delay: Duration::ZERO,
+        signal: 15,
         phase,
         origin: Origin::Here,
         log_path: Default::default(),

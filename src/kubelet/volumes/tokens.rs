@@ -1,0 +1,181 @@
+//! Service account tokens: asked for when a pod needs one, and anew at 80 % of their life.
+//!
+//! Bound to the pod: when it is gone, its tokens are worth nothing.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use k8s_openapi::api::{
+    authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
+    core::v1::{Pod, ServiceAccount, ServiceAccountTokenProjection},
+};
+use kube::{Api, Client, api::PostParams};
+use tokio::{sync::broadcast, task::AbortHandle};
+
+/// What is asked for if the pod does not say.
+const LIFE_SECONDS: i64 = 3600;
+/// However long a token lives, it is renewed after this.
+const AGE_MOST: Duration = Duration::from_secs(24 * 3600);
+/// When renewing failed, and the old one is still good.
+const RETRY: Duration = Duration::from_secs(60);
+
+/// What makes a token another one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    account: String,
+    audience: String,
+    seconds: i64,
+}
+
+#[derive(Clone, Debug)]
+struct Token {
+    text: String,
+    expires: SystemTime,
+    /// When to ask for the next one.
+    renew: SystemTime,
+}
+
+#[derive(Default)]
+struct OfPod {
+    tokens: HashMap<Key, Token>,
+    timer: Option<AbortHandle>,
+}
+
+impl Drop for OfPod {
+    fn drop(&mut self) {
+        if let Some(timer) = self.timer.take() {
+            timer.abort();
+        }
+    }
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Tokens {
+    client: Client,
+    /// By UID.
+    pods: Arc<Mutex<HashMap<String, OfPod>>>,
+    changes: broadcast::Sender<String>,
+}
+
+impl Tokens {
+    pub fn new(client: Client, changes: broadcast::Sender<String>) -> Self {
+        Self {
+            client,
+            pods: Arc::default(),
+            changes,
+        }
+    }
+
+    /// A token that is good for a while yet.
+    pub async fn get(
+        &self,
+        pod: &Pod,
+        wanted: &ServiceAccountTokenProjection,
+    ) -> Result<String, String> {
+        let meta = &pod.metadata;
+        let account = pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.service_account_name.clone());
+        let key = Key {
+            account: account
+                .filter(|name| !name.is_empty())
+                .unwrap_or_else(|| "default".into()),
+            audience: wanted.audience.clone().unwrap_or_default(),
+            seconds: wanted.expiration_seconds.unwrap_or(LIFE_SECONDS),
+        };
+        let uid = meta.uid.clone().unwrap_or_default();
+        let held = self
+            .lock()
+            .get(&uid)
+            .and_then(|of| of.tokens.get(&key).cloned());
+        let now = SystemTime::now();
+        if let Some(token) = held.as_ref().filter(|token| now < token.renew) {
+            return Ok(token.text.clone());
+        }
+        let token = match (self.request(pod, &key).await, held) {
+            (Ok(token), _) => token,
+            (Err(error), Some(old)) if now < old.expires => {
+                tracing::warn!(pod = uid, %error, "renewing a service account token");
+                Token {
+                    renew: (now + RETRY).min(old.expires),
+                    ..old
+                }
+            }
+            (Err(error), _) => return Err(format!("failed to fetch token: {error}")),
+        };
+        let text = token.text.clone();
+        self.keep(&uid, key, token);
+        Ok(text)
+    }
+
+    pub fn release(&self, uid: &str) {
+        self.lock().remove(uid);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, OfPod>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn request(&self, pod: &Pod, key: &Key) -> Result<Token, String> {
+        let meta = &pod.metadata;
+        let request = TokenRequest {
+            spec: Some(TokenRequestSpec {
+                audiences: (!key.audience.is_empty()).then(|| vec![key.audience.clone()]),
+                expiration_seconds: Some(key.seconds),
+                bound_object_ref: Some(BoundObjectReference {
+                    api_version: Some("v1".into()),
+                    kind: Some("Pod".into()),
+                    name: meta.name.clone(),
+                    uid: meta.uid.clone(),
+                }),
+                ..TokenRequestSpec::default()
+            }),
+            ..TokenRequest::default()
+        };
+        let namespace = meta.namespace.as_deref().unwrap_or_default();
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
+        let asked = SystemTime::now();
+        let answer = accounts
+            .create_token_request(&key.account, &PostParams::default(), &request)
+            .await
+            .map_err(|error| error.to_string())?;
+        let status = answer.status.unwrap_or_default();
+        let text = status
+            .token
+            .filter(|text| !text.is_empty())
+            .ok_or("the answer holds no token")?;
+        let expires = status
+            .expiration_timestamp
+            .map(|time| SystemTime::from(time.0));
+        let expires = expires.ok_or("the answer does not say how long the token lives")?;
+        let life = expires.duration_since(asked).unwrap_or_default();
+        Ok(Token {
+            text,
+            expires,
+            renew: asked + (life * 4 / 5).min(AGE_MOST),
+        })
+    }
+
+    /// Remembers the token and wakes the pod when its first one is due.
+    fn keep(&self, uid: &str, key: Key, token: Token) {
+        let mut pods = self.lock();
+        let of = pods.entry(uid.to_owned()).or_default();
+        of.tokens.insert(key, token);
+        let due = of.tokens.values().map(|token| token.renew).min();
+        let wait = due.and_then(|due| due.duration_since(SystemTime::now()).ok());
+        let (changes, uid) = (self.changes.clone(), uid.to_owned());
+        let timer = tokio::spawn(async move {
+            tokio::time::sleep(wait.unwrap_or_default()).await;
+            // Without a listener nobody needs to know.
+            let _ = changes.send(uid);
+        });
+        if let Some(old) = of.timer.replace(timer.abort_handle()) {
+            old.abort();
+        }
+    }
+}
