@@ -14,7 +14,10 @@ use std::{
 
 use tokio::{io::unix::AsyncFd, sync::oneshot};
 
-use super::protocol::{self, Call, Failure, Frame, Request, Streams};
+use super::{
+    protocol::{self, Call, Failure, Frame, Request, Streams},
+    sys,
+};
 
 /// A supervisor greets at once; one that does not in this time is stuck.
 const GREETING: Duration = Duration::from_secs(30);
@@ -42,7 +45,7 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Link {
     pub fn new(socket: OwnedFd) -> io::Result<Self> {
         Ok(Self {
-            socket: AsyncFd::register(socket)?,
+            socket: sys::watch(socket)?,
             next: AtomicU64::new(1),
             waiting: Mutex::new(Some(HashMap::new())),
         })

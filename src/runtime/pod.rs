@@ -52,7 +52,7 @@ impl Pod {
     ) -> Arc<Self> {
         let process = link.as_ref().and_then(|(_, pid)| {
             let pidfd = sys::pidfd_open(*pid).ok()?;
-            Some((*pid, AsyncFd::register(pidfd).ok()?))
+            Some((*pid, sys::watch(pidfd).ok()?))
         });
         let pod = Arc::new(Self {
             record,

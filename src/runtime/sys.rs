@@ -475,6 +475,12 @@ pub fn receive_packet(
     Ok(Some((buffer, fds)))
 }
 
+/// Lets the async runtime wait for a descriptor.
+pub fn watch(fd: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open, and names the same descriptor, as long as it lives.
+    Ok(unsafe { tokio::io::unix::AsyncFd::register(fd) }?)
+}
+
 /// Reads what is there into `buffer`.
 pub fn read(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(nix::unistd::read(fd, buffer)?)
