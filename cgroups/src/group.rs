@@ -1,6 +1,6 @@
 //! One group: the same relative path in every tree.
 
-use crate::{Current, Error, Hierarchy, Layout, Limits, plan};
+use crate::{Current, Error, Hierarchy, Layout, Limits, controllers, plan, wait};
 use nix::{
     errno::Errno,
     sys::signal::{Signal, kill},
@@ -17,6 +17,11 @@ use std::{
 /// How long killing and removing wait for the kernel.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(5);
+/// How long one round of killing waits before it looks for processes that came meanwhile.
+const ROUND: Duration = Duration::from_millis(200);
+
+/// Files that are missing on a kernel without swap accounting.
+const SWAP_FILES: [&str; 2] = ["memory.swap.max", "memory.memsw.limit_in_bytes"];
 
 #[derive(Clone, Debug)]
 pub struct Group {
@@ -60,7 +65,8 @@ impl Group {
             let mut path = root.clone();
             for part in &group.name {
                 match hierarchy.layout {
-                    Layout::V2 => enable_controllers(&path)?,
+                    Layout::V2 if path == root => controllers::enable_at_root(&path)?,
+                    Layout::V2 => controllers::enable(&path)?,
                     Layout::V1 => {}
                 }
                 let parent = path.clone();
@@ -86,6 +92,64 @@ impl Group {
             .try_for_each(|dir| write(&dir.join("cgroup.procs"), &value))
     }
 
+    /// Moves the calling process, which must have one thread only, into the group. For v1 that takes
+    /// no lock of the whole system, unlike [`Group::add_process`].
+    pub fn enter(&self) -> Result<(), Error> {
+        let file = match self.hierarchy.layout {
+            Layout::V1 => "tasks",
+            Layout::V2 => "cgroup.procs",
+        };
+        self.dirs()
+            .iter()
+            .try_for_each(|dir| write(&dir.join(file), "0"))
+    }
+
+    /// Folder of the group in the v2 tree, for clone3 to start a process in; `None` on v1.
+    pub fn unified_dir(&self) -> Option<PathBuf> {
+        match self.hierarchy.layout {
+            Layout::V1 => None,
+            Layout::V2 => self.unified().ok(),
+        }
+    }
+
+    /// Processes of this group the OOM killer has ended.
+    pub fn oom_kills(&self) -> Result<u64, Error> {
+        let file = match self.hierarchy.layout {
+            Layout::V1 => "memory.oom_control",
+            Layout::V2 => "memory.events",
+        };
+        Ok(field(&self.text(file)?, "oom_kill"))
+    }
+
+    /// Sends SIGKILL to all processes of the group and below, once, without waiting.
+    pub fn kill(&self) -> Result<(), Error> {
+        if self.hierarchy.layout == Layout::V2 {
+            match write(&self.unified()?.join("cgroup.kill"), "1") {
+                Ok(()) => return Ok(()),
+                // Before Linux 5.14.
+                Err(Error::Write { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        for pid in self.processes()? {
+            signal_kill(pid, &self.name)?;
+        }
+        Ok(())
+    }
+
+    /// All processes of the group and of those below it.
+    pub fn processes(&self) -> Result<BTreeSet<i32>, Error> {
+        let mut pids = BTreeSet::new();
+        for dir in self.dirs() {
+            collect_pids(&dir, &mut pids)?;
+        }
+        Ok(pids)
+    }
+
+    pub fn layout(&self) -> Layout {
+        self.hierarchy.layout
+    }
+
     /// Sets limits in the order [`plan`] gives; stops at the first that is refused.
     pub fn apply(&self, limits: &Limits) -> Result<(), Error> {
         let layout = self.hierarchy.layout;
@@ -95,8 +159,20 @@ impl Group {
             },
             _ => Current::default(),
         };
+        // Where the kernel does not count swap there is none to allow beyond memory.
+        let no_swap = matches!(limits.memory_swap_bytes, Some(-1))
+            || limits.memory_swap_bytes == limits.memory_bytes;
         for step in plan(layout, limits, current)? {
-            write(&self.file(step.file)?, &step.value)?;
+            match write(&self.file(step.file)?, &step.value) {
+                Err(Error::Write { source, .. })
+                    if source.kind() == io::ErrorKind::NotFound
+                        && no_swap
+                        && SWAP_FILES.contains(&step.file) =>
+                {
+                    tracing::debug!(file = step.file, "this kernel does not account swap");
+                }
+                other => other?,
+            }
         }
         Ok(())
     }
@@ -141,16 +217,14 @@ impl Group {
         })
     }
 
-    /// Ends every process of the group and of those below it; returns when none is left.
+    /// Ends every process of the group and of those below it, frozen ones too; returns when none is
+    /// left.
     pub fn kill_all(&self) -> Result<(), Error> {
         let began = Instant::now();
-        loop {
-            let mut pids = BTreeSet::new();
-            for dir in self.dirs() {
-                collect_pids(&dir, &mut pids)?;
-            }
+        for round in 0.. {
+            let pids = self.processes()?;
             if pids.is_empty() {
-                return Ok(());
+                break;
             }
             if began.elapsed() > PATIENCE {
                 return Err(Error::Busy {
@@ -159,14 +233,27 @@ impl Group {
                     waited: PATIENCE,
                 });
             }
-            for &pid in &pids {
-                match kill(Pid::from_raw(pid), Signal::SIGKILL) {
-                    Ok(()) | Err(Errno::ESRCH) => {}
-                    Err(errno) => return Err(failed("kill all of", &self.name, errno.into())),
+            let waited = match self.hierarchy.layout {
+                Layout::V2 => {
+                    self.kill()?;
+                    let deadline = Instant::now() + ROUND;
+                    wait::for_event(&self.unified()?, "populated 0", deadline).map(drop)
                 }
-            }
-            thread::sleep(PAUSE);
+                Layout::V1 => {
+                    // Who forks faster than we read is stopped for the moment of killing.
+                    if round > 0 && self.hierarchy.v1.contains_key("freezer") {
+                        self.freeze()?;
+                    }
+                    self.kill()?;
+                    if let Some(freezer) = self.hierarchy.v1.get("freezer") {
+                        thaw_tree(&freezer.join(&self.name))?;
+                    }
+                    wait::for_ends(pids.into_iter(), ROUND)
+                }
+            };
+            waited.map_err(|source| failed("wait for the end of", &self.name, source))?;
         }
+        Ok(())
     }
 
     /// Removes the group and those below it. Processes must be gone; a group that is gone is fine.
@@ -188,10 +275,18 @@ impl Group {
             .collect()
     }
 
-    fn unified(&self) -> Result<PathBuf, Error> {
+    pub(crate) fn write(&self, file: &str, value: &str) -> Result<(), Error> {
+        write(&self.file(file)?, value)
+    }
+
+    pub(crate) fn unified(&self) -> Result<PathBuf, Error> {
         let root = self.hierarchy.v2.as_ref();
         let root = root.ok_or_else(|| Error::NoController("cgroup2".into()))?;
         Ok(root.join(&self.name))
+    }
+
+    pub(crate) fn name(&self) -> &Path {
+        &self.name
     }
 
     fn file(&self, file: &str) -> Result<PathBuf, Error> {
@@ -204,7 +299,7 @@ impl Group {
         Ok(root.join(&self.name).join(file))
     }
 
-    fn text(&self, file: &str) -> Result<String, Error> {
+    pub(crate) fn text(&self, file: &str) -> Result<String, Error> {
         read(&self.file(file)?)
     }
 
@@ -215,6 +310,13 @@ impl Group {
     }
 }
 
+fn signal_kill(pid: i32, group: &Path) -> Result<(), Error> {
+    match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(failed("kill all of", group, errno.into())),
+    }
+}
+
 /// Value of `name` in lines of `name value`; 0 where this kernel has no such line.
 fn field(text: &str, name: &str) -> u64 {
     text.lines()
@@ -222,15 +324,6 @@ fn field(text: &str, name: &str) -> u64 {
         .find(|(key, _)| *key == name)
         .and_then(|(_, value)| value.trim().parse().ok())
         .unwrap_or(0)
-}
-
-/// Lets children of `dir` have every controller that `dir` has.
-fn enable_controllers(dir: &Path) -> Result<(), Error> {
-    let offered = read(&dir.join("cgroup.controllers"))?;
-    let control = dir.join("cgroup.subtree_control");
-    offered
-        .split_whitespace()
-        .try_for_each(|name| write(&control, &format!("+{name}")))
 }
 
 /// A v1 cpuset starts empty and takes no process until both files are filled.
@@ -269,31 +362,46 @@ fn collect_pids(dir: &Path, pids: &mut BTreeSet<i32>) -> Result<(), Error> {
         .try_for_each(|child| collect_pids(child, pids))
 }
 
+/// Lets every group of a v1 freezer tree go on, or SIGKILL would wait with the frozen.
+fn thaw_tree(dir: &Path) -> Result<(), Error> {
+    let state = dir.join("freezer.state");
+    match write(&state, "THAWED") {
+        Err(Error::Write { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+        other => other?,
+    }
+    children(dir)?.iter().try_for_each(|child| thaw_tree(child))
+}
+
 fn remove_tree(dir: &Path) -> Result<(), Error> {
     children(dir)?
         .iter()
         .try_for_each(|child| remove_tree(child))?;
-    let began = Instant::now();
-    loop {
+    let deadline = Instant::now() + PATIENCE;
+    for attempt in 0.. {
         match fs::remove_dir(dir) {
-            Ok(()) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
             // An ended process leaves the group a moment after its parent has seen it end.
             Err(error)
-                if error.raw_os_error() == Some(libc::EBUSY) && began.elapsed() < PATIENCE =>
+                if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline =>
             {
-                thread::sleep(PAUSE);
+                wait::for_event(dir, "populated 0", deadline)
+                    .map_err(|source| failed("wait for the end of", dir, source))?;
+                // v1 gives no notice.
+                if attempt > 0 {
+                    thread::sleep(PAUSE);
+                }
             }
-            Err(source) => return Err(failed("remove", dir, source)),
+            other => return other.map_err(|source| failed("remove", dir, source)),
         }
     }
+    Ok(())
 }
 
-fn read(path: &Path) -> Result<String, Error> {
+pub(crate) fn read(path: &Path) -> Result<String, Error> {
     fs::read_to_string(path).map_err(|source| failed("read", path, source))
 }
 
-fn write(path: &Path, value: &str) -> Result<(), Error> {
+pub(crate) fn write(path: &Path, value: &str) -> Result<(), Error> {
     // Not created when missing, as `fs::write` would try: a file the kernel lacks is an error.
     let file = fs::OpenOptions::new().write(true).open(path);
     file.and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))
@@ -304,7 +412,7 @@ fn write(path: &Path, value: &str) -> Result<(), Error> {
         })
 }
 
-fn failed(operation: &'static str, path: &Path, source: io::Error) -> Error {
+pub(crate) fn failed(operation: &'static str, path: &Path, source: io::Error) -> Error {
     Error::Io {
         operation,
         path: path.into(),

@@ -8,9 +8,14 @@
 //!
 //! Start at [`Hierarchy::detect`].
 
+mod bpf;
+mod controllers;
+pub mod devices;
+mod freezer;
 pub mod group;
 pub mod layout;
 pub mod limits;
+mod wait;
 
 pub use group::{Group, Stats};
 pub use layout::{Hierarchy, Layout};
@@ -41,6 +46,8 @@ pub enum Error {
         pids: usize,
         waited: Duration,
     },
+    #[error("{path} is not frozen after {waited:?}")]
+    NotFrozen { path: PathBuf, waited: Duration },
     #[error("controller {0} is not mounted")]
     NoController(String),
     #[error("cgroup name {0:?} is not a relative path of plain names")]

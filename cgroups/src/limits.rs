@@ -18,6 +18,8 @@ pub struct Limits {
     pub pids: Option<i64>,
     pub cpuset_cpus: Option<String>,
     pub cpuset_mems: Option<String>,
+    /// Out of memory ends all processes of the group together (v2 only; v1 has no such thing).
+    pub oom_group: Option<bool>,
 }
 
 /// What the group has now, as far as the order of writes depends on it.
@@ -119,6 +121,9 @@ fn v2(limits: &Limits, add: &mut impl FnMut(&'static str, String)) -> Result<(),
     }
     if let Some(memory) = limits.memory_bytes {
         add("memory.max", max_or(memory, 0));
+    }
+    if let Some(together) = limits.oom_group {
+        add("memory.oom.group", u8::from(together).to_string());
     }
     Ok(())
 }

@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Error,
     control::{self, Outcome, Reply, Request},
-    image,
+    demo, image,
+    node::{self, Node},
     notify::Notifier,
     paths::Paths,
 };
@@ -25,7 +26,7 @@ use crate::{
         admission::{self, Late, ServiceConfig},
         request::User,
         special,
-        start::{Config as ApiConfig, Handle},
+        start::{Config as ApiConfig, Handle, own_user},
     },
     controllers,
     informer::Informers,
@@ -43,8 +44,13 @@ pub struct Config {
     pub paths: Paths,
     pub port: u16,
     pub services: IpNet,
+    pub pod_cidr: IpNet,
+    pub node_name: String,
+    pub kubelet_port: u16,
     /// How the user would spell `--root` again, for messages.
     pub root_flag: String,
+    /// Make the demo's application before saying that the cluster is ready.
+    pub demo: bool,
 }
 
 /// TLS needs to know which cryptography to use before its first use anywhere.
@@ -87,7 +93,7 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
         .next()
         .ok_or_else(|| format!("--service-cidr {} has no address", config.services))?;
     let leaf = Leaf::api_server(
-        &hostname(),
+        &config.node_name,
         &[address, IpAddr::V4(Ipv4Addr::LOCALHOST), service],
         &[],
     );
@@ -120,31 +126,124 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     let images = Images::open(config.paths.state.clone()).await?;
     let (stop, mut stopped) = mpsc::channel(1);
     let control = control::bind(&config.paths.control_socket())?;
-    let answering = tokio::spawn(control::serve(control, move |request, progress| {
-        answer(images.clone(), stop.clone(), request, progress)
-    }));
+    let answering = tokio::spawn({
+        let images = images.clone();
+        control::serve(control, move |request, progress| {
+            answer(images.clone(), stop.clone(), request, progress)
+        })
+    });
 
-    notifier.ready();
-    greet(&config, port);
-    wait_for_end(&mut stopped).await?;
-    say(notifier, "stopping");
+    say(notifier, "starting the node");
+    let result =
+        match Node::start(node_config(&config, address), &handle, &pki, images.clone()).await {
+            Ok(node) => {
+                let serving = Serving {
+                    handle: &handle,
+                    config: &config,
+                    images: &images,
+                    notifier,
+                };
+                serving.until_the_end(node, &mut stopped).await
+            }
+            Err(error) if is_unsupported(&error) => {
+                let why = super::explain(error.as_ref());
+                tracing::warn!("no pods will run here: {why}");
+                notifier.ready();
+                wait_for_end(&mut stopped).await.map(drop)
+            }
+            Err(error) => Err(error),
+        };
     shutdown.cancel();
     let _ = tokio::join!(serving, scheduling, controlling);
     answering.abort();
     let _ = std::fs::remove_file(config.paths.control_socket());
-    Ok(())
+    result
+}
+
+/// The control plane is useful without a node.
+fn is_unsupported(error: &Error) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(crate::runtime::Error::Unsupported(_))
+    )
+}
+
+/// What is at hand while the node runs.
+struct Serving<'a> {
+    handle: &'a Handle,
+    config: &'a Config,
+    images: &'a Images,
+    notifier: &'a Notifier,
+}
+
+impl Serving<'_> {
+    /// From the node's start to the end that somebody asks for. A node that fails ends the daemon.
+    async fn until_the_end(
+        &self,
+        mut node: Node,
+        stopped: &mut mpsc::Receiver<Pods>,
+    ) -> Result<(), Error> {
+        let result = tokio::select! {
+            end = wait_for_end(stopped) => end,
+            error = self.welcome(&mut node) => Err(error),
+        };
+        say(self.notifier, "stopping");
+        node.stop().await;
+        match result? {
+            Pods::Keep => Ok(()),
+            Pods::Remove => node.remove_pods().await,
+        }
+    }
+
+    /// Tells when the cluster can be used; resolves when something fails.
+    async fn welcome(&self, node: &mut Node) -> Error {
+        if let Err(error) = node.ready(self.handle.client(own_user())).await {
+            return error;
+        }
+        if self.config.demo
+            && let Err(error) = self.demo().await
+        {
+            return error;
+        }
+        self.notifier.ready();
+        greet(self.config);
+        node.failed().await
+    }
+
+    async fn demo(&self) -> Result<(), Error> {
+        say(self.notifier, "starting the demo");
+        let user = User::internal("kubernetes-admin", &["system:masters"]);
+        let demo = demo::deploy(&self.handle.client(user), self.images).await?;
+        let line = format!("{} answers: {}", demo.url, demo.answer);
+        say(self.notifier, &line);
+        Ok(())
+    }
+}
+
+fn node_config(config: &Config, address: IpAddr) -> node::Config {
+    node::Config {
+        paths: config.paths.clone(),
+        name: config.node_name.clone(),
+        address,
+        pod_cidr: config.pod_cidr,
+        services: config.services,
+        kubelet_port: config.kubelet_port,
+    }
 }
 
 async fn answer(
     images: Images,
-    stop: mpsc::Sender<()>,
+    stop: mpsc::Sender<Pods>,
     request: Request,
     progress: mpsc::Sender<Reply>,
 ) -> Result<Outcome, Error> {
     match request {
-        // There is no node in this version, hence no pods to remove.
-        Request::Stop { pods: _ } => {
-            stop.send(()).await?;
+        Request::Stop { pods } => {
+            let pods = match pods {
+                true => Pods::Remove,
+                false => Pods::Keep,
+            };
+            stop.send(pods).await?;
             Ok(Outcome::Nothing)
         }
         request => {
@@ -157,16 +256,22 @@ async fn answer(
     }
 }
 
-async fn wait_for_end(stopped: &mut mpsc::Receiver<()>) -> Result<(), Error> {
+/// What becomes of the pods when the daemon ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pods {
+    Keep,
+    Remove,
+}
+
+async fn wait_for_end(stopped: &mut mpsc::Receiver<Pods>) -> Result<Pods, Error> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        _ = stopped.recv() => {}
+        _ = terminate.recv() => Ok(Pods::Keep),
+        _ = interrupt.recv() => Ok(Pods::Keep),
+        pods = stopped.recv() => Ok(pods.unwrap_or(Pods::Keep)),
     }
-    Ok(())
 }
 
 fn say(notifier: &Notifier, what: &str) {
@@ -174,10 +279,9 @@ fn say(notifier: &Notifier, what: &str) {
     notifier.status(what);
 }
 
-fn greet(config: &Config, port: u16) {
+fn greet(config: &Config) {
     tracing::info!(
-        port,
-        "the control plane is up; this version has no node, so pods stay Pending. Use it with: export KUBECONFIG={}",
+        "the cluster is up. Use it with: export KUBECONFIG={}",
         config.paths.kubeconfig().display()
     );
 }
@@ -247,7 +351,8 @@ fn node_address() -> IpAddr {
     ask().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
 }
 
-fn hostname() -> String {
+/// The machine's name as a node's.
+pub fn hostname() -> String {
     nix::unistd::gethostname()
         .ok()
         .and_then(|name| name.into_string().ok())

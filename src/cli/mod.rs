@@ -7,10 +7,12 @@ mod check;
 mod completion;
 mod control;
 mod daemon;
+mod demo;
 mod down;
 mod image;
 mod kubeconfig;
 mod logs;
+mod node;
 mod notify;
 mod paths;
 mod reset;
@@ -20,6 +22,8 @@ mod version;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::runtime::supervisor;
 
 /// What went wrong, for a person: wrapping any error with what was being done is enough here.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -48,10 +52,20 @@ enum Command {
     Logs(logs::Logs),
     Version(version::Version),
     Completion(completion::Completion),
+    #[command(name = demo::server::SUBCOMMAND, hide = true)]
+    DemoServer(demo::server::DemoServer),
 }
 
 /// Parses the arguments of the process and runs what they ask for.
 pub fn main() -> ExitCode {
+    // A pod's supervisor is this program too; it needs nothing of what follows.
+    let mut args = std::env::args_os().skip(1);
+    if args
+        .next()
+        .is_some_and(|first| first == supervisor::SUBCOMMAND)
+    {
+        return supervisor::main(&args.collect::<Vec<_>>());
+    }
     let result = match Cli::parse().command {
         Command::Up(up) => up.run(),
         Command::Down(down) => down.run(),
@@ -62,6 +76,7 @@ pub fn main() -> ExitCode {
         Command::Logs(logs) => logs.run(&mut std::io::stdout()),
         Command::Version(version) => version.run(&mut std::io::stdout()),
         Command::Completion(completion) => completion.run(&mut std::io::stdout()),
+        Command::DemoServer(server) => server.run(),
     };
     match result {
         Ok(code) => code,

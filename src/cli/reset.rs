@@ -37,7 +37,7 @@ impl Reset {
             {
                 super::daemon::wait_until_stopped(&paths)?;
             }
-            Ok(())
+            super::node::remove(&paths).await
         })?;
         for path in paths.all() {
             match std::fs::remove_dir_all(path) {

@@ -12,6 +12,7 @@ use super::{
     Error,
     daemon::{self, Config},
     need_root,
+    node::Ranges,
     notify::{Listener, Message, Notifier, VARIABLE},
     paths::{Paths, RootArg},
 };
@@ -27,9 +28,21 @@ pub struct Up {
     /// Port of the API server
     #[arg(long, default_value_t = 6443, value_name = "PORT")]
     port: u16,
-    /// Range of service addresses
-    #[arg(long, default_value = "10.96.0.0/12", value_name = "CIDR")]
-    service_cidr: IpNet,
+    /// Start a small application too, and show how it answers
+    #[arg(long)]
+    demo: bool,
+    /// Range of service addresses [default: 10.96.0.0/12; a part of it below another --root]
+    #[arg(long, value_name = "CIDR")]
+    service_cidr: Option<IpNet>,
+    /// Range of this node's pod addresses [default: 10.42.0.0/24; another /24 below another --root]
+    #[arg(long, value_name = "CIDR")]
+    pod_cidr: Option<IpNet>,
+    /// This node's name [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    node_name: Option<String>,
+    /// Port of the node's own API; 0 for any that is free
+    #[arg(long, default_value_t = 10250, value_name = "PORT")]
+    kubelet_port: u16,
 }
 
 impl Up {
@@ -47,11 +60,16 @@ impl Up {
             .with_target(false)
             .with_writer(std::io::stderr)
             .init();
+        let ranges = Ranges::of(&paths);
         let config = Config {
             paths,
             port: self.port,
-            services: self.service_cidr,
+            services: self.service_cidr.unwrap_or(ranges.services),
+            pod_cidr: self.pod_cidr.unwrap_or(ranges.pods),
+            node_name: self.node_name.clone().unwrap_or_else(daemon::hostname),
+            kubelet_port: self.kubelet_port,
             root_flag: self.root.flag(),
+            demo: self.demo,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
@@ -104,11 +122,9 @@ impl Up {
             match end.recv()? {
                 Some(Message::Status(status)) => eprintln!("{status} ..."),
                 Some(Message::Ready) => {
-                    println!(
-                        "The control plane is up. This version has no node: pods stay Pending."
-                    );
+                    println!("The cluster is up.");
                     println!("  export KUBECONFIG={}", paths.kubeconfig().display());
-                    println!("  kubectl get namespaces");
+                    println!("  kubectl get nodes");
                     return Ok(ExitCode::SUCCESS);
                 }
                 None => return Err(failure(paths, before)),

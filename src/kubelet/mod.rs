@@ -8,21 +8,44 @@
 //! - A restart of the daemon changes nothing for pods that run.
 
 pub mod container;
+pub mod events;
+mod images;
+mod logs;
 pub mod network;
 pub mod node;
+pub mod pod;
 pub mod probe;
+mod reporter;
 pub mod server;
+mod sources;
+mod statics;
+mod table;
 pub mod volumes;
+mod worker;
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use k8s_openapi::api::core::v1::Pod;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 
+use self::{container::Facts, volumes::Volumes};
 use crate::{
     informer::Informers,
     runtime::{Runtime, image::Images},
 };
+
+/// How long containers may take to stop when all pods are removed.
+const REMOVAL_GRACE: Duration = Duration::from_secs(5);
 
 /// All that the kubelet is told about its node.
 #[derive(Clone, Debug)]
@@ -32,6 +55,8 @@ pub struct Config {
     pub addresses: Vec<IpAddr>,
     /// Port of the kubelet's own API.
     pub port: u16,
+    /// This node's range of pod addresses.
+    pub pod_cidr: ipnet::IpNet,
     /// `pods/<uid>/...` lies below.
     pub state_dir: PathBuf,
     /// `pods/<namespace>_<name>_<uid>/<container>/<attempt>.log` lies below.
@@ -56,6 +81,8 @@ pub struct Deps {
     pub runtime: Runtime,
     pub images: Images,
     pub network: network::PodNetwork,
+    /// For the kubelet's own API: asks for client certificates.
+    pub server_tls: Arc<rustls::ServerConfig>,
 }
 
 /// Where others in the kubelet look up this node's pods.
@@ -65,8 +92,146 @@ pub trait Pods: Send + Sync {
 }
 
 /// Runs until told to stop; pods go on without it.
-pub async fn run(_config: Config, _deps: Deps, _shutdown: CancellationToken) -> Result<(), Error> {
-    Err(Error::Unsupported("kubelet"))
+pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
+    let listener = listen(config.port).await?;
+    let port = listener
+        .local_addr()
+        .map_err(during("read the port"))?
+        .port();
+    let facts = Facts {
+        cluster_domain: config.cluster_domain.clone(),
+        ..node::facts().map_err(during("read what this machine has"))?
+    };
+    // One part that fails ends all.
+    let stop = shutdown.child_token();
+    let _stops = stop.clone().drop_guard();
+    let client = deps.informers.client().clone();
+    let (health, healthy) = watch::channel(node::Health::NotReady(
+        "the pods of this node are not known yet".into(),
+    ));
+    let (updates, probed) = mpsc::unbounded_channel();
+    let events = events::Recorder::start(client.clone(), config.node.clone());
+    let context = Arc::new(worker::Context {
+        puller: images::Puller::new(deps.images.clone(), client.clone(), events.clone()),
+        volumes: Volumes::new(volumes_config(&config, &facts), client.clone()),
+        prober: probe::Prober::new(deps.runtime.clone(), updates),
+        services: deps.informers.get(),
+        runtime: deps.runtime.clone(),
+        network: deps.network.clone(),
+        config: config.clone(),
+        client: client.clone(),
+        facts,
+        events,
+    });
+    let book = Arc::new(table::Book::default());
+    let server = server::Server {
+        node: config.node.clone(),
+        pods: book.clone(),
+        runtime: deps.runtime.clone(),
+        log_dir: logs::folder(&config.log_dir),
+        client: client.clone(),
+    };
+    let node = node::Config {
+        node: config.node.clone(),
+        addresses: config.addresses.clone(),
+        port,
+        max_pods: config.max_pods,
+        state_dir: config.state_dir.clone(),
+        pod_cidr: Some(config.pod_cidr.to_string()),
+    };
+
+    let mut parts = JoinSet::new();
+    parts.spawn(node::run(node, client, deps.images, healthy, stop.clone()));
+    parts.spawn(server.serve(listener, deps.server_tls, stop.clone()));
+    let (runtime, until) = (deps.runtime, stop.clone());
+    parts.spawn(async move {
+        logs::rotate(runtime, until).await;
+        Ok(())
+    });
+    let table = table::Table::new(context, book, health);
+    parts.spawn(async move {
+        table.run(probed, stop).await;
+        Ok(())
+    });
+    while let Some(part) = parts.join_next().await {
+        part.map_err(|error| during("run a part of the kubelet")(error.into()))??;
+    }
+    Ok(())
+}
+
+async fn listen(port: u16) -> Result<TcpListener, Error> {
+    let address = SocketAddr::from(([0, 0, 0, 0], port));
+    TcpListener::bind(address).await.map_err(|source| {
+        let action = match source.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                format!(
+                    "port {port} is taken by another program; choose another with --kubelet-port"
+                )
+            }
+            _ => format!("listen on port {port}"),
+        };
+        Error::Io { action, source }
+    })
+}
+
+fn during(action: &str) -> impl FnOnce(std::io::Error) -> Error {
+    let action = action.to_owned();
+    move |source| Error::Io { action, source }
+}
+
+fn volumes_config(config: &Config, facts: &Facts) -> volumes::Config {
+    volumes::Config {
+        pods_dir: config.state_dir.join("pods"),
+        node: config.node.clone(),
+        cluster_dns: config.cluster_dns.clone(),
+        cluster_domain: config.cluster_domain.clone(),
+        resolv_conf: config.resolv_conf.clone(),
+        facts: facts.clone(),
+    }
+}
+
+/// Stops and removes all pods of this node and what they use, without a word to the API. Only when
+/// no kubelet runs.
+pub async fn remove_pods(config: &Config, deps: &Deps) -> Result<(), Error> {
+    let volumes = Volumes::new(
+        volumes_config(config, &Facts::default()),
+        deps.informers.client().clone(),
+    );
+    let pods = deps.runtime.pods().await;
+    let removals = pods.into_iter().map(|pod| remove_pod(&deps.runtime, pod));
+    for removed in futures::future::join_all(removals).await {
+        removed?;
+    }
+    let failed = |action: &str, error: String| Error::Io {
+        action: action.to_owned(),
+        source: std::io::Error::other(error),
+    };
+    for uid in volumes
+        .known()
+        .await
+        .map_err(|error| failed("list volumes", images::chain(&error)))?
+    {
+        let torn = volumes.tear_down(&uid).await;
+        torn.map_err(|error| failed("remove volumes", images::chain(&error)))?;
+    }
+    let detached = deps.network.retain(&[]).await;
+    detached.map_err(|error| failed("give back addresses", images::chain(&error)))
+}
+
+/// Gives the pod's containers a moment to stop by themselves.
+async fn remove_pod(runtime: &Runtime, pod: crate::runtime::PodState) -> Result<(), Error> {
+    let stops = pod.containers.into_iter().filter_map(|container| {
+        let running = matches!(container.phase, crate::runtime::Phase::Running { .. });
+        running.then_some(async move {
+            let signal = pod::record::Record::here(container.clone(), true).signal;
+            // What does not stop is killed with its pod.
+            let _ = runtime
+                .stop_container(&container.id, signal, REMOVAL_GRACE)
+                .await;
+        })
+    });
+    futures::future::join_all(stops).await;
+    Ok(runtime.remove_pod(&pod.config.identity.uid).await?)
 }
 
 /// Why the kubelet cannot go on at all. What concerns one pod is an event and a status instead.

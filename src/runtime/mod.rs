@@ -11,10 +11,30 @@
 pub mod config;
 pub mod image;
 pub mod seccomp;
+pub mod supervisor;
+
+mod cgroup;
+mod container;
+mod devices;
+mod link;
+mod log_writer;
+mod mount;
+mod node;
+mod pod;
+mod process;
+mod protocol;
+mod records;
+mod rootfs;
+mod session;
+mod sys;
+mod teardown;
+mod users;
 
 pub use config::{ContainerConfig, Identity, Io, PodConfig, Rootfs};
 
-use std::{os::fd::OwnedFd, path::PathBuf, time::Duration, time::SystemTime};
+use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration, time::SystemTime};
+
+use serde::{Deserialize, Serialize};
 
 /// Where the runtime keeps its things.
 #[derive(Clone, Debug)]
@@ -30,7 +50,9 @@ pub struct Config {
 
 /// Handle to the node's pods; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Runtime {}
+pub struct Runtime {
+    node: Arc<node::Node>,
+}
 
 /// What the runtime knows of one pod.
 #[derive(Clone, Debug)]
@@ -56,7 +78,7 @@ pub struct ContainerState {
     pub log_path: PathBuf,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
     Created,
     Running {
@@ -70,7 +92,7 @@ pub enum Phase {
     },
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
     /// 128 + signal when killed by one.
     pub code: i32,
@@ -122,100 +144,117 @@ pub struct Usage {
 
 impl Runtime {
     /// Opens the node's state and re-adopts every pod whose supervisor lives.
-    pub async fn open(_config: Config) -> Result<Self, Error> {
-        Err(Error::Unsupported("runtime"))
+    pub async fn open(config: Config) -> Result<Self, Error> {
+        Self::open_with_program(config, "/proc/self/exe".into()).await
+    }
+
+    /// As [`Runtime::open`], with supervisors that run `program`: for callers that are not vetch
+    /// themselves.
+    pub async fn open_with_program(config: Config, program: PathBuf) -> Result<Self, Error> {
+        Ok(Self {
+            node: node::Node::open(config, program).await?,
+        })
     }
 
     /// Changes from now on. A receiver that lags must look at all of [`Runtime::pods`].
     pub fn events(&self) -> tokio::sync::broadcast::Receiver<Event> {
-        tokio::sync::broadcast::channel(1).1
+        self.node.events()
     }
 
     pub async fn pods(&self) -> Vec<PodState> {
-        Vec::new()
+        self.node.all().iter().map(|pod| pod.snapshot()).collect()
     }
 
-    pub async fn pod(&self, _uid: &str) -> Option<PodState> {
-        None
+    pub async fn pod(&self, uid: &str) -> Option<PodState> {
+        self.node.find(uid).map(|pod| pod.snapshot())
     }
 
     /// Makes the pod's namespaces, cgroup and supervisor. The network namespace has only `lo`;
     /// the caller wires it (see [`Runtime::netns`]) before it starts containers.
-    pub async fn create_pod(&self, _config: PodConfig) -> Result<(), Error> {
-        Err(Error::Unsupported("runtime"))
+    pub async fn create_pod(&self, config: PodConfig) -> Result<(), Error> {
+        self.node.create_pod(config).await
     }
 
     /// The pod's network namespace; `None` with host network.
-    pub async fn netns(&self, _pod_uid: &str) -> Result<Option<OwnedFd>, Error> {
-        Err(Error::Unsupported("runtime"))
+    pub async fn netns(&self, pod_uid: &str) -> Result<Option<OwnedFd>, Error> {
+        self.node.netns(pod_uid).await
     }
 
     /// Makes and starts a container in its pod, and returns its id once the program was executed.
-    /// A program that cannot be executed is [`Error::Start`], with an exited container recorded.
+    /// A program that cannot be executed is [`Error::Start`], with an exited container recorded;
+    /// only a refused user (stage `user`) leaves no record, as nothing was made for it.
     pub async fn run_container(
         &self,
-        _pod_uid: &str,
-        _config: ContainerConfig,
+        pod_uid: &str,
+        config: ContainerConfig,
     ) -> Result<String, Error> {
-        Err(Error::Unsupported("runtime"))
+        self.node.run_container(pod_uid, config).await
     }
 
     /// `signal` to PID 1, and after `grace` SIGKILL to every process of the container's cgroup.
     /// Returns when the container has exited.
     pub async fn stop_container(
         &self,
-        _id: &str,
-        _signal: i32,
-        _grace: Duration,
+        id: &str,
+        signal: i32,
+        grace: Duration,
     ) -> Result<(), Error> {
-        Err(Error::Unsupported("runtime"))
+        self.node.stop_container(id, signal, grace).await
     }
 
     /// Removes an exited container: root filesystem, cgroup, record. Its log stays.
-    pub async fn remove_container(&self, _id: &str) -> Result<(), Error> {
-        Err(Error::Unsupported("runtime"))
+    pub async fn remove_container(&self, id: &str) -> Result<(), Error> {
+        self.node.remove_container(id).await
     }
 
     /// Kills what still runs and removes everything of the pod (namespaces, cgroup, supervisor).
-    pub async fn remove_pod(&self, _uid: &str) -> Result<(), Error> {
-        Err(Error::Unsupported("runtime"))
+    /// A pod that is gone is fine.
+    pub async fn remove_pod(&self, uid: &str) -> Result<(), Error> {
+        self.node.remove_pod(uid).await
     }
 
-    pub async fn exec(&self, _id: &str, _config: ExecConfig) -> Result<Session, Error> {
-        Err(Error::Unsupported("runtime"))
+    /// With a tty, `stdin` and `stdout` are the terminal; reading it after its last user has gone
+    /// is an I/O error, which means the end.
+    pub async fn exec(&self, id: &str, config: ExecConfig) -> Result<Session, Error> {
+        self.node.exec(id, config).await
     }
 
     pub async fn attach(
         &self,
-        _id: &str,
-        _stdin: bool,
-        _stdout: bool,
-        _stderr: bool,
+        id: &str,
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
     ) -> Result<Session, Error> {
-        Err(Error::Unsupported("runtime"))
+        self.node.attach(id, stdin, stdout, stderr).await
     }
 
     /// Makes the supervisor open a new log file at the container's log path (after a rename).
-    pub async fn reopen_log(&self, _id: &str) -> Result<(), Error> {
-        Err(Error::Unsupported("runtime"))
+    pub async fn reopen_log(&self, id: &str) -> Result<(), Error> {
+        self.node.reopen_log(id).await
     }
 
-    pub async fn container_usage(&self, _id: &str) -> Result<Usage, Error> {
-        Err(Error::Unsupported("runtime"))
+    pub async fn container_usage(&self, id: &str) -> Result<Usage, Error> {
+        self.node.container_usage(id).await
     }
 
-    pub async fn pod_usage(&self, _uid: &str) -> Result<Usage, Error> {
-        Err(Error::Unsupported("runtime"))
+    pub async fn pod_usage(&self, uid: &str) -> Result<Usage, Error> {
+        self.node.pod_usage(uid).await
     }
 
     /// Changes a running container's limits in place.
     pub async fn update_resources(
         &self,
-        _id: &str,
-        _resources: oci_spec::runtime::LinuxResources,
+        id: &str,
+        resources: oci_spec::runtime::LinuxResources,
     ) -> Result<(), Error> {
-        Err(Error::Unsupported("runtime"))
+        self.node.update_resources(id, resources).await
     }
+}
+
+/// Kills and removes every pod that `config`'s folders know of, for when no daemon runs. Blocks.
+pub fn remove_all(config: &Config) -> Result<(), Error> {
+    teardown::remove_all(config)
 }
 
 /// Why the runtime could not do what was asked.

@@ -2,12 +2,36 @@
 //!
 //! Called by the API server (through `apiserver::streaming`) and by monitoring. Reads pods through
 //! [`super::Pods`] and the runtime; changes nothing.
+//! Always true: but for health, nothing is answered to who is not known and allowed.
+//!
+//! `route.rs` says which path means what, `auth.rs` who may, `lookup.rs` which container;
+//! `logs/` and `streams/` do the work.
+
+mod answer;
+mod auth;
+mod logs;
+mod lookup;
+mod pods;
+mod query;
+mod route;
+mod serve;
+mod streams;
 
 use std::{path::PathBuf, sync::Arc};
 
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use self::{
+    answer::{Answer, Body},
+    auth::Auth,
+    query::Query,
+    route::Route,
+    streams::Kind,
+};
 use super::Pods;
 use crate::runtime::Runtime;
 
@@ -16,7 +40,7 @@ pub struct Server {
     pub node: String,
     pub pods: Arc<dyn Pods>,
     pub runtime: Runtime,
-    /// As in [`super::Config::log_dir`].
+    /// The pods' folders `<namespace>_<name>_<uid>` lie in it.
     pub log_dir: PathBuf,
     /// For TokenReview and SubjectAccessReview of who comes without a certificate of the API server.
     pub client: kube::Client,
@@ -26,10 +50,100 @@ impl Server {
     /// Serves until told to stop. `tls` asks for client certificates and verifies them if given.
     pub async fn serve(
         self,
-        _listener: TcpListener,
-        _tls: Arc<rustls::ServerConfig>,
-        _shutdown: CancellationToken,
+        listener: TcpListener,
+        tls: Arc<rustls::ServerConfig>,
+        shutdown: CancellationToken,
     ) -> Result<(), super::Error> {
-        Err(super::Error::Unsupported("kubelet server"))
+        serve::tls(Arc::new(Node::new(self)), listener, tls, shutdown).await;
+        Ok(())
     }
+
+    /// Serves health checks without TLS and without asking who it is; for a listener on loopback.
+    pub async fn serve_health(
+        self,
+        listener: TcpListener,
+        shutdown: CancellationToken,
+    ) -> Result<(), super::Error> {
+        serve::health(Arc::new(Node::new(self)), listener, shutdown).await;
+        Ok(())
+    }
+}
+
+/// The server with what it remembers.
+struct Node {
+    server: Server,
+    auth: Auth,
+}
+
+impl Node {
+    fn new(server: Server) -> Self {
+        let auth = Auth::new(server.node.clone(), server.client.clone());
+        Self { server, auth }
+    }
+
+    /// `certificate`: the client's, as TLS has verified it.
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        certificate: Option<&CertificateDer<'_>>,
+    ) -> Response<Body> {
+        match self.dispatch(request, certificate).await {
+            Ok(response) => response,
+            Err(answer) => answer.response(),
+        }
+    }
+
+    async fn dispatch(
+        &self,
+        request: Request<Incoming>,
+        certificate: Option<&CertificateDer<'_>>,
+    ) -> Result<Response<Body>, Answer> {
+        let route = route(&request)?;
+        if let Some(right) = route.right() {
+            let headers = request.headers();
+            self.auth.check(certificate, headers, &right).await?;
+        }
+        let server = &self.server;
+        let query = Query::parse(request.uri());
+        match &route {
+            Route::Health => Ok(health()),
+            Route::Pods => pods::bound(server),
+            Route::RunningPods => pods::running(server).await,
+            Route::Logs(target) => logs::logs(server, &query, target).await,
+            Route::Exec(target) => streams::command(server, request, target, Kind::Exec).await,
+            Route::Attach(target) => streams::command(server, request, target, Kind::Attach).await,
+            Route::PortForward(target) => streams::forward(server, request, target).await,
+            Route::Run(target) => streams::run(server, &query, target).await,
+            Route::Configz | Route::StatsSummary | Route::Metrics(_) => Err(Answer::new(
+                StatusCode::NOT_IMPLEMENTED,
+                format!("{} is not supported by this node yet", request.uri().path()),
+            )),
+        }
+    }
+
+    fn answer_health(&self, request: &Request<Incoming>) -> Response<Body> {
+        let answered = match route(request) {
+            Ok(Route::Health) => Ok(health()),
+            Ok(_) => Err(Answer::not_found("404 page not found")),
+            Err(answer) => Err(answer),
+        };
+        answered.unwrap_or_else(Answer::response)
+    }
+}
+
+fn route(request: &Request<Incoming>) -> Result<Route, Answer> {
+    let route = Route::parse(request.uri().path())
+        .ok_or_else(|| Answer::not_found("404 page not found"))?;
+    match route.allows(request.method()) {
+        true => Ok(route),
+        false => Err(Answer::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "405: Method Not Allowed",
+        )),
+    }
+}
+
+/// That this is answered is what is asked; nothing here runs in a loop that could stand still.
+fn health() -> Response<Body> {
+    answer::text(StatusCode::OK, "ok")
 }

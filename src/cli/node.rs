@@ -1,0 +1,500 @@
+//! This machine as a node: runtime, pod network, services, DNS and kubelet, put together.
+//!
+//! Called by the daemon after the API server answers, and by `reset` without one. Several clusters
+//! may live on one machine: what must be unique on a host is derived from the root folder.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use ipnet::{IpNet, Ipv4Net};
+use k8s_openapi::api::core::v1::{Node as NodeObject, NodeCondition};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{Patch, PatchParams, PostParams},
+    runtime::wait,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use sha2::{Digest, Sha256};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{Error, paths::Paths};
+use crate::{
+    apiserver::{
+        request::User,
+        start::{Handle, own_user},
+    },
+    dns,
+    informer::Informers,
+    kubelet::{
+        self,
+        network::{self, PodNetwork},
+    },
+    pki::{self, Leaf, Pki},
+    proxy,
+    runtime::{self, Runtime, image::Images},
+};
+
+const CLUSTER_DOMAIN: &str = "cluster.local";
+const DNS_PORT: u16 = 53;
+/// The address of the cluster DNS is this one of the service range.
+const DNS_ADDRESS: usize = 10;
+const MAX_PODS: u32 = 110;
+/// A node that is not ready by then says why.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+
+/// All that differs between nodes.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub paths: Paths,
+    pub name: String,
+    pub address: IpAddr,
+    pub pod_cidr: IpNet,
+    pub services: IpNet,
+    pub kubelet_port: u16,
+}
+
+/// The ranges of a cluster when nobody chose any. Below a root of its own they are a part of the
+/// usual ranges, so that clusters on one machine hardly ever meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ranges {
+    pub pods: IpNet,
+    pub services: IpNet,
+}
+
+impl Ranges {
+    pub fn of(paths: &Paths) -> Self {
+        let v4 = |a, b, c, length| {
+            let address = Ipv4Addr::new(10, a, b, c);
+            IpNet::V4(Ipv4Net::new_assert(address, length))
+        };
+        match digest(paths) {
+            None => Self {
+                pods: v4(42, 0, 0, 24),
+                services: v4(96, 0, 0, 12),
+            },
+            Some([pods, services, ..]) => Self {
+                pods: v4(42, pods, 0, 24),
+                services: v4(96 + services / 16, services % 16 * 16, 0, 20),
+            },
+        }
+    }
+}
+
+/// What must be unique on one host.
+struct Names {
+    bridge: String,
+    table: String,
+    proxy_table: String,
+    cgroup_root: String,
+}
+
+impl Names {
+    fn of(paths: &Paths) -> Self {
+        match digest(paths) {
+            None => Self {
+                bridge: "vetch0".into(),
+                table: "vetch".into(),
+                proxy_table: "vetch-proxy".into(),
+                cgroup_root: "vetch".into(),
+            },
+            Some(bytes) => {
+                let tag: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+                Self {
+                    bridge: format!("vetch{tag}"),
+                    table: format!("vetch-{tag}"),
+                    proxy_table: format!("vetch-proxy-{tag}"),
+                    cgroup_root: format!("vetch-{tag}"),
+                }
+            }
+        }
+    }
+}
+
+/// Follows from the root folder; `None` for the system's own.
+fn digest(paths: &Paths) -> Option<[u8; 4]> {
+    let root = paths.root.as_ref()?;
+    let digest = Sha256::digest(root.as_os_str().as_encoded_bytes());
+    Some([digest[0], digest[1], digest[2], digest[3]])
+}
+
+/// A node that runs.
+pub struct Node {
+    config: kubelet::Config,
+    deps: kubelet::Deps,
+    tasks: JoinSet<Result<(), Error>>,
+    shutdown: CancellationToken,
+}
+
+impl Node {
+    /// Starts everything; see [`Node::ready`] for when pods can run.
+    pub async fn start(
+        config: Config,
+        handle: &Handle,
+        pki: &Pki,
+        images: Images,
+    ) -> Result<Self, Error> {
+        let names = Names::of(&config.paths);
+        let runtime = Runtime::open(runtime_config(&config.paths, &names)).await?;
+        Recorded::save(&config)?;
+        let network = PodNetwork::open(network_config(&config, &names)).await?;
+        let gateway = network.gateway();
+        let cluster_dns = cluster_dns(config.services)?;
+        announce_dns(
+            handle.client(own_user()),
+            &config.name,
+            cluster_dns,
+            gateway,
+        )
+        .await?;
+
+        let shutdown = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let watching = Informers::new(handle.client(User::internal("system:kube-proxy", &[])));
+        tasks.spawn(run_proxy(
+            watching.clone(),
+            proxy_config(&config, &names),
+            shutdown.clone(),
+        ));
+        let resolver = dns::Config {
+            listen: vec![SocketAddr::new(gateway, DNS_PORT)],
+            domain: CLUSTER_DOMAIN.into(),
+            resolv_conf: resolv_conf(),
+        };
+        tasks.spawn(run_dns(watching, resolver, shutdown.clone()));
+
+        let user = User::internal(&format!("system:node:{}", config.name), &["system:nodes"]);
+        let leaf = Leaf::kubelet_serving(&config.name, &[config.address]);
+        let deps = kubelet::Deps {
+            informers: Informers::new(handle.client(user)),
+            runtime,
+            images,
+            network,
+            server_tls: Arc::new(pki::server_config(pki, leaf)?),
+        };
+        let config = kubelet_config(&config, &names, cluster_dns);
+        tasks.spawn({
+            let (config, deps, shutdown) = (config.clone(), deps.clone(), shutdown.clone());
+            async move { Ok(kubelet::run(config, deps, shutdown).await?) }
+        });
+        Ok(Self {
+            config,
+            deps,
+            tasks,
+            shutdown,
+        })
+    }
+
+    /// Waits until the node is Ready, or one of its parts has failed.
+    pub async fn ready(&mut self, client: Client) -> Result<(), Error> {
+        let nodes: Api<NodeObject> = Api::all(client);
+        let is_ready = |node: Option<&NodeObject>| node.is_some_and(is_ready);
+        let ready = wait::await_condition(nodes.clone(), &self.config.node, is_ready);
+        tokio::select! {
+            ready = ready => Ok(ready.map(drop)?),
+            error = failed(&mut self.tasks) => Err(error),
+            () = tokio::time::sleep(READY_WITHIN) => Err(not_ready(&nodes, &self.config.node).await),
+        }
+    }
+
+    /// Resolves with the reason when a part of the node ends by itself.
+    pub async fn failed(&mut self) -> Error {
+        failed(&mut self.tasks).await
+    }
+
+    /// Stops the node's parts; its pods go on.
+    pub async fn stop(&mut self) {
+        self.shutdown.cancel();
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Ok(Err(error)) = ended {
+                tracing::warn!(error = super::explain(error.as_ref()), "the node's end");
+            }
+        }
+    }
+
+    /// Stops and removes this node's pods; call [`Node::stop`] before.
+    pub async fn remove_pods(&self) -> Result<(), Error> {
+        Ok(kubelet::remove_pods(&self.config, &self.deps).await?)
+    }
+}
+
+/// Takes away what a stopped daemon has left on the host: pods, their network, services.
+pub async fn remove(paths: &Paths) -> Result<(), Error> {
+    let Some(recorded) = Recorded::load(paths)? else {
+        return Ok(()); // there never was a node
+    };
+    super::daemon::install_crypto();
+    let names = Names::of(paths);
+    let config = Config {
+        paths: paths.clone(),
+        name: recorded.name,
+        address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        pod_cidr: recorded.pod_cidr.parse()?,
+        services: recorded.services.parse()?,
+        kubelet_port: 0,
+    };
+    let network = PodNetwork::open(network_config(&config, &names)).await?;
+    let pki = Pki::open(&paths.state.join("pki"))?;
+    let deps = kubelet::Deps {
+        informers: Informers::new(nobody()),
+        runtime: Runtime::open(runtime_config(paths, &names)).await?,
+        images: Images::open(paths.state.clone()).await?,
+        network: network.clone(),
+        server_tls: Arc::new(pki::server_config(&pki, Leaf::kubelet_serving("", &[]))?),
+    };
+    let kubelet = kubelet_config(&config, &names, cluster_dns(config.services)?);
+    kubelet::remove_pods(&kubelet, &deps).await?;
+    proxy::remove(proxy_config(&config, &names)).await?;
+    network.remove().await?;
+    let hierarchy = cgroups::Hierarchy::detect()?;
+    cgroups::Group::open(&hierarchy, &names.cgroup_root)?.remove()?;
+    Ok(())
+}
+
+/// What `remove` must know of a node that ran with other settings than the usual ones.
+#[derive(Serialize, Deserialize)]
+struct Recorded {
+    name: String,
+    pod_cidr: String,
+    services: String,
+}
+
+impl Recorded {
+    fn path(paths: &Paths) -> PathBuf {
+        paths.state.join("node.json")
+    }
+
+    fn save(config: &Config) -> Result<(), Error> {
+        let recorded = Self {
+            name: config.name.clone(),
+            pod_cidr: config.pod_cidr.to_string(),
+            services: config.services.to_string(),
+        };
+        let path = Self::path(&config.paths);
+        std::fs::write(&path, serde_json::to_vec(&recorded)?)
+            .map_err(|error| format!("write {}: {error}", path.display()).into())
+    }
+
+    fn load(paths: &Paths) -> Result<Option<Self>, Error> {
+        let path = Self::path(paths);
+        match std::fs::read(&path) {
+            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(format!("read {}: {error}", path.display()).into()),
+        }
+    }
+}
+
+/// A client for what runs without an API server: every request fails.
+fn nobody() -> Client {
+    let refuse = |_: http::Request<kube::client::Body>| async {
+        Err::<http::Response<kube::client::Body>, _>(std::io::Error::other(
+            "there is no API server",
+        ))
+    };
+    Client::new(tower::service_fn(refuse), "default")
+}
+
+fn runtime_config(paths: &Paths, names: &Names) -> runtime::Config {
+    runtime::Config {
+        state_dir: paths.state.join("runtime"),
+        run_dir: paths.run.join("pods"),
+        cgroup_root: names.cgroup_root.clone(),
+    }
+}
+
+fn network_config(config: &Config, names: &Names) -> network::Config {
+    network::Config {
+        state_dir: config.paths.state.join("network"),
+        pod_cidr: config.pod_cidr,
+        bridge: names.bridge.clone(),
+        table: names.table.clone(),
+        cluster_cidr: cluster_cidr(config.pod_cidr),
+    }
+}
+
+fn proxy_config(config: &Config, names: &Names) -> proxy::Config {
+    proxy::Config {
+        table: names.proxy_table.clone(),
+        node: config.name.clone(),
+        cluster_cidr: cluster_cidr(config.pod_cidr),
+        service_route: Some((config.services, names.bridge.clone())),
+        mark: proxy::DEFAULT_MARK,
+    }
+}
+
+fn kubelet_config(config: &Config, names: &Names, cluster_dns: IpAddr) -> kubelet::Config {
+    kubelet::Config {
+        node: config.name.clone(),
+        addresses: vec![config.address],
+        port: config.kubelet_port,
+        pod_cidr: config.pod_cidr,
+        state_dir: config.paths.state.clone(),
+        log_dir: match config.paths.root {
+            None => "/var/log".into(),
+            Some(_) => config.paths.log.clone(),
+        },
+        manifest_dir: config.paths.etc.join("manifests"),
+        cluster_dns: vec![cluster_dns],
+        cluster_domain: CLUSTER_DOMAIN.into(),
+        resolv_conf: resolv_conf(),
+        cgroup_root: names.cgroup_root.clone(),
+        max_pods: MAX_PODS,
+    }
+}
+
+/// The nodes' ranges are /24s of one /16.
+fn cluster_cidr(pods: IpNet) -> IpNet {
+    match pods {
+        IpNet::V4(range) if range.prefix_len() > 16 => {
+            IpNet::V4(Ipv4Net::new_assert(range.network(), 16).trunc())
+        }
+        range => range,
+    }
+}
+
+fn cluster_dns(services: IpNet) -> Result<IpAddr, Error> {
+    services
+        .hosts()
+        .nth(DNS_ADDRESS - 1)
+        .ok_or_else(|| format!("--service-cidr {services} has less than ten addresses").into())
+}
+
+/// systemd-resolved's file at the usual place names only itself, which pods cannot reach.
+fn resolv_conf() -> PathBuf {
+    let behind = Path::new("/run/systemd/resolve/resolv.conf");
+    let usual = Path::new("/etc/resolv.conf");
+    let stub = std::fs::read_to_string(usual).is_ok_and(|text| text.contains("127.0.0.53"));
+    match stub && behind.exists() {
+        true => behind.into(),
+        false => usual.into(),
+    }
+}
+
+/// Writes the objects by which pods find this node's DNS.
+async fn announce_dns(
+    client: Client,
+    node: &str,
+    cluster_dns: IpAddr,
+    address: IpAddr,
+) -> Result<(), Error> {
+    apply(&client, &dns::service(cluster_dns)).await?;
+    apply(&client, &dns::endpoint_slice(node, address)).await
+}
+
+/// Creates the object, or brings the one that is there to the same content.
+async fn apply<K>(client: &Client, object: &K) -> Result<(), Error>
+where
+    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + Serialize
+        + DeserializeOwned,
+{
+    let namespace = object.namespace().unwrap_or_default();
+    let name = object.name_any();
+    let api: Api<K> = Api::namespaced(client.clone(), &namespace);
+    let said = |error: kube::Error| format!("write {namespace}/{name}: {error}");
+    match api.create(&PostParams::default(), object).await {
+        Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
+            api.patch(&name, &PatchParams::default(), &Patch::Merge(object))
+                .await
+                .map_err(said)?;
+        }
+        created => drop(created.map_err(said)?),
+    }
+    Ok(())
+}
+
+async fn run_proxy(
+    informers: Informers,
+    config: proxy::Config,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    Ok(proxy::run(informers, config, shutdown).await?)
+}
+
+async fn run_dns(
+    informers: Informers,
+    config: dns::Config,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    Ok(dns::run(informers, config, shutdown).await?)
+}
+
+/// The first failure among the parts; never without one.
+async fn failed(tasks: &mut JoinSet<Result<(), Error>>) -> Error {
+    loop {
+        match tasks.join_next().await {
+            Some(Ok(Ok(()))) => {}
+            Some(Ok(Err(error))) => return error,
+            Some(Err(error)) => return error.into(),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+fn is_ready(node: &NodeObject) -> bool {
+    ready_condition(node).is_some_and(|condition| condition.status == "True")
+}
+
+fn ready_condition(node: &NodeObject) -> Option<&NodeCondition> {
+    let conditions = node.status.as_ref()?.conditions.as_ref()?;
+    conditions
+        .iter()
+        .find(|condition| condition.type_ == "Ready")
+}
+
+async fn not_ready(nodes: &Api<NodeObject>, name: &str) -> Error {
+    let node = nodes.get_opt(name).await.ok().flatten();
+    let message = node
+        .as_ref()
+        .and_then(ready_condition)
+        .and_then(|condition| condition.message.clone());
+    let message = message.unwrap_or_else(|| "it has not reported".into());
+    format!("the node is not ready after {READY_WITHIN:?}: {message}").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paths(root: Option<&str>) -> Paths {
+        let folder = PathBuf::from("/r");
+        Paths {
+            etc: folder.clone(),
+            state: folder.clone(),
+            run: folder.clone(),
+            log: folder,
+            root: root.map(PathBuf::from),
+        }
+    }
+
+    #[test]
+    fn clusters_of_one_machine_do_not_meet() {
+        let system = Ranges::of(&paths(None));
+        assert_eq!(system.pods.to_string(), "10.42.0.0/24");
+        assert_eq!(system.services.to_string(), "10.96.0.0/12");
+        let (a, b) = (paths(Some("/a")), paths(Some("/b")));
+        assert_ne!(Ranges::of(&a).pods, Ranges::of(&b).pods);
+        assert_ne!(Ranges::of(&a).services, Ranges::of(&b).services);
+        assert!(system.services.contains(&Ranges::of(&a).services));
+        let (a, b) = (Names::of(&a), Names::of(&b));
+        assert!(a.bridge.len() <= 15 && a.bridge != b.bridge);
+        assert_ne!(a.table, b.table);
+    }
+
+    #[test]
+    fn ranges_follow_from_one_another() {
+        let range = |text: &str| text.parse::<IpNet>().unwrap();
+        assert_eq!(cluster_cidr(range("10.42.7.0/24")), range("10.42.0.0/16"));
+        assert_eq!(cluster_cidr(range("10.0.0.0/8")), range("10.0.0.0/8"));
+        let dns = cluster_dns(range("10.96.0.0/12")).unwrap();
+        assert_eq!(dns.to_string(), "10.96.0.10");
+        assert!(cluster_dns(range("10.96.0.0/30")).is_err());
+    }
+}

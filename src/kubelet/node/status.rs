@@ -1,0 +1,347 @@
+//! The Node's status from what was seen. Pure: no clock, no I/O.
+
+use k8s_openapi::{api::core::v1::Node, jiff::Timestamp};
+use serde_json::{Map, Value, json};
+
+use super::{
+    Config, Health,
+    host::Host,
+    pressure::{Figures, Pressures},
+};
+use crate::runtime::image::Image;
+
+/// The largest of the node's images are told, so many.
+const MAX_IMAGES: usize = 50;
+const OURS: [&str; 4] = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
+
+/// All that a status is made from.
+#[derive(Debug)]
+pub struct Seen<'a> {
+    pub config: &'a Config,
+    pub host: &'a Host,
+    pub figures: &'a Figures,
+    pub pressures: Pressures,
+    pub health: &'a Health,
+    pub images: &'a [Image],
+    /// The object as it was last written.
+    pub before: &'a Node,
+}
+
+/// The whole status, to be merged over what is there.
+pub fn status(seen: &Seen<'_>, now: Timestamp) -> Value {
+    json!({
+        "capacity": capacity(seen),
+        "allocatable": allocatable(seen),
+        "conditions": conditions(seen, now),
+        "addresses": addresses(seen.config),
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": seen.config.port}},
+        "nodeInfo": info(seen.host),
+        "images": images(seen.images),
+        "runtimeHandlers": [{"name": "", "features": {"recursiveReadOnlyMounts": true, "userNamespaces": false}}],
+        "features": {"supplementalGroupsPolicy": false},
+    })
+}
+
+/// Without what changes with every look: two alike need not both be sent.
+pub fn without_heartbeats(mut status: Value) -> Value {
+    let conditions = status["conditions"].as_array_mut();
+    for condition in conditions.into_iter().flatten() {
+        if let Some(fields) = condition.as_object_mut() {
+            fields.remove("lastHeartbeatTime");
+        }
+    }
+    status
+}
+
+pub fn labels(node: &str) -> Value {
+    json!({
+        "kubernetes.io/hostname": node,
+        "kubernetes.io/os": "linux",
+        "kubernetes.io/arch": architecture(),
+    })
+}
+
+fn resources(seen: &Seen<'_>, memory: u64, disk: u64) -> Map<String, Value> {
+    let facts = &seen.host.facts;
+    let cpu = match facts.cpu_milli % 1000 {
+        0 => (facts.cpu_milli / 1000).to_string(),
+        _ => format!("{}m", facts.cpu_milli),
+    };
+    let mut map = Map::new();
+    map.insert("cpu".into(), cpu.into());
+    map.insert("memory".into(), format!("{}Ki", memory / 1024).into());
+    map.insert("ephemeral-storage".into(), disk.to_string().into());
+    map.insert("pods".into(), seen.config.max_pods.to_string().into());
+    for (size, bytes) in &seen.host.huge_pages {
+        let name = match size % 1024 {
+            0 if size % (1024 * 1024) == 0 => format!("hugepages-{}Gi", size / 1024 / 1024),
+            0 => format!("hugepages-{}Mi", size / 1024),
+            _ => format!("hugepages-{size}Ki"),
+        };
+        let quantity = match bytes {
+            0 => "0".into(),
+            bytes => format!("{}Ki", bytes / 1024),
+        };
+        map.insert(name, quantity.into());
+    }
+    map
+}
+
+fn capacity(seen: &Seen<'_>) -> Map<String, Value> {
+    resources(seen, seen.host.facts.memory_bytes, seen.figures.disk_bytes)
+}
+
+/// Capacity without what the eviction thresholds keep free.
+fn allocatable(seen: &Seen<'_>) -> Map<String, Value> {
+    let huge: u64 = seen.host.huge_pages.values().sum();
+    let kept = (100 << 20) + huge;
+    let memory = seen.host.facts.memory_bytes.saturating_sub(kept);
+    let disk = seen.figures.disk_bytes / 10 * 9;
+    resources(seen, memory, disk)
+}
+
+fn conditions(seen: &Seen<'_>, now: Timestamp) -> Vec<Value> {
+    let pressures = seen.pressures;
+    let pressed = |kind: &str, holds: bool, reasons: [&str; 2], messages: [&str; 2]| {
+        condition(
+            seen,
+            now,
+            kind,
+            holds,
+            reasons[usize::from(holds)],
+            messages[usize::from(holds)],
+        )
+    };
+    let mut conditions = vec![
+        pressed(
+            "MemoryPressure",
+            pressures.memory,
+            ["KubeletHasSufficientMemory", "KubeletHasInsufficientMemory"],
+            [
+                "kubelet has sufficient memory available",
+                "kubelet has insufficient memory available",
+            ],
+        ),
+        pressed(
+            "DiskPressure",
+            pressures.disk,
+            ["KubeletHasNoDiskPressure", "KubeletHasDiskPressure"],
+            ["kubelet has no disk pressure", "kubelet has disk pressure"],
+        ),
+        pressed(
+            "PIDPressure",
+            pressures.processes,
+            ["KubeletHasSufficientPID", "KubeletHasInsufficientPID"],
+            [
+                "kubelet has sufficient PID available",
+                "kubelet has insufficient PID available",
+            ],
+        ),
+        match seen.health {
+            Health::Ready => condition(
+                seen,
+                now,
+                "Ready",
+                true,
+                "KubeletReady",
+                "kubelet is posting ready status",
+            ),
+            Health::NotReady(why) => condition(seen, now, "Ready", false, "KubeletNotReady", why),
+        },
+    ];
+    conditions.extend(foreign(seen.before));
+    conditions
+}
+
+/// Conditions that others keep.
+fn foreign(before: &Node) -> impl Iterator<Item = Value> {
+    let conditions = before
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_deref())
+        .unwrap_or_default();
+    conditions
+        .iter()
+        .filter(|condition| !OURS.contains(&condition.type_.as_str()))
+        .filter_map(|condition| serde_json::to_value(condition).ok())
+}
+
+/// The time of transition moves only when the status does.
+fn condition(
+    seen: &Seen<'_>,
+    now: Timestamp,
+    kind: &str,
+    holds: bool,
+    reason: &str,
+    message: &str,
+) -> Value {
+    let status = if holds { "True" } else { "False" };
+    let since = seen
+        .before
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref())
+        .and_then(|conditions| conditions.iter().find(|condition| condition.type_ == kind))
+        .filter(|condition| condition.status == status)
+        .and_then(|condition| condition.last_transition_time.as_ref())
+        .map_or(now, |time| time.0);
+    json!({
+        "type": kind,
+        "status": status,
+        "reason": reason,
+        "message": message,
+        "lastHeartbeatTime": seconds(now),
+        "lastTransitionTime": seconds(since),
+    })
+}
+
+/// As the API writes times.
+fn seconds(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+fn addresses(config: &Config) -> Vec<Value> {
+    config
+        .addresses
+        .iter()
+        .map(|address| json!({"type": "InternalIP", "address": address.to_string()}))
+        .chain([json!({"type": "Hostname", "address": config.node})])
+        .collect()
+}
+
+fn info(host: &Host) -> Value {
+    let mut info = json!({
+        "machineID": host.machine_id,
+        "systemUUID": host.system_uuid,
+        "bootID": host.boot_id,
+        "kernelVersion": host.kernel,
+        "osImage": host.os_image,
+        "containerRuntimeVersion": concat!("vetch://", env!("CARGO_PKG_VERSION")),
+        "kubeletVersion": concat!("v1.37.0+vetch", env!("CARGO_PKG_VERSION")),
+        "kubeProxyVersion": "",
+        "operatingSystem": "linux",
+        "architecture": architecture(),
+    });
+    if host.facts.swap_bytes > 0 {
+        info["swap"] = json!({"capacity": host.facts.swap_bytes});
+    }
+    info
+}
+
+fn images(images: &[Image]) -> Vec<Value> {
+    let mut images: Vec<&Image> = images.iter().collect();
+    images.sort_by(|a, b| {
+        b.size_bytes
+            .cmp(&a.size_bytes)
+            .then_with(|| a.id.cmp(&b.id))
+    });
+    images
+        .into_iter()
+        .take(MAX_IMAGES)
+        .map(|image| {
+            let names: Vec<&String> = image.digests.iter().chain(&image.names).collect();
+            json!({"names": names, "sizeBytes": image.size_bytes})
+        })
+        .collect()
+}
+
+/// As images and Go name it.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen<'a>(
+        config: &'a Config,
+        host: &'a Host,
+        health: &'a Health,
+        before: &'a Node,
+        figures: &'a Figures,
+    ) -> Seen<'a> {
+        Seen {
+            config,
+            host,
+            figures,
+            pressures: Pressures::default(),
+            health,
+            images: &[],
+            before,
+        }
+    }
+
+    #[test]
+    fn transitions_move_and_foreign_conditions_stay() {
+        let config = Config {
+            node: "n".into(),
+            addresses: vec!["192.0.2.1".parse().unwrap()],
+            port: 10250,
+            max_pods: 110,
+            state_dir: "/".into(),
+            pod_cidr: None,
+        };
+        let mut host = Host::default();
+        host.facts.cpu_milli = 2000;
+        host.facts.memory_bytes = 1 << 30;
+        host.huge_pages = [(2048, 0), (1_048_576, 2 << 30)].into();
+        let figures = Figures {
+            memory_available: 1 << 30,
+            disk_bytes: 1000,
+            disk_free: 900,
+            inodes: 0,
+            inodes_free: 0,
+            processes: 1,
+            processes_most: 100,
+        };
+        let before: Node = serde_json::from_value(json!({"status": {"conditions": [
+            {"type": "Ready", "status": "True", "lastTransitionTime": "2020-01-01T00:00:00Z"},
+            {"type": "Mine", "status": "True"},
+        ]}}))
+        .unwrap();
+        let now = Timestamp::from_second(1_700_000_000).unwrap();
+        let status_with =
+            |health: &Health| status(&seen(&config, &host, health, &before, &figures), now);
+        let ready = status_with(&Health::Ready);
+        let find = |status: &Value, kind: &str| {
+            let conditions = status["conditions"].as_array().unwrap().clone();
+            conditions
+                .into_iter()
+                .find(|condition| condition["type"] == kind)
+                .unwrap()
+        };
+        assert_eq!(
+            find(&ready, "Ready")["lastTransitionTime"],
+            "2020-01-01T00:00:00Z"
+        );
+        assert_eq!(find(&ready, "Mine")["status"], "True");
+        let not = status_with(&Health::NotReady("no network".into()));
+        assert_eq!(find(&not, "Ready")["message"], "no network");
+        assert_eq!(
+            find(&not, "Ready")["lastTransitionTime"],
+            "2023-11-14T22:13:20Z"
+        );
+        assert_eq!(ready["capacity"]["cpu"], "2");
+        assert_eq!(ready["capacity"]["hugepages-2Mi"], "0");
+        assert_eq!(ready["capacity"]["hugepages-1Gi"], "2097152Ki");
+        assert_eq!(ready["allocatable"]["ephemeral-storage"], "900");
+        let later = Timestamp::from_second(1_700_000_010).unwrap();
+        let again = status(
+            &seen(&config, &host, &Health::Ready, &before, &figures),
+            later,
+        );
+        assert_ne!(ready, again);
+        assert_eq!(
+            without_heartbeats(ready)["conditions"]
+                .as_array()
+                .unwrap()
+                .len(),
+            5
+        );
+    }
+}

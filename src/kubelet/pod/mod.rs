@@ -1,0 +1,204 @@
+//! What a pod's spec says about its containers, and what is to be done about them. Pure.
+//!
+//! `record.rs` is what is known of containers that ran, `plan.rs` decides the next steps,
+//! `status.rs` tells the API. Called by the pod worker, which does the I/O.
+
+pub mod conditions;
+pub mod plan;
+pub mod record;
+pub mod status;
+#[cfg(test)]
+mod testing;
+
+use std::{borrow::Cow, time::Duration};
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+
+/// Grace period of a pod that names none.
+const GRACE_SECONDS: i64 = 30;
+
+/// A container's part in its pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Runs to its end before the next one begins.
+    Init,
+    /// Begins among the init containers and stays.
+    Sidecar,
+    Regular,
+    Ephemeral,
+}
+
+/// One container of a pod, whatever list it stands in.
+#[derive(Clone, Debug)]
+pub struct Member<'a> {
+    pub role: Role,
+    pub spec: Cow<'a, Container>,
+}
+
+impl Member<'_> {
+    pub fn name(&self) -> &str {
+        &self.spec.name
+    }
+
+    /// How an event says which container it is about.
+    pub fn field_path(&self) -> String {
+        let list = match self.role {
+            Role::Init | Role::Sidecar => "initContainers",
+            Role::Regular => "containers",
+            Role::Ephemeral => "ephemeralContainers",
+        };
+        format!("spec.{list}{{{}}}", self.name())
+    }
+
+    /// Whether it counts for the pod's readiness.
+    pub fn counts(&self) -> bool {
+        matches!(self.role, Role::Regular | Role::Sidecar)
+    }
+}
+
+/// All containers: init containers, regular ones, ephemeral ones, each in the order of the spec.
+pub fn members(pod: &Pod) -> Vec<Member<'_>> {
+    let Some(spec) = &pod.spec else {
+        return Vec::new();
+    };
+    let init = spec.init_containers.iter().flatten().map(|spec| Member {
+        role: match spec.restart_policy.as_deref() {
+            Some("Always") => Role::Sidecar,
+            _ => Role::Init,
+        },
+        spec: Cow::Borrowed(spec),
+    });
+    let regular = spec.containers.iter().map(|spec| Member {
+        role: Role::Regular,
+        spec: Cow::Borrowed(spec),
+    });
+    let ephemeral = spec.ephemeral_containers.iter().flatten();
+    let ephemeral = ephemeral.filter_map(|spec| {
+        // The same fields, but for the container whose processes it sees.
+        let value = serde_json::to_value(spec).ok()?;
+        Some(Member {
+            role: Role::Ephemeral,
+            spec: Cow::Owned(serde_json::from_value(value).ok()?),
+        })
+    });
+    init.chain(regular).chain(ephemeral).collect()
+}
+
+pub fn member<'a>(pod: &'a Pod, name: &str) -> Option<Member<'a>> {
+    members(pod)
+        .into_iter()
+        .find(|member| member.name() == name)
+}
+
+/// The time that the pod's containers have to stop.
+pub fn grace(pod: &Pod) -> Duration {
+    let spec = pod.spec.as_ref();
+    let seconds = pod
+        .metadata
+        .deletion_grace_period_seconds
+        .or_else(|| spec.and_then(|spec| spec.termination_grace_period_seconds))
+        .unwrap_or(GRACE_SECONDS);
+    Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+}
+
+pub fn host_network(pod: &Pod) -> bool {
+    pod.spec
+        .as_ref()
+        .and_then(|spec| spec.host_network)
+        .unwrap_or(false)
+}
+
+/// Whether the API says that the pod is over.
+pub fn is_over(pod: &Pod) -> bool {
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// When containers of a pod or list of it start again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restart {
+    Always,
+    OnFailure,
+    Never,
+}
+
+/// Whether a container that ended with `code` starts again. `by_probe`: it was stopped because a
+/// probe failed, so its own rules about exit codes do not apply.
+pub fn restarts(pod: &Pod, member: &Member<'_>, code: i32, by_probe: bool) -> bool {
+    if member.role == Role::Ephemeral {
+        return false;
+    }
+    let rules = member.spec.restart_policy_rules.iter().flatten();
+    let ruled = rules
+        .filter_map(|rule| rule.exit_codes.as_ref())
+        .any(|codes| {
+            let listed = codes.values.iter().flatten().any(|value| *value == code);
+            listed == (codes.operator == "In")
+        });
+    if ruled && !by_probe {
+        return true;
+    }
+    match policy(pod.spec.as_ref(), member) {
+        Restart::Always => true,
+        Restart::OnFailure => code != 0,
+        Restart::Never => false,
+    }
+}
+
+fn policy(spec: Option<&PodSpec>, member: &Member<'_>) -> Restart {
+    let of_pod = spec.and_then(|spec| spec.restart_policy.as_deref());
+    let named = member.spec.restart_policy.as_deref().or(of_pod);
+    match (named, member.role) {
+        (Some("Never"), _) => Restart::Never,
+        (Some("OnFailure"), _) | (_, Role::Init) => Restart::OnFailure,
+        _ => Restart::Always,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{testing::pod, *};
+    use serde_json::json;
+
+    #[test]
+    fn who_starts_again() {
+        let rules = json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]);
+        let pod = |policy: &str| {
+            pod(json!({
+                "restartPolicy": policy,
+                "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}],
+                "containers": [
+                    {"name": "c"},
+                    {"name": "own", "restartPolicy": "Never", "restartPolicyRules": rules},
+                ],
+                "ephemeralContainers": [{"name": "e"}],
+            }))
+        };
+        for (policy, name, code, want) in [
+            ("Always", "c", 0, true),
+            ("OnFailure", "c", 0, false),
+            ("OnFailure", "c", 1, true),
+            ("Never", "c", 1, false),
+            ("Always", "i", 0, false),
+            ("Always", "i", 1, true),
+            ("Never", "i", 1, false),
+            ("Never", "s", 0, true),
+            ("Always", "own", 1, false),
+            ("Always", "own", 42, true),
+            ("Always", "e", 1, false),
+        ] {
+            let pod = pod(policy);
+            let member = member(&pod, name).unwrap();
+            assert_eq!(
+                restarts(&pod, &member, code, false),
+                want,
+                "{policy} {name} {code}"
+            );
+        }
+        let pod = pod("Never");
+        assert!(!restarts(&pod, &member(&pod, "own").unwrap(), 42, true));
+    }
+}

@@ -1,0 +1,213 @@
+//! Writes one pod's status to the API: always the newest, one write at a time, never waited for
+//! except at the end.
+//!
+//! Owned by the pod's worker; ends with it.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+/// A status that hardly says anything yet waits so long for a better one.
+const SOON: Duration = Duration::from_millis(100);
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LONGEST_RETRY: Duration = Duration::from_secs(10);
+
+/// The object that a status is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub namespace: String,
+    pub name: String,
+    /// Of the API's object, so that a later pod of the same name is not written to.
+    pub uid: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Urgency {
+    Soon,
+    Now,
+}
+
+#[derive(Clone, Debug)]
+struct Report {
+    number: u64,
+    target: Target,
+    status: PodStatus,
+    urgency: Urgency,
+}
+
+#[derive(Debug)]
+pub struct Reporter {
+    newest: watch::Sender<Option<Report>>,
+    written: watch::Receiver<u64>,
+    number: u64,
+}
+
+impl Reporter {
+    /// `held`: what the API says already.
+    pub fn start(client: Client, held: PodStatus) -> Self {
+        let (newest, reports) = watch::channel(None);
+        let (done, written) = watch::channel(0);
+        tokio::spawn(write_all(client, held, reports, done));
+        Self {
+            newest,
+            written,
+            number: 0,
+        }
+    }
+
+    pub fn report(&mut self, target: Target, status: PodStatus, urgency: Urgency) {
+        self.number += 1;
+        self.newest.send_replace(Some(Report {
+            number: self.number,
+            target,
+            status,
+            urgency,
+        }));
+    }
+
+    /// Resolves when all that was reported so far is written, or its object is gone.
+    pub fn flushed(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (number, mut written) = (self.number, self.written.clone());
+        async move {
+            // A writer that has ended will write no more.
+            let _ = written.wait_for(|written| *written >= number).await;
+        }
+    }
+}
+
+async fn write_all(
+    client: Client,
+    mut held: PodStatus,
+    mut reports: watch::Receiver<Option<Report>>,
+    done: watch::Sender<u64>,
+) {
+    let mut retry = FIRST_RETRY;
+    while reports.changed().await.is_ok() {
+        let mut newest = reports.borrow_and_update().clone();
+        if newest
+            .as_ref()
+            .is_some_and(|report| report.urgency == Urgency::Soon)
+        {
+            let _ = tokio::time::timeout(SOON, reports.wait_for(is_urgent)).await;
+            newest = reports.borrow_and_update().clone();
+        }
+        let Some(report) = newest else { continue };
+        match write(&client, &report, &held).await {
+            Ok(()) => {
+                retry = FIRST_RETRY;
+                held = report.status;
+                done.send_replace(report.number);
+            }
+            Err(error) => {
+                tracing::warn!(pod = report.target.name, %error, "status not written, will retry");
+                reports.mark_changed();
+                tokio::time::sleep(retry).await;
+                retry = (retry * 2).min(LONGEST_RETRY);
+            }
+        }
+    }
+}
+
+fn is_urgent(report: &Option<Report>) -> bool {
+    report
+        .as_ref()
+        .is_some_and(|report| report.urgency == Urgency::Now)
+}
+
+async fn write(client: &Client, report: &Report, held: &PodStatus) -> Result<(), kube::Error> {
+    let target = &report.target;
+    let Some(status) = difference(held, &report.status) else {
+        return Ok(());
+    };
+    let api: Api<Pod> = Api::namespaced(client.clone(), &target.namespace);
+    let patch = json!({"metadata": {"uid": target.uid}, "status": status});
+    let params = PatchParams::default();
+    let written = api
+        .patch_status(&target.name, &params, &Patch::Strategic(patch))
+        .await;
+    match written {
+        // Gone, or another pod by now: nobody wants to know.
+        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(()),
+        Err(error) => Err(error),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// The fields that differ, `null` for those that went; `None` if all is the same.
+fn difference(held: &PodStatus, wanted: &PodStatus) -> Option<Value> {
+    let value = |status: &PodStatus| match serde_json::to_value(status) {
+        Ok(Value::Object(map)) => map,
+        _ => serde_json::Map::new(),
+    };
+    let (held, wanted) = (value(held), value(wanted));
+    let gone = ["reason", "message"]
+        .into_iter()
+        .filter(|key| held.contains_key(*key) && !wanted.contains_key(*key))
+        .map(|key| (key.to_owned(), Value::Null));
+    let mut changed: serde_json::Map<String, Value> = wanted
+        .iter()
+        .filter(|(key, value)| held.get(*key) != Some(value))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .chain(gone)
+        .collect();
+    if let Some(conditions) = changed.get_mut("conditions") {
+        drop_stale(held.get("conditions"), conditions);
+    }
+    (!changed.is_empty()).then_some(Value::Object(changed))
+}
+
+/// Conditions are merged by type: what one of them no longer says must be taken away by name.
+fn drop_stale(held: Option<&Value>, conditions: &mut Value) {
+    let held = held.and_then(Value::as_array);
+    for condition in conditions.as_array_mut().into_iter().flatten() {
+        let before = held
+            .into_iter()
+            .flatten()
+            .find(|held| held["type"] == condition["type"]);
+        for key in ["reason", "message"] {
+            let stale = before.is_some_and(|before| before.get(key).is_some());
+            if let (true, Some(fields)) = (stale, condition.as_object_mut()) {
+                fields.entry(key).or_insert(Value::Null);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_differs_is_sent() {
+        let status = |value: Value| -> PodStatus { serde_json::from_value(value).unwrap() };
+        let held = json!({"phase": "Pending", "reason": "x", "hostIP": "1.2.3.4"});
+        for (wanted, want) in [
+            (held.clone(), None),
+            (
+                json!({"phase": "Running", "hostIP": "1.2.3.4"}),
+                Some(json!({"phase": "Running", "reason": null})),
+            ),
+            (
+                json!({"phase": "Pending", "reason": "x", "hostIP": "1.2.3.4",
+                    "conditions": [{"type": "Ready", "status": "True"}]}),
+                Some(json!({"conditions": [{"type": "Ready", "status": "True"}]})),
+            ),
+        ] {
+            assert_eq!(difference(&status(held.clone()), &status(wanted)), want);
+        }
+        let not_ready = json!({"conditions": [{"type": "Ready", "status": "False", "reason": "r", "message": "m"}]});
+        let ready = json!({"conditions": [{"type": "Ready", "status": "True"}]});
+        assert_eq!(
+            difference(&status(not_ready), &status(ready)),
+            Some(
+                json!({"conditions": [{"type": "Ready", "status": "True", "reason": null, "message": null}]})
+            )
+        );
+    }
+}

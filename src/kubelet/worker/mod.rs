@@ -1,0 +1,514 @@
+//! One task per pod: looks at what is, plans, acts, tells, and waits for something to happen.
+//!
+//! Owns the pod's life on this node. `apply.rs` carries actions out; `sandbox.rs`, `start.rs` and
+//! `stop.rs` do what takes time, in tasks of their own.
+//! Always true:
+//! - Nothing here waits for an image, a volume, a hook or the API; their results come back as
+//!   messages.
+//! - Termination is one-way.
+
+mod apply;
+pub mod sandbox;
+mod start;
+mod stop;
+
+pub use start::identity;
+
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus, Service};
+use kube::{Client, ResourceExt};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use self::apply::Done;
+use super::{
+    Config,
+    container::Facts,
+    events::Recorder,
+    images::Puller,
+    logs,
+    network::PodNetwork,
+    pod::{
+        self,
+        plan::{Ending, Observed, Verdict, plan},
+        record::{self, Marks, Record, SCHEME, Sandbox},
+        status::{View, status},
+    },
+    probe::{self, Prober},
+    reporter::{Reporter, Target, Urgency},
+    statics,
+    volumes::Volumes,
+};
+use crate::{
+    informer::Informer,
+    runtime::{Phase, Runtime},
+};
+
+/// Everything is looked at again after this long, in case something was missed.
+const RESYNC: Duration = Duration::from_secs(75);
+/// How long containers may take to stop when their pod's object is gone.
+const FORCED_GRACE: Duration = Duration::from_secs(2);
+/// What containers say at their end, at most.
+const MESSAGE_BYTES: usize = 4096;
+
+/// What all workers of a node use.
+pub struct Context {
+    pub config: Config,
+    pub facts: Facts,
+    pub client: Client,
+    pub runtime: Runtime,
+    pub network: PodNetwork,
+    pub puller: Puller,
+    pub volumes: Volumes,
+    pub prober: Prober,
+    pub events: Recorder,
+    pub services: Informer<Service>,
+}
+
+/// What a worker shall bring about. Only the newest counts.
+#[derive(Clone, Debug)]
+pub struct Desired {
+    pub pod: Arc<Pod>,
+    /// The object that shows the pod's status: itself, or its mirror, once there is one.
+    pub target: Option<Target>,
+    pub wish: Wish,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// As the spec says, which may ask for its end.
+    Run,
+    /// This node cannot take it.
+    Reject { reason: String, message: String },
+    /// Its object or manifest is no more.
+    Gone,
+}
+
+/// Something that a worker should know at once.
+#[derive(Debug)]
+pub enum Note {
+    /// The runtime has news of the pod.
+    Look,
+    Probe(probe::Update),
+    /// Content of its volumes has changed in the API.
+    Volumes,
+}
+
+/// The way to a worker. Dropping it leaves the pod as it is.
+#[derive(Debug)]
+pub struct Handle {
+    pub desired: watch::Sender<Desired>,
+    pub notes: mpsc::UnboundedSender<Note>,
+}
+
+/// How far the pod's end has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Active,
+    /// Containers have ended; the rest is being given back.
+    Releasing,
+    Released,
+    /// The API was told to delete the object.
+    Deleting,
+}
+
+pub struct Worker {
+    context: Arc<Context>,
+    uid: String,
+    desired: watch::Receiver<Desired>,
+    notes: mpsc::UnboundedReceiver<Note>,
+    tasks: JoinSet<Done>,
+    reporter: Reporter,
+    pod: Arc<Pod>,
+    target: Option<Target>,
+    gone: bool,
+    stage: Stage,
+    sandbox: Sandbox,
+    /// How often in a row it could not be made.
+    sandbox_failures: u32,
+    /// Volumes must be brought up to date once the sandbox is made.
+    volumes_stale: bool,
+    pod_ips: Vec<IpAddr>,
+    records: Vec<Record>,
+    marks: Marks,
+    ending: Option<Ending>,
+    /// Cancelled when the pod ends.
+    ends: CancellationToken,
+    /// The status as last told.
+    told: PodStatus,
+    started: SystemTime,
+}
+
+impl Worker {
+    /// Starts the worker in `workers`; it ends with the pod's UID when nothing of the pod is left.
+    pub fn start(context: Arc<Context>, desired: Desired, workers: &mut JoinSet<String>) -> Handle {
+        let (notify, notes) = mpsc::unbounded_channel();
+        let held = desired.pod.status.clone().unwrap_or_default();
+        let since = held.start_time.as_ref().map(|time| time.0.into());
+        let (sender, receiver) = watch::channel(desired.clone());
+        let worker = Self {
+            uid: desired.pod.uid().unwrap_or_default(),
+            reporter: Reporter::start(context.client.clone(), held.clone()),
+            context,
+            desired: receiver,
+            notes,
+            tasks: JoinSet::new(),
+            pod: desired.pod,
+            target: desired.target,
+            gone: false,
+            stage: Stage::Active,
+            sandbox: Sandbox::Absent,
+            sandbox_failures: 0,
+            volumes_stale: false,
+            pod_ips: Vec::new(),
+            records: Vec::new(),
+            marks: Marks::default(),
+            ending: None,
+            ends: CancellationToken::new(),
+            told: held,
+            started: since.unwrap_or_else(SystemTime::now),
+        };
+        workers.spawn(worker.run());
+        Handle {
+            desired: sender,
+            notes: notify,
+        }
+    }
+
+    async fn run(mut self) -> String {
+        self.adopt().await;
+        self.take_desired();
+        loop {
+            let wake = self.step().await;
+            if self.is_finished() {
+                break;
+            }
+            if !self.wait(wake).await {
+                return self.uid; // the kubelet ends, the pod does not
+            }
+        }
+        self.context.prober.stop(&self.uid);
+        let log_dir = &self.context.config.log_dir;
+        logs::remove_pod(log_dir, &identity(&self.pod)).await;
+        self.uid
+    }
+
+    fn is_finished(&self) -> bool {
+        self.gone && matches!(self.stage, Stage::Released | Stage::Deleting)
+    }
+
+    /// Takes over what an earlier daemon has left running.
+    async fn adopt(&mut self) {
+        let Some(state) = self.context.runtime.pod(&self.uid).await else {
+            return;
+        };
+        if !state.alive {
+            self.sandbox = Sandbox::Broken;
+            return;
+        }
+        if state.containers.is_empty() {
+            return; // making it was cut short; it is made again from where it stopped
+        }
+        self.sandbox = Sandbox::Ready;
+        self.pod_ips = match pod::host_network(&self.pod) {
+            true => self.context.config.addresses.clone(),
+            false => self
+                .context
+                .network
+                .address(&self.uid)
+                .await
+                .into_iter()
+                .collect(),
+        };
+        let told = [
+            &self.told.init_container_statuses,
+            &self.told.container_statuses,
+        ];
+        for status in told.into_iter().flatten().flatten() {
+            let id = status.container_id.as_deref().unwrap_or_default();
+            let id = id.trim_start_matches(SCHEME).to_owned();
+            if status.started == Some(true) {
+                self.marks.started.insert(id.clone());
+            }
+            if status.ready {
+                self.marks.ready.insert(id);
+            }
+        }
+        self.records = record::records(Some(state), &self.told);
+        for record in self.records.clone() {
+            self.probe(&record.name, &record);
+        }
+        self.refresh_volumes(Duration::ZERO);
+    }
+
+    /// Probes the container if it runs and has probes.
+    fn probe(&self, container: &str, record: &Record) {
+        let Phase::Running { started, .. } = record.phase else {
+            return;
+        };
+        let Some(member) = pod::member(&self.pod, container) else {
+            return;
+        };
+        let spec = &member.spec;
+        let probes = [
+            &spec.startup_probe,
+            &spec.liveness_probe,
+            &spec.readiness_probe,
+        ];
+        if probes.into_iter().all(Option::is_none) {
+            return;
+        }
+        let address = self.pod_ips.first().copied();
+        self.context.prober.start(probe::Target {
+            already_started: self.marks.started.contains(&record.id),
+            ..stop::target(&self.pod, container, &record.id, address, started)
+        });
+    }
+
+    /// Takes the newest wish over.
+    fn take_desired(&mut self) {
+        let desired = self.desired.borrow_and_update().clone();
+        let content = |pod: &Pod| (pod.labels().clone(), pod.annotations().clone());
+        if content(&desired.pod) != content(&self.pod) {
+            self.refresh_volumes(Duration::ZERO);
+        }
+        self.pod = desired.pod;
+        self.target = desired.target;
+        match desired.wish {
+            Wish::Run if pod::is_over(&self.pod) => self.end(Some(self.settled()), None),
+            Wish::Run => {}
+            Wish::Reject { reason, message } => {
+                if self.ending.is_none() {
+                    let (events, level) = (&self.context.events, super::events::Level::Warning);
+                    events.pod(
+                        &self.pod,
+                        level,
+                        "FailedAdmission",
+                        format!("{reason}: {message}"),
+                    );
+                }
+                let verdict = Verdict::Failed {
+                    reason: Some(reason),
+                    message: Some(message),
+                };
+                self.end(Some(verdict), Some(Duration::ZERO));
+            }
+            Wish::Gone => {
+                self.gone = true;
+                let grace = match statics::is_static(&self.pod) {
+                    true => pod::grace(&self.pod),
+                    false => FORCED_GRACE,
+                };
+                self.end(None, Some(grace));
+            }
+        }
+        if self.pod.metadata.deletion_timestamp.is_some() {
+            self.end(None, None);
+        }
+    }
+
+    /// How the API says that the pod has ended.
+    fn settled(&self) -> Verdict {
+        let status = self.pod.status.clone().unwrap_or_default();
+        match status.phase.as_deref() {
+            Some("Succeeded") => Verdict::Succeeded,
+            _ => Verdict::Failed {
+                reason: status.reason,
+                message: status.message,
+            },
+        }
+    }
+
+    /// Begins the end, or brings it nearer; never further away.
+    fn end(&mut self, verdict: Option<Verdict>, grace: Option<Duration>) {
+        let now = SystemTime::now();
+        let grace = grace.unwrap_or_else(|| pod::grace(&self.pod));
+        match &mut self.ending {
+            None => {
+                self.ending = Some(Ending {
+                    verdict,
+                    since: now,
+                    grace,
+                });
+                self.ends.cancel();
+                self.context.prober.terminating(&self.uid);
+            }
+            Some(ending) if self.gone && now + grace < ending.deadline() => {
+                (ending.since, ending.grace) = (now, grace);
+            }
+            Some(ending) => ending.grace = ending.grace.min(grace),
+        }
+    }
+
+    /// One look, the actions that follow, and what is to be told. Returns when to look again.
+    async fn step(&mut self) -> Option<SystemTime> {
+        let mut wake = None;
+        if self.stage == Stage::Active {
+            self.observe().await;
+            loop {
+                let plan = plan(&self.observed(SystemTime::now()));
+                wake = plan.wake;
+                if !plan.actions.is_empty() {
+                    tracing::debug!(pod = self.pod.name_any(), actions = ?plan.actions, "planned");
+                }
+                if !self.apply(plan.actions).await {
+                    break;
+                }
+            }
+            self.tell_back_offs();
+        }
+        self.tell();
+        self.go_on_ending();
+        wake
+    }
+
+    async fn observe(&mut self) {
+        let state = self.context.runtime.pod(&self.uid).await;
+        if self.sandbox == Sandbox::Ready {
+            let alive = state.as_ref().map(|state| state.alive);
+            if alive != Some(true) {
+                self.sandbox_changed(alive.is_some());
+            }
+        }
+        self.records = record::records(state, &self.told);
+        self.marks.retain(&self.records);
+        for index in 0..self.records.len() {
+            let record = &self.records[index];
+            let is_new = record.is_exited()
+                && record.origin == record::Origin::Here
+                && !self.marks.messages.contains_key(&record.id);
+            if is_new {
+                let id = record.id.clone();
+                let message = self.last_words(record).await;
+                self.marks.messages.insert(id, message);
+            }
+        }
+    }
+
+    fn sandbox_changed(&mut self, broken: bool) {
+        self.sandbox = match broken {
+            true => Sandbox::Broken,
+            false => Sandbox::Absent,
+        };
+        let message = "Pod sandbox changed, it will be killed and re-created.";
+        let level = super::events::Level::Normal;
+        let events = &self.context.events;
+        events.pod(&self.pod, level, "SandboxChanged", message);
+    }
+
+    /// What the container wrote for its end, or the end of its log if it asked for that.
+    async fn last_words(&self, record: &Record) -> String {
+        let volumes = &self.context.volumes;
+        let message = volumes
+            .termination_message(&self.uid, &record.name, record.attempt)
+            .await;
+        let member = pod::member(&self.pod, &record.name);
+        let policy = member.and_then(|member| member.spec.termination_message_policy.clone());
+        let mut message = match policy.as_deref() {
+            Some("FallbackToLogsOnError")
+                if message.is_empty() && record.exit_code() != Some(0) =>
+            {
+                logs::tail(record.log_path.clone()).await
+            }
+            _ => message,
+        };
+        let mut end = message.len().min(MESSAGE_BYTES);
+        while !message.is_char_boundary(end) {
+            end -= 1;
+        }
+        message.truncate(end);
+        message
+    }
+
+    fn observed(&self, now: SystemTime) -> Observed<'_> {
+        Observed {
+            pod: &self.pod,
+            now,
+            started: Some(self.started),
+            sandbox: self.sandbox,
+            records: &self.records,
+            marks: &self.marks,
+            ending: self.ending.as_ref(),
+        }
+    }
+
+    /// Tells the API what is new.
+    fn tell(&mut self) {
+        let previous = self.previous();
+        let by_itself = self.ending.as_ref().is_some_and(|e| e.verdict.is_some());
+        let status = status(&View {
+            observed: self.observed(SystemTime::now()),
+            host_ips: &self.context.config.addresses,
+            pod_ips: &self.pod_ips,
+            previous: &previous,
+            ended: match self.stage {
+                Stage::Active => false,
+                // Of a deleted pod the end is told when nothing of it is left.
+                Stage::Releasing => by_itself,
+                Stage::Released | Stage::Deleting => true,
+            },
+        });
+        let Some(target) = self.target.clone() else {
+            return;
+        };
+        if self.gone || status == self.told {
+            return;
+        }
+        let dull = status.phase.as_deref() == Some("Pending") && self.marks.setbacks.is_empty();
+        let urgency = match dull {
+            true => Urgency::Soon,
+            false => Urgency::Now,
+        };
+        self.told = status.clone();
+        self.reporter.report(target, status, urgency);
+    }
+
+    /// What was told last, with the conditions that others have set since.
+    fn previous(&self) -> PodStatus {
+        let mut previous = self.told.clone();
+        let held = self.pod.status.as_ref();
+        previous.qos_class = held
+            .and_then(|status| status.qos_class.clone())
+            .or(previous.qos_class);
+        let ours = previous.conditions.get_or_insert_default();
+        let others = held.and_then(|status| status.conditions.clone());
+        for condition in others.into_iter().flatten() {
+            if !ours.iter().any(|own| own.type_ == condition.type_) {
+                ours.push(condition);
+            }
+        }
+        previous
+    }
+
+    /// Waits for something to happen; false when the kubelet ends.
+    async fn wait(&mut self, wake: Option<SystemTime>) -> bool {
+        let until = wake.map_or(RESYNC, |wake| {
+            let left = wake.duration_since(SystemTime::now()).unwrap_or_default();
+            left.min(RESYNC)
+        });
+        tokio::select! {
+            changed = self.desired.changed() => match changed {
+                Ok(()) => self.take_desired(),
+                Err(_) => return false,
+            },
+            note = self.notes.recv() => match note {
+                Some(note) => self.hear(note),
+                None => return false,
+            },
+            Some(done) = self.tasks.join_next() => match done {
+                Ok(done) => self.finish(done),
+                Err(error) => tracing::error!(%error, pod = self.pod.name_any(), "a task of a pod failed"),
+            },
+            () = tokio::time::sleep(until) => {}
+        }
+        true
+    }
+}

@@ -1,0 +1,117 @@
+//! What is around a pod's containers: volumes, namespaces, address. Making it and giving it back.
+
+use std::{net::IpAddr, os::fd::AsFd, time::Duration};
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+
+use super::Context;
+use crate::{
+    kubelet::{container, images::chain, network, pod, volumes},
+    runtime,
+};
+
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
+
+/// Why a sandbox could not be made.
+#[derive(Debug)]
+pub enum Failure {
+    /// The node will never run this pod.
+    Rejected(container::Refused),
+    Volumes(volumes::Error),
+    Sandbox(String),
+}
+
+impl Failure {
+    /// The event's reason and message.
+    pub fn told(&self) -> (&'static str, String) {
+        match self {
+            Self::Rejected(refused) => (refused.reason, refused.message.clone()),
+            Self::Volumes(error) => ("FailedMount", chain(error)),
+            Self::Sandbox(message) => (
+                "FailedCreatePodSandBox",
+                format!("Failed to create pod sandbox: {message}"),
+            ),
+        }
+    }
+}
+
+/// Makes what is missing of volumes, namespaces and address, and returns the pod's addresses.
+pub async fn make(context: &Context, pod: &Pod) -> Result<Vec<IpAddr>, Failure> {
+    let config =
+        container::pod_config(pod, &context.facts).map_err(|refused| match refused.reason {
+            "CreatePodSandboxError" => Failure::Sandbox(refused.message),
+            _ => Failure::Rejected(refused),
+        })?;
+    let (volumes, addresses) = tokio::join!(
+        context.volumes.set_up(pod),
+        namespaces(context, pod, config)
+    );
+    volumes.map_err(Failure::Volumes)?;
+    addresses.map_err(Failure::Sandbox)
+}
+
+async fn namespaces(
+    context: &Context,
+    pod: &Pod,
+    config: runtime::PodConfig,
+) -> Result<Vec<IpAddr>, String> {
+    let uid = config.identity.uid.clone();
+    let state = context.runtime.pod(&uid).await;
+    let alive = state.as_ref().is_some_and(|state| state.alive);
+    if state.is_some() && !alive {
+        remove(context, &uid).await?;
+    }
+    if !alive {
+        let made = context.runtime.create_pod(config).await;
+        made.map_err(|error| chain(&error))?;
+    }
+    if pod::host_network(pod) {
+        return Ok(context.config.addresses.clone());
+    }
+    let netns = context.runtime.netns(&uid).await;
+    let netns = netns
+        .map_err(|error| chain(&error))?
+        .ok_or("the pod has no network namespace of its own")?;
+    let attached = context.network.attach(&uid, netns.as_fd()).await;
+    attached
+        .map(|address| vec![address])
+        .map_err(|error: network::Error| chain(&error))
+}
+
+/// Removes processes, namespaces and address; what is gone is fine.
+async fn remove(context: &Context, uid: &str) -> Result<(), String> {
+    match context.runtime.remove_pod(uid).await {
+        Ok(()) | Err(runtime::Error::NoPod(_)) => {}
+        Err(error) => return Err(chain(&error)),
+    }
+    let detached = context.network.detach(uid).await;
+    detached.map_err(|error| chain(&error))
+}
+
+/// Gives back everything of a pod whose containers have ended. Tries until it works: an object
+/// must not go before what it stands for.
+pub async fn release(context: &Context, pod: &Pod) {
+    let uid = pod.uid().unwrap_or_default();
+    let mut retry = FIRST_RETRY;
+    loop {
+        let error = match release_uid(context, &uid).await {
+            Ok(()) => return,
+            Err(error) => error,
+        };
+        let message = format!("error killing pod: {error}");
+        tracing::warn!(pod = pod.name_any(), message, "will retry");
+        let level = crate::kubelet::events::Level::Warning;
+        context.events.pod(pod, level, "FailedKillPod", message);
+        tokio::time::sleep(retry).await;
+        retry = (retry * 2).min(LONGEST_RETRY);
+    }
+}
+
+/// Once, for pods of which nothing but the UID is known too.
+pub async fn release_uid(context: &Context, uid: &str) -> Result<(), String> {
+    remove(context, uid).await?;
+    let torn = context.volumes.tear_down(uid).await;
+    torn.map_err(|error| chain(&error))
+}

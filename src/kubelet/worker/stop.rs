@@ -1,0 +1,120 @@
+//! Stopping a container: its preStop hook, its signal, and SIGKILL when the time is over.
+
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use k8s_openapi::api::core::v1::{LifecycleHandler, Pod};
+
+use super::Context;
+use crate::{
+    kubelet::{
+        events::Level,
+        images::chain,
+        pod::{self, Member, plan::Cause, record::Fault},
+        probe::{self, Target},
+    },
+    runtime,
+};
+
+/// What is left for a signal to work after a hook has used up the time.
+const LEAST: Duration = Duration::from_secs(2);
+/// A stop that failed is not tried again at once.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
+
+pub struct Order {
+    pub pod: Arc<Pod>,
+    pub container: String,
+    pub id: String,
+    pub signal: i32,
+    pub cause: Cause,
+    pub grace: Duration,
+    pub target: Target,
+}
+
+/// Resolves when the container has ended, or could not be made to.
+pub async fn stop(context: &Context, order: &Order) {
+    let Some(member) = pod::member(&order.pod, &order.container) else {
+        return kill(context, order, order.grace).await; // it went from the spec
+    };
+    let message = said(&order.cause, &order.container);
+    let events = &context.events;
+    events.container(&order.pod, &member, Level::Normal, "Killing", message);
+    let began = Instant::now();
+    if !order.grace.is_zero()
+        && let Some(handler) = pre_stop(&member)
+        && let Err(message) =
+            probe::hook(&context.runtime, &order.target, handler, order.grace).await
+    {
+        let message = format!("PreStopHook failed: {message}");
+        events.container(
+            &order.pod,
+            &member,
+            Level::Warning,
+            "FailedPreStopHook",
+            message,
+        );
+    }
+    let left = order.grace.saturating_sub(began.elapsed());
+    kill(context, order, left.max(LEAST.min(order.grace))).await;
+}
+
+async fn kill(context: &Context, order: &Order, grace: Duration) {
+    let stopped = context
+        .runtime
+        .stop_container(&order.id, order.signal, grace)
+        .await;
+    match stopped {
+        Ok(()) | Err(runtime::Error::NoContainer(_) | runtime::Error::WrongPhase { .. }) => {}
+        Err(error) => {
+            let message = format!(
+                "error killing container {}: {}",
+                order.container,
+                chain(&error)
+            );
+            let events = &context.events;
+            events.pod(&order.pod, Level::Warning, "FailedKillPod", message);
+            tokio::time::sleep(AFTER_FAILURE).await;
+        }
+    }
+}
+
+fn pre_stop<'a>(member: &'a Member<'_>) -> Option<&'a LifecycleHandler> {
+    member.spec.lifecycle.as_ref()?.pre_stop.as_ref()
+}
+
+fn said(cause: &Cause, container: &str) -> String {
+    match cause {
+        Cause::Pod => format!("Stopping container {container}"),
+        Cause::Changed => {
+            format!("Container {container} definition changed, will be restarted")
+        }
+        Cause::Fault(Fault::Liveness) => {
+            format!("Container {container} failed liveness probe, will be restarted")
+        }
+        Cause::Fault(Fault::Startup) => {
+            format!("Container {container} failed startup probe, will be restarted")
+        }
+        Cause::Fault(Fault::PostStart(_)) => "FailedPostStartHook".to_owned(),
+    }
+}
+
+/// What probes and hooks must know of a container.
+pub fn target(
+    pod: &Arc<Pod>,
+    container: &str,
+    id: &str,
+    address: Option<IpAddr>,
+    started: SystemTime,
+) -> Target {
+    Target {
+        pod: pod.clone(),
+        container: container.to_owned(),
+        container_id: id.to_owned(),
+        address,
+        started,
+        already_started: false,
+    }
+}

@@ -1,0 +1,125 @@
+//! From OCI resources to the limits and device rules of control groups. Pure, apart from [`create`].
+
+use cgroups::{
+    Group, Hierarchy, Limits,
+    devices::{self, Access, Kind, Rule},
+};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources};
+
+use super::{Error, Usage};
+
+/// Name of the supervisor's own group inside its pod's: no container's limit touches it.
+pub const SUPERVISOR: &str = "supervisor";
+
+/// `<root>/<pod>`.
+pub fn pod_name(cgroup_root: &str, pod: &str) -> String {
+    format!("{cgroup_root}/{pod}")
+}
+
+/// `<root>/<pod>/<child>`.
+pub fn child_name(cgroup_root: &str, pod: &str, child: &str) -> String {
+    format!("{cgroup_root}/{pod}/{child}")
+}
+
+pub fn failed(what: &str, source: cgroups::Error) -> Error {
+    Error::Cgroup {
+        what: what.into(),
+        source: Box::new(source),
+    }
+}
+
+/// What the group of a container or pod is made with.
+pub fn limits(resources: &LinuxResources) -> Limits {
+    let cpu = resources.cpu().as_ref();
+    let memory = resources.memory().as_ref();
+    Limits {
+        cpu_shares: cpu.and_then(|cpu| cpu.shares()),
+        cpu_quota_us: cpu.and_then(|cpu| cpu.quota()),
+        cpu_period_us: cpu.and_then(|cpu| cpu.period()),
+        memory_bytes: memory.and_then(|memory| memory.limit()),
+        memory_swap_bytes: memory.and_then(|memory| memory.swap()),
+        pids: resources.pids().as_ref().map(|pids| pids.limit()),
+        cpuset_cpus: cpu.and_then(|cpu| cpu.cpus().clone()),
+        cpuset_mems: cpu.and_then(|cpu| cpu.mems().clone()),
+        oom_group: resources
+            .unified()
+            .as_ref()
+            .and_then(|unified| unified.get("memory.oom.group"))
+            .map(|value| value == "1"),
+    }
+}
+
+/// The defaults, then what the spec adds; a rule for everything stands alone.
+pub fn device_rules(given: &[LinuxDeviceCgroup]) -> Vec<Rule> {
+    let mut rules = devices::default_rules();
+    rules.extend(given.iter().map(device_rule));
+    rules
+}
+
+fn device_rule(rule: &LinuxDeviceCgroup) -> Rule {
+    let number = |number: Option<i64>| number.and_then(|number| u32::try_from(number).ok());
+    Rule {
+        allow: rule.allow(),
+        kind: match rule.typ() {
+            Some(LinuxDeviceType::B) => Kind::Block,
+            Some(LinuxDeviceType::C | LinuxDeviceType::U) => Kind::Char,
+            Some(LinuxDeviceType::A | LinuxDeviceType::P) | None => Kind::All,
+        },
+        major: number(rule.major()),
+        minor: number(rule.minor()),
+        access: rule.access().as_deref().map_or(Access::FULL, Access::parse),
+    }
+}
+
+/// Makes a group with its limits, or leaves nothing.
+pub fn create(
+    hierarchy: &Hierarchy,
+    name: &str,
+    resources: Option<&LinuxResources>,
+    rules: Option<&[Rule]>,
+) -> Result<Group, cgroups::Error> {
+    let made = Group::create(hierarchy, name).and_then(|group| {
+        if let Some(resources) = resources {
+            group.apply(&limits(resources))?;
+        }
+        if let Some(rules) = rules {
+            group.set_devices(rules)?;
+        }
+        Ok(group)
+    });
+    if made.is_err()
+        && let Ok(group) = Group::open(hierarchy, name)
+    {
+        let _ = group.remove(); // the first error is the one to tell
+    }
+    made
+}
+
+pub fn usage(group: &Group) -> Result<Usage, cgroups::Error> {
+    let stats = group.stats()?;
+    Ok(Usage {
+        cpu_ns: stats.cpu_ns,
+        memory_bytes: stats.memory_bytes,
+        memory_working_set_bytes: stats.working_set_bytes,
+        swap_bytes: stats.swap_bytes,
+        pids: stats.pids,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oci_spec::runtime::{LinuxCpuBuilder, LinuxMemoryBuilder, LinuxResourcesBuilder};
+
+    #[test]
+    fn limits_of_resources() {
+        let resources = LinuxResourcesBuilder::default()
+            .cpu(LinuxCpuBuilder::default().shares(2_u64).build().unwrap())
+            .memory(LinuxMemoryBuilder::default().limit(5).build().unwrap())
+            .build()
+            .unwrap();
+        let found = limits(&resources);
+        assert_eq!((found.cpu_shares, found.memory_bytes), (Some(2), Some(5)));
+        assert_eq!(found.pids, None);
+    }
+}

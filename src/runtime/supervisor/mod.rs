@@ -1,0 +1,251 @@
+//! The process that holds one pod: its namespaces, its containers, their streams and logs.
+//!
+//! Started by the daemon as `vetch pod-supervisor <pod folder>` and from then on nobody's child: it
+//! outlives the daemon and serves whichever one connects. One thread, no async runtime, little
+//! memory. Always true:
+//! - A container's end is written to its record before the kernel forgets it.
+//! - No client, however slow, makes a container wait.
+//! - It stays in the host's mount namespace, so that volumes mounted later are there for later
+//!   containers.
+//!
+//! Start at [`main`]; `serve.rs` is the loop.
+
+mod exec;
+mod io;
+mod requests;
+mod serve;
+mod start;
+mod state;
+
+use std::{
+    fs,
+    io::Write,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+    sys::{
+        prctl,
+        signal::{SigSet, Signal},
+        stat::{Mode, umask},
+    },
+};
+
+use super::{
+    cgroup,
+    container::{Stage, write_sysctl},
+    process, protocol,
+    records::{self, PodDir, PodRecord},
+    rootfs::Root,
+    sys::{self, Cloned},
+};
+use state::{PodInit, Supervisor};
+
+/// The hidden first argument that makes the program a supervisor.
+pub const SUBCOMMAND: &str = "pod-supervisor";
+
+type Failed = super::container::Failed;
+
+/// Makes the pod and serves it until told to end. `args` are those after [`SUBCOMMAND`].
+pub fn main(args: &[std::ffi::OsString]) -> ExitCode {
+    let [dir] = args else {
+        eprintln!("{SUBCOMMAND} is started by the daemon, with the folder of a pod");
+        return ExitCode::from(2);
+    };
+    let dir = PodDir(PathBuf::from(dir));
+    match begin(&dir) {
+        Ok(code) => code,
+        Err(failed) => {
+            let message = format!("{}: {}", failed.stage, failed.message);
+            eprintln!("{message}");
+            let _ = protocol::send(
+                std::io::stdin().as_fd(),
+                &protocol::Frame::Fatal { message },
+                &[],
+            );
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn begin(dir: &PodDir) -> Result<ExitCode, Failed> {
+    let record: PodRecord = records::read(&dir.pod()).stage("record")?;
+    let hierarchy = cgroups::Hierarchy::detect().stage("cgroups")?;
+    let name = cgroup::child_name(
+        &record.cgroup_root,
+        &record.config.cgroup,
+        cgroup::SUPERVISOR,
+    );
+    let group = cgroups::Group::open(&hierarchy, &name).stage("cgroups")?;
+    match fork_into(&group, 0).stage("fork")? {
+        (Cloned::Parent { .. }, _) => return Ok(ExitCode::SUCCESS),
+        (Cloned::Child, true) => {}
+        (Cloned::Child, false) => group.enter().stage("cgroups")?,
+    }
+    leave_service(&hierarchy);
+    let supervisor = set_up(dir, record, hierarchy)?;
+    serve::serve(supervisor).stage("serve")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Forks, into the group where the kernel can; says whether it did.
+fn fork_into(group: &cgroups::Group, flags: i32) -> std::io::Result<(Cloned, bool)> {
+    if let Some(dir) = group.unified_dir() {
+        let folder = fs::File::open(&dir)?;
+        match sys::clone3(flags, Some(folder.as_fd())) {
+            Ok(cloned) => return Ok((cloned, true)),
+            // Before Linux 5.7, or a sandbox that forbids it.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::E2BIG | libc::EINVAL | libc::EPERM | libc::EACCES)
+                ) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((sys::clone3(flags, None)?, false))
+}
+
+/// Out of the daemon's service: an init system that stops it must not find us in its group.
+fn leave_service(hierarchy: &cgroups::Hierarchy) {
+    let Ok(text) = fs::read_to_string("/proc/self/cgroup") else {
+        return;
+    };
+    for line in text.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let file = match (parts.next(), parts.next()) {
+            (_, Some("/") | None) => continue,
+            (Some("name=systemd"), _) => PathBuf::from("/sys/fs/cgroup/systemd/tasks"),
+            (Some(""), _) if hierarchy.layout == cgroups::Layout::V1 => match &hierarchy.v2 {
+                Some(unified) => unified.join("cgroup.procs"),
+                None => continue,
+            },
+            _ => continue,
+        };
+        let _ = fs::OpenOptions::new()
+            .write(true)
+            .open(file)
+            .and_then(|mut file| file.write_all(b"0"));
+    }
+}
+
+fn set_up(
+    dir: &PodDir,
+    record: PodRecord,
+    hierarchy: cgroups::Hierarchy,
+) -> Result<Supervisor, Failed> {
+    process::rename(c"vetch:pod");
+    let _ = nix::unistd::setsid();
+    nix::unistd::chdir("/").stage("working directory")?;
+    umask(Mode::from_bits_truncate(0o022));
+    // Children on their way into a container must not be open to what runs there already.
+    prctl::set_dumpable(false).stage("setup")?;
+    prctl::set_child_subreaper(true).stage("setup")?;
+    let _ = fs::write("/proc/self/oom_score_adj", "-998"); // a privilege not every host gives
+    let first = std::io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .stage("control socket")?;
+    let null = super::devices::host_null(nix::fcntl::OFlag::O_RDWR).stage("setup")?;
+    nix::unistd::dup2_stdin(&null).stage("setup")?;
+    let config = &record.config;
+    make_namespaces(config)?;
+    for (name, value) in &config.sysctls {
+        write_sysctl(name, value).stage("sysctl")?;
+    }
+    if !config.host_ipc {
+        mount_shared_memory(dir).stage("shared memory")?;
+    }
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGCHLD);
+    mask.add(Signal::SIGTERM); // an init system's farewell to all is not meant for pods
+    mask.add(Signal::SIGHUP);
+    mask.add(Signal::SIGINT);
+    mask.thread_block().stage("signals")?;
+    let init = if config.share_processes {
+        Some(start_pod_init(dir)?)
+    } else {
+        None
+    };
+    let listener = protocol::listen_in(&dir.0).stage("control socket")?;
+    Supervisor::new(dir.clone(), record, hierarchy, init, listener, first, mask)
+        .stage("control socket")
+}
+
+fn make_namespaces(config: &super::PodConfig) -> Result<(), Failed> {
+    let mut flags = CloneFlags::empty();
+    if !config.host_network {
+        flags |= CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS;
+    }
+    if !config.host_ipc {
+        flags |= CloneFlags::CLONE_NEWIPC;
+    }
+    unshare(flags).stage("namespaces")?;
+    if !config.host_network {
+        sys::loopback_up().stage("loopback")?;
+        if !config.hostname.is_empty() {
+            nix::unistd::sethostname(&config.hostname).stage("hostname")?;
+        }
+    }
+    Ok(())
+}
+
+fn mount_shared_memory(dir: &PodDir) -> std::io::Result<()> {
+    let point = dir.shm();
+    records::private_dir(&point)?;
+    mount(
+        Some("shm"),
+        &point,
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+        Some("size=64m,mode=1777"),
+    )?;
+    Ok(())
+}
+
+/// Starts the first process of the pod's shared process namespace: it reaps orphans, and that is
+/// all it can do, with no rights and an empty root.
+fn start_pod_init(dir: &PodDir) -> Result<PodInit, Failed> {
+    let flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
+    match sys::clone3(flags, None).stage("pod init")? {
+        Cloned::Parent { pid, pidfd } => Ok(PodInit { pid, pidfd }),
+        Cloned::Child => {
+            process::rename(c"pod-init");
+            match be_pod_init(dir) {
+                Ok(never) => match never {},
+                Err(_) => sys::exit_now(1),
+            }
+        }
+    }
+}
+
+fn be_pod_init(dir: &PodDir) -> Result<std::convert::Infallible, Failed> {
+    super::mount::cut_off().stage("pod init")?;
+    let options = super::mount::Options {
+        set: libc::MOUNT_ATTR_RDONLY,
+        ..Default::default()
+    };
+    let empty = super::mount::make("tmpfs", "empty", &options).stage("pod init")?;
+    let point: OwnedFd = fs::File::open(&dir.0).stage("pod init")?.into();
+    sys::move_mount(empty.as_fd(), point.as_fd()).stage("pod init")?;
+    Root(empty).enter().stage("pod init")?;
+    let nobody = super::users::Resolved {
+        uid: 65534,
+        gid: 65534,
+        ..Default::default()
+    };
+    process::drop_all(&nobody).stage("pod init")?;
+    sys::close_all();
+    sys::reset_signals();
+    let mut child = SigSet::empty();
+    child.add(Signal::SIGCHLD);
+    child.thread_block().stage("pod init")?;
+    loop {
+        while sys::reap_any() {}
+        let _ = child.wait();
+    }
+}

@@ -1,0 +1,301 @@
+//! A host of a test's own, and a cluster on it, driven by the commands a user types.
+//!
+//! A host is a network and a mount namespace, so that tests share no port, link, table or mount
+//! and several run at once. `VETCH_TEST_KUBECTL` names kubectl; without it the one on the PATH is
+//! used. Everything is taken away on drop, also when the test failed.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Namespaces held by a sleeping process.
+pub struct Host {
+    holder: Child,
+}
+
+impl Host {
+    pub fn new() -> Self {
+        let holder = Command::new("unshare")
+            .args(["--net", "--mount", "sleep", "infinity"])
+            .spawn()
+            .unwrap();
+        let host = Self { holder };
+        let link = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+        until("the host has its namespaces", || {
+            let command = format!("/proc/{}/comm", host.holder.id());
+            link(&host.holder.id().to_string()) != link("self")
+                && std::fs::read_to_string(command).is_ok_and(|name| name.trim() == "sleep")
+        });
+        for line in [
+            "ip link set lo up",
+            "ip link add host0 type bridge",
+            "ip address add 192.168.77.1/24 dev host0",
+            "ip link set host0 up",
+            "ip route add default via 192.168.77.254",
+        ] {
+            let mut words = line.split(' ');
+            let output = host.command(words.next().unwrap()).args(words).output();
+            let output = output.unwrap();
+            assert!(output.status.success(), "{line}: {}", text(&output));
+        }
+        host
+    }
+
+    /// The process that holds the namespaces.
+    pub fn pid(&self) -> u32 {
+        self.holder.id()
+    }
+
+    /// A program on this host.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--target={}", self.holder.id()))
+            .args(["--net", "--mount", "--"])
+            .arg(program);
+        command
+    }
+
+    /// A line of shell on this host; its output.
+    pub fn sh(&self, line: &str) -> String {
+        let output = self.command("sh").args(["-c", line]).output().unwrap();
+        assert!(output.status.success(), "{line}: {}", text(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Links, addresses, routes, tables and mounts.
+    pub fn picture(&self) -> Vec<String> {
+        [
+            "ip -o link | cut -d: -f2",
+            "ip -o address | awk '{print $2, $4}'",
+            "ip route; ip rule",
+            "nft list ruleset",
+            "cut -d' ' -f2,3 /proc/self/mounts",
+            "sysctl -n net.ipv4.ip_forward",
+        ]
+        .map(|line| self.sh(line))
+        .into()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+/// A cluster in a folder of its own on a host of its own.
+pub struct Cluster {
+    pub root: tempfile::TempDir,
+    pub host: Host,
+}
+
+impl Cluster {
+    /// Nothing runs yet.
+    pub fn new() -> Self {
+        Self {
+            root: tempfile::tempdir().unwrap(),
+            host: Host::new(),
+        }
+    }
+
+    /// `vetch up --detach` has returned.
+    pub fn started() -> Self {
+        let cluster = Self::new();
+        cluster.up();
+        cluster
+    }
+
+    pub fn up(&self) {
+        let output = self.vetch(&["up", "--detach"]);
+        assert!(
+            output.status.success(),
+            "{}\n{}",
+            text(&output),
+            self.daemon_log()
+        );
+    }
+
+    pub fn daemon_log(&self) -> String {
+        std::fs::read_to_string(self.root.path().join("log/vetch.log")).unwrap_or_default()
+    }
+
+    pub fn vetch(&self, arguments: &[&str]) -> Output {
+        self.host
+            .command(env!("CARGO_BIN_EXE_vetch"))
+            .args(arguments)
+            .arg("--root")
+            .arg(self.root.path())
+            .output()
+            .unwrap()
+    }
+
+    /// The daemon's process.
+    pub fn daemon(&self) -> i32 {
+        let pid = std::fs::read_to_string(self.root.path().join("run/vetch.lock")).unwrap();
+        pid.trim().parse().unwrap()
+    }
+
+    pub fn kill_daemon(&self) {
+        use nix::{sys::signal, unistd::Pid};
+        signal::kill(Pid::from_raw(self.daemon()), signal::Signal::SIGKILL).unwrap();
+    }
+
+    /// Takes one of the images that `tests/images/build` makes: `busybox`, `nginx-1`, ...
+    pub fn import(&self, image: &str) {
+        let file = images().join(format!("{image}.tar"));
+        let output = self.vetch(&["image", "import", file.to_str().unwrap()]);
+        assert!(output.status.success(), "{}", text(&output));
+    }
+
+    pub fn kubectl_command(&self) -> Command {
+        let program = std::env::var_os("VETCH_TEST_KUBECTL").unwrap_or_else(|| "kubectl".into());
+        let mut command = self.host.command(program);
+        command
+            .env("HOME", self.root.path())
+            .env("KUBECONFIG", self.root.path().join("etc/admin.kubeconfig"));
+        command
+    }
+
+    /// kubectl with words separated by blanks.
+    pub fn kubectl(&self, line: &str) -> Output {
+        self.kubectl_with(&line.split_whitespace().collect::<Vec<_>>())
+    }
+
+    pub fn kubectl_with(&self, arguments: &[&str]) -> Output {
+        self.kubectl_command().args(arguments).output().unwrap()
+    }
+
+    /// kubectl, which must succeed; its output.
+    pub fn ok(&self, line: &str) -> String {
+        self.ok_with(&line.split_whitespace().collect::<Vec<_>>())
+    }
+
+    pub fn ok_with(&self, arguments: &[&str]) -> String {
+        let output = self.kubectl_with(arguments);
+        assert!(
+            output.status.success(),
+            "kubectl {arguments:?}: {}",
+            text(&output)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Feeds `manifest` to `kubectl apply`.
+    pub fn apply(&self, manifest: &str) -> String {
+        let file = self.root.path().join("manifest.yaml");
+        std::fs::write(&file, manifest).unwrap();
+        self.ok(&format!("apply -f {}", file.display()))
+    }
+
+    /// Waits until kubectl says `want`.
+    pub fn wait(&self, line: &str, want: &str) {
+        self.wait_for(line, |got| got == want);
+    }
+
+    /// Waits until kubectl says something that suits; returns it.
+    pub fn wait_for(&self, line: &str, suits: impl Fn(&str) -> bool) -> String {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let got = text(&self.kubectl(line));
+            if suits(got.trim()) {
+                return got.trim().to_owned();
+            }
+            assert!(
+                Instant::now() < end,
+                "kubectl {line}: {got:?}\n{}\n{}",
+                text(&self.kubectl("get pods,events -A -o wide")),
+                self.daemon_log()
+            );
+        }
+    }
+
+    /// Waits until the pod is ready.
+    pub fn ready(&self, pod: &str) {
+        let path = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+        self.wait(&format!("get pod {pod} -o {path}"), "True");
+    }
+
+    /// One pod's field by JSON path.
+    pub fn field(&self, object: &str, path: &str) -> String {
+        self.ok(&format!("get {object} -o jsonpath={{{path}}}"))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let output = self.vetch(&["reset", "--yes"]);
+        if !output.status.success() && !std::thread::panicking() {
+            panic!("reset: {}", text(&output));
+        }
+    }
+}
+
+/// Where the archives of `tests/images/build` lie.
+pub fn images() -> PathBuf {
+    std::env::var_os("VETCH_TEST_IMAGES").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-images"),
+        PathBuf::from,
+    )
+}
+
+/// Debian's docker-registry on a host's loopback, with all test images in it.
+pub struct Registry {
+    server: Child,
+    pub address: String,
+}
+
+impl Registry {
+    pub fn start(host: &Host) -> Self {
+        use std::io::BufRead;
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/images/build");
+        let mut server = host
+            .command(script)
+            .args(["serve", "5000"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        std::io::BufReader::new(server.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert!(line.starts_with("ready: "), "{line}");
+        Self {
+            server,
+            address: "127.0.0.1:5000".into(),
+        }
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        use nix::{sys::signal, unistd::Pid};
+        // The script takes the registry and its folder away on SIGTERM.
+        let pid = Pid::from_raw(i32::try_from(self.server.id()).unwrap());
+        let _ = signal::kill(pid, signal::Signal::SIGTERM);
+        let _ = self.server.wait();
+    }
+}
+
+pub fn text(output: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+pub fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !done() {
+        assert!(Instant::now() < end, "timed out: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,52 @@
+#!/bin/bash
+# Runs in the machine: `guest.sh PART,PART`. Fails when one of its checks fails.
+set -u
+failed=0 passed=0
+
+# ok NAME COMMAND...: one check; its output is shown when it fails.
+ok() {
+	local name=$1 text began=$SECONDS
+	shift
+	if text=$("$@" 2>&1); then
+		passed=$((passed + 1))
+		echo "ok      $name ($((SECONDS - began)) s)"
+	else
+		failed=$((failed + 1))
+		echo "NOT OK  $name"
+		sed 's/^/        /' <<<"$text"
+		return 1
+	fi
+}
+
+crates() {
+	local program name
+	for program in /lab/tests/*-*; do
+		name=${program##*/}
+		# Listing 100,000 elements takes minutes under emulation.
+		ok "tests of ${name%-*}" timeout 90 "$program" --include-ignored --test-threads=1 --skip a_large_transaction
+	done
+	ok "limits inside a container" boxed timeout 30 /lab/tests/limits-* --include-ignored forks_stop_at_the_limit
+}
+
+# boxed COMMAND...: as in a container, whose processes start in the root that it sees.
+boxed() {
+	local group=/sys/fs/cgroup/box
+	mkdir $group
+	echo +cpu >/sys/fs/cgroup/cgroup.subtree_control
+	(
+		echo $BASHPID >$group/cgroup.procs
+		exec unshare --cgroup --mount bash -c 'umount /sys/fs/cgroup &&
+			mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec "$@"' boxed "$@"
+	) && rmdir $group/init $group
+}
+
+echo "Linux $(uname -r), cgroup v2: $(cat /sys/fs/cgroup/cgroup.controllers), up $(cut -d' ' -f1 /proc/uptime) s"
+for part in ${1//,/ }; do
+	case $part in
+	crates) crates ;;
+	runtime) ok "tests of the runtime" timeout 120 /lab/tests/vetch runtime:: --include-ignored --test-threads=1 ;;
+	node) . /lab/node.sh ;;
+	esac
+done
+echo "$passed passed, $failed failed, after $(cut -d' ' -f1 /proc/uptime) s"
+[ $failed = 0 ] && [ $passed -gt 0 ]

@@ -1,0 +1,48 @@
+#!/bin/bash
+# Makes the machine what a Linux host with systemd is to vetch (pure cgroup v2), runs the tests and
+# gives their verdict.
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C
+
+# QEMU ends when the machine reboots.
+verdict() {
+	echo "$1"
+	sync
+	reboot -f
+}
+trap 'verdict FAILED' EXIT
+
+mount -t proc -o nosuid,nodev,noexec proc /proc
+mount -t sysfs -o nosuid,nodev,noexec sys /sys
+mkdir -p /dev/pts /dev/shm
+mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts
+mount -t tmpfs -o nosuid,nodev shm /dev/shm
+mount -t tmpfs -o nosuid,nodev,mode=755 run /run
+mount -t tmpfs -o nosuid,nodev,mode=1777 tmp /tmp
+mount -t cgroup2 -o nosuid,nodev,noexec,nsdelegate cgroup2 /sys/fs/cgroup
+mount --make-rshared /
+ln -sfn /proc/self/fd /dev/fd
+
+for port in /sys/class/virtio-ports/*; do
+	[ "$(cat "$port/name")" = out ] && exec >"/dev/${port##*/}" 2>&1
+done
+
+hostname lab
+modprobe -a virtio_net overlay veth bridge br_netfilter nf_tables nf_conntrack zram virtio_rng 2>/dev/console
+ip link set lo up
+ip link set eth0 up
+ip address add 10.0.2.15/24 dev eth0
+ip route add default via 10.0.2.2
+echo 'nameserver 10.0.2.3' >/etc/resolv.conf
+printf '127.0.0.1 localhost lab\n' >/etc/hosts
+echo lab >/etc/hostname
+cat /proc/sys/kernel/random/uuid | tr -d - >/etc/machine-id
+
+# As under systemd: nothing but kernel threads lives in the root group, and groups count memory and tasks.
+mkdir -p /sys/fs/cgroup/init.scope
+echo $$ >/sys/fs/cgroup/init.scope/cgroup.procs
+echo +memory +pids >/sys/fs/cgroup/cgroup.subtree_control
+echo 128M >/sys/block/zram0/disksize
+mkswap /dev/zram0 >/dev/null && swapon /dev/zram0
+
+/lab/guest.sh "$(sed -n 's/.*lab=\([^ ]*\).*/\1/p' /proc/cmdline)" </dev/null && trap 'verdict PASSED' EXIT
+exit

@@ -1,0 +1,157 @@
+# Part `node`, sourced by guest.sh: a cluster on this machine, what limits do to its pods, and its
+# removal without a trace.
+
+export KUBECONFIG=/etc/vetch/admin.kubeconfig
+
+# picture: all that a cluster could leave on a host.
+picture() {
+	echo "mounts:"; awk '{ print $5, $(NF - 2) }' /proc/self/mountinfo | sort
+	echo "groups:"; find /sys/fs/cgroup -type d | sort
+	echo "links:"; ip -o link | awk '{ print $2, $NF }' | sort
+	echo "addresses:"; ip -o address | awk '{ print $2, $4 }' | sort
+	echo "routes:"; ip route show table all | grep -v "^multicast\|^local\|^fe80\|^ff00" | sort; ip rule; ip neighbour show nud permanent
+	echo "tables:"; nft list ruleset
+	echo "namespaces:"; ls /run/netns 2>/dev/null
+	echo "files:"; ls -d /etc/vetch /var/lib/vetch /run/vetch /var/log/vetch 2>/dev/null
+	echo "processes:"; ps -o comm | grep vetch
+	true
+}
+
+pods() {
+	cat <<-'END'
+		apiVersion: apps/v1
+		kind: Deployment
+		metadata: { name: nginx }
+		spec:
+		  replicas: 2
+		  selector: { matchLabels: { app: nginx } }
+		  template:
+		    metadata: { labels: { app: nginx } }
+		    spec:
+		      containers: [{ name: nginx, image: "nginx:1", ports: [{ containerPort: 80 }] }]
+		---
+		apiVersion: v1
+		kind: Service
+		metadata: { name: nginx }
+		spec: { selector: { app: nginx }, ports: [{ port: 80 }] }
+	END
+	# Memory is what one read takes: a pod ends well when it fits. Figures are MiB.
+	# name, memory limit, swap limit, taken
+	while read -r name limit swap taken; do
+		cat <<-END
+			---
+			apiVersion: v1
+			kind: Pod
+			metadata: { name: $name, annotations: { $([ "$swap" = - ] || echo "vetch.dev/swap-limit.c: ${swap}Mi") } }
+			spec:
+			  restartPolicy: Never
+			  containers:
+			  - name: c
+			    image: busybox:1
+			    command: [dd, if=/dev/zero, of=/dev/null, bs=${taken}M, count=1]
+			    resources: { limits: { memory: ${limit}Mi } }
+		END
+	done <<-'END'
+		fits          48 -  24
+		too-much      48 -  96
+		swap-fits     48 32 64
+		swap-too-much 48 32 112
+	END
+	cat <<-'END'
+		---
+		apiVersion: v1
+		kind: Pod
+		metadata: { name: spins }
+		spec:
+		  terminationGracePeriodSeconds: 0
+		  containers:
+		  - name: c
+		    image: busybox:1
+		    command: [sh, -c, "while :; do :; done"]
+		    resources: { limits: { cpu: 200m, memory: 32Mi } }
+	END
+}
+
+# ends POD REASON CODE: the pod's only container ended so.
+ends() {
+	local path='{.status.containerStatuses[0].state.terminated'
+	kubectl wait "pod/$1" --timeout=60s --for=jsonpath="$path.reason}=$2" &&
+		[ "$(kubectl get pod "$1" -o jsonpath="$path.exitCode}")" = "$3" ] && return
+	kubectl get pod "$1" -o yaml
+	return 1
+}
+
+# group POD: the folder of the pod's control group.
+group() {
+	find /sys/fs/cgroup/vetch -type d -name "*$(kubectl get pod "$1" -o jsonpath='{.metadata.uid}')*" | head -1
+}
+
+answers() {
+	local address
+	kubectl wait deployment/nginx --for=condition=Available --timeout=90s || { kubectl get pods -o wide; kubectl get events; return 1; }
+	address=$(kubectl get service nginx -o jsonpath='{.spec.clusterIP}')
+	curl -sS --retry 5 --retry-connrefused --retry-delay 1 --max-time 20 "http://$address/" | grep "Welcome to nginx"
+}
+
+spends() {
+	local dir before after from to percent
+	kubectl wait pod/spins --for=condition=Ready --timeout=60s || return
+	dir=$(group spins)
+	[ "$dir" ] || return
+	from=$(cut -d' ' -f1 /proc/uptime) before=$(awk '/^usage_usec/ { print $2 }' "$dir/cpu.stat")
+	sleep 5
+	after=$(awk '/^usage_usec/ { print $2 }' "$dir/cpu.stat") to=$(cut -d' ' -f1 /proc/uptime)
+	percent=$(awk "BEGIN { printf \"%.1f\", ($after - $before) / ($to - $from) / 10000 }")
+	echo "$percent % of one CPU"
+	awk "BEGIN { exit !($percent >= 17 && $percent <= 23) }"
+}
+
+# The limits as the kernel holds them, and that the pods' groups are where users look for them.
+written() {
+	local dir
+	dir=$(group spins)
+	grep -rh . "$dir"/*/cpu.max "$dir"/*/memory.max "$dir"/*/memory.swap.max "$dir"/*/memory.oom.group
+	grep -qx '20000 100000' "$dir"/*/cpu.max && grep -qx $((32 << 20)) "$dir"/*/memory.max && grep -qx 0 "$dir"/*/memory.swap.max
+}
+
+survives() {
+	local before
+	before=$(kubectl get pods -o jsonpath='{.items[*].status.containerStatuses[*].containerID}')
+	kill -9 "$(cat /run/vetch/vetch.lock)" && vetch up --detach &&
+		kubectl wait node --all --for=condition=Ready --timeout=60s &&
+		[ "$before" ] && [ "$(kubectl get pods -o jsonpath='{.items[*].status.containerStatuses[*].containerID}')" = "$before" ] &&
+		kubectl get pods
+}
+
+gone() {
+	cp /var/log/vetch/vetch.log /tmp/
+	vetch reset --yes && picture >/tmp/after && diff /tmp/before /tmp/after
+}
+
+cluster() {
+	local archive
+	ok "vetch check" vetch check
+	ok "vetch up --detach" timeout 120 vetch up --detach || return
+	ok "node is Ready" kubectl wait node --all --for=condition=Ready --timeout=60s || return
+	for archive in /lab/images/*; do
+		ok "import ${archive##*/}" vetch image import "$archive"
+	done
+	pods >/tmp/pods.yaml
+	# (validation is another part's matter, and slow under emulation)
+	ok "kubectl create" kubectl create --validate=false -f /tmp/pods.yaml || return
+	ok "service answers" answers || return
+	ok "memory within the limit" ends fits Completed 0
+	ok "memory over the limit: OOMKilled" ends too-much OOMKilled 137
+	ok "swap within its limit" ends swap-fits Completed 0
+	ok "swap over its limit: OOMKilled" ends swap-too-much OOMKilled 137
+	ok "CPU stays at 20 %" spends
+	ok "limits are written to v2 files" written
+	ok "pods survive kill -9 of the daemon" survives
+	ok "service answers" answers
+	ok "vetch up --demo" timeout 120 bash -c 'vetch down && vetch up --detach --demo'
+}
+
+picture >/tmp/before
+cluster
+ok "vetch reset leaves nothing" gone
+[ $failed = 0 ] || tail -40 /tmp/vetch.log
