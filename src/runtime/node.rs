@@ -8,13 +8,9 @@ use std::{
     fs,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
-        unix::{
-            fs::{DirBuilderExt, OpenOptionsExt},
-            process::CommandExt,
-        },
+        unix::fs::{DirBuilderExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
@@ -29,7 +25,8 @@ use super::{
     records::{self, ContainerRecord, PodDir, PodRecord},
     rootfs,
     session::{self, Target},
-    supervisor, sys,
+    supervisor::Zygote,
+    sys,
     teardown::{self, io_error},
 };
 
@@ -43,7 +40,8 @@ pub struct Node {
     config: Config,
     hierarchy: cgroups::Hierarchy,
     /// What supervisors run.
-    program: Program,
+    _program: Program,
+    zygote: Zygote,
     pods: Mutex<BTreeMap<String, Arc<Pod>>>,
     events: broadcast::Sender<Event>,
 }
@@ -118,7 +116,8 @@ impl Node {
         let node = Arc::new(Self {
             config,
             hierarchy,
-            program,
+            zygote: Zygote::new(program.path()),
+            _program: program,
             pods: Mutex::default(),
             events: broadcast::channel(EVENTS).0,
         });
@@ -265,18 +264,9 @@ impl Node {
             .mode(0o600)
             .open(dir.log())
             .map_err(io_error("open the supervisor's log"))?;
-        let status = Command::new(self.program.path())
-            .arg0("vetch")
-            .arg(supervisor::SUBCOMMAND)
-            .arg(&dir.0)
-            .env_clear()
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(log)
-            .status()
+        self.zygote
+            .fork(&dir.0, &theirs, &log)
             .map_err(io_error("start the supervisor"))?;
-        // What we started has forked the supervisor and ended, or told why not over the socket.
-        tracing::trace!(%status, "supervisor forked");
         Ok(ours)
     }
 
