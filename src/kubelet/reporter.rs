@@ -150,13 +150,32 @@ fn difference(held: &PodStatus, wanted: &PodStatus) -> Option<Value> {
         .into_iter()
         .filter(|key| held.contains_key(*key) && !wanted.contains_key(*key))
         .map(|key| (key.to_owned(), Value::Null));
-    let changed: serde_json::Map<String, Value> = wanted
+    let mut changed: serde_json::Map<String, Value> = wanted
         .iter()
         .filter(|(key, value)| held.get(*key) != Some(value))
         .map(|(key, value)| (key.clone(), value.clone()))
         .chain(gone)
         .collect();
+    if let Some(conditions) = changed.get_mut("conditions") {
+        clear(conditions, held.get("conditions"));
+    }
     (!changed.is_empty()).then_some(Value::Object(changed))
+}
+
+/// Conditions are merged by type, so what they no longer say must be taken back in so many words.
+fn clear(wanted: &mut Value, held: Option<&Value>) {
+    let held = held.and_then(Value::as_array);
+    for condition in wanted.as_array_mut().into_iter().flatten() {
+        let same = |other: &&Value| other["type"] == condition["type"];
+        let Some(before) = held.and_then(|held| held.iter().find(same)) else {
+            continue;
+        };
+        for key in ["reason", "message"] {
+            if condition[key].is_null() && !before[key].is_null() {
+                condition[key] = Value::Null;
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -166,12 +185,20 @@ mod tests {
     #[test]
     fn only_what_differs_is_sent() {
         let status = |value: Value| -> PodStatus { serde_json::from_value(value).unwrap() };
-        let held = json!({"phase": "Pending", "reason": "x", "hostIP": "1.2.3.4"});
+        let held = json!({"phase": "Pending", "reason": "x", "hostIP": "1.2.3.4", "conditions": [
+            {"type": "Ready", "status": "False", "reason": "x"}]});
         for (wanted, want) in [
             (held.clone(), None),
             (
-                json!({"phase": "Running", "hostIP": "1.2.3.4"}),
+                json!({"phase": "Running", "hostIP": "1.2.3.4", "conditions": held["conditions"]}),
                 Some(json!({"phase": "Running", "reason": null})),
+            ),
+            (
+                json!({"phase": "Pending", "reason": "x", "hostIP": "1.2.3.4", "conditions": [
+                    {"type": "Ready", "status": "True"}, {"type": "New", "status": "True"}]}),
+                Some(json!({"conditions": [
+                    {"type": "Ready", "status": "True", "reason": null},
+                    {"type": "New", "status": "True"}]})),
             ),
         ] {
             assert_eq!(difference(&status(held.clone()), &status(wanted)), want);
