@@ -157,22 +157,23 @@ fn difference(held: &PodStatus, wanted: &PodStatus) -> Option<Value> {
         .chain(gone)
         .collect();
     if let Some(conditions) = changed.get_mut("conditions") {
-        clear(conditions, held.get("conditions"));
+        drop_stale(held.get("conditions"), conditions);
     }
     (!changed.is_empty()).then_some(Value::Object(changed))
 }
 
-/// Conditions are merged by type, so what they no longer say must be taken back in so many words.
-fn clear(wanted: &mut Value, held: Option<&Value>) {
+/// Conditions are merged by type: what one of them no longer says must be taken away by name.
+fn drop_stale(held: Option<&Value>, conditions: &mut Value) {
     let held = held.and_then(Value::as_array);
-    for condition in wanted.as_array_mut().into_iter().flatten() {
-        let same = |other: &&Value| other["type"] == condition["type"];
-        let Some(before) = held.and_then(|held| held.iter().find(same)) else {
-            continue;
-        };
+    for condition in conditions.as_array_mut().into_iter().flatten() {
+        let before = held
+            .into_iter()
+            .flatten()
+            .find(|held| held["type"] == condition["type"]);
         for key in ["reason", "message"] {
-            if condition[key].is_null() && !before[key].is_null() {
-                condition[key] = Value::Null;
+            let stale = before.is_some_and(|before| before.get(key).is_some());
+            if let (true, Some(fields)) = (stale, condition.as_object_mut()) {
+                fields.entry(key).or_insert(Value::Null);
             }
         }
     }
@@ -185,23 +186,28 @@ mod tests {
     #[test]
     fn only_what_differs_is_sent() {
         let status = |value: Value| -> PodStatus { serde_json::from_value(value).unwrap() };
-        let held = json!({"phase": "Pending", "reason": "x", "hostIP": "1.2.3.4", "conditions": [
-            {"type": "Ready", "status": "False", "reason": "x"}]});
+        let held = json!({"phase": "Pending", "reason": "x", "hostIP": "1.2.3.4"});
         for (wanted, want) in [
             (held.clone(), None),
             (
-                json!({"phase": "Running", "hostIP": "1.2.3.4", "conditions": held["conditions"]}),
+                json!({"phase": "Running", "hostIP": "1.2.3.4"}),
                 Some(json!({"phase": "Running", "reason": null})),
             ),
             (
-                json!({"phase": "Pending", "reason": "x", "hostIP": "1.2.3.4", "conditions": [
-                    {"type": "Ready", "status": "True"}, {"type": "New", "status": "True"}]}),
-                Some(json!({"conditions": [
-                    {"type": "Ready", "status": "True", "reason": null},
-                    {"type": "New", "status": "True"}]})),
+                json!({"phase": "Pending", "reason": "x", "hostIP": "1.2.3.4",
+                    "conditions": [{"type": "Ready", "status": "True"}]}),
+                Some(json!({"conditions": [{"type": "Ready", "status": "True"}]})),
             ),
         ] {
             assert_eq!(difference(&status(held.clone()), &status(wanted)), want);
         }
+        let not_ready = json!({"conditions": [{"type": "Ready", "status": "False", "reason": "r", "message": "m"}]});
+        let ready = json!({"conditions": [{"type": "Ready", "status": "True"}]});
+        assert_eq!(
+            difference(&status(not_ready), &status(ready)),
+            Some(
+                json!({"conditions": [{"type": "Ready", "status": "True", "reason": null, "message": null}]})
+            )
+        );
     }
 }
