@@ -398,7 +398,8 @@ where
     let namespace = object.namespace().unwrap_or_default();
     let name = object.name_any();
     let api: Api<K> = Api::namespaced(client.clone(), &namespace);
-    let said = |error: kube::Error| format!("write {namespace}/{name}: {error}");
+    let said =
+        |error: kube::Error| -> Error { format!("write {namespace}/{name}: {error}").into() };
     let found = api.get_opt(&name).await.map_err(&said)?;
     let written = match found {
         None => api.create(&PostParams::default(), object).await,
