@@ -11,8 +11,9 @@ use crate::{
     group::{failed, read, write},
 };
 
-/// Controllers without which limits and statistics would be false.
-const NEEDED: [&str; 3] = ["cpu", "memory", "pids"];
+/// Controllers without which limits and statistics would be false. Memory is first: it is refused
+/// where processes are, while turning on the others there would make the group a threaded one.
+const NEEDED: [&str; 3] = ["memory", "cpu", "pids"];
 /// Where the processes of a container's root go: docker-in-docker, kind and k3s use the same name.
 const INIT: &str = "init";
 /// Processes that are born while others are moved need another round.
@@ -27,7 +28,10 @@ pub(crate) fn enable(dir: &Path) -> Result<(), Error> {
     if let Some(missing) = NEEDED.iter().find(|name| !has(&offered, name)) {
         return Err(Error::NoController((*missing).into()));
     }
-    for name in offered.split_whitespace() {
+    let others = offered
+        .split_whitespace()
+        .filter(|name| !NEEDED.contains(name));
+    for name in NEEDED.into_iter().chain(others) {
         if has(&enabled, name) {
             continue;
         }
