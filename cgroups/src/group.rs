@@ -91,7 +91,13 @@ impl Group {
         let parent = root.join(parent);
         match self.hierarchy.layout {
             Layout::V2 => hand_to_children(root, &parent),
-            Layout::V1 if self.hierarchy.v1.get("cpuset").is_some_and(|own| own == root) => {
+            Layout::V1
+                if self
+                    .hierarchy
+                    .v1
+                    .get("cpuset")
+                    .is_some_and(|own| own == root) =>
+            {
                 inherit_cpuset(&parent, &path)
             }
             Layout::V1 => Ok(()),

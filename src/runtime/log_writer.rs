@@ -189,9 +189,13 @@ mod tests {
             (&["a\nb\n"][..], vec!["F a", "F b"], ""),
             (&["a", "b\n", "\n"][..], vec!["F ab", "F "], ""),
             (&["a\nb"][..], vec!["F a"], "b"),
-            (&[&whole][..], vec![&format!("F {long}")], ""),
+            (&[whole.as_str()][..], vec![&format!("F {long}")], ""),
             (&[&long, "\n"][..], vec![&format!("F {long}")], ""),
-            (&[&over][..], vec![&format!("P {long}"), "F y", "F z"], ""),
+            (
+                &[over.as_str()][..],
+                vec![&format!("P {long}"), "F y", "F z"],
+                "",
+            ),
             (&[&long, "y\n"][..], vec![&format!("P {long}"), "F y"], ""),
         ] {
             let (mut out, mut begun) = (Vec::new(), Vec::new());
