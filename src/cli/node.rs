@@ -399,14 +399,15 @@ where
     let name = object.name_any();
     let api: Api<K> = Api::namespaced(client.clone(), &namespace);
     let said = |error: kube::Error| format!("write {namespace}/{name}: {error}");
-    match api.create(&PostParams::default(), object).await {
-        Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
-            api.patch(&name, &PatchParams::default(), &Patch::Merge(object))
-                .await
-                .map_err(said)?;
+    // Not create and see: a Service that exists is refused for its address, not for its name.
+    match api.get_opt(&name).await.map_err(said)? {
+        None => api.create(&PostParams::default(), object).await,
+        Some(_) => {
+            let patch = Patch::Merge(object);
+            api.patch(&name, &PatchParams::default(), &patch).await
         }
-        created => drop(created.map_err(said)?),
     }
+    .map_err(said)?;
     Ok(())
 }
 
