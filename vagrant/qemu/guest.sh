@@ -44,7 +44,7 @@ echo "Linux $(uname -r), cgroup v2: $(cat /sys/fs/cgroup/cgroup.controllers), up
 for part in ${1//,/ }; do
 	case $part in
 	crates) crates ;;
-	runtime) ok "tests of the runtime" timeout 120 /lab/tests/vetch runtime:: --include-ignored --test-threads=1 ;;
+	runtime) ok "tests of the runtime" timeout 120 /lab/tests/runtime --include-ignored --test-threads=1 ;;
 	node) . /lab/node.sh ;;
 	esac
 done
