@@ -22,6 +22,11 @@ const MAX_FILES: usize = 5;
 const TAIL_BYTES: u64 = 2048;
 const TAIL_LINES: usize = 80;
 
+/// The pods' folders lie in it.
+pub fn folder(log_dir: &Path) -> PathBuf {
+    log_dir.join("pods")
+}
+
 /// The folder of all logs of one pod.
 pub fn pod_folder(log_dir: &Path, identity: &Identity) -> PathBuf {
     let Identity {
@@ -29,9 +34,7 @@ pub fn pod_folder(log_dir: &Path, identity: &Identity) -> PathBuf {
         namespace,
         name,
     } = identity;
-    log_dir
-        .join("pods")
-        .join(format!("{namespace}_{name}_{uid}"))
+    folder(log_dir).join(format!("{namespace}_{name}_{uid}"))
 }
 
 pub fn path(log_dir: &Path, identity: &Identity, container: &str, attempt: u32) -> PathBuf {
@@ -58,7 +61,7 @@ pub async fn remove_pod(log_dir: &Path, identity: &Identity) {
 
 /// Removes the folders of pods that are not `live`.
 pub async fn remove_orphans(log_dir: &Path, live: Vec<String>) {
-    let folder = log_dir.join("pods");
+    let folder = folder(log_dir);
     blocking(move || {
         for entry in fs::read_dir(folder)? {
             let entry = entry?;

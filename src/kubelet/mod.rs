@@ -128,7 +128,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         node: config.node.clone(),
         pods: book.clone(),
         runtime: deps.runtime.clone(),
-        log_dir: config.log_dir.clone(),
+        log_dir: logs::folder(&config.log_dir),
         client: client.clone(),
     };
     let node = node::Config {

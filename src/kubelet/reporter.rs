@@ -150,13 +150,33 @@ fn difference(held: &PodStatus, wanted: &PodStatus) -> Option<Value> {
         .into_iter()
         .filter(|key| held.contains_key(*key) && !wanted.contains_key(*key))
         .map(|key| (key.to_owned(), Value::Null));
-    let changed: serde_json::Map<String, Value> = wanted
+    let mut changed: serde_json::Map<String, Value> = wanted
         .iter()
         .filter(|(key, value)| held.get(*key) != Some(value))
         .map(|(key, value)| (key.clone(), value.clone()))
         .chain(gone)
         .collect();
+    if let Some(conditions) = changed.get_mut("conditions") {
+        drop_stale(held.get("conditions"), conditions);
+    }
     (!changed.is_empty()).then_some(Value::Object(changed))
+}
+
+/// Conditions are merged by type: what one of them no longer says must be taken away by name.
+fn drop_stale(held: Option<&Value>, conditions: &mut Value) {
+    let held = held.and_then(Value::as_array);
+    for condition in conditions.as_array_mut().into_iter().flatten() {
+        let before = held
+            .into_iter()
+            .flatten()
+            .find(|held| held["type"] == condition["type"]);
+        for key in ["reason", "message"] {
+            let stale = before.is_some_and(|before| before.get(key).is_some());
+            if let (true, Some(fields)) = (stale, condition.as_object_mut()) {
+                fields.entry(key).or_insert(Value::Null);
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -173,8 +193,21 @@ mod tests {
                 json!({"phase": "Running", "hostIP": "1.2.3.4"}),
                 Some(json!({"phase": "Running", "reason": null})),
             ),
+            (
+                json!({"phase": "Pending", "reason": "x", "hostIP": "1.2.3.4",
+                    "conditions": [{"type": "Ready", "status": "True"}]}),
+                Some(json!({"conditions": [{"type": "Ready", "status": "True"}]})),
+            ),
         ] {
             assert_eq!(difference(&status(held.clone()), &status(wanted)), want);
         }
+        let not_ready = json!({"conditions": [{"type": "Ready", "status": "False", "reason": "r", "message": "m"}]});
+        let ready = json!({"conditions": [{"type": "Ready", "status": "True"}]});
+        assert_eq!(
+            difference(&status(not_ready), &status(ready)),
+            Some(
+                json!({"conditions": [{"type": "Ready", "status": "True", "reason": null, "message": null}]})
+            )
+        );
     }
 }

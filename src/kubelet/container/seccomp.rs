@@ -230,3 +230,82 @@ const ALWAYS: &str = "\
     sync_file_range syncfs sysinfo tee tgkill timer_create timer_delete timer_getoverrun \
     timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime times tkill \
     truncate umask uname unlinkat utimensat vmsplice wait4 waitid write writev";
+
+#[cfg(test)]
+mod tests {
+    use nix::{
+        errno::Errno,
+        mount::{MsFlags, mount},
+        sched::{CloneFlags, unshare},
+        sys::socket::{AddressFamily, SockFlag, SockType, socket},
+    };
+    use seccompiler::sock_filter;
+
+    use super::*;
+    use crate::runtime::seccomp::compile;
+
+    fn program(capabilities: &[Capability]) -> Vec<sock_filter> {
+        let profile = default_profile(&capabilities.iter().copied().collect());
+        let steps = compile(&profile).unwrap().into_iter();
+        let step = |step: libc::sock_filter| sock_filter {
+            code: step.code,
+            jt: step.jt,
+            jf: step.jf,
+            k: step.k,
+        };
+        steps.map(step).collect()
+    }
+
+    /// What the kernel answers under the default filter, on a thread that ends with it.
+    #[test]
+    fn the_kernel_takes_and_obeys_it() {
+        let filter = program(&[Capability::Chown]);
+        let confined = std::thread::spawn(move || {
+            seccompiler::apply_filter(&filter).unwrap();
+            let family =
+                |family| socket(family, SockType::Stream, SockFlag::empty(), None).map(drop);
+            assert_eq!(family(AddressFamily::Vsock), Err(Errno::EPERM));
+            assert_eq!(family(AddressFamily::Alg), Err(Errno::EPERM));
+            assert_eq!(family(AddressFamily::Inet), Ok(()));
+            assert_eq!(unshare(CloneFlags::CLONE_NEWUSER), Err(Errno::EPERM));
+            let none = None::<&str>;
+            let mounted = mount(none, "/nonexistent", none, MsFlags::MS_BIND, none);
+            assert_eq!(mounted, Err(Errno::EPERM));
+            assert_eq!(nix::unistd::sethostname("x"), Err(Errno::EPERM));
+            // clone3 does not exist here, and clone serves threads and programs.
+            assert_eq!(std::thread::spawn(|| 7).join().unwrap(), 7);
+            let ran = std::process::Command::new("/bin/true").status();
+            assert!(ran.is_ok_and(|status| status.success()));
+            std::fs::read("/proc/self/status").unwrap();
+        });
+        confined.join().unwrap();
+    }
+
+    #[test]
+    fn capabilities_open_what_they_are_about() {
+        let filter = program(&[Capability::SysAdmin]);
+        let confined = std::thread::spawn(move || {
+            seccompiler::apply_filter(&filter).unwrap();
+            let none = None::<&str>;
+            let mounted = mount(none, "/nonexistent", none, MsFlags::MS_BIND, none);
+            // The kernel's own answer: no such folder, or no right without root.
+            assert_ne!(mounted, Ok(()));
+            assert!(unshare(CloneFlags::CLONE_FILES).is_ok());
+        });
+        confined.join().unwrap();
+    }
+
+    #[test]
+    fn every_name_is_a_call() {
+        let names = [ALWAYS, OLD_NUMBERS, "personality socket clone clone3"];
+        let gated = GATED.iter().map(|(_, names)| *names);
+        for name in names
+            .into_iter()
+            .chain(gated)
+            .flat_map(str::split_whitespace)
+        {
+            let known = crate::runtime::seccomp::is_known(name);
+            assert!(known || cfg!(not(target_arch = "x86_64")), "{name}");
+        }
+    }
+}

@@ -40,7 +40,7 @@ pub struct Server {
     pub node: String,
     pub pods: Arc<dyn Pods>,
     pub runtime: Runtime,
-    /// As in [`super::Config::log_dir`].
+    /// The pods' folders `<namespace>_<name>_<uid>` lie in it.
     pub log_dir: PathBuf,
     /// For TokenReview and SubjectAccessReview of who comes without a certificate of the API server.
     pub client: kube::Client,

@@ -208,8 +208,12 @@ impl Worker {
 
     /// Brings the volumes up to date, after a while if it must be.
     pub(super) fn refresh_volumes(&mut self, after: Duration) {
-        if self.stage != Stage::Active || self.ending.is_some() {
-            return;
+        match self.sandbox {
+            _ if self.stage != Stage::Active || self.ending.is_some() => return,
+            Sandbox::Ready => {}
+            Sandbox::Making => return self.volumes_stale = true,
+            // Making it begins with the volumes.
+            Sandbox::Absent | Sandbox::Broken | Sandbox::Failed { .. } => return,
         }
         let (context, pod) = (self.context.clone(), self.pod.clone());
         self.tasks.spawn(async move {
@@ -226,6 +230,9 @@ impl Worker {
                 self.pod_ips = addresses;
                 self.sandbox = Sandbox::Ready;
                 self.sandbox_failures = 0;
+                if std::mem::take(&mut self.volumes_stale) {
+                    self.refresh_volumes(Duration::ZERO);
+                }
             }
             Done::Sandbox(Err(failure)) => self.sandbox_failed(failure),
             Done::Started { container, result } => self.started(container, result),
@@ -431,6 +438,10 @@ impl Worker {
             let Some(record) = latest.filter(|record| record.is_exited()) else {
                 continue;
             };
+            let observed = self.observed(SystemTime::now());
+            if self.ending.is_some() || !observed.will_restart(&member, record) {
+                continue;
+            }
             let due = pod::plan::due(record, member.spec.image.as_deref().unwrap_or_default());
             if due > SystemTime::now() && self.marks.waiting.insert(record.id.clone()) {
                 let message = back_off(&self.pod, &member, record);

@@ -134,6 +134,8 @@ pub struct Worker {
     sandbox: Sandbox,
     /// How often in a row it could not be made.
     sandbox_failures: u32,
+    /// Volumes must be brought up to date once the sandbox is made.
+    volumes_stale: bool,
     pod_ips: Vec<IpAddr>,
     records: Vec<Record>,
     marks: Marks,
@@ -165,6 +167,7 @@ impl Worker {
             stage: Stage::Active,
             sandbox: Sandbox::Absent,
             sandbox_failures: 0,
+            volumes_stale: false,
             pod_ips: Vec::new(),
             records: Vec::new(),
             marks: Marks::default(),
@@ -283,6 +286,15 @@ impl Worker {
             Wish::Run if pod::is_over(&self.pod) => self.end(Some(self.settled()), None),
             Wish::Run => {}
             Wish::Reject { reason, message } => {
+                if self.ending.is_none() {
+                    let (events, level) = (&self.context.events, super::events::Level::Warning);
+                    events.pod(
+                        &self.pod,
+                        level,
+                        "FailedAdmission",
+                        format!("{reason}: {message}"),
+                    );
+                }
                 let verdict = Verdict::Failed {
                     reason: Some(reason),
                     message: Some(message),
