@@ -62,26 +62,50 @@ impl Group {
     pub fn create(hierarchy: &Hierarchy, name: &str) -> Result<Self, Error> {
         let group = Self::open(hierarchy, name)?;
         for root in group.roots() {
-            let mut path = root.clone();
-            for part in &group.name {
-                match hierarchy.layout {
-                    Layout::V2 if path == root => controllers::enable_at_root(&path)?,
-                    Layout::V2 => controllers::enable(&path)?,
-                    Layout::V1 => {}
-                }
-                let parent = path.clone();
-                path.push(part);
-                match fs::create_dir(&path) {
-                    Ok(()) => {}
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                    Err(source) => return Err(failed("create", &path, source)),
-                }
-                if hierarchy.v1.get("cpuset") == Some(&root) {
-                    inherit_cpuset(&parent, &path)?;
-                }
+            let made = group.make(&root, &group.name);
+            match (made, hierarchy.layout) {
+                // A group above was made by someone who did not hand its controllers down.
+                (Err(Error::NoController(_)), Layout::V2) => group.hand_down(&root)?,
+                (made, _) => made?,
             }
         }
         Ok(group)
+    }
+
+    /// Makes one folder, and those above only if they are missing.
+    fn make(&self, root: &Path, name: &Path) -> Result<(), Error> {
+        let path = root.join(name);
+        let parent = name.parent().unwrap_or(Path::new(""));
+        let mut made = fs::create_dir(&path);
+        if matches!(&made, Err(error) if error.kind() == io::ErrorKind::NotFound)
+            && parent != Path::new("")
+        {
+            self.make(root, parent)?;
+            made = fs::create_dir(&path);
+        }
+        match made {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            Err(source) => return Err(failed("create", &path, source)),
+        }
+        let parent = root.join(parent);
+        match self.hierarchy.layout {
+            Layout::V2 => hand_to_children(root, &parent),
+            Layout::V1 if self.hierarchy.v1.get("cpuset").is_some_and(|own| own == root) => {
+                inherit_cpuset(&parent, &path)
+            }
+            Layout::V1 => Ok(()),
+        }
+    }
+
+    /// Enables all controllers from the root of a v2 tree down to this group.
+    fn hand_down(&self, root: &Path) -> Result<(), Error> {
+        let mut path = root.to_owned();
+        for part in &self.name {
+            hand_to_children(root, &path)?;
+            path.push(part);
+        }
+        Ok(())
     }
 
     /// Moves a process, with all its threads, into the group.
@@ -326,6 +350,14 @@ fn field(text: &str, name: &str) -> u64 {
         .unwrap_or(0)
 }
 
+fn hand_to_children(root: &Path, dir: &Path) -> Result<(), Error> {
+    if dir == root {
+        controllers::enable_at_root(dir)
+    } else {
+        controllers::enable(dir)
+    }
+}
+
 /// A v1 cpuset starts empty and takes no process until both files are filled.
 fn inherit_cpuset(parent: &Path, dir: &Path) -> Result<(), Error> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
@@ -341,8 +373,12 @@ fn children(dir: &Path) -> Result<Vec<PathBuf>, Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(|source| failed("list", dir, source))?,
     };
-    let paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
-    Ok(paths.filter(|path| path.is_dir()).collect())
+    // The listing itself says what is a folder: a group has dozens of files.
+    let folders = entries.filter_map(Result::ok).filter(|entry| {
+        let kind = entry.file_type();
+        kind.is_ok_and(|kind| kind.is_dir())
+    });
+    Ok(folders.map(|entry| entry.path()).collect())
 }
 
 fn collect_pids(dir: &Path, pids: &mut BTreeSet<i32>) -> Result<(), Error> {
