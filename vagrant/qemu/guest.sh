@@ -37,7 +37,7 @@ boxed() {
 		echo $BASHPID >$group/cgroup.procs
 		exec unshare --cgroup --mount bash -c 'umount /sys/fs/cgroup &&
 			mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec "$@"' boxed "$@"
-	) && rmdir $group/init $group
+	)
 }
 
 echo "Linux $(uname -r), cgroup v2: $(cat /sys/fs/cgroup/cgroup.controllers), up $(cut -d' ' -f1 /proc/uptime) s"
