@@ -240,10 +240,10 @@ pub fn reap_any() -> bool {
     unsafe { libc::waitpid(-1, ptr::null_mut(), libc::WNOHANG) > 0 }
 }
 
-/// Closes every descriptor: for a process that goes on with none and uses no owned one again.
-pub fn close_all() {
-    // SAFETY: no pointers. The caller promises not to touch descriptors afterwards.
-    unsafe { libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0) };
+/// Closes every descriptor from `first` on: for a process that owns none of them.
+pub fn close_from(first: u32) {
+    // SAFETY: no pointers. The caller promises that nothing of its own lies there.
+    unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
 }
 
 /// What accept4 gave, with an owner.

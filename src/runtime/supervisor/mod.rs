@@ -59,6 +59,8 @@ pub fn main(args: &[std::ffi::OsString]) -> ExitCode {
         return ExitCode::from(2);
     }
     process::rename(c"vetch:zygote");
+    // Whatever else the daemon was started with must not be held open by pods.
+    sys::close_from(3);
     match zygote::serve(supervise) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE, // the daemon starts another
@@ -248,7 +250,7 @@ fn be_pod_init(dir: &PodDir) -> Result<std::convert::Infallible, Failed> {
         ..Default::default()
     };
     process::drop_all(&nobody).stage("pod init")?;
-    sys::close_all();
+    sys::close_from(0);
     sys::reset_signals();
     let mut child = SigSet::empty();
     child.add(Signal::SIGCHLD);
