@@ -165,6 +165,13 @@ impl<'a> Observed<'a> {
         self.records.iter().rfind(|record| record.name == name)
     }
 
+    /// The newest that has got as far as running; one that is being made is not told of yet.
+    pub fn shown(&self, name: &str) -> Option<&'a Record> {
+        self.records
+            .iter()
+            .rfind(|record| record.name == name && record.phase != Phase::Created)
+    }
+
     /// The newest attempt in the sandbox there is now.
     fn here(&self, name: &str) -> Option<&'a Record> {
         self.latest(name)

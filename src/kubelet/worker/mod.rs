@@ -144,6 +144,8 @@ pub struct Worker {
     ends: CancellationToken,
     /// The status as last told.
     told: PodStatus,
+    /// Whom it was told.
+    told_target: Option<Target>,
     started: SystemTime,
 }
 
@@ -162,7 +164,7 @@ impl Worker {
             notes,
             tasks: JoinSet::new(),
             pod: desired.pod,
-            target: desired.target,
+            target: desired.target.clone(),
             gone: false,
             stage: Stage::Active,
             sandbox: Sandbox::Absent,
@@ -174,6 +176,7 @@ impl Worker {
             ending: None,
             ends: CancellationToken::new(),
             told: held,
+            told_target: desired.target.clone(),
             started: since.unwrap_or_else(SystemTime::now),
         };
         workers.spawn(worker.run());
@@ -281,6 +284,12 @@ impl Worker {
             self.refresh_volumes(Duration::ZERO);
         }
         self.pod = desired.pod;
+        let uid = |target: &Option<Target>| target.as_ref().map(|target| target.uid.clone());
+        if uid(&desired.target) != uid(&self.target) {
+            // Another object, which says nothing yet.
+            self.reporter = Reporter::start(self.context.client.clone(), PodStatus::default());
+            self.told_target = None;
+        }
         self.target = desired.target;
         match desired.wish {
             Wish::Run if pod::is_over(&self.pod) => self.end(Some(self.settled()), None),
@@ -459,7 +468,8 @@ impl Worker {
         let Some(target) = self.target.clone() else {
             return;
         };
-        if self.gone || status == self.told {
+        let told_all = self.told_target.as_ref() == Some(&target) && status == self.told;
+        if self.gone || told_all {
             return;
         }
         let dull = status.phase.as_deref() == Some("Pending") && self.marks.setbacks.is_empty();
@@ -468,6 +478,7 @@ impl Worker {
             false => Urgency::Now,
         };
         self.told = status.clone();
+        self.told_target = Some(target.clone());
         self.reporter.report(target, status, urgency);
     }
 
