@@ -277,7 +277,7 @@ impl<'a> Observed<'a> {
                 plan.actions.push(Action::MakeSandbox);
             }
             Sandbox::Failed { again } => plan.wake(again),
-            Sandbox::Making => {}
+            Sandbox::Making | Sandbox::Checking => {}
             Sandbox::Ready => self.containers(plan),
         }
     }
@@ -420,7 +420,8 @@ impl<'a> Observed<'a> {
                 .filter(|record| record.is_running() && record.origin == Origin::Here)
         };
         if running().next().is_none() {
-            if self.marks.starting.is_empty() && self.sandbox != Sandbox::Making {
+            let being_made = matches!(self.sandbox, Sandbox::Making | Sandbox::Checking);
+            if self.marks.starting.is_empty() && !being_made {
                 plan.actions.push(Action::Release);
             }
             return;

@@ -306,7 +306,14 @@ impl View<'_> {
     }
 
     pub fn sandbox_ready(&self) -> bool {
-        self.observed.sandbox == Sandbox::Ready && !self.ended
+        let kind = conditions::SANDBOX;
+        let told = || conditions::held(self.previous, kind).is_some_and(|c| c.status == "True");
+        !self.ended
+            && match self.observed.sandbox {
+                Sandbox::Ready => true,
+                Sandbox::Checking => told(),
+                _ => false,
+            }
     }
 }
 

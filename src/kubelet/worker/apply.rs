@@ -69,7 +69,7 @@ impl Worker {
         let mut again = false;
         for action in actions {
             match action {
-                Action::MakeSandbox => self.make_sandbox(),
+                Action::MakeSandbox => self.make_sandbox(Sandbox::Making),
                 Action::Start {
                     container,
                     attempt,
@@ -89,8 +89,9 @@ impl Worker {
         again
     }
 
-    fn make_sandbox(&mut self) {
-        self.sandbox = Sandbox::Making;
+    /// Until it is there the sandbox is `meanwhile`.
+    pub(super) fn make_sandbox(&mut self, meanwhile: Sandbox) {
+        self.sandbox = meanwhile;
         let (context, pod) = (self.context.clone(), self.pod.clone());
         self.tasks
             .spawn(async move { Done::Sandbox(sandbox::make(&context, &pod).await) });
@@ -210,7 +211,7 @@ impl Worker {
         match self.sandbox {
             _ if self.stage != Stage::Active || self.ending.is_some() => return,
             Sandbox::Ready => {}
-            Sandbox::Making => return self.volumes_stale = true,
+            Sandbox::Making | Sandbox::Checking => return self.volumes_stale = true,
             // Making it begins with the volumes.
             Sandbox::Absent | Sandbox::Broken | Sandbox::Failed { .. } => return,
         }

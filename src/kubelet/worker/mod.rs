@@ -20,7 +20,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use k8s_openapi::api::core::v1::{Pod, PodStatus, Service};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus, Service};
 use kube::{Client, ResourceExt};
 use tokio::{
     sync::{mpsc, watch},
@@ -38,12 +38,13 @@ use super::{
     network::PodNetwork,
     pod::{
         self,
+        conditions::held as held_condition,
         plan::{Ending, Observed, Verdict, plan},
         record::{self, Marks, Record, SCHEME, Sandbox},
         status::{View, status},
     },
     probe::{self, Prober},
-    reporter::{Reporter, Target, Urgency},
+    reporter::{Reporter, Target, Urgency, revision},
     statics,
     volumes::Volumes,
 };
@@ -79,6 +80,8 @@ pub struct Desired {
     pub pod: Arc<Pod>,
     /// The object that shows the pod's status: itself, or its mirror, once there is one.
     pub target: Option<Target>,
+    /// What that object says of the pod.
+    pub held: Option<PodStatus>,
     pub wish: Wish,
 }
 
@@ -153,7 +156,7 @@ impl Worker {
     /// Starts the worker in `workers`; it ends with the pod's UID when nothing of the pod is left.
     pub fn start(context: Arc<Context>, desired: Desired, workers: &mut JoinSet<String>) -> Handle {
         let (notify, notes) = mpsc::unbounded_channel();
-        let held = desired.pod.status.clone().unwrap_or_default();
+        let held = desired.held.clone().unwrap_or_default();
         let since = held.start_time.as_ref().map(|time| time.0.into());
         let (sender, receiver) = watch::channel(desired.clone());
         let worker = Self {
@@ -218,7 +221,7 @@ impl Worker {
             return;
         }
         if state.containers.is_empty() {
-            return; // making it was cut short; it is made again from where it stopped
+            return self.make_sandbox(Sandbox::Checking);
         }
         self.sandbox = Sandbox::Ready;
         self.pod_ips = match pod::host_network(&self.pod) {
@@ -231,6 +234,16 @@ impl Worker {
                 .into_iter()
                 .collect(),
         };
+        self.remember();
+        self.records = record::records(Some(state), &self.told);
+        for record in self.records.clone() {
+            self.probe(&record.name, &record);
+        }
+        self.refresh_volumes(Duration::ZERO);
+    }
+
+    /// What was told of containers is true until probes say otherwise.
+    fn remember(&mut self) {
         let told = [
             &self.told.init_container_statuses,
             &self.told.container_statuses,
@@ -245,11 +258,6 @@ impl Worker {
                 self.marks.ready.insert(id);
             }
         }
-        self.records = record::records(Some(state), &self.told);
-        for record in self.records.clone() {
-            self.probe(&record.name, &record);
-        }
-        self.refresh_volumes(Duration::ZERO);
     }
 
     /// Probes the container if it runs and has probes.
@@ -284,12 +292,7 @@ impl Worker {
             self.refresh_volumes(Duration::ZERO);
         }
         self.pod = desired.pod;
-        let uid = |target: &Option<Target>| target.as_ref().map(|target| target.uid.clone());
-        if uid(&desired.target) != uid(&self.target) {
-            // Another object, which says nothing yet.
-            self.reporter = Reporter::start(self.context.client.clone(), PodStatus::default());
-            self.told_target = None;
-        }
+        self.take_target(&desired.target, desired.held.unwrap_or_default());
         self.target = desired.target;
         match desired.wish {
             Wish::Run if pod::is_over(&self.pod) => self.end(Some(self.settled()), None),
@@ -321,6 +324,34 @@ impl Worker {
         }
         if self.pod.metadata.deletion_timestamp.is_some() {
             self.end(None, None);
+        }
+    }
+
+    /// Sees what the object for the status is, and whether it says what it was told.
+    fn take_target(&mut self, target: &Option<Target>, held: PodStatus) {
+        let uid = |target: &Option<Target>| target.as_ref().map(|target| target.uid.clone());
+        let is_same = uid(target) == uid(&self.target);
+        let reverted = || {
+            let told = self.told.conditions.iter().flatten();
+            let other = |own: &PodCondition| {
+                held_condition(&held, &own.type_).is_none_or(|held| held.status != own.status)
+            };
+            self.reporter.is_shown_by(revision(&self.pod).unwrap_or(0)) && { told }.any(other)
+        };
+        if is_same && !(self.told_target.is_some() && reverted()) {
+            return;
+        }
+        self.reporter = Reporter::start(self.context.client.clone(), held.clone());
+        self.told_target = None;
+        if !is_same && held.start_time.is_some() {
+            // A mirror from before the daemon was restarted.
+            self.told = held;
+            self.started = self
+                .told
+                .start_time
+                .as_ref()
+                .map_or(self.started, |time| time.0.into());
+            self.remember();
         }
     }
 
