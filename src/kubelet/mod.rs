@@ -233,6 +233,7 @@ pub async fn remove_pods(config: &Config, deps: &Deps) -> Result<(), Error> {
         let torn = volumes.tear_down(&uid).await;
         torn.map_err(|error| failed("remove volumes", images::chain(&error)))?;
     }
+    logs::remove_orphans(&config.log_dir, Vec::new()).await;
     let detached = deps.network.retain(&[]).await;
     detached.map_err(|error| failed("give back addresses", images::chain(&error)))
 }

@@ -121,7 +121,7 @@ impl Worker {
             return;
         };
         let deadline = SystemTime::now() + grace;
-        self.marks.stopping.insert(id.to_owned(), deadline);
+        let before = self.marks.stopping.insert(id.to_owned(), deadline);
         let started = match record.phase {
             crate::runtime::Phase::Running { started, .. } => started,
             _ => SystemTime::now(),
@@ -134,6 +134,7 @@ impl Worker {
             signal: record.signal,
             cause,
             grace,
+            again: before.is_some(),
             target: stop::target(&self.pod, &record.name, id, address, started),
         };
         let context = self.context.clone();
