@@ -172,8 +172,10 @@ fn difference(held: &PodStatus, wanted: &PodStatus) -> Option<Value> {
         _ => serde_json::Map::new(),
     };
     let (held, wanted) = (value(held), value(wanted));
+    let lists = ["containerStatuses", "initContainerStatuses"];
     let gone = ["reason", "message"]
         .into_iter()
+        .chain(lists)
         .filter(|key| held.contains_key(*key) && !wanted.contains_key(*key))
         .map(|key| (key.to_owned(), Value::Null));
     let mut changed: serde_json::Map<String, Value> = wanted

@@ -41,7 +41,12 @@ pub fn time(at: SystemTime) -> Option<Time> {
 
 pub fn status(view: &View<'_>) -> PodStatus {
     let members = members(view.observed.pod);
+    // Of a pod that was turned away there is nothing to tell.
+    let turned_away = view.ended && view.observed.records.is_empty();
     let statuses = |wanted: fn(Role) -> bool| {
+        if turned_away {
+            return None;
+        }
         let list: Vec<ContainerStatus> = members
             .iter()
             .filter(|member| wanted(member.role))
@@ -500,6 +505,24 @@ mod tests {
             let shown = format!("{} {reason}", status["phase"].as_str().unwrap());
             assert_eq!(shown.trim(), want);
         }
+    }
+
+    #[test]
+    fn a_pod_turned_away_has_no_containers() {
+        let pod = pod(json!({"containers": [{"name": "a"}]}));
+        let (marks, previous) = (Marks::default(), PodStatus::default());
+        let ending = Ending {
+            verdict: Some(Verdict::FAILED),
+            since: at(0),
+            grace: Duration::ZERO,
+        };
+        let mut observed = observed(&pod, &[], &marks);
+        observed.ending = Some(&ending);
+        let mut view = view(observed, &previous);
+        assert!(told(&view)["containerStatuses"].is_array());
+        view.ended = true;
+        assert!(told(&view)["containerStatuses"].is_null());
+        assert_eq!(told(&view)["phase"], "Failed");
     }
 
     #[test]

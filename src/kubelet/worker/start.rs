@@ -80,6 +80,12 @@ pub async fn start(context: &Context, order: &Order) -> Result<String, Failure> 
     let Some(member) = pod::member(&order.pod, &order.container) else {
         return Err(Failure::Ending); // it went from the spec
     };
+    if order.attempt == 0 {
+        for message in pod::unsupported(&order.pod, &member) {
+            let events = &context.events;
+            events.container(&order.pod, &member, Level::Warning, "Unsupported", message);
+        }
+    }
     let image = tokio::select! {
         image = context.puller.ensure(&order.pod, &member) => image?,
         () = order.ending.cancelled() => return Err(Failure::Ending),
