@@ -6,6 +6,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
     sync::Arc,
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -38,6 +39,9 @@ use crate::{
 
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
 
+const LOCK_WITHIN: Duration = Duration::from_millis(500);
+const LOCK_RETRY: Duration = Duration::from_millis(10);
+
 /// All settings, checked before anything starts.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -63,7 +67,7 @@ pub fn install_crypto() {
 pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     install_crypto();
     make_folders(&config.paths)?;
-    let _lock = lock(&config.paths, &config.root_flag)?;
+    let _lock = lock(&config.paths, &config.root_flag).await?;
     let listener = listen(config.port).await?;
     let port = listener.local_addr()?.port();
 
@@ -145,12 +149,6 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
                 };
                 serving.until_the_end(node, &mut stopped).await
             }
-            Err(error) if is_unsupported(&error) => {
-                let why = super::explain(error.as_ref());
-                tracing::warn!("no pods will run here: {why}");
-                notifier.ready();
-                wait_for_end(&mut stopped).await.map(drop)
-            }
             Err(error) => Err(error),
         };
     shutdown.cancel();
@@ -158,14 +156,6 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     answering.abort();
     let _ = std::fs::remove_file(config.paths.control_socket());
     result
-}
-
-/// The control plane is useful without a node.
-fn is_unsupported(error: &Error) -> bool {
-    matches!(
-        error.downcast_ref(),
-        Some(crate::runtime::Error::Unsupported(_))
-    )
 }
 
 /// What is at hand while the node runs.
@@ -298,19 +288,29 @@ fn make_folders(paths: &Paths) -> Result<(), Error> {
 }
 
 /// One daemon per root. The lock goes with the process, however it ends.
-fn lock(paths: &Paths, root_flag: &str) -> Result<Flock<std::fs::File>, Error> {
+async fn lock(paths: &Paths, root_flag: &str) -> Result<Flock<std::fs::File>, Error> {
     let path = paths.lock();
-    let file = std::fs::OpenOptions::new()
+    let mut file = std::fs::OpenOptions::new()
         .create(true)
         .truncate(false)
         .read(true)
         .write(true)
         .mode(0o600)
         .open(&path)?;
-    let mut lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
-        let pid = std::fs::read_to_string(&path).unwrap_or_default();
-        format!("vetch is already running on this root (process {}); stop it with `vetch down{root_flag}`", pid.trim())
-    })?;
+    let end = tokio::time::Instant::now() + LOCK_WITHIN;
+    let mut lock = loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => break lock,
+            // A daemon that was killed lets go a moment later.
+            Err((back, _)) if tokio::time::Instant::now() < end => file = back,
+            Err(_) => {
+                let pid = std::fs::read_to_string(&path).unwrap_or_default();
+                let pid = pid.trim();
+                return Err(format!("vetch is already running on this root (process {pid}); stop it with `vetch down{root_flag}`").into());
+            }
+        }
+        tokio::time::sleep(LOCK_RETRY).await;
+    };
     lock.set_len(0)?;
     write!(lock, "{}", std::process::id())?;
     Ok(lock)

@@ -2,6 +2,8 @@
 //!
 //! The supervisors write them; this renames, compresses and deletes. A rotated file is named
 //! `<attempt>.log.<time>`, older ones end in `.gz`.
+//! Always true: a pod's folder is removed only if it carries our mark, since other kubelets of this
+//! machine may keep theirs beside it.
 
 use std::{
     fs, io,
@@ -21,6 +23,12 @@ const MAX_FILES: usize = 5;
 /// How much of a log tells why a container failed.
 const TAIL_BYTES: u64 = 2048;
 const TAIL_LINES: usize = 80;
+
+/// The folder that log collectors know; each log has a link there if the logs lie where they look.
+const SYSTEM: &str = "/var/log";
+const LINKS: &str = "/var/log/containers";
+/// In the folder of every pod of ours.
+const MARK: &str = ".vetch";
 
 /// The pods' folders lie in it.
 pub fn folder(log_dir: &Path) -> PathBuf {
@@ -43,23 +51,73 @@ pub fn path(log_dir: &Path, identity: &Identity, container: &str, attempt: u32) 
         .join(format!("{attempt}.log"))
 }
 
+/// Makes the folder for a log.
+pub async fn make_folder(log_dir: &Path, identity: &Identity, log: &Path) -> io::Result<()> {
+    let folder = pod_folder(log_dir, identity);
+    let of_container = log.parent().unwrap_or(&folder).to_owned();
+    let make = move || {
+        fs::create_dir_all(of_container)?;
+        fs::File::create(folder.join(MARK)).map(drop)
+    };
+    tokio::task::spawn_blocking(make)
+        .await
+        .unwrap_or_else(|error| Err(error.into()))
+}
+
+/// Links the log to where collectors look.
+pub async fn link(log_dir: &Path, identity: &Identity, container: &str, id: &str, log: PathBuf) {
+    if log_dir != Path::new(SYSTEM) {
+        return;
+    }
+    let name = format!("{}{container}-{id}.log", link_prefix(identity));
+    blocking(move || {
+        fs::create_dir_all(LINKS)?;
+        std::os::unix::fs::symlink(log, Path::new(LINKS).join(name))
+    })
+    .await;
+}
+
+fn link_prefix(identity: &Identity) -> String {
+    format!("{}_{}_", identity.name, identity.namespace)
+}
+
+/// Removes the links that lead into a folder that is no more.
+fn unlink(folder: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(LINKS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let path = entry?.path();
+        if fs::read_link(&path).is_ok_and(|log| log.starts_with(folder) && !log.exists()) {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes a log with its rotated files; one that is gone is fine.
 pub async fn remove_attempt(log: PathBuf) {
     blocking(move || {
         for file in rotated(&log)? {
             fs::remove_file(file)?;
         }
-        ignore_missing(fs::remove_file(&log))
+        ignore_missing(fs::remove_file(&log))?;
+        unlink(log.parent().unwrap_or(&log))
     })
     .await;
 }
 
 pub async fn remove_pod(log_dir: &Path, identity: &Identity) {
     let folder = pod_folder(log_dir, identity);
-    blocking(move || ignore_missing(fs::remove_dir_all(folder))).await;
+    blocking(move || {
+        ignore_missing(fs::remove_dir_all(&folder))?;
+        unlink(&folder)
+    })
+    .await;
 }
 
-/// Removes the folders of pods that are not `live`.
+/// Removes the folders of our pods that are not `live`.
 pub async fn remove_orphans(log_dir: &Path, live: Vec<String>) {
     let folder = folder(log_dir);
     blocking(move || {
@@ -67,10 +125,10 @@ pub async fn remove_orphans(log_dir: &Path, live: Vec<String>) {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
             let uid = name.rsplit('_').next().unwrap_or_default();
-            // Only what is named as we name things: namespace, name, UID.
-            let ours = name.split('_').count() == 3;
+            let ours = entry.path().join(MARK).exists();
             if ours && !live.iter().any(|live| live == uid) {
                 fs::remove_dir_all(entry.path())?;
+                unlink(&entry.path())?;
             }
         }
         Ok(())
@@ -229,6 +287,28 @@ mod tests {
         assert!(last_lines(&long).len() <= 2048);
         let many: String = (0..100).map(|i| format!("t stdout F {i}\n")).collect();
         assert_eq!(last_lines(&many).lines().count(), 80);
+    }
+
+    #[tokio::test]
+    async fn only_what_is_ours_is_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let identity = |uid: &str| Identity {
+            uid: uid.into(),
+            namespace: "n".into(),
+            name: "p".into(),
+        };
+        for uid in ["live", "gone"] {
+            let log = path(root.path(), &identity(uid), "c", 0);
+            make_folder(root.path(), &identity(uid), &log)
+                .await
+                .unwrap();
+        }
+        let foreign = pod_folder(root.path(), &identity("foreign"));
+        fs::create_dir_all(&foreign).unwrap();
+        remove_orphans(root.path(), vec!["live".into()]).await;
+        assert!(foreign.exists());
+        assert!(pod_folder(root.path(), &identity("live")).exists());
+        assert!(!pod_folder(root.path(), &identity("gone")).exists());
     }
 
     #[tokio::test]

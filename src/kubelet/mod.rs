@@ -109,7 +109,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
     let stop = shutdown.child_token();
     let _stops = stop.clone().drop_guard();
     let client = deps.informers.client().clone();
-    let (health, healthy) = watch::channel(node::Health::NotReady(
+    let (health, mut healthy) = watch::channel(node::Health::NotReady(
         "the pods of this node are not known yet".into(),
     ));
     let (updates, probed) = mpsc::unbounded_channel();
@@ -144,7 +144,16 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
     };
 
     let mut parts = JoinSet::new();
-    parts.spawn(node::run(node, client, deps.images, healthy, stop.clone()));
+    let until = stop.clone();
+    parts.spawn(async move {
+        // A node that was ready before must not be told unready while its daemon starts: its pods
+        // would be taken for unready too.
+        tokio::select! {
+            _ = healthy.wait_for(|health| *health == node::Health::Ready) => {}
+            () = until.cancelled() => return Ok(()),
+        }
+        node::run(node, client, deps.images, healthy, until).await
+    });
     parts.spawn(server.serve_with(config, listener, deps.server_tls, stop.clone()));
     match TcpListener::bind(HEALTH).await {
         Ok(listener) => {
@@ -224,6 +233,7 @@ pub async fn remove_pods(config: &Config, deps: &Deps) -> Result<(), Error> {
         let torn = volumes.tear_down(&uid).await;
         torn.map_err(|error| failed("remove volumes", images::chain(&error)))?;
     }
+    logs::remove_orphans(&config.log_dir, Vec::new()).await;
     let detached = deps.network.retain(&[]).await;
     detached.map_err(|error| failed("give back addresses", images::chain(&error)))
 }

@@ -44,15 +44,23 @@ struct Report {
 #[derive(Debug)]
 pub struct Reporter {
     newest: watch::Sender<Option<Report>>,
-    written: watch::Receiver<u64>,
+    written: watch::Receiver<Written>,
     number: u64,
+}
+
+/// How far the writer has come.
+#[derive(Clone, Copy, Debug, Default)]
+struct Written {
+    number: u64,
+    /// The object's revision after the last write.
+    revision: u64,
 }
 
 impl Reporter {
     /// `held`: what the API says already.
     pub fn start(client: Client, held: PodStatus) -> Self {
         let (newest, reports) = watch::channel(None);
-        let (done, written) = watch::channel(0);
+        let (done, written) = watch::channel(Written::default());
         tokio::spawn(write_all(client, held, reports, done));
         Self {
             newest,
@@ -76,8 +84,14 @@ impl Reporter {
         let (number, mut written) = (self.number, self.written.clone());
         async move {
             // A writer that has ended will write no more.
-            let _ = written.wait_for(|written| *written >= number).await;
+            let _ = written.wait_for(|written| written.number >= number).await;
         }
+    }
+
+    /// Whether an object of this revision shows all that was reported, unless others changed it.
+    pub fn is_shown_by(&self, revision: u64) -> bool {
+        let written = *self.written.borrow();
+        written.number >= self.number && revision >= written.revision
     }
 }
 
@@ -85,7 +99,7 @@ async fn write_all(
     client: Client,
     mut held: PodStatus,
     mut reports: watch::Receiver<Option<Report>>,
-    done: watch::Sender<u64>,
+    done: watch::Sender<Written>,
 ) {
     let mut retry = FIRST_RETRY;
     while reports.changed().await.is_ok() {
@@ -99,10 +113,13 @@ async fn write_all(
         }
         let Some(report) = newest else { continue };
         match write(&client, &report, &held).await {
-            Ok(()) => {
+            Ok(revision) => {
                 retry = FIRST_RETRY;
                 held = report.status;
-                done.send_replace(report.number);
+                done.send_modify(|written| {
+                    written.number = report.number;
+                    written.revision = revision.unwrap_or(written.revision);
+                });
             }
             Err(error) => {
                 tracing::warn!(pod = report.target.name, %error, "status not written, will retry");
@@ -120,10 +137,15 @@ fn is_urgent(report: &Option<Report>) -> bool {
         .is_some_and(|report| report.urgency == Urgency::Now)
 }
 
-async fn write(client: &Client, report: &Report, held: &PodStatus) -> Result<(), kube::Error> {
+/// Returns the object's revision, if it was written.
+async fn write(
+    client: &Client,
+    report: &Report,
+    held: &PodStatus,
+) -> Result<Option<u64>, kube::Error> {
     let target = &report.target;
     let Some(status) = difference(held, &report.status) else {
-        return Ok(());
+        return Ok(None);
     };
     let api: Api<Pod> = Api::namespaced(client.clone(), &target.namespace);
     let patch = json!({"metadata": {"uid": target.uid}, "status": status});
@@ -133,10 +155,14 @@ async fn write(client: &Client, report: &Report, held: &PodStatus) -> Result<(),
         .await;
     match written {
         // Gone, or another pod by now: nobody wants to know.
-        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(None),
         Err(error) => Err(error),
-        Ok(_) => Ok(()),
+        Ok(pod) => Ok(revision(&pod)),
     }
+}
+
+pub fn revision(pod: &Pod) -> Option<u64> {
+    pod.metadata.resource_version.as_ref()?.parse().ok()
 }
 
 /// The fields that differ, `null` for those that went; `None` if all is the same.
@@ -146,8 +172,10 @@ fn difference(held: &PodStatus, wanted: &PodStatus) -> Option<Value> {
         _ => serde_json::Map::new(),
     };
     let (held, wanted) = (value(held), value(wanted));
+    let lists = ["containerStatuses", "initContainerStatuses"];
     let gone = ["reason", "message"]
         .into_iter()
+        .chain(lists)
         .filter(|key| held.contains_key(*key) && !wanted.contains_key(*key))
         .map(|key| (key.to_owned(), Value::Null));
     let mut changed: serde_json::Map<String, Value> = wanted

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::{
     Api, ResourceExt,
     api::{DeleteParams, PostParams, Preconditions},
@@ -236,6 +236,7 @@ impl Table {
         };
         let desired = Desired {
             target: self.target(source, &pod),
+            held: self.held(source, &pod),
             pod: pod.clone(),
             wish: wish.clone(),
         };
@@ -288,6 +289,7 @@ impl Table {
         if let Some(entry) = self.entries.get(uid) {
             entry.handle.desired.send_replace(Desired {
                 target: self.target(entry.source, &entry.pod),
+                held: self.held(entry.source, &entry.pod),
                 pod: entry.pod.clone(),
                 wish: entry.wish.clone(),
             });
@@ -308,6 +310,14 @@ impl Table {
             name: pod.name_any(),
             uid: uid?,
         })
+    }
+
+    /// What the API says of the pod.
+    fn held(&self, source: Source, pod: &Pod) -> Option<PodStatus> {
+        match source {
+            Source::Api => pod.status.clone(),
+            Source::Static => self.mirrors.get(&Key::of(pod))?.status.clone(),
+        }
     }
 
     fn static_of(&self, key: &Key) -> Option<&Entry> {

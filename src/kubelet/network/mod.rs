@@ -7,21 +7,24 @@
 
 pub mod env;
 mod pool;
+mod ports;
 mod records;
 #[cfg(test)]
 mod tests;
 mod wiring;
 
 use std::{
-    net::IpAddr,
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
     os::fd::{AsFd, BorrowedFd},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use ipnet::{IpNet, Ipv4Net};
-use netns::{route::Link, sysctl};
+use netns::{nft, route::Link, sysctl};
 
+pub use self::ports::{Forward, forwards};
 use self::{pool::Pool, records::Records};
 
 const FORWARD: &str = "net/ipv4/ip_forward";
@@ -53,6 +56,8 @@ struct Shared {
     records: Records,
     /// Guards the records too: a record is written while its address is taken.
     pool: Mutex<Pool>,
+    /// Ports of the node by pod; held while they are written to the kernel. Taken before `pool`.
+    forwards: Mutex<BTreeMap<String, (Ipv4Addr, Vec<Forward>)>>,
 }
 
 impl PodNetwork {
@@ -83,6 +88,12 @@ impl PodNetwork {
         blocking(move || shared.attach(&uid, netns.as_fd())).await
     }
 
+    /// Leads ports of the node to the pod, which has its address, until it is detached.
+    pub async fn forward(&self, pod_uid: &str, forwards: Vec<Forward>) -> Result<(), Error> {
+        let (shared, uid) = (self.shared.clone(), pod_uid.to_owned());
+        blocking(move || shared.forward(&uid, forwards)).await
+    }
+
     /// Removes the pod's link and gives its address back. A pod that was never attached is fine.
     pub async fn detach(&self, pod_uid: &str) -> Result<(), Error> {
         let (shared, uid) = (self.shared.clone(), pod_uid.to_owned());
@@ -102,7 +113,9 @@ impl PodNetwork {
             owners
                 .iter()
                 .filter(|owner| !live.contains(owner))
-                .try_for_each(|owner| shared.detach(owner))
+                .try_for_each(|owner| shared.detach(owner))?;
+            // Ports of pods that went while no daemon ran.
+            shared.change_forwards(|forwards| forwards.retain(|owner, _| live.contains(owner)))
         })
         .await
     }
@@ -148,6 +161,7 @@ impl Shared {
             bridge,
             records,
             pool: Mutex::new(pool),
+            forwards: Mutex::default(),
         })
     }
 
@@ -168,7 +182,39 @@ impl Shared {
         Ok(address)
     }
 
+    fn forward(&self, pod_uid: &str, forwards: Vec<Forward>) -> Result<(), Error> {
+        let IpAddr::V4(address) = self.pool().of(pod_uid).ok_or(Error::NoAddress)? else {
+            return Err(Error::NoAddress);
+        };
+        // The node's own packets from 127.0.0.1 must find the pod.
+        let setting = format!("net/ipv4/conf/{}/route_localnet", self.config.bridge);
+        sysctl::write(&setting, "1").map_err(during(format!("set {setting}")))?;
+        self.change_forwards(|all| {
+            all.insert(pod_uid.to_owned(), (address, forwards));
+        })
+    }
+
+    fn change_forwards(
+        &self,
+        change: impl FnOnce(&mut BTreeMap<String, (Ipv4Addr, Vec<Forward>)>),
+    ) -> Result<(), Error> {
+        let mut forwards = self.forwards.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut forwards);
+        let batch = ports::batch(&self.ports_table(), &self.config.bridge, &forwards);
+        nft::Socket::open()
+            .and_then(|mut socket| socket.commit(batch))
+            .map_err(during("lead ports of the node to pods".into()))
+    }
+
+    fn ports_table(&self) -> String {
+        format!("{}-ports", self.config.table)
+    }
+
     fn detach(&self, pod_uid: &str) -> Result<(), Error> {
+        let forwards = || self.forwards.lock().unwrap_or_else(PoisonError::into_inner);
+        if forwards().contains_key(pod_uid) {
+            self.change_forwards(|all| drop(all.remove(pod_uid)))?;
+        }
         let Some(address) = self.pool().of(pod_uid) else {
             return Ok(());
         };
@@ -190,6 +236,7 @@ impl Shared {
         for owner in &owners {
             self.detach(owner)?;
         }
+        self.change_forwards(BTreeMap::clear)?;
         wiring::remove_masquerade(&self.config.table)
             .map_err(during(format!("remove the table {}", self.config.table)))?;
         wiring::remove_bridge(&self.config.bridge)
@@ -245,6 +292,8 @@ async fn blocking<T: Send + 'static>(
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error("the pod has no address")]
+    NoAddress,
     #[error("no free address in the pod range")]
     Exhausted,
     #[error("the pod range {0} is not an IPv4 range of at least eight addresses")]

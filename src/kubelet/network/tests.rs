@@ -90,3 +90,59 @@ fn pods_reach_each_other_and_leave_nothing() -> TestResult {
         Ok(())
     })
 }
+
+#[test]
+#[ignore = "needs root"]
+fn ports_of_the_node_lead_to_pods() -> TestResult {
+    let folder = tempfile::tempdir()?;
+    let (host, one, two) = (
+        Namespace::create()?,
+        Namespace::create()?,
+        Namespace::create()?,
+    );
+    in_host(&host, async || {
+        ip("link set lo up")?;
+        ip("address add 192.168.9.1/32 dev lo")?;
+        let network = PodNetwork::open(config(folder.path())).await?;
+        let web = network.attach("web", one.as_fd()).await?;
+        network.attach("other", two.as_fd()).await?;
+        let to = |address, port| Forward {
+            address,
+            protocol: 6,
+            port,
+            to: 80,
+        };
+        let node = [192, 168, 9, 1];
+        let forwards = vec![to(None, 8080), to(Some(node.into()), 8081)];
+        network.forward("web", forwards).await?;
+
+        let listener = one.run(|| TcpListener::bind((web, 80)))??;
+        let reach = |address: [u8; 4], port: u16| {
+            TcpStream::connect_timeout(&(address, port).into(), TIMEOUT / 3).is_ok()
+        };
+        assert!(reach([127, 0, 0, 1], 8080));
+        assert!(reach(node, 8080) && reach(node, 8081));
+        assert!(!reach([127, 0, 0, 1], 8081)); // of one address only
+        assert!(two.run(|| reach(node, 8080))?);
+        assert!(one.run(|| reach(node, 8080))?); // itself
+        drop(listener);
+
+        // A pod never reaches what listens on the node's loopback.
+        let secret = TcpListener::bind("127.0.0.1:9000")?;
+        let route = |line: &str| two.run(|| ip(line));
+        route("route add 127.0.0.1/32 via 10.7.1.1 table 100")??;
+        route("rule del pref 0")??;
+        route("rule add pref 0 table 100")??;
+        sysctl::write("net/ipv4/conf/vetch0/route_localnet", "1")?;
+        two.run(|| sysctl::write("net/ipv4/conf/all/route_localnet", "1"))??;
+        assert!(!two.run(|| reach([127, 0, 0, 1], 9000))?);
+        drop(secret);
+
+        network.detach("web").await?;
+        assert!(!reach([127, 0, 0, 1], 8080));
+        network.remove().await?;
+        let tables = Command::new("nft").args(["list", "ruleset"]).output()?;
+        assert_eq!(tables.stdout, b"");
+        Ok(())
+    })
+}

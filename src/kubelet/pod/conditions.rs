@@ -7,6 +7,8 @@ use super::{
     status::{View, time},
 };
 
+pub const SANDBOX: &str = "PodReadyToStartContainers";
+
 /// One condition as it shall be told.
 struct Told {
     kind: &'static str,
@@ -46,7 +48,7 @@ pub fn conditions(
     let ready = ready(view, &containers);
     let sandbox = Told {
         holds: view.sandbox_ready(),
-        ..Told::yes("PodReadyToStartContainers")
+        ..Told::yes(SANDBOX)
     };
     let all = [
         sandbox,
@@ -137,7 +139,7 @@ fn names<'a>(members: impl Iterator<Item = &'a Member<'a>>) -> String {
     format!("[{}]", names.join(" "))
 }
 
-fn held<'a>(status: &'a PodStatus, kind: &str) -> Option<&'a PodCondition> {
+pub fn held<'a>(status: &'a PodStatus, kind: &str) -> Option<&'a PodCondition> {
     let mut conditions = status.conditions.iter().flatten();
     conditions.find(|condition| condition.type_ == kind)
 }

@@ -17,6 +17,9 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 /// Grace period of a pod that names none.
 const GRACE_SECONDS: i64 = 30;
 
+/// The action of a restart rule that this node knows.
+const RESTART: &str = "Restart";
+
 /// A container's part in its pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -90,6 +93,32 @@ pub fn member<'a>(pod: &'a Pod, name: &str) -> Option<Member<'a>> {
         .find(|member| member.name() == name)
 }
 
+/// What the container asks for and does not get, each for an event.
+pub fn unsupported(pod: &Pod, member: &Member<'_>) -> Vec<String> {
+    let mut messages = Vec::new();
+    let rules = member.spec.restart_policy_rules.iter().flatten();
+    for rule in rules.filter(|rule| rule.action != RESTART) {
+        let action = &rule.action;
+        messages.push(format!(
+            "The restart rule's action {action:?} is not supported: the restart policy decides"
+        ));
+    }
+    let spec = pod.spec.as_ref();
+    let shared = spec.is_some_and(|spec| spec.share_process_namespace == Some(true));
+    let ephemeral = spec.and_then(|spec| spec.ephemeral_containers.as_ref());
+    let targeted = ephemeral
+        .into_iter()
+        .flatten()
+        .find(|ephemeral| ephemeral.name == member.name())
+        .and_then(|ephemeral| ephemeral.target_container_name.as_ref());
+    if let (Some(target), false) = (targeted, shared) {
+        messages.push(format!(
+            "targetContainerName is not supported: the processes of {target:?} are not shown"
+        ));
+    }
+    messages
+}
+
 /// The time that the pod's containers have to stop.
 pub fn grace(pod: &Pod) -> Duration {
     let spec = pod.spec.as_ref();
@@ -133,6 +162,7 @@ pub fn restarts(pod: &Pod, member: &Member<'_>, code: i32, by_probe: bool) -> bo
     }
     let rules = member.spec.restart_policy_rules.iter().flatten();
     let ruled = rules
+        .filter(|rule| rule.action == RESTART)
         .filter_map(|rule| rule.exit_codes.as_ref())
         .any(|codes| {
             let listed = codes.values.iter().flatten().any(|value| *value == code);

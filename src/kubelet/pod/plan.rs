@@ -165,6 +165,13 @@ impl<'a> Observed<'a> {
         self.records.iter().rfind(|record| record.name == name)
     }
 
+    /// The newest that has got as far as running; one that is being made is not told of yet.
+    pub fn shown(&self, name: &str) -> Option<&'a Record> {
+        self.records
+            .iter()
+            .rfind(|record| record.name == name && record.phase != Phase::Created)
+    }
+
     /// The newest attempt in the sandbox there is now.
     fn here(&self, name: &str) -> Option<&'a Record> {
         self.latest(name)
@@ -270,7 +277,7 @@ impl<'a> Observed<'a> {
                 plan.actions.push(Action::MakeSandbox);
             }
             Sandbox::Failed { again } => plan.wake(again),
-            Sandbox::Making => {}
+            Sandbox::Making | Sandbox::Checking => {}
             Sandbox::Ready => self.containers(plan),
         }
     }
@@ -413,7 +420,8 @@ impl<'a> Observed<'a> {
                 .filter(|record| record.is_running() && record.origin == Origin::Here)
         };
         if running().next().is_none() {
-            if self.marks.starting.is_empty() && self.sandbox != Sandbox::Making {
+            let being_made = matches!(self.sandbox, Sandbox::Making | Sandbox::Checking);
+            if self.marks.starting.is_empty() && !being_made {
                 plan.actions.push(Action::Release);
             }
             return;

@@ -262,6 +262,8 @@ pub enum Sandbox {
     /// Its supervisor is gone, whatever was in it too.
     Broken,
     Making,
+    /// An earlier daemon made it; what is missing is being made.
+    Checking,
     /// Could not be made; not again before.
     Failed {
         again: SystemTime,

@@ -41,7 +41,12 @@ pub fn time(at: SystemTime) -> Option<Time> {
 
 pub fn status(view: &View<'_>) -> PodStatus {
     let members = members(view.observed.pod);
+    // Of a pod that was turned away there is nothing to tell.
+    let turned_away = view.ended && view.observed.records.is_empty();
     let statuses = |wanted: fn(Role) -> bool| {
+        if turned_away {
+            return None;
+        }
         let list: Vec<ContainerStatus> = members
             .iter()
             .filter(|member| wanted(member.role))
@@ -129,7 +134,7 @@ impl View<'_> {
         let all_seen = members
             .iter()
             .filter(|member| member.role == Role::Regular)
-            .all(|member| self.observed.latest(member.name()).is_some());
+            .all(|member| self.observed.shown(member.name()).is_some());
         match all_seen && self.observed.is_initialized(members) {
             true => "Running",
             false => "Pending",
@@ -138,19 +143,18 @@ impl View<'_> {
 
     fn container(&self, member: &Member<'_>, members: &[Member<'_>]) -> ContainerStatus {
         let observed = &self.observed;
-        let latest = observed.latest(member.name());
+        let latest = observed.shown(member.name());
         let image = member.spec.image.clone().unwrap_or_default();
         let state = self.state(member, latest, members);
         let running = state.running.is_some();
-        let shown = latest.filter(|record| record.phase != Phase::Created);
         ContainerStatus {
             name: member.name().to_owned(),
-            image: match shown {
+            image: match latest {
                 Some(record) if !record.image_name.is_empty() => record.image_name.clone(),
                 _ => image,
             },
-            image_id: shown.map_or_else(String::new, |record| record.image_id.clone()),
-            container_id: shown
+            image_id: latest.map_or_else(String::new, |record| record.image_id.clone()),
+            container_id: latest
                 .filter(|record| !record.id.is_empty())
                 .map(|record| format!("{SCHEME}{}", record.id)),
             restart_count: latest.map_or(0, |record| i32::try_from(record.attempt).unwrap_or(0)),
@@ -231,6 +235,10 @@ impl View<'_> {
         if let Some(setback) = self.observed.marks.setbacks.get(member.name()) {
             return waiting(setback.reason, Some(setback.message.clone()));
         }
+        // Nobody has tried again yet since it was told.
+        if let Some(told) = self.told_waiting(member) {
+            return told;
+        }
         let has_init = members
             .iter()
             .any(|member| matches!(member.role, Role::Init | Role::Sidecar));
@@ -240,6 +248,24 @@ impl View<'_> {
             true => waiting("PodInitializing", None),
             false => waiting("ContainerCreating", None),
         }
+    }
+
+    /// What the container waited for when it was told of last, if that was its own trouble.
+    fn told_waiting(&self, member: &Member<'_>) -> Option<ContainerState> {
+        let state = self.told(member)?.state.as_ref()?;
+        let reason = state.waiting.as_ref()?.reason.as_deref()?;
+        let plain = matches!(reason, "ContainerCreating" | "PodInitializing");
+        (!plain && self.observed.sandbox != Sandbox::Absent).then(|| state.clone())
+    }
+
+    fn told(&self, member: &Member<'_>) -> Option<&ContainerStatus> {
+        let list = match member.role {
+            Role::Init | Role::Sidecar => &self.previous.init_container_statuses,
+            Role::Regular => &self.previous.container_statuses,
+            Role::Ephemeral => &self.previous.ephemeral_container_statuses,
+        };
+        let mut told = list.iter().flatten();
+        told.find(|status| status.name == member.name())
     }
 
     /// The end before the one that `state` shows.
@@ -271,15 +297,7 @@ impl View<'_> {
 
     /// Records of earlier attempts go sooner than the wish to know of them.
     fn told_last(&self, member: &Member<'_>, latest: Option<&Record>) -> Option<ContainerState> {
-        let list = match member.role {
-            Role::Init | Role::Sidecar => &self.previous.init_container_statuses,
-            Role::Regular => &self.previous.container_statuses,
-            Role::Ephemeral => &self.previous.ephemeral_container_statuses,
-        };
-        let told = list
-            .iter()
-            .flatten()
-            .find(|status| status.name == member.name())?;
+        let told = self.told(member)?;
         let latest = latest.map(|record| format!("{SCHEME}{}", record.id));
         let states = [told.state.as_ref(), told.last_state.as_ref()];
         states
@@ -293,7 +311,14 @@ impl View<'_> {
     }
 
     pub fn sandbox_ready(&self) -> bool {
-        self.observed.sandbox == Sandbox::Ready && !self.ended
+        let kind = conditions::SANDBOX;
+        let told = || conditions::held(self.previous, kind).is_some_and(|c| c.status == "True");
+        !self.ended
+            && match self.observed.sandbox {
+                Sandbox::Ready => true,
+                Sandbox::Checking => told(),
+                _ => false,
+            }
     }
 }
 
@@ -480,6 +505,24 @@ mod tests {
             let shown = format!("{} {reason}", status["phase"].as_str().unwrap());
             assert_eq!(shown.trim(), want);
         }
+    }
+
+    #[test]
+    fn a_pod_turned_away_has_no_containers() {
+        let pod = pod(json!({"containers": [{"name": "a"}]}));
+        let (marks, previous) = (Marks::default(), PodStatus::default());
+        let ending = Ending {
+            verdict: Some(Verdict::FAILED),
+            since: at(0),
+            grace: Duration::ZERO,
+        };
+        let mut observed = observed(&pod, &[], &marks);
+        observed.ending = Some(&ending);
+        let mut view = view(observed, &previous);
+        assert!(told(&view)["containerStatuses"].is_array());
+        view.ended = true;
+        assert!(told(&view)["containerStatuses"].is_null());
+        assert_eq!(told(&view)["phase"], "Failed");
     }
 
     #[test]

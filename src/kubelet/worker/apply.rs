@@ -69,7 +69,7 @@ impl Worker {
         let mut again = false;
         for action in actions {
             match action {
-                Action::MakeSandbox => self.make_sandbox(),
+                Action::MakeSandbox => self.make_sandbox(Sandbox::Making),
                 Action::Start {
                     container,
                     attempt,
@@ -89,8 +89,9 @@ impl Worker {
         again
     }
 
-    fn make_sandbox(&mut self) {
-        self.sandbox = Sandbox::Making;
+    /// Until it is there the sandbox is `meanwhile`.
+    pub(super) fn make_sandbox(&mut self, meanwhile: Sandbox) {
+        self.sandbox = meanwhile;
         let (context, pod) = (self.context.clone(), self.pod.clone());
         self.tasks
             .spawn(async move { Done::Sandbox(sandbox::make(&context, &pod).await) });
@@ -120,7 +121,7 @@ impl Worker {
             return;
         };
         let deadline = SystemTime::now() + grace;
-        self.marks.stopping.insert(id.to_owned(), deadline);
+        let before = self.marks.stopping.insert(id.to_owned(), deadline);
         let started = match record.phase {
             crate::runtime::Phase::Running { started, .. } => started,
             _ => SystemTime::now(),
@@ -133,6 +134,7 @@ impl Worker {
             signal: record.signal,
             cause,
             grace,
+            again: before.is_some(),
             target: stop::target(&self.pod, &record.name, id, address, started),
         };
         let context = self.context.clone();
@@ -210,7 +212,7 @@ impl Worker {
         match self.sandbox {
             _ if self.stage != Stage::Active || self.ending.is_some() => return,
             Sandbox::Ready => {}
-            Sandbox::Making => return self.volumes_stale = true,
+            Sandbox::Making | Sandbox::Checking => return self.volumes_stale = true,
             // Making it begins with the volumes.
             Sandbox::Absent | Sandbox::Broken | Sandbox::Failed { .. } => return,
         }

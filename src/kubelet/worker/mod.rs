@@ -20,7 +20,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use k8s_openapi::api::core::v1::{Pod, PodStatus, Service};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus, Service};
 use kube::{Client, ResourceExt};
 use tokio::{
     sync::{mpsc, watch},
@@ -38,12 +38,13 @@ use super::{
     network::PodNetwork,
     pod::{
         self,
+        conditions::held as held_condition,
         plan::{Ending, Observed, Verdict, plan},
         record::{self, Marks, Record, SCHEME, Sandbox},
         status::{View, status},
     },
     probe::{self, Prober},
-    reporter::{Reporter, Target, Urgency},
+    reporter::{Reporter, Target, Urgency, revision},
     statics,
     volumes::Volumes,
 };
@@ -79,6 +80,8 @@ pub struct Desired {
     pub pod: Arc<Pod>,
     /// The object that shows the pod's status: itself, or its mirror, once there is one.
     pub target: Option<Target>,
+    /// What that object says of the pod.
+    pub held: Option<PodStatus>,
     pub wish: Wish,
 }
 
@@ -144,6 +147,8 @@ pub struct Worker {
     ends: CancellationToken,
     /// The status as last told.
     told: PodStatus,
+    /// Whom it was told.
+    told_target: Option<Target>,
     started: SystemTime,
 }
 
@@ -151,7 +156,7 @@ impl Worker {
     /// Starts the worker in `workers`; it ends with the pod's UID when nothing of the pod is left.
     pub fn start(context: Arc<Context>, desired: Desired, workers: &mut JoinSet<String>) -> Handle {
         let (notify, notes) = mpsc::unbounded_channel();
-        let held = desired.pod.status.clone().unwrap_or_default();
+        let held = desired.held.clone().unwrap_or_default();
         let since = held.start_time.as_ref().map(|time| time.0.into());
         let (sender, receiver) = watch::channel(desired.clone());
         let worker = Self {
@@ -162,7 +167,7 @@ impl Worker {
             notes,
             tasks: JoinSet::new(),
             pod: desired.pod,
-            target: desired.target,
+            target: desired.target.clone(),
             gone: false,
             stage: Stage::Active,
             sandbox: Sandbox::Absent,
@@ -174,6 +179,7 @@ impl Worker {
             ending: None,
             ends: CancellationToken::new(),
             told: held,
+            told_target: desired.target.clone(),
             started: since.unwrap_or_else(SystemTime::now),
         };
         workers.spawn(worker.run());
@@ -215,7 +221,7 @@ impl Worker {
             return;
         }
         if state.containers.is_empty() {
-            return; // making it was cut short; it is made again from where it stopped
+            return self.make_sandbox(Sandbox::Checking);
         }
         self.sandbox = Sandbox::Ready;
         self.pod_ips = match pod::host_network(&self.pod) {
@@ -228,6 +234,19 @@ impl Worker {
                 .into_iter()
                 .collect(),
         };
+        self.remember();
+        self.records = record::records(Some(state), &self.told);
+        for record in self.records.clone() {
+            self.probe(&record.name, &record);
+        }
+        self.refresh_volumes(Duration::ZERO);
+        if let Err(error) = sandbox::open_ports(&self.context, &self.pod).await {
+            tracing::warn!(pod = self.pod.name_any(), error, "ports of the node");
+        }
+    }
+
+    /// What was told of containers is true until probes say otherwise.
+    fn remember(&mut self) {
         let told = [
             &self.told.init_container_statuses,
             &self.told.container_statuses,
@@ -242,11 +261,6 @@ impl Worker {
                 self.marks.ready.insert(id);
             }
         }
-        self.records = record::records(Some(state), &self.told);
-        for record in self.records.clone() {
-            self.probe(&record.name, &record);
-        }
-        self.refresh_volumes(Duration::ZERO);
     }
 
     /// Probes the container if it runs and has probes.
@@ -281,6 +295,7 @@ impl Worker {
             self.refresh_volumes(Duration::ZERO);
         }
         self.pod = desired.pod;
+        self.take_target(&desired.target, desired.held.unwrap_or_default());
         self.target = desired.target;
         match desired.wish {
             Wish::Run if pod::is_over(&self.pod) => self.end(Some(self.settled()), None),
@@ -312,6 +327,34 @@ impl Worker {
         }
         if self.pod.metadata.deletion_timestamp.is_some() {
             self.end(None, None);
+        }
+    }
+
+    /// Sees what the object for the status is, and whether it says what it was told.
+    fn take_target(&mut self, target: &Option<Target>, held: PodStatus) {
+        let uid = |target: &Option<Target>| target.as_ref().map(|target| target.uid.clone());
+        let is_same = uid(target) == uid(&self.target);
+        let reverted = || {
+            let told = self.told.conditions.iter().flatten();
+            let other = |own: &PodCondition| {
+                held_condition(&held, &own.type_).is_none_or(|held| held.status != own.status)
+            };
+            self.reporter.is_shown_by(revision(&self.pod).unwrap_or(0)) && { told }.any(other)
+        };
+        if is_same && !(self.told_target.is_some() && reverted()) {
+            return;
+        }
+        self.reporter = Reporter::start(self.context.client.clone(), held.clone());
+        self.told_target = None;
+        if !is_same && held.start_time.is_some() {
+            // A mirror from before the daemon was restarted.
+            self.told = held;
+            self.started = self
+                .told
+                .start_time
+                .as_ref()
+                .map_or(self.started, |time| time.0.into());
+            self.remember();
         }
     }
 
@@ -459,7 +502,8 @@ impl Worker {
         let Some(target) = self.target.clone() else {
             return;
         };
-        if self.gone || status == self.told {
+        let told_all = self.told_target.as_ref() == Some(&target) && status == self.told;
+        if self.gone || told_all {
             return;
         }
         let dull = status.phase.as_deref() == Some("Pending") && self.marks.setbacks.is_empty();
@@ -468,6 +512,7 @@ impl Worker {
             false => Urgency::Now,
         };
         self.told = status.clone();
+        self.told_target = Some(target.clone());
         self.reporter.report(target, status, urgency);
     }
 

@@ -74,10 +74,22 @@ async fn namespaces(
     let netns = netns
         .map_err(|error| chain(&error))?
         .ok_or("the pod has no network namespace of its own")?;
+    let failed = |error: network::Error| chain(&error);
     let attached = context.network.attach(&uid, netns.as_fd()).await;
-    attached
-        .map(|address| vec![address])
-        .map_err(|error: network::Error| chain(&error))
+    let address = attached.map_err(failed)?;
+    open_ports(context, pod).await?;
+    Ok(vec![address])
+}
+
+/// Leads the ports of the node that the pod asks for to it.
+pub async fn open_ports(context: &Context, pod: &Pod) -> Result<(), String> {
+    let forwards = network::forwards(pod);
+    if forwards.is_empty() {
+        return Ok(());
+    }
+    let uid = pod.uid().unwrap_or_default();
+    let opened = context.network.forward(&uid, forwards).await;
+    opened.map_err(|error| chain(&error))
 }
 
 /// Removes processes, namespaces and address; what is gone is fine.

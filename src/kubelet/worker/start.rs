@@ -1,6 +1,6 @@
 //! From a pod's spec to a running container.
 
-use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::{HostIP, Pod, PodIP};
 use kube::ResourceExt;
@@ -80,6 +80,12 @@ pub async fn start(context: &Context, order: &Order) -> Result<String, Failure> 
     let Some(member) = pod::member(&order.pod, &order.container) else {
         return Err(Failure::Ending); // it went from the spec
     };
+    if order.attempt == 0 {
+        for message in pod::unsupported(&order.pod, &member) {
+            let events = &context.events;
+            events.container(&order.pod, &member, Level::Warning, "Unsupported", message);
+        }
+    }
     let image = tokio::select! {
         image = context.puller.ensure(&order.pod, &member) => image?,
         () = order.ending.cancelled() => return Err(Failure::Ending),
@@ -134,9 +140,13 @@ async fn run(
     let identity = identity(&pod);
     let name = member.name();
     let log_path = logs::path(&context.config.log_dir, &identity, name, order.attempt);
-    make_folder(&log_path)
+    let log_dir = &context.config.log_dir;
+    logs::make_folder(log_dir, &identity, &log_path)
         .await
-        .map_err(|message| setback("CreateContainerError", message))?;
+        .map_err(|error| {
+            let message = format!("make a folder for {}: {error}", log_path.display());
+            setback("CreateContainerError", message)
+        })?;
     let mut config = container::container_config(Inputs {
         pod: &pod,
         container: &member.spec,
@@ -144,7 +154,7 @@ async fn run(
         image,
         env: environment.variables,
         mounts,
-        log_path,
+        log_path: log_path.clone(),
         facts: &context.facts,
         seccomp_dir: context.config.state_dir.join("seccomp"),
     })?;
@@ -163,11 +173,13 @@ async fn run(
     let events = &context.events;
     events.container(&order.pod, member, Level::Normal, "Created", message);
     let run = context.runtime.run_container(&identity.uid, config).await;
-    run.map_err(|error| match error {
+    let id = run.map_err(|error| match error {
         runtime::Error::Start { .. } => Failure::Ran(chain(&error)),
         runtime::Error::User(message) => setback("CreateContainerConfigError", message),
         error => setback("RunContainerError", chain(&error)),
-    })
+    })?;
+    logs::link(log_dir, &identity, name, &id, log_path).await;
+    Ok(id)
 }
 
 async fn environment(
@@ -234,11 +246,4 @@ fn with_addresses(pod: &Pod, pod_ips: &[IpAddr], host_ips: &[IpAddr]) -> Pod {
     status.host_ip = host_ips.first().cloned();
     status.host_ips = Some(host_ips.into_iter().map(|ip| HostIP { ip }).collect());
     pod
-}
-
-async fn make_folder(log: &Path) -> Result<(), String> {
-    let folder = log.parent().unwrap_or(log);
-    tokio::fs::create_dir_all(folder)
-        .await
-        .map_err(|error| format!("create {}: {error}", folder.display()))
 }

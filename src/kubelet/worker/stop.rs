@@ -31,13 +31,16 @@ pub struct Order {
     pub signal: i32,
     pub cause: Cause,
     pub grace: Duration,
+    /// It was told to stop before, and shall now be quicker.
+    pub again: bool,
     pub target: Target,
 }
 
 /// Resolves when the container has ended, or could not be made to.
 pub async fn stop(context: &Context, order: &Order) {
-    let Some(member) = pod::member(&order.pod, &order.container) else {
-        return kill(context, order, order.grace).await; // it went from the spec
+    let member = pod::member(&order.pod, &order.container);
+    let Some(member) = member.filter(|_| !order.again) else {
+        return kill(context, order, order.grace).await;
     };
     let message = said(&order.cause, &order.container);
     let events = &context.events;
