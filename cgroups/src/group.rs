@@ -62,26 +62,56 @@ impl Group {
     pub fn create(hierarchy: &Hierarchy, name: &str) -> Result<Self, Error> {
         let group = Self::open(hierarchy, name)?;
         for root in group.roots() {
-            let mut path = root.clone();
-            for part in &group.name {
-                match hierarchy.layout {
-                    Layout::V2 if path == root => controllers::enable_at_root(&path)?,
-                    Layout::V2 => controllers::enable(&path)?,
-                    Layout::V1 => {}
-                }
-                let parent = path.clone();
-                path.push(part);
-                match fs::create_dir(&path) {
-                    Ok(()) => {}
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                    Err(source) => return Err(failed("create", &path, source)),
-                }
-                if hierarchy.v1.get("cpuset") == Some(&root) {
-                    inherit_cpuset(&parent, &path)?;
-                }
+            let made = group.make(&root, &group.name);
+            match (made, hierarchy.layout) {
+                // A group above was made by someone who did not hand its controllers down.
+                (Err(Error::NoController(_)), Layout::V2) => group.hand_down(&root)?,
+                (made, _) => made?,
             }
         }
         Ok(group)
+    }
+
+    /// Makes one folder, and those above only if they are missing.
+    fn make(&self, root: &Path, name: &Path) -> Result<(), Error> {
+        let path = root.join(name);
+        let parent = name.parent().unwrap_or(Path::new(""));
+        let mut made = fs::create_dir(&path);
+        if matches!(&made, Err(error) if error.kind() == io::ErrorKind::NotFound)
+            && parent != Path::new("")
+        {
+            self.make(root, parent)?;
+            made = fs::create_dir(&path);
+        }
+        match made {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            Err(source) => return Err(failed("create", &path, source)),
+        }
+        let parent = root.join(parent);
+        match self.hierarchy.layout {
+            Layout::V2 => hand_to_children(root, &parent),
+            Layout::V1
+                if self
+                    .hierarchy
+                    .v1
+                    .get("cpuset")
+                    .is_some_and(|own| own == root) =>
+            {
+                inherit_cpuset(&parent, &path)
+            }
+            Layout::V1 => Ok(()),
+        }
+    }
+
+    /// Enables all controllers from the root of a v2 tree down to this group.
+    fn hand_down(&self, root: &Path) -> Result<(), Error> {
+        let mut path = root.to_owned();
+        for part in &self.name {
+            hand_to_children(root, &path)?;
+            path.push(part);
+        }
+        Ok(())
     }
 
     /// Moves a process, with all its threads, into the group.
@@ -175,6 +205,37 @@ impl Group {
             }
         }
         Ok(())
+    }
+
+    /// Writes a v2 file by its own name, such as `memory.swap.max`; v1 has no such file and is left
+    /// alone.
+    pub fn set_unified(&self, file: &str, value: &str) -> Result<(), Error> {
+        if self.hierarchy.layout == Layout::V1 {
+            return Ok(());
+        }
+        if file.contains('/') || !file.contains('.') {
+            return Err(Error::Name(file.into()));
+        }
+        match self.write(file, value) {
+            // Where the kernel does not count swap there is none to allow.
+            Err(Error::Write { source, .. })
+                if source.kind() == io::ErrorKind::NotFound
+                    && value == "0"
+                    && SWAP_FILES.contains(&file) =>
+            {
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Limits huge pages of one size, in the kernel's spelling (`2MB`); bytes.
+    pub fn set_huge_pages(&self, size: &str, bytes: i64) -> Result<(), Error> {
+        let file = match self.hierarchy.layout {
+            Layout::V1 => format!("hugetlb.{size}.limit_in_bytes"),
+            Layout::V2 => format!("hugetlb.{size}.max"),
+        };
+        self.write(&file, &bytes.to_string())
     }
 
     pub fn stats(&self) -> Result<Stats, Error> {
@@ -326,6 +387,14 @@ fn field(text: &str, name: &str) -> u64 {
         .unwrap_or(0)
 }
 
+fn hand_to_children(root: &Path, dir: &Path) -> Result<(), Error> {
+    if dir == root {
+        controllers::enable_at_root(dir)
+    } else {
+        controllers::enable(dir)
+    }
+}
+
 /// A v1 cpuset starts empty and takes no process until both files are filled.
 fn inherit_cpuset(parent: &Path, dir: &Path) -> Result<(), Error> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
@@ -341,8 +410,12 @@ fn children(dir: &Path) -> Result<Vec<PathBuf>, Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(|source| failed("list", dir, source))?,
     };
-    let paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
-    Ok(paths.filter(|path| path.is_dir()).collect())
+    // The listing itself says what is a folder: a group has dozens of files.
+    let folders = entries.filter_map(Result::ok).filter(|entry| {
+        let kind = entry.file_type();
+        kind.is_ok_and(|kind| kind.is_dir())
+    });
+    Ok(folders.map(|entry| entry.path()).collect())
 }
 
 fn collect_pids(dir: &Path, pids: &mut BTreeSet<i32>) -> Result<(), Error> {

@@ -47,6 +47,9 @@ use crate::{
 /// How long containers may take to stop when all pods are removed.
 const REMOVAL_GRACE: Duration = Duration::from_secs(5);
 
+/// Where this machine asks for the kubelet's health, as everywhere.
+const HEALTH: (IpAddr, u16) = (IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10248);
+
 /// All that the kubelet is told about its node.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -142,7 +145,14 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
 
     let mut parts = JoinSet::new();
     parts.spawn(node::run(node, client, deps.images, healthy, stop.clone()));
-    parts.spawn(server.serve(listener, deps.server_tls, stop.clone()));
+    parts.spawn(server.serve_with(config, listener, deps.server_tls, stop.clone()));
+    match TcpListener::bind(HEALTH).await {
+        Ok(listener) => {
+            parts.spawn(server::Server::serve_health(listener, stop.clone()));
+        }
+        // Another node on this machine has it, say. Nothing in the cluster asks there.
+        Err(error) => tracing::warn!(%error, "health checks are not served on {HEALTH:?}"),
+    }
     let (runtime, until) = (deps.runtime, stop.clone());
     parts.spawn(async move {
         logs::rotate(runtime, until).await;

@@ -56,6 +56,8 @@ fn write_layer(path: &Path) -> Result<String, Error> {
     header.set_size(program.metadata()?.len());
     header.set_mode(0o755);
     header.set_mtime(0);
+    header.set_uid(0);
+    header.set_gid(0);
     let mut layer = tar::Builder::new(File::create(path)?);
     layer.append_data(&mut header, "vetch", &mut program)?;
     layer.into_inner()?.flush()?;

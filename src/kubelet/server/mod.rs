@@ -9,6 +9,7 @@
 
 mod answer;
 mod auth;
+mod configz;
 mod logs;
 mod lookup;
 mod pods;
@@ -54,17 +55,29 @@ impl Server {
         tls: Arc<rustls::ServerConfig>,
         shutdown: CancellationToken,
     ) -> Result<(), super::Error> {
-        serve::tls(Arc::new(Node::new(self)), listener, tls, shutdown).await;
+        serve::tls(Arc::new(Node::new(self, None)), listener, tls, shutdown).await;
+        Ok(())
+    }
+
+    /// As [`Server::serve`], and tells the node's settings at `/configz`.
+    pub async fn serve_with(
+        self,
+        config: super::Config,
+        listener: TcpListener,
+        tls: Arc<rustls::ServerConfig>,
+        shutdown: CancellationToken,
+    ) -> Result<(), super::Error> {
+        let node = Arc::new(Node::new(self, Some(config)));
+        serve::tls(node, listener, tls, shutdown).await;
         Ok(())
     }
 
     /// Serves health checks without TLS and without asking who it is; for a listener on loopback.
     pub async fn serve_health(
-        self,
         listener: TcpListener,
         shutdown: CancellationToken,
     ) -> Result<(), super::Error> {
-        serve::health(Arc::new(Node::new(self)), listener, shutdown).await;
+        serve::health(listener, shutdown).await;
         Ok(())
     }
 }
@@ -73,12 +86,17 @@ impl Server {
 struct Node {
     server: Server,
     auth: Auth,
+    config: Option<super::Config>,
 }
 
 impl Node {
-    fn new(server: Server) -> Self {
+    fn new(server: Server, config: Option<super::Config>) -> Self {
         let auth = Auth::new(server.node.clone(), server.client.clone());
-        Self { server, auth }
+        Self {
+            server,
+            auth,
+            config,
+        }
     }
 
     /// `certificate`: the client's, as TLS has verified it.
@@ -114,20 +132,27 @@ impl Node {
             Route::Attach(target) => streams::command(server, request, target, Kind::Attach).await,
             Route::PortForward(target) => streams::forward(server, request, target).await,
             Route::Run(target) => streams::run(server, &query, target).await,
-            Route::Configz | Route::StatsSummary | Route::Metrics(_) => Err(Answer::new(
-                StatusCode::NOT_IMPLEMENTED,
-                format!("{} is not supported by this node yet", request.uri().path()),
-            )),
+            Route::Configz => match &self.config {
+                Some(config) => configz::configz(config),
+                None => Err(unsupported(&request)),
+            },
+            Route::StatsSummary | Route::Metrics(_) => Err(unsupported(&request)),
         }
     }
+}
 
-    fn answer_health(&self, request: &Request<Incoming>) -> Response<Body> {
-        let answered = match route(request) {
-            Ok(Route::Health) => Ok(health()),
-            Ok(_) => Err(Answer::not_found("404 page not found")),
-            Err(answer) => Err(answer),
-        };
-        answered.unwrap_or_else(Answer::response)
+fn unsupported(request: &Request<Incoming>) -> Answer {
+    let path = request.uri().path();
+    let message = format!("{path} is not supported by this node");
+    Answer::new(StatusCode::NOT_IMPLEMENTED, message)
+}
+
+/// Health and nothing else.
+fn answer_health(request: &Request<Incoming>) -> Response<Body> {
+    match route(request) {
+        Ok(Route::Health) => health(),
+        Ok(_) => Answer::not_found("404 page not found").response(),
+        Err(answer) => answer.response(),
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::{Node, answer::Body};
+use super::{Node, answer::Body, answer_health};
 
 /// A client that does not finish the handshake in this time is dropped.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -52,13 +52,9 @@ pub async fn tls(
 }
 
 /// Serves the health checks, and nothing else, until `shutdown`.
-pub async fn health(node: Arc<Node>, listener: TcpListener, shutdown: CancellationToken) {
-    accept(listener, shutdown, move |stream, connections| {
-        let node = node.clone();
-        let answer = move |request: Request<Incoming>| {
-            let node = node.clone();
-            async move { node.answer_health(&request) }
-        };
+pub async fn health(listener: TcpListener, shutdown: CancellationToken) {
+    accept(listener, shutdown, |stream, connections| {
+        let answer = |request| async move { answer_health(&request) };
         connection(stream, connections, answer)
     })
     .await;

@@ -1,0 +1,69 @@
+//! `/configz`: the settings this node runs with, in the form of a `KubeletConfiguration`.
+//!
+//! Only what can be set is told; what this kubelet does not have is absent.
+
+use http::Response;
+use serde_json::{Value, json};
+
+use super::answer::{Answer, Body, json as answer};
+use crate::kubelet::Config;
+
+pub fn configz(config: &Config) -> Result<Response<Body>, Answer> {
+    answer(&document(config))
+}
+
+fn document(config: &Config) -> Value {
+    json!({"kubeletconfig": {
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "authentication": {
+            "anonymous": {"enabled": false},
+            "webhook": {"enabled": true, "cacheTTL": "2m0s"},
+            "x509": {},
+        },
+        "authorization": {
+            "mode": "Webhook",
+            "webhook": {"cacheAuthorizedTTL": "5m0s", "cacheUnauthorizedTTL": "30s"},
+        },
+        "cgroupRoot": config.cgroup_root,
+        "cgroupDriver": "cgroupfs",
+        "clusterDNS": config.cluster_dns,
+        "clusterDomain": config.cluster_domain,
+        "maxPods": config.max_pods,
+        "podCIDR": config.pod_cidr.to_string(),
+        "port": config.port,
+        "readOnlyPort": 0,
+        "resolvConf": config.resolv_conf,
+        "staticPodPath": config.manifest_dir,
+        "streamingConnectionIdleTimeout": "4h0m0s",
+    }})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_told_as_they_are() {
+        let config = Config {
+            node: "n1".to_owned(),
+            addresses: Vec::new(),
+            port: 10250,
+            pod_cidr: "10.42.0.0/24".parse().unwrap(),
+            state_dir: "/state".into(),
+            log_dir: "/log".into(),
+            manifest_dir: "/manifests".into(),
+            cluster_dns: vec!["10.96.0.10".parse().unwrap()],
+            cluster_domain: "cluster.local".to_owned(),
+            resolv_conf: "/etc/resolv.conf".into(),
+            cgroup_root: "vetch".to_owned(),
+            max_pods: 110,
+        };
+        let told = &document(&config)["kubeletconfig"];
+        assert_eq!(told["kind"], "KubeletConfiguration");
+        assert_eq!(told["maxPods"], 110);
+        assert_eq!(told["clusterDNS"], json!(["10.96.0.10"]));
+        assert_eq!(told["podCIDR"], "10.42.0.0/24");
+        assert_eq!(told["staticPodPath"], "/manifests");
+    }
+}
