@@ -127,7 +127,7 @@ fn pods_see_what_they_are_given() {
 
     cluster.apply(&pod(
         "privileged",
-        "grep -E 'CapEff|NoNew|Seccomp:' /proc/self/status; mount -t tmpfs x /mnt && echo mounted; \
+        "grep -E 'CapEff|NoNew|Seccomp:' /proc/self/status; mkdir -p /mnt; mount -t tmpfs x /mnt && echo mounted; \
          test -b /dev/loop0 && echo a disk; echo 1 > /proc/sys/net/ipv4/ip_forward && echo written",
         "securityContext: {privileged: true}",
         "",
