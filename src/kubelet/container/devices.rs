@@ -22,8 +22,11 @@ const COMMON: [(i64, Option<i64>); 9] = [
     (5, Some(2)), // ptmx
     (136, None),  // pts
 ];
-/// Links and places that the container has of its own.
-const OWN: [&str; 5] = ["pts", "shm", "mqueue", "fd", "console"];
+/// Nodes, links and places that every container has of its own.
+const OWN: [&str; 12] = [
+    "console", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "tty", "urandom",
+    "zero",
+];
 /// A folder tree this deep below /dev is not real.
 const DEPTH: usize = 8;
 
