@@ -248,9 +248,9 @@ fn logs_exec_copy_and_forward() {
         .spawn()
         .unwrap();
     let mut line = String::new();
-    BufReader::new(forward.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
+    // Kept open to the end: kubectl ends when nobody listens to it.
+    let mut said = BufReader::new(forward.stdout.take().unwrap());
+    said.read_line(&mut line).unwrap();
     assert!(line.contains("Forwarding from"), "{line}");
     let page = cluster
         .host
