@@ -414,6 +414,53 @@ async fn volumes() -> TestResult {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root"]
+async fn system_call_filters() -> TestResult {
+    let lab = Lab::new().await?;
+    lab.create_pod("a", |_| {}).await?;
+    for no_new_privileges in [false, true] {
+        let script = "mkdir /x || echo refused; grep Seccomp: /proc/self/status; \
+                      grep CapEff /proc/self/status; sleep 100";
+        let id = lab
+            .run("a", script, |config| {
+                config.user = Some("web".into());
+                lab::edit_process(config, |process| {
+                    process.set_no_new_privileges(Some(no_new_privileges));
+                });
+                let profile = serde_json::json!({
+                    "defaultAction": "SCMP_ACT_ALLOW",
+                    "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}],
+                });
+                let mut linux = config.oci.linux().clone().unwrap();
+                linux.set_seccomp(Some(serde_json::from_value(profile).unwrap()));
+                config.oci.set_linux(Some(linux));
+            })
+            .await?;
+        lab.wait_until("its words", async || {
+            Ok(lab.text(&id).await?.contains("CapEff"))
+        })
+        .await?;
+        let text = lab.text(&id).await?;
+        assert!(
+            text.contains("refused\nSeccomp:\t2\nCapEff:\t0000000000000000"),
+            "{text}"
+        );
+        let argv = [
+            "sh",
+            "-c",
+            "mkdir /tmp/x || grep -E 'Seccomp:|CapEff|Uid' /proc/self/status",
+        ];
+        let (output, _) = lab.exec(&id, &argv, "").await?;
+        assert!(
+            output.contains("Uid:\t33\t33") && output.contains("Seccomp:\t2"),
+            "{output}"
+        );
+        assert!(output.contains("CapEff:\t0000000000000000"), "{output}");
+    }
+    lab.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root"]
 async fn speed() -> TestResult {
     let lab = Lab::new().await?;
     let mut times = Vec::new();

@@ -127,6 +127,8 @@ struct Attach {
     kind: u32,
     flags: u32,
     replaced: u32,
+    /// The kernel refuses what is not zero behind the fields it knows: padding would be random.
+    reserved: u32,
 }
 
 fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_long> {

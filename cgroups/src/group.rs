@@ -207,6 +207,37 @@ impl Group {
         Ok(())
     }
 
+    /// Writes a v2 file by its own name, such as `memory.swap.max`; v1 has no such file and is left
+    /// alone.
+    pub fn set_unified(&self, file: &str, value: &str) -> Result<(), Error> {
+        if self.hierarchy.layout == Layout::V1 {
+            return Ok(());
+        }
+        if file.contains('/') || !file.contains('.') {
+            return Err(Error::Name(file.into()));
+        }
+        match self.write(file, value) {
+            // Where the kernel does not count swap there is none to allow.
+            Err(Error::Write { source, .. })
+                if source.kind() == io::ErrorKind::NotFound
+                    && value == "0"
+                    && SWAP_FILES.contains(&file) =>
+            {
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Limits huge pages of one size, in the kernel's spelling (`2MB`); bytes.
+    pub fn set_huge_pages(&self, size: &str, bytes: i64) -> Result<(), Error> {
+        let file = match self.hierarchy.layout {
+            Layout::V1 => format!("hugetlb.{size}.limit_in_bytes"),
+            Layout::V2 => format!("hugetlb.{size}.max"),
+        };
+        self.write(&file, &bytes.to_string())
+    }
+
     pub fn stats(&self) -> Result<Stats, Error> {
         let (cpu_ns, usage, inactive, swap, oom) = match self.hierarchy.layout {
             Layout::V1 => {

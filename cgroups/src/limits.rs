@@ -18,6 +18,8 @@ pub struct Limits {
     pub pids: Option<i64>,
     pub cpuset_cpus: Option<String>,
     pub cpuset_mems: Option<String>,
+    /// 0 to 100, how readily memory is swapped (v1 only; v2 limits swap instead).
+    pub swappiness: Option<u64>,
     /// Out of memory ends all processes of the group together (v2 only; v1 has no such thing).
     pub oom_group: Option<bool>,
 }
@@ -96,6 +98,9 @@ fn v1(limits: &Limits, current: Current, add: &mut impl FnMut(&'static str, Stri
         }
         (None, Some(swap)) => add(BOTH, swap.to_string()),
         (None, None) => {}
+    }
+    if let Some(swappiness) = limits.swappiness {
+        add("memory.swappiness", swappiness.to_string());
     }
 }
 

@@ -398,17 +398,17 @@ where
     let namespace = object.namespace().unwrap_or_default();
     let name = object.name_any();
     let api: Api<K> = Api::namespaced(client.clone(), &namespace);
-    let said = |error: kube::Error| format!("write {namespace}/{name}: {error}");
-    // Not create and see: a Service that exists is refused for its address, not for its name.
-    match api.get_opt(&name).await.map_err(said)? {
+    let said =
+        |error: kube::Error| -> Error { format!("write {namespace}/{name}: {error}").into() };
+    let found = api.get_opt(&name).await.map_err(&said)?;
+    let written = match found {
         None => api.create(&PostParams::default(), object).await,
         Some(_) => {
             let patch = Patch::Merge(object);
             api.patch(&name, &PatchParams::default(), &patch).await
         }
-    }
-    .map_err(said)?;
-    Ok(())
+    };
+    written.map(drop).map_err(said)
 }
 
 async fn run_proxy(

@@ -28,8 +28,15 @@ pub fn failed(what: &str, source: cgroups::Error) -> Error {
     }
 }
 
-/// What the group of a container or pod is made with.
-pub fn limits(resources: &LinuxResources) -> Limits {
+/// Whose group it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    Pod,
+    /// Out of memory ends a container as a whole, unless its resources say otherwise.
+    Container,
+}
+
+fn limits(resources: &LinuxResources, owner: Owner) -> Limits {
     let cpu = resources.cpu().as_ref();
     let memory = resources.memory().as_ref();
     Limits {
@@ -41,12 +48,25 @@ pub fn limits(resources: &LinuxResources) -> Limits {
         pids: resources.pids().as_ref().map(|pids| pids.limit()),
         cpuset_cpus: cpu.and_then(|cpu| cpu.cpus().clone()),
         cpuset_mems: cpu.and_then(|cpu| cpu.mems().clone()),
-        oom_group: resources
-            .unified()
-            .as_ref()
-            .and_then(|unified| unified.get("memory.oom.group"))
-            .map(|value| value == "1"),
+        swappiness: memory.and_then(|memory| memory.swappiness()),
+        oom_group: (owner == Owner::Container).then_some(true),
     }
+}
+
+/// Puts all limits of the resources in place; devices apart.
+pub fn apply(
+    group: &Group,
+    resources: &LinuxResources,
+    owner: Owner,
+) -> Result<(), cgroups::Error> {
+    group.apply(&limits(resources, owner))?;
+    for limit in resources.hugepage_limits().iter().flatten() {
+        group.set_huge_pages(limit.page_size(), limit.limit())?;
+    }
+    for (file, value) in resources.unified().iter().flatten() {
+        group.set_unified(file, value)?;
+    }
+    Ok(())
 }
 
 /// The defaults, then what the spec adds; a rule for everything stands alone.
@@ -75,12 +95,12 @@ fn device_rule(rule: &LinuxDeviceCgroup) -> Rule {
 pub fn create(
     hierarchy: &Hierarchy,
     name: &str,
-    resources: Option<&LinuxResources>,
+    resources: Option<(&LinuxResources, Owner)>,
     rules: Option<&[Rule]>,
 ) -> Result<Group, cgroups::Error> {
     let made = Group::create(hierarchy, name).and_then(|group| {
-        if let Some(resources) = resources {
-            group.apply(&limits(resources))?;
+        if let Some((resources, owner)) = resources {
+            apply(&group, resources, owner)?;
         }
         if let Some(rules) = rules {
             group.set_devices(rules)?;
@@ -118,8 +138,9 @@ mod tests {
             .memory(LinuxMemoryBuilder::default().limit(5).build().unwrap())
             .build()
             .unwrap();
-        let found = limits(&resources);
+        let found = limits(&resources, Owner::Pod);
         assert_eq!((found.cpu_shares, found.memory_bytes), (Some(2), Some(5)));
-        assert_eq!(found.pids, None);
+        assert_eq!((found.pids, found.oom_group), (None, None));
+        assert_eq!(limits(&resources, Owner::Container).oom_group, Some(true));
     }
 }

@@ -31,7 +31,8 @@ pub struct PodConfig {
 }
 
 /// One container. Mounts, user, capabilities, seccomp, limits, environment and command are in the
-/// OCI spec; its namespaces and root are filled in by the runtime.
+/// OCI spec; its namespaces and root are filled in by the runtime. Only one namespace counts: a pid
+/// namespace whose path is the id of another container of the pod is that container's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ContainerConfig {
     pub name: String,

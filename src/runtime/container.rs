@@ -68,6 +68,9 @@ impl<T, E: Display> Stage<T> for Result<T, E> {
     }
 }
 
+/// Errors quote paths and names of the image's making.
+const LONGEST_MESSAGE: usize = 4096;
+
 /// Stage of errors in the configuration rather than in carrying it out.
 pub const USER_STAGE: &str = "user";
 
@@ -119,8 +122,7 @@ pub fn run_child(reports: &OwnedFd, steps: impl FnOnce() -> Result<Infallible, F
             message: "a step panicked; see the supervisor's log".into(),
         },
     };
-    let mut message = failed.message;
-    message.truncate(message.floor_char_boundary(16 << 10));
+    let message: String = failed.message.chars().take(LONGEST_MESSAGE).collect();
     tell(
         reports,
         &Report::Failed {

@@ -184,19 +184,16 @@ mod tests {
     #[test]
     fn lines_from_chunks() {
         let long = "x".repeat(LONGEST);
+        let (full, part) = (format!("F {long}"), format!("P {long}"));
         let (whole, over) = (format!("{long}\n"), format!("{long}y\nz\n"));
         for (chunks, want, left) in [
             (&["a\nb\n"][..], vec!["F a", "F b"], ""),
             (&["a", "b\n", "\n"][..], vec!["F ab", "F "], ""),
             (&["a\nb"][..], vec!["F a"], "b"),
-            (&[whole.as_str()][..], vec![&format!("F {long}")], ""),
-            (&[&long, "\n"][..], vec![&format!("F {long}")], ""),
-            (
-                &[over.as_str()][..],
-                vec![&format!("P {long}"), "F y", "F z"],
-                "",
-            ),
-            (&[&long, "y\n"][..], vec![&format!("P {long}"), "F y"], ""),
+            (&[whole.as_str()][..], vec![full.as_str()], ""),
+            (&[&long, "\n"][..], vec![full.as_str()], ""),
+            (&[over.as_str()][..], vec![part.as_str(), "F y", "F z"], ""),
+            (&[&long, "y\n"][..], vec![part.as_str(), "F y"], ""),
         ] {
             let (mut out, mut begun) = (Vec::new(), Vec::new());
             for chunk in chunks {

@@ -182,7 +182,7 @@ impl Runtime {
 
     /// Makes and starts a container in its pod, and returns its id once the program was executed.
     /// A program that cannot be executed is [`Error::Start`], with an exited container recorded;
-    /// only a refused user (stage `user`) leaves no record, as nothing was made for it.
+    /// only a refused user, [`Error::User`], leaves no record.
     pub async fn run_container(
         &self,
         pod_uid: &str,
@@ -271,6 +271,9 @@ pub enum Error {
     /// The program could not be executed: missing, not executable, bad working directory...
     #[error("{stage}: {message}")]
     Start { stage: String, message: String },
+    /// The container may not run as this user, or there is none such; nothing was made for it.
+    #[error("{0}")]
+    User(String),
     #[error("{action}")]
     Io {
         action: String,

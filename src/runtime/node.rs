@@ -8,28 +8,27 @@ use std::{
     fs,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
-        unix::{
-            fs::{DirBuilderExt, OpenOptionsExt},
-            process::CommandExt,
-        },
+        unix::fs::{DirBuilderExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
+use oci_spec::runtime::LinuxResources;
 use tokio::sync::broadcast;
 
 use super::{
-    Config, ContainerConfig, Error, Event, ExecConfig, Phase, PodConfig, Session, Usage, cgroup,
+    Config, ContainerConfig, Error, Event, ExecConfig, Phase, PodConfig, Session, Usage,
+    cgroup::{self, Owner},
     link::{Link, lock},
     pod::{Pod, container_state},
     protocol::{self, Call, Failure},
     records::{self, ContainerRecord, PodDir, PodRecord},
     rootfs,
     session::{self, Target},
-    supervisor, sys,
+    supervisor::Zygote,
+    sys,
     teardown::{self, io_error},
 };
 
@@ -43,7 +42,8 @@ pub struct Node {
     config: Config,
     hierarchy: cgroups::Hierarchy,
     /// What supervisors run.
-    program: Program,
+    _program: Program,
+    zygote: Zygote,
     pods: Mutex<BTreeMap<String, Arc<Pod>>>,
     events: broadcast::Sender<Event>,
 }
@@ -118,7 +118,8 @@ impl Node {
         let node = Arc::new(Self {
             config,
             hierarchy,
-            program,
+            zygote: Zygote::new(program.path()),
+            _program: program,
             pods: Mutex::default(),
             events: broadcast::channel(EVENTS).0,
         });
@@ -252,7 +253,8 @@ impl Node {
         records::write(&dir.pod(), record).map_err(io_error("write the pod's record"))?;
         let config = &record.config;
         let name = cgroup::pod_name(&self.config.cgroup_root, &config.cgroup);
-        cgroup::create(&self.hierarchy, &name, config.resources.as_ref(), None)
+        let resources = config.resources.as_ref().map(|one| (one, Owner::Pod));
+        cgroup::create(&self.hierarchy, &name, resources, None)
             .map_err(|error| cgroup::failed(&name, error))?;
         let own = cgroup::child_name(&self.config.cgroup_root, &config.cgroup, cgroup::SUPERVISOR);
         cgroup::create(&self.hierarchy, &own, None, None)
@@ -265,18 +267,9 @@ impl Node {
             .mode(0o600)
             .open(dir.log())
             .map_err(io_error("open the supervisor's log"))?;
-        let status = Command::new(self.program.path())
-            .arg0("vetch")
-            .arg(supervisor::SUBCOMMAND)
-            .arg(&dir.0)
-            .env_clear()
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(log)
-            .status()
+        self.zygote
+            .fork(&dir.0, &theirs, &log)
             .map_err(io_error("start the supervisor"))?;
-        // What we started has forked the supervisor and ended, or told why not over the socket.
-        tracing::trace!(%status, "supervisor forked");
         Ok(ours)
     }
 
@@ -360,7 +353,9 @@ impl Node {
         let resources = linux.and_then(|linux| linux.resources().as_ref());
         let devices = resources.and_then(|resources| resources.devices().as_deref());
         let rules = cgroup::device_rules(devices.unwrap_or_default());
-        cgroup::create(&self.hierarchy, &name, resources, Some(&rules))
+        let none = LinuxResources::default();
+        let limits = (resources.unwrap_or(&none), Owner::Container);
+        cgroup::create(&self.hierarchy, &name, Some(limits), Some(&rules))
             .map_err(|error| cgroup::failed(&name, error))?;
         Ok(())
     }
@@ -550,17 +545,11 @@ impl Node {
         blocking(move || cgroup::usage(&group).map_err(|error| cgroup::failed(&uid, error))).await
     }
 
-    pub async fn update_resources(
-        &self,
-        id: &str,
-        resources: oci_spec::runtime::LinuxResources,
-    ) -> Result<(), Error> {
+    pub async fn update_resources(&self, id: &str, resources: LinuxResources) -> Result<(), Error> {
         let pod = self.pod_of(id)?;
         let (group, id) = (self.group(&pod, Some(id))?, id.to_owned());
         blocking(move || {
-            let limits = cgroup::limits(&resources);
-            group
-                .apply(&limits)
+            cgroup::apply(&group, &resources, Owner::Container)
                 .map_err(|error| cgroup::failed(&id, error))
         })
         .await

@@ -38,6 +38,9 @@ pub fn failed(pod: &str, container: &str, failure: Failure) -> Error {
                 _ => "there already",
             },
         },
+        Failure::Start { stage, message, .. } if stage == super::container::USER_STAGE => {
+            Error::User(message)
+        }
         Failure::Start { stage, message, .. } => Error::Start { stage, message },
         Failure::Other(message) => Error::Supervisor {
             pod: pod.into(),

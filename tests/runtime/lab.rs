@@ -240,11 +240,9 @@ impl Lab {
 
     pub fn supervisor_memory(&self, uid: &str) -> Result<String> {
         let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.supervisor(uid)?))?;
-        let lines = rollup.lines().filter(|line| {
-            ["Rss", "Pss:", "Private_Dirty"]
-                .iter()
-                .any(|name| line.starts_with(name))
-        });
+        let lines = rollup
+            .lines()
+            .filter(|line| ["Rss", "Pss"].iter().any(|name| line.starts_with(name)));
         Ok(lines.collect::<Vec<_>>().join(", "))
     }
 

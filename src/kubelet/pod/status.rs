@@ -307,8 +307,8 @@ fn waiting(reason: &str, message: Option<String>) -> ContainerState {
     }
 }
 
-/// The text of CrashLoopBackOff, and of its event.
-pub fn back_off(pod: &Pod, member: &Member<'_>, record: &Record) -> String {
+/// The text of CrashLoopBackOff.
+fn back_off(pod: &Pod, member: &Member<'_>, record: &Record) -> String {
     format!(
         "back-off {} restarting failed container={} pod={}_{}({})",
         go_duration(record.delay.as_secs()),

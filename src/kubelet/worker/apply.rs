@@ -25,7 +25,6 @@ use crate::kubelet::{
         self,
         plan::{Action, Cause, Verdict},
         record::{Fault, Sandbox, Setback},
-        status::back_off,
     },
     probe::{self, Kind, Outcome},
     reporter::Target,
@@ -444,7 +443,13 @@ impl Worker {
             }
             let due = pod::plan::due(record, member.spec.image.as_deref().unwrap_or_default());
             if due > SystemTime::now() && self.marks.waiting.insert(record.id.clone()) {
-                let message = back_off(&self.pod, &member, record);
+                let message = format!(
+                    "Back-off restarting failed container {} in pod {}_{}({})",
+                    member.name(),
+                    self.pod.name_any(),
+                    self.pod.namespace().unwrap_or_default(),
+                    self.uid
+                );
                 let events = &self.context.events;
                 events.container(&self.pod, &member, Level::Warning, "BackOff", message);
             }

@@ -165,6 +165,7 @@ async fn run(
     let run = context.runtime.run_container(&identity.uid, config).await;
     run.map_err(|error| match error {
         runtime::Error::Start { .. } => Failure::Ran(chain(&error)),
+        runtime::Error::User(message) => setback("CreateContainerConfigError", message),
         error => setback("RunContainerError", chain(&error)),
     })
 }

@@ -1,6 +1,6 @@
 //! The process that holds one pod: its namespaces, its containers, their streams and logs.
 //!
-//! Started by the daemon as `vetch pod-supervisor <pod folder>` and from then on nobody's child: it
+//! Forked from the daemon's zygote (`vetch pod-supervisor`) and from then on nobody's child: it
 //! outlives the daemon and serves whichever one connects. One thread, no async runtime, little
 //! memory. Always true:
 //! - A container's end is written to its record before the kernel forgets it.
@@ -16,12 +16,13 @@ mod requests;
 mod serve;
 mod start;
 mod state;
+mod zygote;
 
 use std::{
     fs,
     io::Write,
     os::fd::{AsFd, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -44,21 +45,30 @@ use super::{
     sys::{self, Cloned},
 };
 use state::{PodInit, Supervisor};
+pub use zygote::Zygote;
 
-/// The hidden first argument that makes the program a supervisor.
+/// The hidden first argument that makes the program the zygote of supervisors.
 pub const SUBCOMMAND: &str = "pod-supervisor";
 
 type Failed = super::container::Failed;
 
-/// Makes the pod and serves it until told to end. `args` are those after [`SUBCOMMAND`].
+/// Forks supervisors as the daemon at the other end of standard input orders.
 pub fn main(args: &[std::ffi::OsString]) -> ExitCode {
-    let [dir] = args else {
-        eprintln!("{SUBCOMMAND} is started by the daemon, with the folder of a pod");
+    if !args.is_empty() || nix::sys::socket::getsockname::<nix::sys::socket::UnixAddr>(0).is_err() {
+        eprintln!("{SUBCOMMAND} is started by the daemon");
         return ExitCode::from(2);
-    };
-    let dir = PodDir(PathBuf::from(dir));
-    match begin(&dir) {
-        Ok(code) => code,
+    }
+    process::rename(c"vetch:zygote");
+    match zygote::serve(supervise) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE, // the daemon starts another
+    }
+}
+
+/// Makes the pod and serves it until told to end.
+fn supervise(dir: &Path) -> i32 {
+    match begin(&PodDir(dir.into())) {
+        Ok(()) => 0,
         Err(failed) => {
             let message = format!("{}: {}", failed.stage, failed.message);
             eprintln!("{message}");
@@ -67,12 +77,12 @@ pub fn main(args: &[std::ffi::OsString]) -> ExitCode {
                 &protocol::Frame::Fatal { message },
                 &[],
             );
-            ExitCode::FAILURE
+            1
         }
     }
 }
 
-fn begin(dir: &PodDir) -> Result<ExitCode, Failed> {
+fn begin(dir: &PodDir) -> Result<(), Failed> {
     let record: PodRecord = records::read(&dir.pod()).stage("record")?;
     let hierarchy = cgroups::Hierarchy::detect().stage("cgroups")?;
     let name = cgroup::child_name(
@@ -82,14 +92,13 @@ fn begin(dir: &PodDir) -> Result<ExitCode, Failed> {
     );
     let group = cgroups::Group::open(&hierarchy, &name).stage("cgroups")?;
     match fork_into(&group, 0).stage("fork")? {
-        (Cloned::Parent { .. }, _) => return Ok(ExitCode::SUCCESS),
+        (Cloned::Parent { .. }, _) => return Ok(()), // nobody's child from now on
         (Cloned::Child, true) => {}
         (Cloned::Child, false) => group.enter().stage("cgroups")?,
     }
     leave_service(&hierarchy);
     let supervisor = set_up(dir, record, hierarchy)?;
-    serve::serve(supervisor).stage("serve")?;
-    Ok(ExitCode::SUCCESS)
+    serve::serve(supervisor).stage("serve")
 }
 
 /// Forks, into the group where the kernel can; says whether it did.
