@@ -36,6 +36,10 @@ pub struct Stats {
     pub memory_bytes: u64,
     /// Memory without inactive file pages, never below 0.
     pub working_set_bytes: u64,
+    /// Memory that belongs to no file.
+    pub rss_bytes: u64,
+    pub page_faults: u64,
+    pub major_page_faults: u64,
     /// 0 where the kernel does not account swap.
     pub swap_bytes: u64,
     pub pids: u64,
@@ -239,21 +243,25 @@ impl Group {
     }
 
     pub fn stats(&self) -> Result<Stats, Error> {
-        let (cpu_ns, usage, inactive, swap, oom) = match self.hierarchy.layout {
+        // On v1 the figures of the group alone are beside those of its whole tree.
+        let prefix = match self.hierarchy.layout {
+            Layout::V1 => "total_",
+            Layout::V2 => "",
+        };
+        let stat = self.text("memory.stat")?;
+        let of_tree = |name: &str| field(&stat, &format!("{prefix}{name}"));
+        let (cpu_ns, usage, swap, oom) = match self.hierarchy.layout {
             Layout::V1 => {
                 let usage = self.number("memory.usage_in_bytes")?;
-                let stat = self.text("memory.stat")?;
                 let oom = self.text("memory.oom_control")?;
                 (
                     self.number("cpuacct.usage")?,
                     usage,
-                    field(&stat, "total_inactive_file"),
-                    field(&stat, "total_swap"),
+                    of_tree("swap"),
                     field(&oom, "oom_kill"),
                 )
             }
             Layout::V2 => {
-                let stat = self.text("memory.stat")?;
                 let swap = match self.number("memory.swap.current") {
                     Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => 0,
                     other => other?,
@@ -262,7 +270,6 @@ impl Group {
                 (
                     field(&cpu, "usage_usec") * 1000,
                     self.number("memory.current")?,
-                    field(&stat, "inactive_file"),
                     swap,
                     field(&self.text("memory.events")?, "oom_kill"),
                 )
@@ -271,7 +278,13 @@ impl Group {
         Ok(Stats {
             cpu_ns,
             memory_bytes: usage,
-            working_set_bytes: usage.saturating_sub(inactive),
+            working_set_bytes: usage.saturating_sub(of_tree("inactive_file")),
+            rss_bytes: match self.hierarchy.layout {
+                Layout::V1 => of_tree("rss"),
+                Layout::V2 => of_tree("anon"),
+            },
+            page_faults: of_tree("pgfault"),
+            major_page_faults: of_tree("pgmajfault"),
             swap_bytes: swap,
             pids: self.number("pids.current")?,
             oom_kills: oom,

@@ -19,6 +19,7 @@ mod reporter;
 pub mod server;
 mod sources;
 mod statics;
+pub mod stats;
 mod table;
 pub mod volumes;
 mod worker;

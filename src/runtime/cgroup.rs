@@ -121,6 +121,9 @@ pub fn usage(group: &Group) -> Result<Usage, cgroups::Error> {
         cpu_ns: stats.cpu_ns,
         memory_bytes: stats.memory_bytes,
         memory_working_set_bytes: stats.working_set_bytes,
+        memory_rss_bytes: stats.rss_bytes,
+        page_faults: stats.page_faults,
+        major_page_faults: stats.major_page_faults,
         swap_bytes: stats.swap_bytes,
         pids: stats.pids,
     })

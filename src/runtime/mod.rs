@@ -138,6 +138,10 @@ pub struct Usage {
     pub cpu_ns: u64,
     pub memory_bytes: u64,
     pub memory_working_set_bytes: u64,
+    /// Memory that belongs to no file.
+    pub memory_rss_bytes: u64,
+    pub page_faults: u64,
+    pub major_page_faults: u64,
     pub swap_bytes: u64,
     pub pids: u64,
 }
@@ -240,6 +244,16 @@ impl Runtime {
 
     pub async fn pod_usage(&self, uid: &str) -> Result<Usage, Error> {
         self.node.pod_usage(uid).await
+    }
+
+    /// What all pods of this node use together.
+    pub async fn node_usage(&self) -> Result<Usage, Error> {
+        self.node.node_usage().await
+    }
+
+    /// The folder of what a container has written over its image.
+    pub fn writable_layer(&self, id: &str) -> PathBuf {
+        self.node.writable_layer(id)
     }
 
     /// Changes a running container's limits in place.

@@ -545,6 +545,21 @@ impl Node {
         blocking(move || cgroup::usage(&group).map_err(|error| cgroup::failed(&uid, error))).await
     }
 
+    pub async fn node_usage(&self) -> Result<Usage, Error> {
+        let root = self.config.cgroup_root.clone();
+        let hierarchy = self.hierarchy.clone();
+        blocking(move || {
+            cgroups::Group::open(&hierarchy, &root)
+                .and_then(|group| cgroup::usage(&group))
+                .map_err(|error| cgroup::failed(&root, error))
+        })
+        .await
+    }
+
+    pub fn writable_layer(&self, id: &str) -> PathBuf {
+        records::root_dir(&self.config.state_dir, id).join("upper")
+    }
+
     pub async fn update_resources(&self, id: &str, resources: LinuxResources) -> Result<(), Error> {
         let pod = self.pod_of(id)?;
         let (group, id) = (self.group(&pod, Some(id))?, id.to_owned());

@@ -7,6 +7,8 @@ mod host;
 mod pressure;
 mod status;
 
+pub use host::processes;
+
 use std::{
     net::IpAddr,
     time::{Duration, Instant},

@@ -16,6 +16,7 @@ mod pods;
 mod query;
 mod route;
 mod serve;
+mod stats;
 mod streams;
 
 use std::{path::PathBuf, sync::Arc};
@@ -30,10 +31,10 @@ use self::{
     answer::{Answer, Body},
     auth::Auth,
     query::Query,
-    route::Route,
+    route::{Metrics, Route},
     streams::Kind,
 };
-use super::Pods;
+use super::{Pods, stats::Stats};
 use crate::runtime::Runtime;
 
 #[derive(Clone)]
@@ -87,15 +88,23 @@ struct Node {
     server: Server,
     auth: Auth,
     config: Option<super::Config>,
+    stats: Stats,
 }
 
 impl Node {
     fn new(server: Server, config: Option<super::Config>) -> Self {
         let auth = Auth::new(server.node.clone(), server.client.clone());
+        let stats = Stats::new(
+            server.runtime.clone(),
+            server.pods.clone(),
+            server.node.clone(),
+            config.as_ref().map(|config| config.state_dir.clone()),
+        );
         Self {
             server,
             auth,
             config,
+            stats,
         }
     }
 
@@ -136,7 +145,10 @@ impl Node {
                 Some(config) => configz::configz(config),
                 None => Err(unsupported(&request)),
             },
-            Route::StatsSummary | Route::Metrics(_) => Err(unsupported(&request)),
+            Route::StatsSummary => stats::summary(&self.stats, &query).await,
+            Route::Metrics(Metrics::Resource) => stats::resource(&self.stats).await,
+            Route::Metrics(Metrics::Cadvisor) => stats::cadvisor(&self.stats).await,
+            Route::Metrics(Metrics::Kubelet | Metrics::Probes) => Err(unsupported(&request)),
         }
     }
 }
