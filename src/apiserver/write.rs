@@ -182,6 +182,10 @@ impl ApiServer {
         };
         if writing.dry_run {
             self.release(writing, &object).await;
+        } else {
+            for plugin in self.plugins() {
+                plugin.created(row, &object).await;
+            }
         }
         self.written(writing, &name, object, revision, warnings)
     }
@@ -215,6 +219,10 @@ impl ApiServer {
             (row.behaviour.validate_update)(&object, &old.value, &mut causes);
         }
         self.refuse(writing, name, causes)?;
+        if row.behaviour.generation && spec_differs(&object, &old.value) {
+            let generation = old.value["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
+            metadata::of(&mut object).insert("generation".to_owned(), json!(generation));
+        }
         self.admit_last(
             writing,
             Operation::Update,
@@ -227,7 +235,7 @@ impl ApiServer {
         self.store_changed(writing, object, old, warnings).await
     }
 
-    /// Commits a change that is past all checks. One that changes nothing keeps its revision; the
+    /// Commits a change that is past all checks; the generation is the caller's. One that changes nothing keeps its revision; the
     /// last finalizer gone from a terminating object removes it.
     pub async fn store_changed(
         &self,
@@ -237,10 +245,6 @@ impl ApiServer {
         warnings: Vec<String>,
     ) -> Result<Written, Status> {
         let row = writing.row;
-        if row.behaviour.generation && spec_differs(&object, &old.value) {
-            let generation = old.value["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
-            metadata::of(&mut object).insert("generation".to_owned(), json!(generation));
-        }
         metadata::of(&mut object).insert(
             "resourceVersion".to_owned(),
             json!(old.revision.to_string()),
@@ -265,6 +269,9 @@ impl ApiServer {
         let revision = self
             .commit(row, writing.key(&writing.name), expect, &object)
             .await?;
+        for plugin in self.plugins() {
+            plugin.replaced(row, &old.value, &object).await;
+        }
         self.written(writing, &writing.name, object, revision, warnings)
     }
 

@@ -170,14 +170,30 @@ fn json_list(row: &Resource, page: &Page) -> Bytes {
         if index > 0 {
             bytes.put_u8(b',');
         }
-        bytes.put_slice(object.json());
+        if row.names_kind_in_lists() {
+            bytes.put_slice(object.json());
+        } else {
+            bytes.put_u8(b'{');
+            bytes.put_slice(object.json_rest());
+        }
     }
     bytes.put_slice(b"]}\n");
     bytes.freeze()
 }
 
 fn whole_list(row: &Resource, page: &Page) -> Value {
-    let items: Vec<&Value> = page.objects.iter().map(|object| &*object.value).collect();
+    let items: Vec<Value> = page
+        .objects
+        .iter()
+        .map(|object| {
+            let mut item = (*object.value).clone();
+            if let Some(map) = item.as_object_mut().filter(|_| !row.names_kind_in_lists()) {
+                map.remove("kind");
+                map.remove("apiVersion");
+            }
+            item
+        })
+        .collect();
     json!({"kind": format!("{}List", row.kind), "apiVersion": api_version(row), "metadata": list_metadata(page), "items": items})
 }
 

@@ -46,6 +46,13 @@ pub struct Resource {
     pub convert: Option<Conversion>,
 }
 
+impl Resource {
+    /// Items of a list carry neither kind nor apiVersion; those of custom resources do.
+    pub fn names_kind_in_lists(&self) -> bool {
+        self.group.contains(".example")
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subresource {
     Status,

@@ -26,11 +26,7 @@ use super::Resource;
 pub const NOT_SERVED: &[&str] = &[
     "persistentvolumeclaims",
     "persistentvolumes",
-    "resourcequotas",
-    "statefulsets.apps",
-    "cronjobs.batch",
     "horizontalpodautoscalers.autoscaling",
-    "poddisruptionbudgets.policy",
     "storageclasses.storage.k8s.io",
     "volumeattachments.storage.k8s.io",
     "csidrivers.storage.k8s.io",
