@@ -9,7 +9,7 @@ use super::{
     cache::{self, Object},
     metadata,
     query::FieldValidation,
-    registry::{Causes, Resource},
+    registry::{Causes, Resource, custom::schema},
     request::User,
     server::ApiServer,
     status::{Reason, Status},
@@ -58,16 +58,40 @@ impl Writing {
         duplicates: &[String],
         warnings: &mut Vec<String>,
     ) -> Result<(), Status> {
-        let ty = self.type_of()?;
-        if let Some(error) = proto::type_errors(ty, object).first() {
+        let (ty, mut unknown) = match self.row.custom {
+            // Of a custom resource only the metadata has a type; the schema knows the rest.
+            Some(custom) => (None, schema::prune(&custom.schema, object)),
+            None => (Some(self.type_of()?), Vec::new()),
+        };
+        let holder = proto::schema()
+            .get("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")
+            .ok_or_else(|| Status::internal("no schema for metadata"))?;
+        let first = match ty {
+            Some(ty) => proto::type_errors(ty, object).into_iter().next(),
+            None if object["metadata"].is_null() => None,
+            None => proto::type_errors(holder, &object["metadata"])
+                .into_iter()
+                .next(),
+        };
+        if let Some(error) = first {
             let what = format!(
                 "{} in version {:?} cannot be handled as a {}: {error}",
                 self.row.kind, self.row.version, self.row.kind
             );
             return Err(Status::bad_request(what));
         }
-        let unknown = proto::prune(ty, object);
-        proto::normalize(ty, object);
+        match ty {
+            Some(ty) => {
+                unknown = proto::prune(ty, object);
+                proto::normalize(ty, object);
+            }
+            None => {
+                let metadata = &mut object["metadata"];
+                let more = proto::prune(holder, metadata);
+                unknown.extend(more.into_iter().map(|path| format!("metadata.{path}")));
+                proto::normalize(holder, metadata);
+            }
+        }
         let complaints: Vec<String> = unknown
             .iter()
             .map(|path| format!("unknown field {path:?}"))
@@ -134,8 +158,8 @@ impl ApiServer {
     ) -> Result<Written, Status> {
         let row = writing.row;
         metadata::prepare_create(row, &writing.namespace, &mut object)?;
-        (row.behaviour.prepare_create)(&mut object);
-        (row.behaviour.default)(&mut object);
+        row.prepare_create(&mut object);
+        row.default_values(&mut object);
         let name = metadata::text(&object, "name").to_owned();
         self.admit(
             writing,
@@ -146,11 +170,11 @@ impl ApiServer {
             &mut warnings,
         )
         .await?;
-        (row.behaviour.default)(&mut object);
+        row.default_values(&mut object);
         let checked = async {
             let mut causes = Causes::default();
             metadata::validate(row, &object, &mut causes);
-            (row.behaviour.validate)(&object, &mut causes);
+            row.validate(&object, &mut causes);
             self.refuse(writing, &name, causes)?;
             self.admit_last(
                 writing,
@@ -200,7 +224,7 @@ impl ApiServer {
     ) -> Result<Written, Status> {
         let row = writing.row;
         let name = &writing.name;
-        (row.behaviour.default)(&mut object);
+        row.default_values(&mut object);
         self.admit(
             writing,
             Operation::Update,
@@ -210,11 +234,11 @@ impl ApiServer {
             &mut warnings,
         )
         .await?;
-        (row.behaviour.default)(&mut object);
+        row.default_values(&mut object);
         let mut causes = Causes::default();
         metadata::validate(row, &object, &mut causes);
         added_finalizers(&object, &old.value, &mut causes);
-        (row.behaviour.validate)(&object, &mut causes);
+        row.validate(&object, &mut causes);
         if writing.subresource.is_none() {
             (row.behaviour.validate_update)(&object, &old.value, &mut causes);
         }
@@ -287,6 +311,9 @@ impl ApiServer {
         metadata::of(&mut stored).remove("resourceVersion");
         if let Some(convert) = row.convert {
             (convert.to_stored)(&mut stored);
+        }
+        if let Some(custom) = row.custom {
+            custom.to_stored(&mut stored);
         }
         let value = serde_json::to_vec(&stored)
             .map_err(Status::internal)?

@@ -136,6 +136,13 @@ fn envelope(row: &Resource, object: &Object) -> Result<Bytes, Status> {
     Ok(proto::wrap_envelope(&api_version(row), row.kind, raw).into())
 }
 
+fn list_kind(row: &Resource) -> String {
+    match row.custom {
+        Some(custom) => custom.list_kind.to_owned(),
+        None => format!("{}List", row.kind),
+    }
+}
+
 fn list_metadata(page: &Page) -> Map<String, Value> {
     let mut metadata = Map::new();
     metadata.insert(
@@ -154,8 +161,8 @@ fn list_metadata(page: &Page) -> Map<String, Value> {
 /// The items' shared bytes, strung together.
 fn json_list(row: &Resource, page: &Page) -> Bytes {
     let head = format!(
-        "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{},\"items\":[",
-        row.kind,
+        "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{},\"items\":[",
+        list_kind(row),
         api_version(row),
         Value::Object(list_metadata(page))
     );
@@ -194,7 +201,7 @@ fn whole_list(row: &Resource, page: &Page) -> Value {
             item
         })
         .collect();
-    json!({"kind": format!("{}List", row.kind), "apiVersion": api_version(row), "metadata": list_metadata(page), "items": items})
+    json!({"kind": list_kind(row), "apiVersion": api_version(row), "metadata": list_metadata(page), "items": items})
 }
 
 /// `XList { 1 metadata, 2 items }` around the items' shared bytes.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{Body, Frontend, Incoming, ResourcePath, answer, full, header_text, not_allowed};
 use crate::apiserver::{
     encode::{self, Encoded, Frames, Include},
-    negotiate::{self, Format, OBJECTS, WATCHES},
+    negotiate::{self, CUSTOM, CUSTOM_WATCHES, Format, OBJECTS, WATCHES},
     patch::PatchType,
     registry::{Resource, Subresource},
     server::ApiServer,
@@ -151,7 +151,7 @@ impl Frontend {
     ) -> Result<Response<Body>, Status> {
         self.allow(path, "list")?;
         let options = ListOptions::parse(path.row, &incoming.query)?;
-        let wanted = incoming.wanted(OBJECTS)?;
+        let wanted = incoming.wanted(offer(path.row))?;
         let page = verbs::list(&self.server, path.row, &path.namespace, &options).await?;
         let encoded = encode::list(path.row, &page, wanted, incoming.include()?)?;
         Ok(respond(incoming, 200, encoded, &[]))
@@ -164,7 +164,7 @@ impl Frontend {
     ) -> Result<Response<Body>, Status> {
         self.allow(path, "watch")?;
         let options = WatchOptions::parse(path.row, &incoming.query, path.name.as_deref())?;
-        let wanted = incoming.wanted(WATCHES)?;
+        let wanted = incoming.wanted(watch_offer(path.row))?;
         let mut frames = Frames::new(path.row, wanted, incoming.include()?);
         let content_type = frames.content_type();
         let events = verbs::watch(self.server.clone(), path.row, &path.namespace, options).await?;
@@ -257,7 +257,12 @@ impl Frontend {
                 next: String::new(),
                 remaining: None,
             };
-            let encoded = encode::list(row, &page, incoming.wanted(OBJECTS)?, incoming.include()?)?;
+            let encoded = encode::list(
+                row,
+                &page,
+                incoming.wanted(offer(row))?,
+                incoming.include()?,
+            )?;
             return Ok(respond(incoming, 200, encoded, &[]));
         }
         let deleted = verbs::delete(&self.server, &writing, &options).await?;
@@ -386,6 +391,20 @@ impl Incoming {
     }
 }
 
+fn offer(row: &Resource) -> negotiate::Offer {
+    match row.custom {
+        Some(_) => CUSTOM,
+        None => OBJECTS,
+    }
+}
+
+fn watch_offer(row: &Resource) -> negotiate::Offer {
+    match row.custom {
+        Some(_) => CUSTOM_WATCHES,
+        None => WATCHES,
+    }
+}
+
 fn one(
     incoming: &Incoming,
     row: &'static Resource,
@@ -395,7 +414,7 @@ fn one(
     let encoded = encode::object(
         row,
         &written.object,
-        incoming.wanted(OBJECTS)?,
+        incoming.wanted(offer(row))?,
         incoming.include()?,
     )?;
     Ok(respond(incoming, code, encoded, &written.warnings))
@@ -479,9 +498,12 @@ fn decode(
         "application/vnd.kubernetes.protobuf" => {
             let bad = |error: proto::Error| Status::bad_request(error.to_string());
             let envelope = proto::unwrap_envelope(&body).map_err(bad)?;
-            let ty = proto::schema()
-                .get(type_name)
-                .ok_or_else(|| Status::internal(format!("no schema for {type_name}")))?;
+            let ty = proto::schema().get(type_name).ok_or_else(|| {
+                Status::new(
+                    Reason::UnsupportedMediaType,
+                    format!("{type_name} has no protobuf form"),
+                )
+            })?;
             let mut value = proto::decode(ty, envelope.raw).map_err(bad)?;
             fill_kind(&mut value, &envelope.api_version, &envelope.kind);
             Ok((value, Vec::new()))

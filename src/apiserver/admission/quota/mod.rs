@@ -306,7 +306,7 @@ impl Shared {
             .keys()
             .map(|name| (name.clone(), Quantity::from_value(0)))
             .collect();
-        for row in counted_rows(hard) {
+        for row in counted_rows(objects, hard) {
             // First what is under way: what is committed in between is then in both, and counted
             // once.
             let mut all: BTreeMap<String, Arc<Value>> = self
@@ -338,7 +338,7 @@ impl Shared {
 }
 
 /// The kinds whose objects these limits are about.
-fn counted_rows(hard: &Amounts) -> Vec<&'static Resource> {
+fn counted_rows(objects: &dyn Objects, hard: &Amounts) -> Vec<&'static Resource> {
     let plural = |name: &str| match name.strip_prefix("count/") {
         Some(plural) => plural.to_owned(),
         None if name.starts_with("services") => "services".to_owned(),
@@ -356,7 +356,7 @@ fn counted_rows(hard: &Amounts) -> Vec<&'static Resource> {
     plurals.dedup();
     plurals
         .iter()
-        .filter_map(|plural| crate::apiserver::registry::table::by_plural(plural))
+        .filter_map(|plural| objects.row(plural))
         .collect()
 }
 

@@ -97,6 +97,7 @@ pub const ALL: &[Resource] = &[
     groups::storage::STORAGECLASS,
     groups::storage::ATTACHMENT,
     groups::storage::VOLUMEATTRIBUTESCLASS,
+    groups::apiextensions::DEFINITION,
     groups::scheduling::PRIORITYCLASS,
     groups::coordination::LEASE,
     groups::scheduling::RUNTIMECLASS,
