@@ -167,6 +167,8 @@ impl Keeper {
                 name: String::new(),
                 dry_run: false,
                 validation: FieldValidation::Ignore,
+                manager: "vetch".to_owned(),
+                applies: false,
             };
             let every = ListOptions::parse(row, &Query::parse(""))?;
             loop {

@@ -72,6 +72,8 @@ impl ApiServer {
             name: target.name.to_owned(),
             dry_run: false,
             validation: FieldValidation::Ignore,
+            manager: "vetch".to_owned(),
+            applies: false,
         })
     }
 

@@ -8,6 +8,7 @@ use super::{
     admission::{self, Operation},
     cache::{self, Object},
     metadata,
+    patch::managed::{self, Manager},
     query::FieldValidation,
     registry::{Causes, Resource, custom::schema},
     request::User,
@@ -27,6 +28,10 @@ pub struct Writing {
     pub name: String,
     pub dry_run: bool,
     pub validation: FieldValidation,
+    /// In whose name fields are owned.
+    pub manager: String,
+    /// A server-side apply, which says itself who owns what.
+    pub applies: bool,
 }
 
 /// A write that went through.
@@ -157,7 +162,11 @@ impl ApiServer {
         mut warnings: Vec<String>,
     ) -> Result<Written, Status> {
         let row = writing.row;
+        let owners = object["metadata"]["managedFields"].take();
         metadata::prepare_create(row, &writing.namespace, &mut object)?;
+        if writing.applies {
+            metadata::of(&mut object).insert("managedFields".to_owned(), owners);
+        }
         row.prepare_create(&mut object);
         row.default_values(&mut object);
         let name = metadata::text(&object, "name").to_owned();
@@ -246,6 +255,14 @@ impl ApiServer {
         if row.behaviour.generation && spec_differs(&object, &old.value) {
             let generation = old.value["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
             metadata::of(&mut object).insert("generation".to_owned(), json!(generation));
+        }
+        if !writing.applies {
+            let manager = Manager {
+                name: &writing.manager,
+                subresource: writing.subresource.as_deref().unwrap_or_default(),
+                now: &metadata::now(),
+            };
+            managed::updated(row, &old.value, &mut object, manager);
         }
         self.admit_last(
             writing,

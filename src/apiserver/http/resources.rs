@@ -14,9 +14,10 @@ use crate::apiserver::{
     negotiate::{self, CUSTOM, CUSTOM_WATCHES, Format, OBJECTS, WATCHES},
     patch::PatchType,
     registry::{Resource, Subresource},
+    request::{Attributes, Target},
     server::ApiServer,
     special::Call,
-    status::{Reason, Status},
+    status::{Cause, CauseType, Reason, Status},
     verbs::{self, Deleted, ListOptions, WatchOptions},
     write::{Writing, Written, api_version},
 };
@@ -73,6 +74,8 @@ impl Frontend {
             name: path.name.clone().unwrap_or_default(),
             dry_run: incoming.query.dry_run()?,
             validation: incoming.query.field_validation()?,
+            manager: incoming.manager(),
+            applies: false,
         };
         let method = incoming.method.clone();
         match (method, path.name.is_some(), path.subresource.as_deref()) {
@@ -102,6 +105,9 @@ impl Frontend {
                     header_text(&incoming.headers, &header::CONTENT_TYPE).unwrap_or_default(),
                 )?;
                 let body = read(body).await?;
+                if kind == PatchType::Apply {
+                    return self.apply(&incoming, writing, &body).await;
+                }
                 one(
                     &incoming,
                     path.row,
@@ -224,6 +230,54 @@ impl Frontend {
         let (value, duplicates) = decode(&incoming.headers, body, row.type_name)?;
         let written = verbs::create(&self.server, writing, value, duplicates, Vec::new()).await?;
         one(incoming, row, 201, written)
+    }
+
+    /// Server-side apply; making an object needs the right to.
+    async fn apply(
+        &self,
+        incoming: &Incoming,
+        writing: Writing,
+        body: &[u8],
+    ) -> Result<Response<Body>, Status> {
+        let row = writing.row;
+        if incoming.query.get("fieldManager").is_none_or(str::is_empty) {
+            let cause = Cause {
+                reason: CauseType::FieldValueRequired,
+                message: "Required value: is required for apply patch".to_owned(),
+                field: "fieldManager".to_owned(),
+            };
+            return Err(Status::invalid(
+                "meta.k8s.io",
+                "PatchOptions",
+                "",
+                vec![cause],
+            ));
+        }
+        let writing = Writing {
+            applies: true,
+            ..writing
+        };
+        let there = self
+            .server
+            .read(row, &writing.namespace, &writing.name)
+            .await;
+        if there.is_err() {
+            let creates = Attributes {
+                verb: "create".to_owned(),
+                target: Target::Resource {
+                    group: row.group.to_owned(),
+                    version: row.version.to_owned(),
+                    resource: row.plural.to_owned(),
+                    subresource: writing.subresource.clone(),
+                    namespace: (!writing.namespace.is_empty()).then(|| writing.namespace.clone()),
+                    name: Some(writing.name.clone()),
+                },
+            };
+            self.authorize(&incoming.user, &creates).await?;
+        }
+        let force = incoming.query.flag("force");
+        let (written, new) = verbs::apply(&self.server, &writing, body, force).await?;
+        one(incoming, row, if new { 201 } else { 200 }, written)
     }
 
     async fn delete(
@@ -364,6 +418,9 @@ impl Frontend {
                 let kind = PatchType::parse(
                     header_text(&incoming.headers, &header::CONTENT_TYPE).unwrap_or_default(),
                 )?;
+                if kind == PatchType::Apply {
+                    return self.apply(incoming, writing.clone(), &body).await;
+                }
                 verbs::patch(server, writing, kind, &body).await?
             }
         };
@@ -384,6 +441,22 @@ impl Incoming {
             None => browser(),
         };
         negotiate::negotiate(header_text(&self.headers, &header::ACCEPT), pretty, offer)
+    }
+
+    /// Who owns the fields that this request sets: by parameter, or by the client's name.
+    fn manager(&self) -> String {
+        let named = self
+            .query
+            .get("fieldManager")
+            .filter(|name| !name.is_empty());
+        let agent = header_text(&self.headers, &header::USER_AGENT).unwrap_or_default();
+        let name = named.unwrap_or_else(|| agent.split('/').next().unwrap_or_default());
+        let name: String = name.chars().take(128).collect();
+        if name.is_empty() {
+            "unknown".to_owned()
+        } else {
+            name
+        }
     }
 
     fn include(&self) -> Result<Include, Status> {
