@@ -146,7 +146,7 @@ impl Documents {
             let (bytes, hash) = self.made(rows, "v2.pb", || {
                 openapi::v2_protobuf(&openapi::v2(&rows.all()))
             });
-            return tagged(headers, OPENAPI_V2_PROTOBUF, bytes, &hash);
+            return tagged(headers, openapi::V2_PROTOBUF, bytes, &hash);
         }
         let (bytes, hash) = self.made(rows, "v2", || {
             openapi::v2(&rows.all()).to_string().into_bytes()

@@ -4,7 +4,9 @@
 //! that two writes never share the last of something, also with several servers. What was taken
 //! in vain, and what a deletion gives back, is found by counting again: after each change in a
 //! namespace with quotas, one count at a time for each namespace.
-//! Always true: objects of writes under way are part of every count.
+//! Always true: new objects under way to the store are part of every count, and in a namespace
+//! either something is taken or something is counted. (With several servers a count does not know
+//! what the others have under way.)
 
 mod usage;
 
@@ -37,6 +39,8 @@ pub struct Quotas {
 struct Shared {
     objects: Arc<Late>,
     state: Mutex<State>,
+    /// One for each namespace that has had a quota: held while taking and while counting.
+    locks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 #[derive(Default)]
@@ -53,6 +57,7 @@ impl Quotas {
             shared: Arc::new(Shared {
                 objects,
                 state: Mutex::default(),
+                locks: Mutex::default(),
             }),
         }
     }
@@ -101,6 +106,10 @@ impl Plugin for Quotas {
         if quotas.is_empty() {
             return Ok(());
         }
+        let lock = self.shared.lock(request.namespace);
+        let _taking = lock.lock().await;
+        // Again, now that nobody else takes or counts.
+        let quotas = lookup.list(QUOTAS, request.namespace).await;
         let mut delta = usage::of(request.resource, object);
         if let Some(old) = request.old {
             for (name, before) in usage::of(request.resource, old) {
@@ -187,7 +196,7 @@ impl Quotas {
         }
         if amounts(quota, "status.hard") != hard {
             // Not counted yet.
-            self.shared.count(request.namespace).await?;
+            self.shared.count_locked(request.namespace).await?;
         }
         let change = |quota: &mut Value| {
             let mut used = amounts(quota, "status.used");
@@ -271,8 +280,20 @@ impl Shared {
         });
     }
 
+    fn lock(&self, namespace: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        locks.entry(namespace.to_owned()).or_default().clone()
+    }
+
     /// Writes what every quota of the namespace limits and what is used of it.
     async fn count(&self, namespace: &str) -> Result<(), Status> {
+        let lock = self.lock(namespace);
+        let _counting = lock.lock().await;
+        self.count_locked(namespace).await
+    }
+
+    /// The namespace's lock is held.
+    async fn count_locked(&self, namespace: &str) -> Result<(), Status> {
         let objects = self.objects.get()?;
         for quota in objects.list(QUOTAS, namespace).await {
             let hard = amounts(&quota, "spec.hard");
