@@ -39,6 +39,11 @@ pub const OBJECTS: Offer = Offer {
     views: &[View::Whole, View::Table, View::Metadata],
     yaml: true,
 };
+/// Answers that are made on request: there is no table of them.
+pub const ANSWERS: Offer = Offer {
+    views: &[View::Whole],
+    ..OBJECTS
+};
 /// Custom resources have no protobuf form.
 pub const CUSTOM: Offer = Offer {
     protobuf: false,

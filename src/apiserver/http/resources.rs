@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{Body, Frontend, Incoming, ResourcePath, answer, full, header_text, not_allowed};
 use crate::apiserver::{
     encode::{self, Encoded, Frames, Include},
-    negotiate::{self, CUSTOM, CUSTOM_WATCHES, Format, OBJECTS, WATCHES},
+    negotiate::{self, ANSWERS, CUSTOM, CUSTOM_WATCHES, Format, OBJECTS, WATCHES},
     patch::PatchType,
     registry::{Resource, Subresource},
     request::{Attributes, Target},
@@ -201,6 +201,7 @@ impl Frontend {
     ) -> Result<Response<Body>, Status> {
         let row = writing.row;
         if let Some(special) = self.server.special(row, subresource) {
+            let wanted = incoming.wanted(ANSWERS)?;
             let (type_name, version, kind) = body_type(row, subresource);
             let (mut value, _) = decode(&incoming.headers, body, &type_name)?;
             fill_kind(&mut value, &version, &kind);
@@ -221,7 +222,7 @@ impl Frontend {
                 Some("Status") => "io.k8s.apimachinery.pkg.apis.meta.v1.Status".to_owned(),
                 _ => type_name,
             };
-            let encoded = encode::plain(&answer, &answer_type, incoming.wanted(OBJECTS)?.format)?;
+            let encoded = encode::plain(&answer, &answer_type, wanted.format)?;
             return Ok(respond(incoming, 201, encoded, &[]));
         }
         if subresource.is_some() || !writing.name.is_empty() || !row.verbs.contains(&"create") {

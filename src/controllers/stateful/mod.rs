@@ -48,8 +48,8 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
         written: Written::default(),
     };
     Loop::new(controller, &sets)
-        .watch(&pods, |pod| owner_key(pod))
-        .watch(&revisions, |revision| owner_key(revision))
+        .watch(&pods, owner_key)
+        .watch(&revisions, owner_key)
         .run(WORKERS, shutdown)
         .await;
 }

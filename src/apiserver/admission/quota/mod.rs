@@ -114,7 +114,7 @@ impl Plugin for Quotas {
         if let Some(old) = request.old {
             for (name, before) in usage::of(request.resource, old) {
                 let now = delta.entry(name).or_insert_with(|| Quantity::from_value(0));
-                *now = *now - before;
+                *now -= before;
             }
         }
         for quota in quotas {

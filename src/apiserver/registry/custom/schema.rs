@@ -420,7 +420,7 @@ fn objects(
         }
         if own.is_object() {
             // A null that may not be there counts as absent.
-            if !(member.is_null() && !is(own, "nullable")) {
+            if !member.is_null() || is(own, "nullable") {
                 check(own, member, &inner, causes);
             }
         } else if schema["additionalProperties"].is_object() {
