@@ -4,14 +4,15 @@
 use std::{error::Error, sync::Arc, time::Duration};
 
 use k8s_openapi::api::{
-    apps::v1::{DaemonSet, Deployment},
+    apps::v1::{DaemonSet, Deployment, StatefulSet},
     batch::v1::Job,
-    core::v1::{ConfigMap, Namespace, Node, Pod, Service},
+    core::v1::{ConfigMap, Namespace, Node, Pod, ResourceQuota, Service},
     discovery::v1::EndpointSlice,
 };
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -346,6 +347,153 @@ async fn a_pod_that_fits_nowhere_says_why() -> TestResult {
         Ok(status.conditions.iter().flatten().any(|condition| {
             condition.type_ == "PodScheduled" && condition.message.as_deref() == Some(words)
         }))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stateful_set_starts_in_order_and_rolls_from_the_top() -> TestResult {
+    let lab = Lab::new().await?;
+    let params = PostParams::default();
+    let sets: Api<StatefulSet> = lab.api("default");
+    let pods: Api<Pod> = lab.api("default");
+    let set = workload("s", json!({"replicas": 3, "serviceName": "s"}));
+    sets.create(&params, &object(set)?).await?;
+    let settled = |set: &StatefulSet| {
+        set.status.as_ref().is_some_and(|status| {
+            status.observed_generation == set.metadata.generation
+                && (status.ready_replicas, status.updated_replicas) == (Some(3), Some(3))
+                && status.current_revision == status.update_revision
+        })
+    };
+    until("three pods are ready", || async {
+        Ok(settled(&sets.get("s").await?))
+    })
+    .await?;
+    let hash = |pod: &Pod| pod.labels().get("controller-revision-hash").cloned();
+    let first = hash(&pods.get("s-0").await?);
+    let other = json!({"spec": {"template": {"metadata": {"annotations": {"a": "b"}}}}});
+    sets.patch("s", &PatchParams::default(), &Patch::Merge(other))
+        .await?;
+    until("all pods are of the new template", || async {
+        let rolled = hash(&pods.get("s-0").await.ok().unwrap_or_default()) != first;
+        Ok(rolled && settled(&sets.get("s").await?))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quota_counts_and_refuses() -> TestResult {
+    let lab = Lab::new().await?;
+    let params = PostParams::default();
+    let quotas: Api<ResourceQuota> = lab.api("default");
+    let maps: Api<ConfigMap> = lab.api("default");
+    let hard = json!({"metadata": {"name": "q"}, "spec": {"hard": {"count/configmaps": "3"}}});
+    quotas.create(&params, &object(hard)?).await?;
+    let used = |count: &'static str| {
+        let quotas = quotas.clone();
+        move || {
+            let quotas = quotas.clone();
+            async move {
+                let status = quotas.get("q").await?.status.unwrap_or_default();
+                let used = status.used.unwrap_or_default();
+                Ok(used
+                    .get("count/configmaps")
+                    .is_some_and(|one| one.0 == count))
+            }
+        }
+    };
+    until(
+        "the certificate authority's ConfigMap is counted",
+        used("1"),
+    )
+    .await?;
+    let map = |name: String| object::<ConfigMap>(json!({"metadata": {"name": name}}));
+    let made = futures::future::join_all((0..8).map(|index| {
+        let (maps, params) = (&maps, &params);
+        async move {
+            maps.create(params, &map(format!("m{index}"))?)
+                .await
+                .map_err(Into::into)
+        }
+    }))
+    .await;
+    let made: Vec<Result<ConfigMap, Box<dyn Error + Send + Sync>>> = made;
+    assert_eq!(made.iter().filter(|one| one.is_ok()).count(), 2);
+    until("two are counted", used("3")).await?;
+    let one = made.into_iter().flatten().next().ok_or("two were made")?;
+    maps.delete(&one.name_any(), &DeleteParams::default())
+        .await?;
+    until("what is gone does not count", used("2")).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_custom_resource_is_defined_used_and_gone() -> TestResult {
+    let lab = Lab::new().await?;
+    let params = PostParams::default();
+    let definitions: Api<CustomResourceDefinition> = Api::all(lab.client.clone());
+    let definition = json!({"metadata": {"name": "tabs.example.com"}, "spec": {
+        "group": "example.com", "scope": "Namespaced",
+        "names": {"plural": "tabs", "kind": "Tab"},
+        "versions": [{"name": "v1", "served": true, "storage": true, "subresources": {"status": {}},
+            "schema": {"openAPIV3Schema": {"type": "object", "properties": {
+                "spec": {"type": "object", "properties": {
+                    "size": {"type": "integer", "maximum": 5, "default": 1},
+                    "names": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}}}},
+                "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}}}],
+    }});
+    definitions.create(&params, &object(definition)?).await?;
+    until("the definition is established", || async {
+        let status = definitions.get("tabs.example.com").await?.status;
+        let conditions = status.unwrap_or_default().conditions.unwrap_or_default();
+        Ok(conditions
+            .iter()
+            .any(|one| one.type_ == "Established" && one.status == "True"))
+    })
+    .await?;
+    let kind = kube::core::ApiResource::from_gvk_with_plural(
+        &kube::core::GroupVersionKind::gvk("example.com", "v1", "Tab"),
+        "tabs",
+    );
+    let tabs: Api<DynamicObject> = Api::namespaced_with(lab.client.clone(), "default", &kind);
+    let apply = PatchParams::apply("me");
+    let tab = |spec: Value| json!({"apiVersion": "example.com/v1", "kind": "Tab", "metadata": {"name": "t"}, "spec": spec});
+    let made = tabs
+        .patch(
+            "t",
+            &apply,
+            &Patch::Apply(tab(json!({"names": ["a", "b"]}))),
+        )
+        .await?;
+    assert_eq!(made.data["spec"], json!({"names": ["a", "b"], "size": 1}));
+    let fewer = tab(json!({"names": ["b"]}));
+    let made = tabs.patch("t", &apply, &Patch::Apply(&fewer)).await?;
+    assert_eq!(made.data["spec"]["names"], json!(["b"]));
+    let taken = tab(json!({"size": 3}));
+    let refused = tabs
+        .patch(
+            "t",
+            &PatchParams::apply("other"),
+            &Patch::Apply(tab(json!({"names": ["b"], "size": 9}))),
+        )
+        .await;
+    assert!(refused.is_err(), "over the maximum");
+    tabs.patch("t", &PatchParams::apply("other"), &Patch::Apply(&taken))
+        .await?;
+    let conflict = tabs
+        .patch(
+            "t",
+            &apply,
+            &Patch::Apply(tab(json!({"names": ["b"], "size": 4}))),
+        )
+        .await;
+    assert!(conflict.is_err_and(|error| error.to_string().contains("conflict with \"other\"")));
+    definitions
+        .delete("tabs.example.com", &DeleteParams::default())
+        .await?;
+    until("the definition and its objects are gone", || async {
+        Ok(definitions.get_opt("tabs.example.com").await?.is_none()
+            && tabs.get_opt("t").await?.is_none())
     })
     .await
 }

@@ -9,7 +9,7 @@ use futures::future::try_join_all;
 use serde_json::{Value, json};
 
 use super::{
-    authz,
+    admission, authz,
     objects::{Named, Objects},
     registry::{kinds, table},
     server::ApiServer,
@@ -26,6 +26,7 @@ pub async fn write(server: &ApiServer, config: &Config, ca_pem: &str) -> Result<
     // All at once, so that the store syncs them together.
     ensure_all(server, authz::bootstrap::objects()).await?;
     let mut objects = service(config)?.to_vec();
+    objects.extend(admission::system_classes());
     objects.push(json!({
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},

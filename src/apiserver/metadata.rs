@@ -138,6 +138,7 @@ pub fn prepare_update(new: &mut Value, old: &Value) {
         "deletionGracePeriodSeconds",
         "generation",
         "generateName",
+        "managedFields",
     ] {
         match old_metadata.get(name) {
             Some(value) => metadata.insert(name.to_owned(), value.clone()),
@@ -145,7 +146,6 @@ pub fn prepare_update(new: &mut Value, old: &Value) {
         };
     }
     metadata.remove("selfLink");
-    metadata.remove("managedFields");
 }
 
 /// Rules for names, labels, annotations, finalizers and owners.

@@ -39,9 +39,23 @@ pub const OBJECTS: Offer = Offer {
     views: &[View::Whole, View::Table, View::Metadata],
     yaml: true,
 };
+/// Answers that are made on request: there is no table of them.
+pub const ANSWERS: Offer = Offer {
+    views: &[View::Whole],
+    ..OBJECTS
+};
+/// Custom resources have no protobuf form.
+pub const CUSTOM: Offer = Offer {
+    protobuf: false,
+    ..OBJECTS
+};
 pub const WATCHES: Offer = Offer {
     yaml: false,
     ..OBJECTS
+};
+pub const CUSTOM_WATCHES: Offer = Offer {
+    yaml: false,
+    ..CUSTOM
 };
 pub const DOCUMENTS: Offer = Offer {
     protobuf: false,
@@ -101,7 +115,7 @@ fn serve(clause: &str, pretty: bool, offer: Offer) -> Option<Wanted> {
     let format = match media {
         "application/json" | "application/*" | "*/*" => Format::Json { pretty },
         "application/yaml" if offer.yaml => Format::Yaml,
-        "application/vnd.kubernetes.protobuf" if offer.protobuf => Format::Protobuf,
+        "application/vnd.kubernetes.protobuf" => Format::Protobuf,
         _ => return None,
     };
     let view = match (kind, group, version) {
@@ -113,9 +127,9 @@ fn serve(clause: &str, pretty: bool, offer: Offer) -> Option<Wanted> {
         ("APIGroupDiscoveryList", "apidiscovery.k8s.io", "v2") => View::Discovery,
         _ => return None,
     };
-    offer
-        .views
-        .contains(&view)
+    // Metadata has a type also where the whole object has none.
+    let has_type = offer.protobuf || view == View::Metadata;
+    (offer.views.contains(&view) && (format != Format::Protobuf || has_type))
         .then_some(Wanted { format, view })
 }
 

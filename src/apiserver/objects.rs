@@ -7,7 +7,11 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{request::User, status::Status};
+use super::{
+    registry::{Resource, table},
+    request::User,
+    status::Status,
+};
 
 /// Reads current objects, fresh as of the last finished write.
 #[async_trait::async_trait]
@@ -16,6 +20,11 @@ pub trait Lookup: Send + Sync {
 
     /// Namespace empty: all namespaces.
     async fn list(&self, plural: &str, namespace: &str) -> Vec<Arc<Value>>;
+
+    /// The row of `pods` or `deployments.apps`.
+    fn row(&self, plural: &str) -> Option<&'static Resource> {
+        table::by_plural(plural)
+    }
 
     /// Rises with every change to an object of that kind, so that indexes are rebuilt only then.
     fn changed(&self, plural: &str) -> u64;

@@ -9,7 +9,7 @@ use super::{
     cache::{self, Cache, Object},
     objects::{Lookup, Named, Objects},
     query::FieldValidation,
-    registry::{Resource, table},
+    registry::{Resource, custom::Rows},
     request::User,
     special::Special,
     status::{Reason, Status},
@@ -19,6 +19,7 @@ use super::{
 
 pub struct ApiServer {
     pub cache: Arc<Cache>,
+    pub rows: Rows,
     plugins: OnceLock<Vec<Arc<dyn Plugin>>>,
     specials: OnceLock<Vec<Arc<dyn Special>>>,
 }
@@ -30,6 +31,7 @@ impl ApiServer {
     pub fn new(cache: Arc<Cache>) -> Self {
         Self {
             cache,
+            rows: Rows::default(),
             plugins: OnceLock::new(),
             specials: OnceLock::new(),
         }
@@ -55,6 +57,26 @@ impl ApiServer {
             .find(|special| special.serves(row, subresource))
     }
 
+    fn row_of(&self, plural: &str) -> Result<&'static Resource, Status> {
+        self.rows
+            .by_plural(plural)
+            .ok_or_else(|| Status::internal(format!("no resource {plural}")))
+    }
+
+    fn writing(&self, user: &User, target: Named<'_>) -> Result<Writing, Status> {
+        Ok(Writing {
+            user: user.clone(),
+            row: self.row_of(target.plural)?,
+            subresource: (!target.subresource.is_empty()).then(|| target.subresource.to_owned()),
+            namespace: target.namespace.to_owned(),
+            name: target.name.to_owned(),
+            dry_run: false,
+            validation: FieldValidation::Ignore,
+            manager: "vetch".to_owned(),
+            applies: false,
+        })
+    }
+
     /// An object in the form of `row`, as fresh as the last finished write.
     pub async fn read(
         &self,
@@ -73,6 +95,9 @@ impl ApiServer {
 
 /// The object in the form of the row's version.
 pub fn shown(row: &Resource, object: Arc<Object>) -> Arc<Object> {
+    if let Some(custom) = row.custom {
+        return custom.shown(row, object);
+    }
     match row.convert {
         None => object,
         Some(convert) => {
@@ -83,19 +108,18 @@ pub fn shown(row: &Resource, object: Arc<Object>) -> Arc<Object> {
     }
 }
 
-fn row(plural: &str) -> Result<&'static Resource, Status> {
-    table::by_plural(plural).ok_or_else(|| Status::internal(format!("no resource {plural}")))
-}
-
 #[async_trait::async_trait]
 impl Lookup for ApiServer {
     async fn get(&self, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
-        let object = self.read(row(plural).ok()?, namespace, name).await.ok()?;
+        let object = self
+            .read(self.row_of(plural).ok()?, namespace, name)
+            .await
+            .ok()?;
         Some(object.value.clone())
     }
 
     async fn list(&self, plural: &str, namespace: &str) -> Vec<Arc<Value>> {
-        let Ok(row) = row(plural) else {
+        let Ok(row) = self.row_of(plural) else {
             return Vec::new();
         };
         self.cache.caught_up().await;
@@ -107,21 +131,14 @@ impl Lookup for ApiServer {
             .collect()
     }
 
-    fn changed(&self, plural: &str) -> u64 {
-        row(plural).map_or(0, |row| self.cache.kind(row.storage).last_change())
+    fn row(&self, plural: &str) -> Option<&'static Resource> {
+        self.rows.by_plural(plural)
     }
-}
 
-fn writing(user: &User, target: Named<'_>) -> Result<Writing, Status> {
-    Ok(Writing {
-        user: user.clone(),
-        row: row(target.plural)?,
-        subresource: (!target.subresource.is_empty()).then(|| target.subresource.to_owned()),
-        namespace: target.namespace.to_owned(),
-        name: target.name.to_owned(),
-        dry_run: false,
-        validation: FieldValidation::Ignore,
-    })
+    fn changed(&self, plural: &str) -> u64 {
+        self.row_of(plural)
+            .map_or(0, |row| self.cache.kind(row.storage).last_change())
+    }
 }
 
 #[async_trait::async_trait]
@@ -141,7 +158,7 @@ impl Objects for ApiServer {
         };
         let written = verbs::create(
             self,
-            &writing(user, target)?,
+            &self.writing(user, target)?,
             object,
             Vec::new(),
             Vec::new(),
@@ -157,7 +174,7 @@ impl Objects for ApiServer {
         trusted: bool,
         change: &(dyn for<'v> Fn(&'v mut Value) -> Result<(), Status> + Send + Sync),
     ) -> Result<Value, Status> {
-        let writing = writing(user, target)?;
+        let writing = self.writing(user, target)?;
         for _ in 0..RETRIES {
             let old = self
                 .read(writing.row, target.namespace, target.name)
@@ -187,7 +204,7 @@ impl Objects for ApiServer {
         target: Named<'_>,
         options: Value,
     ) -> Result<Value, Status> {
-        let deleted = verbs::delete(self, &writing(user, target)?, &options).await?;
+        let deleted = verbs::delete(self, &self.writing(user, target)?, &options).await?;
         Ok((*deleted.object().value).clone())
     }
 }

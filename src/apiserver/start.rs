@@ -19,6 +19,7 @@ use super::{
     },
     bootstrap,
     cache::Cache,
+    definitions::Keeper,
     http::{self, Documents, Frontend},
     request::User,
     server::ApiServer,
@@ -120,7 +121,9 @@ impl Handle {
         let guard: Arc<dyn Plugin> = Arc::new(EscalationGuard(self.authorizer.clone()));
         self.server
             .set_plugins(std::iter::once(guard).chain(plugins).collect());
-        bootstrap::write(&self.server, &self.config, &self.ca_pem).await
+        bootstrap::write(&self.server, &self.config, &self.ca_pem).await?;
+        Keeper::start(&self.server).await;
+        Ok(())
     }
 
     /// A client inside this process.

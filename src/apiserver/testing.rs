@@ -115,5 +115,6 @@ pub fn row(group: &'static str, plural: &'static str, kind: &'static str) -> Res
         fields: &[],
         behaviour: PLAIN,
         convert: None,
+        custom: None,
     }
 }

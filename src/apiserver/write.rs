@@ -8,8 +8,9 @@ use super::{
     admission::{self, Operation},
     cache::{self, Object},
     metadata,
+    patch::managed::{self, Manager},
     query::FieldValidation,
-    registry::{Causes, Resource},
+    registry::{Causes, Resource, custom::schema},
     request::User,
     server::ApiServer,
     status::{Reason, Status},
@@ -27,6 +28,10 @@ pub struct Writing {
     pub name: String,
     pub dry_run: bool,
     pub validation: FieldValidation,
+    /// In whose name fields are owned.
+    pub manager: String,
+    /// A server-side apply, which says itself who owns what.
+    pub applies: bool,
 }
 
 /// A write that went through.
@@ -58,16 +63,40 @@ impl Writing {
         duplicates: &[String],
         warnings: &mut Vec<String>,
     ) -> Result<(), Status> {
-        let ty = self.type_of()?;
-        if let Some(error) = proto::type_errors(ty, object).first() {
+        let (ty, mut unknown) = match self.row.custom {
+            // Of a custom resource only the metadata has a type; the schema knows the rest.
+            Some(custom) => (None, schema::prune(&custom.schema, object)),
+            None => (Some(self.type_of()?), Vec::new()),
+        };
+        let holder = proto::schema()
+            .get("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")
+            .ok_or_else(|| Status::internal("no schema for metadata"))?;
+        let first = match ty {
+            Some(ty) => proto::type_errors(ty, object).into_iter().next(),
+            None if object["metadata"].is_null() => None,
+            None => proto::type_errors(holder, &object["metadata"])
+                .into_iter()
+                .next(),
+        };
+        if let Some(error) = first {
             let what = format!(
                 "{} in version {:?} cannot be handled as a {}: {error}",
                 self.row.kind, self.row.version, self.row.kind
             );
             return Err(Status::bad_request(what));
         }
-        let unknown = proto::prune(ty, object);
-        proto::normalize(ty, object);
+        match ty {
+            Some(ty) => {
+                unknown = proto::prune(ty, object);
+                proto::normalize(ty, object);
+            }
+            None => {
+                let metadata = &mut object["metadata"];
+                let more = proto::prune(holder, metadata);
+                unknown.extend(more.into_iter().map(|path| format!("metadata.{path}")));
+                proto::normalize(holder, metadata);
+            }
+        }
         let complaints: Vec<String> = unknown
             .iter()
             .map(|path| format!("unknown field {path:?}"))
@@ -133,9 +162,13 @@ impl ApiServer {
         mut warnings: Vec<String>,
     ) -> Result<Written, Status> {
         let row = writing.row;
+        let owners = object["metadata"]["managedFields"].take();
         metadata::prepare_create(row, &writing.namespace, &mut object)?;
-        (row.behaviour.prepare_create)(&mut object);
-        (row.behaviour.default)(&mut object);
+        if writing.applies {
+            metadata::of(&mut object).insert("managedFields".to_owned(), owners);
+        }
+        row.prepare_create(&mut object);
+        row.default_values(&mut object);
         let name = metadata::text(&object, "name").to_owned();
         self.admit(
             writing,
@@ -146,11 +179,11 @@ impl ApiServer {
             &mut warnings,
         )
         .await?;
-        (row.behaviour.default)(&mut object);
+        row.default_values(&mut object);
         let checked = async {
             let mut causes = Causes::default();
             metadata::validate(row, &object, &mut causes);
-            (row.behaviour.validate)(&object, &mut causes);
+            row.validate(&object, &mut causes);
             self.refuse(writing, &name, causes)?;
             self.admit_last(
                 writing,
@@ -182,6 +215,10 @@ impl ApiServer {
         };
         if writing.dry_run {
             self.release(writing, &object).await;
+        } else {
+            for plugin in self.plugins() {
+                plugin.created(row, &object).await;
+            }
         }
         self.written(writing, &name, object, revision, warnings)
     }
@@ -196,7 +233,7 @@ impl ApiServer {
     ) -> Result<Written, Status> {
         let row = writing.row;
         let name = &writing.name;
-        (row.behaviour.default)(&mut object);
+        row.default_values(&mut object);
         self.admit(
             writing,
             Operation::Update,
@@ -206,15 +243,27 @@ impl ApiServer {
             &mut warnings,
         )
         .await?;
-        (row.behaviour.default)(&mut object);
+        row.default_values(&mut object);
         let mut causes = Causes::default();
         metadata::validate(row, &object, &mut causes);
         added_finalizers(&object, &old.value, &mut causes);
-        (row.behaviour.validate)(&object, &mut causes);
+        row.validate(&object, &mut causes);
         if writing.subresource.is_none() {
             (row.behaviour.validate_update)(&object, &old.value, &mut causes);
         }
         self.refuse(writing, name, causes)?;
+        if row.behaviour.generation && spec_differs(&object, &old.value) {
+            let generation = old.value["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
+            metadata::of(&mut object).insert("generation".to_owned(), json!(generation));
+        }
+        if !writing.applies {
+            let manager = Manager {
+                name: &writing.manager,
+                subresource: writing.subresource.as_deref().unwrap_or_default(),
+                now: &metadata::now(),
+            };
+            managed::updated(row, &old.value, &mut object, manager);
+        }
         self.admit_last(
             writing,
             Operation::Update,
@@ -227,7 +276,7 @@ impl ApiServer {
         self.store_changed(writing, object, old, warnings).await
     }
 
-    /// Commits a change that is past all checks. One that changes nothing keeps its revision; the
+    /// Commits a change that is past all checks; the generation is the caller's. One that changes nothing keeps its revision; the
     /// last finalizer gone from a terminating object removes it.
     pub async fn store_changed(
         &self,
@@ -237,10 +286,6 @@ impl ApiServer {
         warnings: Vec<String>,
     ) -> Result<Written, Status> {
         let row = writing.row;
-        if row.behaviour.generation && spec_differs(&object, &old.value) {
-            let generation = old.value["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
-            metadata::of(&mut object).insert("generation".to_owned(), json!(generation));
-        }
         metadata::of(&mut object).insert(
             "resourceVersion".to_owned(),
             json!(old.revision.to_string()),
@@ -265,6 +310,9 @@ impl ApiServer {
         let revision = self
             .commit(row, writing.key(&writing.name), expect, &object)
             .await?;
+        for plugin in self.plugins() {
+            plugin.replaced(row, &old.value, &object).await;
+        }
         self.written(writing, &writing.name, object, revision, warnings)
     }
 
@@ -280,6 +328,9 @@ impl ApiServer {
         metadata::of(&mut stored).remove("resourceVersion");
         if let Some(convert) = row.convert {
             (convert.to_stored)(&mut stored);
+        }
+        if let Some(custom) = row.custom {
+            custom.to_stored(&mut stored);
         }
         let value = serde_json::to_vec(&stored)
             .map_err(Status::internal)?

@@ -4,8 +4,11 @@
 //! client and the informers only.
 //! Always true: every controller may be stopped at any moment and goes on from what the API shows.
 
+mod cluster_role;
+mod cron_job;
 mod daemon;
 mod deployment;
+mod disruption;
 mod endpoint;
 mod endpoints;
 mod endpointslice;
@@ -25,6 +28,7 @@ mod revisions;
 mod root_ca;
 mod service_account;
 mod shared;
+mod stateful;
 mod ttl_after_finished;
 mod written;
 
@@ -55,5 +59,9 @@ pub async fn run(informers: Informers, config: Config, shutdown: CancellationTok
         pod_gc::run(informers.clone(), shutdown.clone()),
         ttl_after_finished::run(informers.clone(), shutdown.clone()),
         garbage::run(informers.clone(), shutdown.clone()),
+        cluster_role::run(informers.clone(), shutdown.clone()),
+        stateful::run(informers.clone(), shutdown.clone()),
+        cron_job::run(informers.clone(), shutdown.clone()),
+        disruption::run(informers.clone(), shutdown.clone()),
     );
 }

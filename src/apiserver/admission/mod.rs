@@ -8,6 +8,7 @@ mod lifecycle;
 mod limits;
 mod parts;
 mod priority;
+mod quota;
 mod requester;
 mod runtime_class;
 mod service;
@@ -40,7 +41,9 @@ pub fn chain(objects: Arc<Late>, config: ServiceConfig) -> Vec<Arc<dyn Plugin>> 
         Arc::new(parts::Parts),
         Arc::new(requester::CertificateRequester),
         // Last, so that nothing is taken for an object that another plugin refuses.
-        Arc::new(service::Allocator::new(objects, config)),
+        Arc::new(service::Allocator::new(objects.clone(), config)),
+        // Checks after all have validated: nothing but the commit is left to fail.
+        Arc::new(quota::Quotas::new(objects)),
     ]
 }
 
@@ -94,6 +97,12 @@ pub trait Plugin: Send + Sync {
     /// After an allowed object was not written after all, or was deleted: gives back what `mutate`
     /// took (an address, a port).
     async fn release(&self, _resource: &Resource, _object: &Value) {}
+
+    /// After a new object was stored.
+    async fn created(&self, _resource: &Resource, _object: &Value) {}
+
+    /// After `new` was stored over `old`: gives back what only `old` had.
+    async fn replaced(&self, _resource: &Resource, _old: &Value, _new: &Value) {}
 }
 
 impl Request<'_> {

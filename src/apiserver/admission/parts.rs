@@ -94,19 +94,31 @@ fn set_conditions(csr: &mut Value, conditions: Vec<Value>) {
     }
 }
 
-/// The old request with the new verdicts, stamped.
+/// The old request with the new conditions, stamped, and the new labels and annotations. What
+/// was once said stays.
 fn approved(new: &Value, old: &Value) -> Value {
     let now = jiff::Timestamp::now()
         .strftime("%Y-%m-%dT%H:%M:%SZ")
         .to_string();
-    let mut given = verdicts(new);
+    let mut given = items(new, "status.conditions").to_vec();
     for condition in &mut given {
         for stamp in ["lastUpdateTime", "lastTransitionTime"] {
             default_to(condition, stamp, json!(now));
         }
     }
-    given.extend(others(old));
+    let kept: Vec<Value> = items(old, "status.conditions")
+        .iter()
+        .filter(|held| {
+            let kind = text(held, "type");
+            !given.iter().any(|one| text(one, "type") == kind)
+        })
+        .cloned()
+        .collect();
+    given.extend(kept);
     let mut csr = old.clone();
+    for part in ["metadata.labels", "metadata.annotations"] {
+        keep(&mut csr, new, part);
+    }
     set_conditions(&mut csr, given);
     csr
 }

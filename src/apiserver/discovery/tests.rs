@@ -59,6 +59,7 @@ pub(crate) fn row(
         fields: &[],
         behaviour: PLAIN,
         convert: None,
+        custom: None,
     }
 }
 

@@ -136,6 +136,13 @@ fn envelope(row: &Resource, object: &Object) -> Result<Bytes, Status> {
     Ok(proto::wrap_envelope(&api_version(row), row.kind, raw).into())
 }
 
+fn list_kind(row: &Resource) -> String {
+    match row.custom {
+        Some(custom) => custom.list_kind.to_owned(),
+        None => format!("{}List", row.kind),
+    }
+}
+
 fn list_metadata(page: &Page) -> Map<String, Value> {
     let mut metadata = Map::new();
     metadata.insert(
@@ -154,8 +161,8 @@ fn list_metadata(page: &Page) -> Map<String, Value> {
 /// The items' shared bytes, strung together.
 fn json_list(row: &Resource, page: &Page) -> Bytes {
     let head = format!(
-        "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{},\"items\":[",
-        row.kind,
+        "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{},\"items\":[",
+        list_kind(row),
         api_version(row),
         Value::Object(list_metadata(page))
     );
@@ -170,15 +177,31 @@ fn json_list(row: &Resource, page: &Page) -> Bytes {
         if index > 0 {
             bytes.put_u8(b',');
         }
-        bytes.put_slice(object.json());
+        if row.names_kind_in_lists() {
+            bytes.put_slice(object.json());
+        } else {
+            bytes.put_u8(b'{');
+            bytes.put_slice(object.json_rest());
+        }
     }
     bytes.put_slice(b"]}\n");
     bytes.freeze()
 }
 
 fn whole_list(row: &Resource, page: &Page) -> Value {
-    let items: Vec<&Value> = page.objects.iter().map(|object| &*object.value).collect();
-    json!({"kind": format!("{}List", row.kind), "apiVersion": api_version(row), "metadata": list_metadata(page), "items": items})
+    let items: Vec<Value> = page
+        .objects
+        .iter()
+        .map(|object| {
+            let mut item = (*object.value).clone();
+            if let Some(map) = item.as_object_mut().filter(|_| !row.names_kind_in_lists()) {
+                map.remove("kind");
+                map.remove("apiVersion");
+            }
+            item
+        })
+        .collect();
+    json!({"kind": list_kind(row), "apiVersion": api_version(row), "metadata": list_metadata(page), "items": items})
 }
 
 /// `XList { 1 metadata, 2 items }` around the items' shared bytes.

@@ -35,6 +35,12 @@ fn table(row: &Resource, metadata: Value, rows: Vec<Value>) -> Value {
         columns.push(json!({"name": "Name", "type": "string", "format": "name", "priority": 0, "description": "Name of the object"}));
     }
     columns.extend(row.columns.iter().map(definition));
+    for column in row.custom.iter().flat_map(|custom| &custom.columns) {
+        columns.push(
+            json!({"name": column.name, "type": column.kind, "format": column.format,
+            "priority": column.priority, "description": column.description}),
+        );
+    }
     json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "columnDefinitions": columns, "rows": rows})
 }
 
@@ -57,6 +63,8 @@ fn line(row: &Resource, object: &Object, include: Include) -> Value {
             .iter()
             .map(|column| (column.cell)(&object.value)),
     );
+    let custom = row.custom.iter().flat_map(|custom| &custom.columns);
+    cells.extend(custom.map(|column| column.cell(&object.value)));
     match include {
         Include::None => json!({"cells": cells}),
         Include::Object => json!({"cells": cells, "object": &*object.value}),

@@ -16,7 +16,7 @@ use crate::apiserver::{
     negotiate::{self, DOCUMENTS, View},
     openapi,
     query::Query,
-    registry::kinds,
+    registry::custom::Rows,
     status::{Reason, Status},
 };
 
@@ -28,7 +28,8 @@ const OPENAPI_V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@
 pub struct Documents {
     /// `host:port` under which clients reach this server.
     pub advertise: String,
-    made: Mutex<HashMap<String, (Bytes, String)>>,
+    /// By name, with the change of the rows they are of.
+    made: Mutex<HashMap<String, (u64, Bytes, String)>>,
 }
 
 impl Documents {
@@ -39,39 +40,45 @@ impl Documents {
         }
     }
 
-    fn made(&self, name: &str, make: impl FnOnce() -> Vec<u8>) -> (Bytes, String) {
+    fn made(&self, rows: &Rows, name: &str, make: impl FnOnce() -> Vec<u8>) -> (Bytes, String) {
+        // Asked first: rows that change meanwhile make the document stale, not wrong for good.
+        let changes = rows.changes();
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        made.entry(name.to_owned())
-            .or_insert_with(|| {
-                let bytes = make();
-                let hash = Sha256::digest(&bytes)
-                    .iter()
-                    .map(|byte| format!("{byte:02X}"))
-                    .collect();
-                (bytes.into(), hash)
-            })
-            .clone()
+        if let Some((of, bytes, hash)) = made.get(name)
+            && *of == changes
+        {
+            return (bytes.clone(), hash.clone());
+        }
+        let bytes: Bytes = make().into();
+        let hash: String = Sha256::digest(&bytes)
+            .iter()
+            .map(|byte| format!("{byte:02X}"))
+            .collect();
+        made.insert(name.to_owned(), (changes, bytes.clone(), hash.clone()));
+        (bytes, hash)
     }
 
     pub(super) fn discovery(
         &self,
+        rows: &Rows,
         headers: &HeaderMap,
         parts: &[String],
     ) -> Result<Response<Body>, Status> {
         let accept = header_text(headers, &header::ACCEPT);
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
-        let rows = kinds::table();
+        let all = rows.all();
         let aggregated = matches!(parts.as_slice(), ["api"] | ["apis"]);
         let wanted = negotiate::negotiate(accept, false, DOCUMENTS)?;
         if wanted.view == View::Discovery && aggregated {
             let core = parts == ["api"];
             let (bytes, hash) = self.made(
+                rows,
                 if core {
                     "aggregated/api"
                 } else {
                     "aggregated/apis"
                 },
-                || discovery::aggregated(rows, core).to_string().into_bytes(),
+                || discovery::aggregated(&all, core).to_string().into_bytes(),
             );
             return Ok(tagged(
                 headers,
@@ -82,9 +89,9 @@ impl Documents {
         }
         let value = match parts.as_slice() {
             ["api"] => Some(discovery::api_versions(&self.advertise)),
-            ["apis"] => Some(discovery::api_group_list(rows)),
-            ["apis", group] => discovery::api_group(rows, group),
-            ["apis", group, version] => discovery::api_resource_list(rows, group, version),
+            ["apis"] => Some(discovery::api_group_list(&all)),
+            ["apis", group] => discovery::api_group(&all, group),
+            ["apis", group, version] => discovery::api_resource_list(&all, group, version),
             _ => None,
         };
         let value = value.ok_or_else(not_found)?;
@@ -99,6 +106,7 @@ impl Documents {
         headers: &HeaderMap,
         query: &Query,
     ) -> Result<Response<Body>, Status> {
+        let rows = &frontend.server.rows;
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         match parts.as_slice() {
             [""] => json_answer(&json!({"paths": PATHS})),
@@ -119,45 +127,50 @@ impl Documents {
                 let bytes = encode::text(JSON, &authn::jwks(frontend.authenticator.issuer()))?;
                 Ok(answer(200, "application/jwk-set+json", full(bytes)))
             }
-            ["openapi", "v2"] => Ok(self.openapi_v2(headers)),
-            ["openapi", "v3"] => self.openapi_v3_index(),
-            ["openapi", "v3", "api", version] => self.openapi_v3(headers, query, "", version),
+            ["openapi", "v2"] => Ok(self.openapi_v2(rows, headers)),
+            ["openapi", "v3"] => self.openapi_v3_index(rows),
+            ["openapi", "v3", "api", version] => {
+                self.openapi_v3(rows, headers, query, ("", version))
+            }
             ["openapi", "v3", "apis", group, version] => {
-                self.openapi_v3(headers, query, group, version)
+                self.openapi_v3(rows, headers, query, (group, version))
             }
             _ => Err(not_found()),
         }
     }
 
-    fn openapi_v2(&self, headers: &HeaderMap) -> Response<Body> {
-        let rows = kinds::table();
+    fn openapi_v2(&self, rows: &Rows, headers: &HeaderMap) -> Response<Body> {
         let protobuf = header_text(headers, &header::ACCEPT)
             .is_some_and(|accept| accept.contains(OPENAPI_V2_PROTOBUF));
         if protobuf {
-            let (bytes, hash) = self.made("v2.pb", || openapi::v2_protobuf(&openapi::v2(rows)));
-            return tagged(headers, OPENAPI_V2_PROTOBUF, bytes, &hash);
+            let (bytes, hash) = self.made(rows, "v2.pb", || {
+                openapi::v2_protobuf(&openapi::v2(&rows.all()))
+            });
+            return tagged(headers, openapi::V2_PROTOBUF, bytes, &hash);
         }
-        let (bytes, hash) = self.made("v2", || openapi::v2(rows).to_string().into_bytes());
+        let (bytes, hash) = self.made(rows, "v2", || {
+            openapi::v2(&rows.all()).to_string().into_bytes()
+        });
         tagged(headers, "application/json", bytes, &hash)
     }
 
-    fn document_v3(&self, group: &str, version: &str) -> (Bytes, String) {
-        self.made(&format!("v3/{group}/{version}"), || {
-            openapi::v3(kinds::table(), group, version)
+    fn document_v3(&self, rows: &Rows, group: &str, version: &str) -> (Bytes, String) {
+        self.made(rows, &format!("v3/{group}/{version}"), || {
+            openapi::v3(&rows.all(), group, version)
                 .to_string()
                 .into_bytes()
         })
     }
 
-    fn openapi_v3_index(&self) -> Result<Response<Body>, Status> {
+    fn openapi_v3_index(&self, rows: &Rows) -> Result<Response<Body>, Status> {
         let mut paths = serde_json::Map::new();
-        for (group, version) in discovery::group_versions(kinds::table()) {
+        for (group, version) in discovery::group_versions(&rows.all()) {
             let path = if group.is_empty() {
                 format!("api/{version}")
             } else {
                 format!("apis/{group}/{version}")
             };
-            let (_, hash) = self.document_v3(group, version);
+            let (_, hash) = self.document_v3(rows, group, version);
             paths.insert(
                 path.clone(),
                 json!({"serverRelativeURL": format!("/openapi/v3/{path}?hash={hash}")}),
@@ -168,15 +181,15 @@ impl Documents {
 
     fn openapi_v3(
         &self,
+        rows: &Rows,
         headers: &HeaderMap,
         query: &Query,
-        group: &str,
-        version: &str,
+        (group, version): (&str, &str),
     ) -> Result<Response<Body>, Status> {
-        if !crate::apiserver::registry::table::serves(group, version) {
+        if !rows.serves(group, version) {
             return Err(not_found());
         }
-        let (bytes, hash) = self.document_v3(group, version);
+        let (bytes, hash) = self.document_v3(rows, group, version);
         match query.get("hash") {
             Some(asked) if asked != hash => {
                 let path = if group.is_empty() {
@@ -299,7 +312,10 @@ fn metrics(frontend: &Frontend) -> String {
         "# HELP apiserver_storage_objects Number of stored objects by resource\n# TYPE apiserver_storage_objects gauge\n",
     );
     let cache = &frontend.server.cache;
-    for row in kinds::table()
+    for row in frontend
+        .server
+        .rows
+        .all()
         .iter()
         .filter(|row| row.convert.is_none() && row.verbs.contains(&"list"))
     {

@@ -83,7 +83,7 @@ impl Frontend {
         let upgrade = request
             .extensions_mut()
             .remove::<hyper::upgrade::OnUpgrade>();
-        let place = path::parse(request.uri().path());
+        let place = path::parse(request.uri().path(), &self.server.rows);
         let query = Query::parse(request.uri().query().unwrap_or_default());
         let attributes = attributes(request.method(), &place, request.uri().path(), &query);
         let labels = Labels::new(&place, &attributes.verb);
@@ -151,7 +151,10 @@ impl Frontend {
         };
         match place {
             Place::Resource(path) => self.resource(incoming, body, path).await,
-            Place::Discovery(parts) => self.documents.discovery(&incoming.headers, &parts),
+            Place::Discovery(parts) => {
+                self.documents
+                    .discovery(&self.server.rows, &incoming.headers, &parts)
+            }
             Place::Other => {
                 self.documents
                     .other(self, &incoming.uri_path, &incoming.headers, &incoming.query)

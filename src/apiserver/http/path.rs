@@ -1,6 +1,6 @@
 //! URL paths to what they name. Pure.
 
-use crate::apiserver::registry::{Resource, Scope, table};
+use crate::apiserver::registry::{Resource, Scope, custom::Rows};
 
 /// What a path names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +47,7 @@ impl PartialEq for ResourcePath {
 
 impl Eq for ResourcePath {}
 
-pub fn parse(path: &str) -> Place {
+pub fn parse(path: &str, rows: &Rows) -> Place {
     let decoded: Vec<String> = path
         .trim_matches('/')
         .split('/')
@@ -80,17 +80,18 @@ pub fn parse(path: &str) -> Place {
         ["watch", rest @ ..] if !rest.is_empty() => (true, rest),
         rest => (false, rest),
     };
-    match resource(group, version, rest) {
+    match resource(rows, group, version, rest) {
         Some(found) => Place::Resource(ResourcePath { watch, ..found }),
         None => Place::Nothing,
     }
 }
 
-fn resource(group: &str, version: &str, parts: &[&str]) -> Option<ResourcePath> {
+fn resource(rows: &Rows, group: &str, version: &str, parts: &[&str]) -> Option<ResourcePath> {
     let (namespace, parts) = match parts {
         // The namespace object itself and its parts, unless a namespaced kind follows.
         ["namespaces", namespace, plural, rest @ ..]
-            if table::find(group, version, plural)
+            if rows
+                .find(group, version, plural)
                 .is_some_and(|row| row.scope == Scope::Namespaced) =>
         {
             let _ = rest;
@@ -99,7 +100,7 @@ fn resource(group: &str, version: &str, parts: &[&str]) -> Option<ResourcePath> 
         parts => ("", parts),
     };
     let (plural, rest) = parts.split_first()?;
-    let row = table::find(group, version, plural)?;
+    let row = rows.find(group, version, plural)?;
     if row.scope == Scope::Cluster && !namespace.is_empty() {
         return None;
     }

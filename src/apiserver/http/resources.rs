@@ -11,12 +11,13 @@ use serde_json::{Value, json};
 use super::{Body, Frontend, Incoming, ResourcePath, answer, full, header_text, not_allowed};
 use crate::apiserver::{
     encode::{self, Encoded, Frames, Include},
-    negotiate::{self, Format, OBJECTS, WATCHES},
+    negotiate::{self, ANSWERS, CUSTOM, CUSTOM_WATCHES, Format, OBJECTS, WATCHES},
     patch::PatchType,
     registry::{Resource, Subresource},
+    request::{Attributes, Target},
     server::ApiServer,
     special::Call,
-    status::{Reason, Status},
+    status::{Cause, CauseType, Reason, Status},
     verbs::{self, Deleted, ListOptions, WatchOptions},
     write::{Writing, Written, api_version},
 };
@@ -73,6 +74,8 @@ impl Frontend {
             name: path.name.clone().unwrap_or_default(),
             dry_run: incoming.query.dry_run()?,
             validation: incoming.query.field_validation()?,
+            manager: incoming.manager(),
+            applies: false,
         };
         let method = incoming.method.clone();
         match (method, path.name.is_some(), path.subresource.as_deref()) {
@@ -102,6 +105,9 @@ impl Frontend {
                     header_text(&incoming.headers, &header::CONTENT_TYPE).unwrap_or_default(),
                 )?;
                 let body = read(body).await?;
+                if kind == PatchType::Apply {
+                    return self.apply(&incoming, writing, &body).await;
+                }
                 one(
                     &incoming,
                     path.row,
@@ -151,7 +157,7 @@ impl Frontend {
     ) -> Result<Response<Body>, Status> {
         self.allow(path, "list")?;
         let options = ListOptions::parse(path.row, &incoming.query)?;
-        let wanted = incoming.wanted(OBJECTS)?;
+        let wanted = incoming.wanted(offer(path.row))?;
         let page = verbs::list(&self.server, path.row, &path.namespace, &options).await?;
         let encoded = encode::list(path.row, &page, wanted, incoming.include()?)?;
         Ok(respond(incoming, 200, encoded, &[]))
@@ -164,7 +170,7 @@ impl Frontend {
     ) -> Result<Response<Body>, Status> {
         self.allow(path, "watch")?;
         let options = WatchOptions::parse(path.row, &incoming.query, path.name.as_deref())?;
-        let wanted = incoming.wanted(WATCHES)?;
+        let wanted = incoming.wanted(watch_offer(path.row))?;
         let mut frames = Frames::new(path.row, wanted, incoming.include()?);
         let content_type = frames.content_type();
         let events = verbs::watch(self.server.clone(), path.row, &path.namespace, options).await?;
@@ -195,6 +201,7 @@ impl Frontend {
     ) -> Result<Response<Body>, Status> {
         let row = writing.row;
         if let Some(special) = self.server.special(row, subresource) {
+            let wanted = incoming.wanted(ANSWERS)?;
             let (type_name, version, kind) = body_type(row, subresource);
             let (mut value, _) = decode(&incoming.headers, body, &type_name)?;
             fill_kind(&mut value, &version, &kind);
@@ -215,7 +222,7 @@ impl Frontend {
                 Some("Status") => "io.k8s.apimachinery.pkg.apis.meta.v1.Status".to_owned(),
                 _ => type_name,
             };
-            let encoded = encode::plain(&answer, &answer_type, incoming.wanted(OBJECTS)?.format)?;
+            let encoded = encode::plain(&answer, &answer_type, wanted.format)?;
             return Ok(respond(incoming, 201, encoded, &[]));
         }
         if subresource.is_some() || !writing.name.is_empty() || !row.verbs.contains(&"create") {
@@ -224,6 +231,54 @@ impl Frontend {
         let (value, duplicates) = decode(&incoming.headers, body, row.type_name)?;
         let written = verbs::create(&self.server, writing, value, duplicates, Vec::new()).await?;
         one(incoming, row, 201, written)
+    }
+
+    /// Server-side apply; making an object needs the right to.
+    async fn apply(
+        &self,
+        incoming: &Incoming,
+        writing: Writing,
+        body: &[u8],
+    ) -> Result<Response<Body>, Status> {
+        let row = writing.row;
+        if incoming.query.get("fieldManager").is_none_or(str::is_empty) {
+            let cause = Cause {
+                reason: CauseType::FieldValueRequired,
+                message: "Required value: is required for apply patch".to_owned(),
+                field: "fieldManager".to_owned(),
+            };
+            return Err(Status::invalid(
+                "meta.k8s.io",
+                "PatchOptions",
+                "",
+                vec![cause],
+            ));
+        }
+        let writing = Writing {
+            applies: true,
+            ..writing
+        };
+        let there = self
+            .server
+            .read(row, &writing.namespace, &writing.name)
+            .await;
+        if there.is_err() {
+            let creates = Attributes {
+                verb: "create".to_owned(),
+                target: Target::Resource {
+                    group: row.group.to_owned(),
+                    version: row.version.to_owned(),
+                    resource: row.plural.to_owned(),
+                    subresource: writing.subresource.clone(),
+                    namespace: (!writing.namespace.is_empty()).then(|| writing.namespace.clone()),
+                    name: Some(writing.name.clone()),
+                },
+            };
+            self.authorize(&incoming.user, &creates).await?;
+        }
+        let force = incoming.query.flag("force");
+        let (written, new) = verbs::apply(&self.server, &writing, body, force).await?;
+        one(incoming, row, if new { 201 } else { 200 }, written)
     }
 
     async fn delete(
@@ -257,7 +312,12 @@ impl Frontend {
                 next: String::new(),
                 remaining: None,
             };
-            let encoded = encode::list(row, &page, incoming.wanted(OBJECTS)?, incoming.include()?)?;
+            let encoded = encode::list(
+                row,
+                &page,
+                incoming.wanted(offer(row))?,
+                incoming.include()?,
+            )?;
             return Ok(respond(incoming, 200, encoded, &[]));
         }
         let deleted = verbs::delete(&self.server, &writing, &options).await?;
@@ -359,6 +419,9 @@ impl Frontend {
                 let kind = PatchType::parse(
                     header_text(&incoming.headers, &header::CONTENT_TYPE).unwrap_or_default(),
                 )?;
+                if kind == PatchType::Apply {
+                    return self.apply(incoming, writing.clone(), &body).await;
+                }
                 verbs::patch(server, writing, kind, &body).await?
             }
         };
@@ -381,8 +444,38 @@ impl Incoming {
         negotiate::negotiate(header_text(&self.headers, &header::ACCEPT), pretty, offer)
     }
 
+    /// Who owns the fields that this request sets: by parameter, or by the client's name.
+    fn manager(&self) -> String {
+        let named = self
+            .query
+            .get("fieldManager")
+            .filter(|name| !name.is_empty());
+        let agent = header_text(&self.headers, &header::USER_AGENT).unwrap_or_default();
+        let name = named.unwrap_or_else(|| agent.split('/').next().unwrap_or_default());
+        let name: String = name.chars().take(128).collect();
+        if name.is_empty() {
+            "unknown".to_owned()
+        } else {
+            name
+        }
+    }
+
     fn include(&self) -> Result<Include, Status> {
         Include::parse(self.query.get("includeObject"))
+    }
+}
+
+fn offer(row: &Resource) -> negotiate::Offer {
+    match row.custom {
+        Some(_) => CUSTOM,
+        None => OBJECTS,
+    }
+}
+
+fn watch_offer(row: &Resource) -> negotiate::Offer {
+    match row.custom {
+        Some(_) => CUSTOM_WATCHES,
+        None => WATCHES,
     }
 }
 
@@ -395,7 +488,7 @@ fn one(
     let encoded = encode::object(
         row,
         &written.object,
-        incoming.wanted(OBJECTS)?,
+        incoming.wanted(offer(row))?,
         incoming.include()?,
     )?;
     Ok(respond(incoming, code, encoded, &written.warnings))
@@ -479,9 +572,12 @@ fn decode(
         "application/vnd.kubernetes.protobuf" => {
             let bad = |error: proto::Error| Status::bad_request(error.to_string());
             let envelope = proto::unwrap_envelope(&body).map_err(bad)?;
-            let ty = proto::schema()
-                .get(type_name)
-                .ok_or_else(|| Status::internal(format!("no schema for {type_name}")))?;
+            let ty = proto::schema().get(type_name).ok_or_else(|| {
+                Status::new(
+                    Reason::UnsupportedMediaType,
+                    format!("{type_name} has no protobuf form"),
+                )
+            })?;
             let mut value = proto::decode(ty, envelope.raw).map_err(bad)?;
             fill_kind(&mut value, &envelope.api_version, &envelope.kind);
             Ok((value, Vec::new()))

@@ -10,6 +10,7 @@ mod operation;
 mod parameters;
 mod paths;
 mod schemas;
+mod words;
 
 use std::borrow::Borrow;
 

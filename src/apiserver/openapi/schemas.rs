@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use proto::{Field, ListType, Shape, Type};
 use serde_json::{Map, Value, json};
 
-use super::Form;
+use super::{Form, words};
 use crate::apiserver::{
     discovery::part,
-    registry::{Resource, Subresource},
+    registry::{Resource, Subresource, custom::schema},
 };
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
@@ -22,6 +22,7 @@ pub(super) type Kind<'a> = (&'a str, &'a str, &'a str);
 /// Which types are kinds, and of which groups and versions.
 pub(super) struct Kinds<'a> {
     of_type: BTreeMap<String, Kind<'a>>,
+    custom: BTreeMap<&'a str, &'a Resource>,
     versions: BTreeSet<(&'a str, &'a str)>,
 }
 
@@ -29,11 +30,15 @@ impl<'a> Kinds<'a> {
     pub(super) fn of(rows: &[&'a Resource]) -> Self {
         let mut kinds = Self {
             of_type: BTreeMap::new(),
+            custom: BTreeMap::new(),
             versions: BTreeSet::new(),
         };
         for row in rows {
             kinds.versions.insert((row.group, row.version));
             let own = (row.group, row.version, row.kind);
+            if row.custom.is_some() {
+                kinds.custom.insert(row.type_name, row);
+            }
             kinds.of_type.insert(row.type_name.to_owned(), own);
             for subresource in row.subresources {
                 let part = part(row, subresource);
@@ -115,7 +120,10 @@ impl<'a> Schemas<'a> {
         while let Some(name) = self.wanted.pop() {
             let mut schema = match proto::schema().get(&name) {
                 Some(ty) => self.object(ty),
-                None => self.wire_form(&name),
+                None => match self.custom(&name) {
+                    Some(schema) => schema,
+                    None => self.wire_form(&name),
+                },
             };
             if let Some(kinds) = self.kinds.extension(&name) {
                 schema.insert("x-kubernetes-group-version-kind".to_owned(), kinds);
@@ -125,11 +133,58 @@ impl<'a> Schemas<'a> {
         all
     }
 
+    /// The schema of a custom resource, or of a list of them.
+    fn custom(&mut self, name: &str) -> Option<Map<String, Value>> {
+        let kinds = self.kinds;
+        if let Some(element) = name.strip_suffix("List")
+            && kinds.custom.contains_key(element)
+        {
+            let metadata = self.reference(&format!("{META}.ListMeta"));
+            let items = self.reference(element);
+            let list = json!({"type": "object", "required": ["items"], "properties": {
+                "apiVersion": words::api_version(), "kind": words::kind(), "metadata": metadata,
+                "items": {"type": "array", "items": items},
+            }});
+            return list.as_object().cloned();
+        }
+        let custom = kinds.custom.get(name)?.custom?;
+        let free = custom.schema["x-kubernetes-preserve-unknown-fields"] == true;
+        let mut schema = match self.form {
+            // Clients that check with version 2 would refuse what is not named.
+            Form::V2 if free => return json!({"type": "object"}).as_object().cloned(),
+            Form::V2 => schema::for_v2(&custom.schema),
+            Form::V3 => custom.schema.clone(),
+        };
+        let metadata = self.reference(&format!("{META}.ObjectMeta"));
+        let metadata = match self.form {
+            Form::V2 => {
+                let mut metadata = metadata;
+                metadata["description"] = words::METADATA.into();
+                metadata
+            }
+            Form::V3 => json!({"allOf": [metadata], "description": words::METADATA}),
+        };
+        for (member, schema_of) in [
+            ("apiVersion", words::api_version()),
+            ("kind", words::kind()),
+            ("metadata", metadata),
+        ] {
+            schema["properties"][member] = schema_of;
+        }
+        schema.as_object().cloned()
+    }
+
     fn object(&mut self, ty: &'static Type) -> Map<String, Value> {
         let mut properties = Map::new();
         let mut required = Vec::new();
         for field in ty.members() {
-            properties.insert(field.name.to_owned(), self.property(field));
+            let mut property = self.property(field);
+            if ty.name.ends_with(".v1.ObjectMeta")
+                && let Some(description) = words::of_metadata(field.name)
+            {
+                property["description"] = description.into();
+            }
+            properties.insert(field.name.to_owned(), property);
             if field.required || !(field.optional || field.omit_empty) {
                 required.push(field.name);
             }

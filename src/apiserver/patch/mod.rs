@@ -5,6 +5,7 @@
 //! back (its nesting is bounded), and no patch makes the work grow out of proportion to its size.
 
 mod json;
+pub mod managed;
 mod merge;
 mod strategic;
 
@@ -30,8 +31,8 @@ pub enum PatchType {
 impl PatchType {
     const ALL: [Self; 4] = [Self::Json, Self::Merge, Self::Strategic, Self::Apply];
 
-    /// What [`apply`] carries out, and what OpenAPI and 415 answers list.
-    pub const SERVED: [Self; 3] = [Self::Json, Self::Merge, Self::Strategic];
+    /// What OpenAPI and 415 answers list.
+    pub const SERVED: [Self; 4] = Self::ALL;
 
     pub const fn content_type(self) -> &'static str {
         match self {
@@ -80,7 +81,7 @@ pub fn apply(
         }
         PatchType::Apply => {
             return Err(unsupported(
-                "server-side apply (application/apply-patch+yaml) is not supported by this server",
+                "server-side apply (application/apply-patch+yaml) is not supported here",
             ));
         }
     };

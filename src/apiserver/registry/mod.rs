@@ -4,6 +4,7 @@
 //! over rows. A custom resource will be the same row, made at run time, hence the owned strings'
 //! absence is only a convenience of the built-in table: nothing may depend on `'static`.
 
+pub mod custom;
 pub mod kinds;
 pub mod table;
 
@@ -44,6 +45,15 @@ pub struct Resource {
     pub behaviour: Behaviour,
     /// Rows that share storage with another version: from and to the stored form.
     pub convert: Option<Conversion>,
+    /// What a row made at run time has besides.
+    pub custom: Option<&'static custom::Custom>,
+}
+
+impl Resource {
+    /// Items of a list carry neither kind nor apiVersion; those of custom resources do.
+    pub fn names_kind_in_lists(&self) -> bool {
+        self.custom.is_some()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

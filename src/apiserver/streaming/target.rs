@@ -263,6 +263,7 @@ pub(super) mod tests {
             fields: &[],
             behaviour: PLAIN,
             convert: None,
+            custom: None,
         }))
     }
 

@@ -9,6 +9,7 @@ use crate::apiserver::{
     admission::Operation,
     cache::Object,
     metadata,
+    registry::kinds::groups::apiextensions::CLEANUP,
     server::ApiServer,
     status::{Reason, Status},
     write::{Writing, Written, is_finished},
@@ -212,6 +213,15 @@ fn plan(writing: &Writing, options: &Value, old: &Object) -> Result<Plan, Status
                 + 1;
             metadata.insert("generation".to_owned(), json!(generation));
         }
+    }
+    if row.storage == "customresourcedefinitions" && !terminating {
+        // Goes when the last object of its kind is gone.
+        let mut finalizers = new["metadata"]["finalizers"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        finalizers.push(json!(CLEANUP));
+        new["metadata"]["finalizers"] = finalizers.into();
     }
     if row.storage == "namespaces" {
         new["status"]["phase"] = json!("Terminating");

@@ -1,5 +1,6 @@
 //! The verbs, each written once over any row.
 
+mod apply;
 mod create;
 mod delete;
 mod list;
@@ -8,6 +9,7 @@ mod scale;
 mod update;
 mod watch;
 
+pub use apply::apply;
 pub use create::create;
 pub use delete::{Deleted, delete, delete_collection};
 pub use list::{ListOptions, list};

@@ -21,11 +21,14 @@ pub async fn patch(
     body: &[u8],
 ) -> Result<Written, Status> {
     let row = writing.row;
-    let ty = writing.type_of()?;
+    let ty = match row.custom {
+        Some(_) => None,
+        None => Some(writing.type_of()?),
+    };
     let mut last = None;
     for _ in 0..RETRIES {
         let old = server.read(row, &writing.namespace, &writing.name).await?;
-        let mut new: Value = patch::apply(kind, Some(ty), &old.value, body)?;
+        let mut new: Value = patch::apply(kind, ty, &old.value, body)?;
         check_kind(row, &mut new)?;
         let mut warnings = Vec::new();
         writing.prune(&mut new, &[], &mut warnings)?;

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::apiserver::{
     cache::Object,
     patch::{self, PatchType},
-    registry::{Resource, ScalePaths},
+    registry::{Resource, ScalePaths, kinds::value::set},
     server::ApiServer,
     status::{Cause, CauseType, Reason, Status},
     write::Writing,
@@ -94,7 +94,14 @@ async fn change(
         if let Some(place) = new.pointer_mut(paths.spec_replicas) {
             *place = json!(replicas);
         } else {
-            new["spec"]["replicas"] = json!(replicas);
+            set(
+                &mut new,
+                &paths
+                    .spec_replicas
+                    .trim_start_matches('/')
+                    .replace('/', "."),
+                replicas,
+            );
         }
         match server.write_changed(writing, new, &old, Vec::new()).await {
             Ok(written) => return Ok(scale(paths, &written.object)),
@@ -129,7 +136,11 @@ fn scale(paths: &ScalePaths, object: &Object) -> Value {
     let selector = object
         .value
         .pointer(paths.selector)
-        .map(selector_text)
+        .filter(|_| !paths.selector.is_empty())
+        .map(|selector| match selector {
+            Value::String(text) => text.clone(),
+            selector => selector_text(selector),
+        })
         .unwrap_or_default();
     json!({
         "apiVersion": "autoscaling/v1",

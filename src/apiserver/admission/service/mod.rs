@@ -141,7 +141,37 @@ impl Plugin for Allocator {
             owner,
             dry_run: false,
         };
-        ports.take_back(service).await;
+        ports.take_back(&ports::held(service)).await;
+    }
+
+    async fn replaced(&self, resource: &Resource, old: &Value, new: &Value) {
+        if !resource.group.is_empty() || resource.plural != "services" {
+            return;
+        }
+        let mut ips = addresses::held(old);
+        let kept = addresses::held(new);
+        ips.retain(|ip| !kept.contains(ip));
+        let mut given = ports::held(old);
+        let kept = ports::held(new);
+        given.retain(|port| !kept.contains(port));
+        let (Ok(objects), false) = (self.objects.get(), ips.is_empty() && given.is_empty()) else {
+            return;
+        };
+        let owner = Owner::of(old);
+        let addresses = addresses::Pool {
+            objects: &*objects,
+            cidrs: &self.config.cidrs,
+            owner: owner.clone(),
+            dry_run: false,
+        };
+        addresses.take_back(&ips).await;
+        let ports = ports::Pool {
+            objects: &*objects,
+            range: &self.config.node_ports,
+            owner,
+            dry_run: false,
+        };
+        ports.take_back(&given).await;
     }
 }
 

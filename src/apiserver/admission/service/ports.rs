@@ -1,6 +1,10 @@
 //! Node ports: one ConfigMap holds who has which, changed by compare-and-swap.
 
-use std::{collections::BTreeMap, ops::RangeInclusive, sync::Mutex};
+use std::{
+    collections::{BTreeMap, HashSet},
+    ops::RangeInclusive,
+    sync::Mutex,
+};
 
 use serde_json::{Value, json};
 
@@ -116,19 +120,21 @@ impl Pool<'_> {
         Ok(())
     }
 
-    /// Takes this service's entries out of the table.
-    pub async fn take_back(&self, service: &Value) {
-        if held(service).is_empty() {
+    /// Takes this service's entries for `ports` out of the table.
+    pub async fn take_back(&self, ports: &[u16]) {
+        if ports.is_empty() {
             return;
         }
+        let ports: HashSet<String> = ports.iter().map(u16::to_string).collect();
         let result = self
             .change(&|table: &mut Value| {
                 let uid = &self.owner.uid;
-                object_mut(table, "data").retain(|_, claim| {
-                    claim
-                        .as_str()
-                        .and_then(|claim| claim.split_once(' '))
-                        .is_none_or(|(own, _)| own != uid)
+                object_mut(table, "data").retain(|port, claim| {
+                    !ports.contains(port)
+                        || claim
+                            .as_str()
+                            .and_then(|claim| claim.split_once(' '))
+                            .is_none_or(|(own, _)| own != uid)
                 });
                 Ok(())
             })
@@ -198,7 +204,7 @@ impl Pool<'_> {
 }
 
 /// The node ports in a service.
-fn held(service: &Value) -> Vec<u16> {
+pub fn held(service: &Value) -> Vec<u16> {
     let health = number(service, "spec.healthCheckNodePort");
     items(service, "spec.ports")
         .iter()

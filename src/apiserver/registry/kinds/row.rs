@@ -49,6 +49,7 @@ pub const fn namespaced(
         fields: &[],
         behaviour: PLAIN,
         convert: None,
+        custom: None,
     }
 }
 

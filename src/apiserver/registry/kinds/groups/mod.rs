@@ -1,5 +1,6 @@
 //! The small groups: a file each, most kinds a dozen lines.
 
+pub mod apiextensions;
 pub mod auth;
 pub mod autoscaling;
 pub mod certificates;

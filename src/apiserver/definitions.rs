@@ -1,0 +1,384 @@
+//! Keeps the rows of custom resources what their definitions say, and the definitions' status
+//! true; empties what belongs to a definition that is being deleted.
+//!
+//! Started by [`super::start::Handle::start`], before anyone is served; follows the cache.
+//! Always true: a definition says Established only after its rows are served.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use serde_json::{Value, json};
+
+use super::{
+    metadata::now,
+    objects::{Lookup, Named, Objects},
+    query::{FieldValidation, Query},
+    registry::{
+        Resource, custom,
+        kinds::{
+            self,
+            groups::apiextensions::CLEANUP,
+            value::{items, set, text, texts},
+        },
+    },
+    server::ApiServer,
+    start::own_user,
+    status::{Reason, Status},
+    verbs::{self, ListOptions},
+    write::Writing,
+};
+
+const PLURAL: &str = "customresourcedefinitions.apiextensions.k8s.io";
+const STORAGE: &str = "customresourcedefinitions";
+
+pub struct Keeper {
+    server: Weak<ApiServer>,
+    /// Rows made, by the definition's uid, with the generation and names they were made of.
+    made: Mutex<HashMap<String, (String, Vec<&'static Resource>)>>,
+    /// Definitions whose objects are being deleted.
+    emptying: Mutex<HashSet<String>>,
+}
+
+impl Keeper {
+    /// Reads all definitions; from then on follows them until the server is gone.
+    pub async fn start(server: &Arc<ApiServer>) {
+        let keeper = Arc::new(Self {
+            server: Arc::downgrade(server),
+            made: Mutex::default(),
+            emptying: Mutex::default(),
+        });
+        let mut changes = server.cache.kind(STORAGE).changes();
+        changes.borrow_and_update();
+        keeper.refresh(server).await;
+        tokio::spawn(async move {
+            while changes.changed().await.is_ok() {
+                let Some(server) = keeper.server.upgrade() else {
+                    return;
+                };
+                keeper.refresh(&server).await;
+            }
+        });
+    }
+
+    async fn refresh(self: &Arc<Self>, server: &Arc<ApiServer>) {
+        let definitions = server.list(PLURAL, "").await;
+        let verdicts = judge(&definitions);
+        let mut rows = Vec::new();
+        let mut held = HashSet::new();
+        for definition in &definitions {
+            let uid = text(definition, "metadata.uid").to_owned();
+            let mut next = (**definition).clone();
+            apply(&mut next, verdicts.get(&uid));
+            if is_established(&next) {
+                rows.extend(self.rows(&uid, &next));
+            }
+            held.insert(uid);
+        }
+        self.made
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|uid, _| held.contains(uid));
+        let same = {
+            let before = server.rows.all();
+            let custom: Vec<_> = before.iter().filter(|row| row.custom.is_some()).collect();
+            custom.len() == rows.len()
+                && custom.iter().zip(&rows).all(|(a, b)| std::ptr::eq(**a, *b))
+        };
+        if !same {
+            server.rows.set(rows);
+        }
+        for definition in &definitions {
+            let name = text(definition, "metadata.name");
+            let verdict = verdicts.get(text(definition, "metadata.uid"));
+            let change = |object: &mut Value| {
+                apply(object, verdict);
+                Ok(())
+            };
+            match server
+                .update(&own_user(), named(name, "status"), true, &change)
+                .await
+            {
+                Err(status) if status.reason != Reason::NotFound => {
+                    tracing::warn!(%status, name, "the definition's status is not written");
+                }
+                _ => {}
+            }
+            if definition["metadata"]["deletionTimestamp"].is_string() {
+                self.clone().empty(name, definition);
+            }
+        }
+    }
+
+    /// The rows of one definition; those made before if nothing has changed.
+    fn rows(&self, uid: &str, definition: &Value) -> Vec<&'static Resource> {
+        let state = format!(
+            "{} {} {}",
+            definition["metadata"]["generation"],
+            definition["metadata"]["deletionTimestamp"],
+            definition["status"]["acceptedNames"]
+        );
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        match made.get(uid) {
+            Some((of, rows)) if *of == state => rows.clone(),
+            _ => {
+                let rows = custom::rows_of(definition);
+                made.insert(uid.to_owned(), (state, rows.clone()));
+                rows
+            }
+        }
+    }
+
+    /// Deletes every object, waits until they are gone, then lets the definition go.
+    fn empty(self: Arc<Self>, name: &str, definition: &Value) {
+        let finalizers = texts(definition, "metadata.finalizers");
+        let uid = text(definition, "metadata.uid").to_owned();
+        let first = self
+            .emptying
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(uid.clone());
+        if !first || !finalizers.contains(&CLEANUP) {
+            return;
+        }
+        let name = name.to_owned();
+        tokio::spawn(async move {
+            if let Err(status) = self.delete_all(&name).await {
+                tracing::warn!(%status, name, "the objects of a definition are not deleted");
+            }
+            self.emptying
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&uid);
+        });
+    }
+
+    async fn delete_all(&self, name: &str) -> Result<(), Status> {
+        let gone = || Status::internal("the API server is stopping");
+        let server = self.server.upgrade().ok_or_else(gone)?;
+        if let Some(row) = server.rows.by_plural(name) {
+            let mut changes = server.cache.kind(row.storage).changes();
+            let writing = Writing {
+                user: own_user(),
+                row,
+                subresource: None,
+                namespace: String::new(),
+                name: String::new(),
+                dry_run: false,
+                validation: FieldValidation::Ignore,
+                manager: "vetch".to_owned(),
+                applies: false,
+            };
+            let every = ListOptions::parse(row, &Query::parse(""))?;
+            loop {
+                changes.borrow_and_update();
+                server.cache.caught_up().await;
+                if server.cache.kind(row.storage).count() == 0 {
+                    break;
+                }
+                verbs::delete_collection(&server, &writing, &json!({}), &every).await?;
+                server.cache.caught_up().await;
+                if server.cache.kind(row.storage).count() == 0 {
+                    break;
+                }
+                // What finalizers hold goes when somebody takes them away.
+                if changes.changed().await.is_err() {
+                    return Err(gone());
+                }
+            }
+        }
+        let release = |definition: &mut Value| {
+            let mut finalizers = items(definition, "metadata.finalizers").to_vec();
+            finalizers.retain(|one| one != CLEANUP);
+            set(definition, "metadata.finalizers", finalizers);
+            Ok(())
+        };
+        match server
+            .update(&own_user(), named(name, ""), true, &release)
+            .await
+        {
+            Err(status) if status.reason != Reason::NotFound => Err(status),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn named<'a>(name: &'a str, subresource: &'a str) -> Named<'a> {
+    Named {
+        plural: PLURAL,
+        subresource,
+        namespace: "",
+        name,
+    }
+}
+
+fn condition<'a>(definition: &'a Value, kind: &str) -> Option<&'a Value> {
+    items(definition, "status.conditions")
+        .iter()
+        .find(|one| text(one, "type") == kind)
+}
+
+fn holds(definition: &Value, kind: &str) -> bool {
+    condition(definition, kind).is_some_and(|one| text(one, "status") == "True")
+}
+
+fn is_established(definition: &Value) -> bool {
+    holds(definition, "Established")
+}
+
+/// Why a definition may not have its names; `None`: it may.
+type Verdict = Option<String>;
+
+/// Who may have which names, by uid. Names are first come, first served; who has them keeps them.
+fn judge(definitions: &[Arc<Value>]) -> BTreeMap<String, Verdict> {
+    let mut order: Vec<&Arc<Value>> = definitions.iter().collect();
+    order.sort_by_key(|one| {
+        let created = text(one, "metadata.creationTimestamp").to_owned();
+        (
+            !holds(one, "NamesAccepted"),
+            created,
+            text(one, "metadata.name").to_owned(),
+        )
+    });
+    let mut taken: BTreeSet<(String, &str, String)> = BTreeSet::new();
+    for row in kinds::table() {
+        let mut put = |sort: &'static str, name: &str| {
+            taken.insert((row.group.to_owned(), sort, name.to_owned()));
+        };
+        put("resource", row.plural);
+        put("resource", row.singular);
+        put("kind", row.kind);
+    }
+    let mut verdicts = BTreeMap::new();
+    for definition in order {
+        let group = text(definition, "spec.group").to_owned();
+        let names = &definition["spec"]["names"];
+        let mut own: BTreeSet<(&str, String)> = BTreeSet::new();
+        for field in ["plural", "singular"] {
+            own.insert(("resource", text(names, field).to_owned()));
+        }
+        for name in texts(names, "shortNames") {
+            own.insert(("resource", name.to_owned()));
+        }
+        for field in ["kind", "listKind"] {
+            own.insert(("kind", text(names, field).to_owned()));
+        }
+        let clash = own
+            .iter()
+            .find(|(sort, name)| taken.contains(&(group.clone(), *sort, name.clone())));
+        let verdict = clash.map(|(_, name)| format!("{name:?} is already in use"));
+        if verdict.is_none() {
+            taken.extend(
+                own.into_iter()
+                    .map(|(sort, name)| (group.clone(), sort, name)),
+            );
+        }
+        verdicts.insert(text(definition, "metadata.uid").to_owned(), verdict);
+    }
+    verdicts
+}
+
+/// Writes a verdict into a definition's status. Changes nothing the second time.
+fn apply(definition: &mut Value, verdict: Option<&Verdict>) {
+    let Some(verdict) = verdict else {
+        return;
+    };
+    match verdict {
+        None => {
+            let names = definition["spec"]["names"].clone();
+            set(definition, "status.acceptedNames", names);
+            put(
+                definition,
+                "NamesAccepted",
+                "True",
+                "NoConflicts",
+                "no conflicts found",
+            );
+            put(
+                definition,
+                "Established",
+                "True",
+                "InitialNamesAccepted",
+                "the initial names have been accepted",
+            );
+        }
+        Some(why) => {
+            put(definition, "NamesAccepted", "False", "NamesConflict", why);
+            if !is_established(definition) {
+                put(
+                    definition,
+                    "Established",
+                    "False",
+                    "NotAccepted",
+                    "not all names are accepted",
+                );
+            }
+        }
+    }
+    if definition["metadata"]["deletionTimestamp"].is_string() {
+        put(
+            definition,
+            "Terminating",
+            "True",
+            "InstanceDeletionInProgress",
+            "CustomResource deletion is in progress",
+        );
+    }
+    let mut stored = items(definition, "status.storedVersions").to_vec();
+    for version in items(definition, "spec.versions") {
+        if version["storage"] == true && !stored.contains(&version["name"]) {
+            stored.push(version["name"].clone());
+        }
+    }
+    set(definition, "status.storedVersions", stored);
+}
+
+fn put(definition: &mut Value, kind: &str, state: &str, reason: &str, message: &str) {
+    let same = condition(definition, kind)
+        .is_some_and(|one| text(one, "status") == state && text(one, "reason") == reason);
+    if same {
+        return;
+    }
+    let mut all = items(definition, "status.conditions").to_vec();
+    all.retain(|one| text(one, "type") != kind);
+    all.push(
+        json!({"type": kind, "status": state, "reason": reason, "message": message,
+        "lastTransitionTime": now()}),
+    );
+    set(definition, "status.conditions", all);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_first_come_first_served() {
+        let definition = |uid: &str, kind: &str, created: &str| {
+            Arc::new(
+                json!({"metadata": {"name": uid, "uid": uid, "creationTimestamp": created},
+                "spec": {"group": "a.example", "names": {"plural": format!("{uid}s"), "singular": uid,
+                    "kind": kind, "listKind": format!("{kind}List")}}}),
+            )
+        };
+        let all = [
+            definition("second", "Tab", "2026-01-02T00:00:00Z"),
+            definition("first", "Tab", "2026-01-01T00:00:00Z"),
+            definition("other", "Other", "2026-01-03T00:00:00Z"),
+        ];
+        let verdicts = judge(&all);
+        assert_eq!(verdicts["first"], None);
+        assert_eq!(verdicts["other"], None);
+        assert_eq!(
+            verdicts["second"].as_deref(),
+            Some("\"Tab\" is already in use")
+        );
+        let mut once = (*all[1]).clone();
+        apply(&mut once, Some(&None));
+        assert!(is_established(&once));
+        let mut twice = once.clone();
+        apply(&mut twice, Some(&None));
+        assert_eq!(once, twice);
+    }
+}

@@ -1,0 +1,183 @@
+//! Sets of fields, as `managedFields` writes them. Pure.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+/// Fields of an object: a tree whose steps are written as in `fieldsV1` (`f:name`,
+/// `k:{"name":"a"}`, `v:1`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Set {
+    /// The field itself is in the set.
+    pub here: bool,
+    pub inner: BTreeMap<String, Set>,
+}
+
+impl Set {
+    pub fn leaf() -> Self {
+        Self {
+            here: true,
+            inner: BTreeMap::new(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        !self.here && self.inner.is_empty()
+    }
+
+    /// From `fieldsV1`: an empty object is a field, `.` in a filled one is that object's own.
+    pub fn parse(value: &Value) -> Self {
+        let mut root = Self::members(value);
+        root.here = value.get(".").is_some();
+        root
+    }
+
+    fn members(value: &Value) -> Self {
+        let mut set = Self::default();
+        for (step, inner) in value.as_object().into_iter().flatten() {
+            if step == "." {
+                set.here = true;
+                continue;
+            }
+            let mut child = Self::members(inner);
+            if inner.as_object().is_some_and(Map::is_empty) {
+                child.here = true;
+            }
+            set.inner.insert(step.clone(), child);
+        }
+        set
+    }
+
+    pub fn to_json(&self) -> Value {
+        let mut map = Map::new();
+        if self.here && !self.inner.is_empty() {
+            map.insert(".".to_owned(), json!({}));
+        }
+        for (step, inner) in &self.inner {
+            map.insert(step.clone(), inner.to_json());
+        }
+        Value::Object(map)
+    }
+
+    pub fn put(&mut self, step: String, inner: Self) {
+        if !inner.is_empty() {
+            self.inner.insert(step, inner);
+        }
+    }
+
+    pub fn union(&self, other: &Self) -> Self {
+        let mut all = self.clone();
+        all.here |= other.here;
+        for (step, inner) in &other.inner {
+            let joined = match all.inner.get(step) {
+                Some(own) => own.union(inner),
+                None => inner.clone(),
+            };
+            all.inner.insert(step.clone(), joined);
+        }
+        all
+    }
+
+    pub fn minus(&self, other: &Self) -> Self {
+        let mut left = Self {
+            here: self.here && !other.here,
+            inner: BTreeMap::new(),
+        };
+        for (step, inner) in &self.inner {
+            let rest = match other.inner.get(step) {
+                Some(theirs) => inner.minus(theirs),
+                None => inner.clone(),
+            };
+            left.put(step.clone(), rest);
+        }
+        left
+    }
+
+    pub fn common(&self, other: &Self) -> Self {
+        let mut both = Self {
+            here: self.here && other.here,
+            inner: BTreeMap::new(),
+        };
+        for (step, inner) in &self.inner {
+            if let Some(theirs) = other.inner.get(step) {
+                both.put(step.clone(), inner.common(theirs));
+            }
+        }
+        both
+    }
+
+    /// Takes a field away with all below it: `["f:metadata", "f:name"]`.
+    pub fn cut(&mut self, path: &[&str]) {
+        let Some((first, rest)) = path.split_first() else {
+            return;
+        };
+        if rest.is_empty() {
+            self.inner.remove(*first);
+        } else if let Some(inner) = self.inner.get_mut(*first) {
+            inner.cut(rest);
+            if inner.is_empty() {
+                self.inner.remove(*first);
+            }
+        }
+    }
+
+    /// The fields as people read them: `.spec.containers[name="a"].image`.
+    pub fn paths(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        self.collect("", &mut all);
+        all
+    }
+
+    fn collect(&self, path: &str, all: &mut Vec<String>) {
+        if self.here {
+            all.push(path.to_owned());
+        }
+        for (step, inner) in &self.inner {
+            let next = match step.split_once(':') {
+                Some(("f", name)) => format!("{path}.{name}"),
+                Some(("k", keys)) => {
+                    let keys: Map<String, Value> = serde_json::from_str(keys).unwrap_or_default();
+                    let keys: Vec<String> = keys
+                        .iter()
+                        .map(|(key, value)| format!("{key}={value}"))
+                        .collect();
+                    format!("{path}[{}]", keys.join(","))
+                }
+                Some((_, value)) => format!("{path}[={value}]"),
+                None => path.to_owned(),
+            };
+            inner.collect(&next, all);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sets() {
+        let json = json!({"f:metadata": {"f:labels": {".": {}, "f:a": {}}},
+            "f:spec": {"f:containers": {"k:{\"name\":\"c\"}": {".": {}, "f:image": {}}}}});
+        let set = Set::parse(&json);
+        assert_eq!(set.to_json(), json);
+        assert_eq!(
+            set.paths(),
+            [
+                ".metadata.labels",
+                ".metadata.labels.a",
+                ".spec.containers[name=\"c\"]",
+                ".spec.containers[name=\"c\"].image"
+            ]
+        );
+        let labels = Set::parse(&json!({"f:metadata": {"f:labels": {"f:a": {}}}}));
+        assert_eq!(set.common(&labels), labels);
+        assert_eq!(set.minus(&labels).union(&labels), set);
+        let mut cut = set.clone();
+        cut.cut(&["f:spec", "f:containers"]);
+        assert_eq!(
+            cut.to_json(),
+            json!({"f:metadata": {"f:labels": {".": {}, "f:a": {}}}})
+        );
+    }
+}

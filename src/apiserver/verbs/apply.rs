@@ -1,0 +1,93 @@
+//! PATCH with `application/apply-patch+yaml`: server-side apply.
+
+use serde_json::{Value, json};
+
+use super::update::merged;
+use crate::apiserver::{
+    metadata,
+    patch::managed::{self, Manager},
+    server::ApiServer,
+    status::{Reason, Status},
+    write::{Writing, Written, check_kind},
+};
+
+const RETRIES: usize = 16;
+
+/// Applied, and whether the object is new.
+pub async fn apply(
+    server: &ApiServer,
+    writing: &Writing,
+    body: &[u8],
+    force: bool,
+) -> Result<(Written, bool), Status> {
+    let row = writing.row;
+    let text =
+        std::str::from_utf8(body).map_err(|_| Status::bad_request("the body is not UTF-8"))?;
+    let mut config: Value = serde_saphyr::from_str(text)
+        .map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))?;
+    check_kind(row, &mut config)?;
+    let mut warnings = Vec::new();
+    writing.prune(&mut config, &[], &mut warnings)?;
+    if config["metadata"]["managedFields"].is_array() {
+        return Err(Status::bad_request("metadata.managedFields must be nil"));
+    }
+    match metadata::text(&config, "name") {
+        "" => config["metadata"]["name"] = json!(writing.name),
+        name if name == writing.name => {}
+        name => {
+            return Err(Status::bad_request(format!(
+                "the name of the object ({name}) does not match the name on the URL ({})",
+                writing.name
+            )));
+        }
+    }
+    metadata::namespaced(row, &writing.namespace, metadata::of(&mut config))?;
+    let asked = metadata::text(&config, "resourceVersion").to_owned();
+    let subresource = writing.subresource.clone().unwrap_or_default();
+    let now = metadata::now();
+    let manager = Manager {
+        name: &writing.manager,
+        subresource: &subresource,
+        now: &now,
+    };
+    let mut last = None;
+    for _ in 0..RETRIES {
+        let old = match server.read(row, &writing.namespace, &writing.name).await {
+            Ok(old) => old,
+            Err(status)
+                if status.reason == Reason::NotFound
+                    && subresource.is_empty()
+                    && row.verbs.contains(&"create") =>
+            {
+                let new = managed::apply(row, None, &config, manager, force)?;
+                match server.write_new(writing, new, warnings.clone()).await {
+                    Err(status) if status.reason == Reason::AlreadyExists => {
+                        last = Some(status);
+                        continue;
+                    }
+                    result => return result.map(|written| (written, true)),
+                }
+            }
+            Err(status) => return Err(status),
+        };
+        super::update::check_precondition(writing, &config, &asked, &old)?;
+        let mut new = managed::apply(row, Some(&old.value), &config, manager, force)?;
+        let owners = new["metadata"]["managedFields"].take();
+        // What was merged need not fit any more.
+        writing.prune(&mut new, &[], &mut Vec::new())?;
+        metadata::of(&mut new).insert(
+            "resourceVersion".to_owned(),
+            json!(old.revision.to_string()),
+        );
+        let mut new = merged(row, writing.subresource.as_deref(), new, &old);
+        new["metadata"]["managedFields"] = owners;
+        match server
+            .write_changed(writing, new, &old, warnings.clone())
+            .await
+        {
+            Err(status) if status.reason == Reason::Conflict => last = Some(status),
+            result => return result.map(|written| (written, false)),
+        }
+    }
+    Err(last.unwrap_or_else(|| Status::internal("an apply was never tried")))
+}

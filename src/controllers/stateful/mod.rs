@@ -1,0 +1,360 @@
+//! StatefulSets: pods with names that stay. `plan.rs` decides, this file watches and applies.
+//!
+//! Claims for volumes are not served yet: a set that wants them starts nothing and says so.
+
+mod plan;
+
+use std::sync::Arc;
+
+use k8s_openapi::{
+    api::{
+        apps::v1::{ControllerRevision, StatefulSet, StatefulSetStatus},
+        core::v1::{Pod, PodTemplateSpec},
+    },
+    jiff::Timestamp,
+};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, PostParams, Preconditions},
+};
+use tokio_util::sync::CancellationToken;
+
+use self::plan::{Action, Revision, Why, plan};
+use super::{
+    error::{Doing, Error, OrGone, already_exists, namespace_terminating},
+    events::{Events, Level},
+    pods,
+    revisions::{self, HASH_LABEL, Present},
+    shared::{Controller, Loop, Next},
+    written::{PATIENCE, Written},
+};
+use crate::informer::{Informer, Informers, Key};
+
+const WORKERS: usize = 5;
+const NAME_LABEL: &str = "statefulset.kubernetes.io/pod-name";
+const INDEX_LABEL: &str = "apps.kubernetes.io/pod-index";
+
+/// Runs until `shutdown`.
+pub async fn run(informers: Informers, shutdown: CancellationToken) {
+    let sets: Informer<StatefulSet> = informers.get();
+    let pods: Informer<Pod> = informers.get();
+    let revisions: Informer<ControllerRevision> = informers.get();
+    let controller = Sets {
+        client: informers.client().clone(),
+        events: Events::new(informers.client().clone(), "statefulset-controller"),
+        sets: sets.clone(),
+        pods: pods.clone(),
+        revisions: revisions.clone(),
+        written: Written::default(),
+    };
+    Loop::new(controller, &sets)
+        .watch(&pods, owner_key)
+        .watch(&revisions, owner_key)
+        .run(WORKERS, shutdown)
+        .await;
+}
+
+fn owner_key<K: kube::Resource>(object: &K) -> Vec<Key> {
+    pods::controller_named(object, "apps", "StatefulSet")
+        .map(|name| Key::new(object.namespace().unwrap_or_default(), name))
+        .into_iter()
+        .collect()
+}
+
+struct Sets {
+    client: Client,
+    events: Events,
+    sets: Informer<StatefulSet>,
+    pods: Informer<Pod>,
+    revisions: Informer<ControllerRevision>,
+    written: Written,
+}
+
+impl Controller for Sets {
+    const NAME: &'static str = "statefulset-controller";
+
+    async fn sync(&self, key: &Key) -> Result<Next, Error> {
+        let Some(set) = self.sets.get(key) else {
+            self.written.forget(key);
+            return Ok(Next::Settled);
+        };
+        if pods::is_terminating(set.as_ref()) {
+            return Ok(Next::Settled);
+        }
+        if !self.written.visible(key, &self.pods) {
+            return Ok(Next::After(PATIENCE));
+        }
+        let spec = set.spec.clone();
+        if spec
+            .volume_claim_templates
+            .is_some_and(|list| !list.is_empty())
+        {
+            let text = "volumeClaimTemplates need PersistentVolumeClaims, which this cluster does not serve: no pod is started";
+            self.events
+                .record(set.as_ref(), Level::Warning, "FailedCreate", text);
+            return Ok(Next::Settled);
+        }
+        let uid = set.uid();
+        let mut held = self.pods.list_in(&key.namespace);
+        held.retain(|pod| {
+            pods::controller_of(pod.as_ref()).is_some_and(|owner| Some(&owner.uid) == uid.as_ref())
+        });
+        let revisions = self.revisions(key, &set, &held).await?;
+        let refs: Vec<&Pod> = held.iter().map(AsRef::as_ref).collect();
+        let plan = plan(
+            &set,
+            &refs,
+            &revisions.current.0,
+            &revisions.update.0,
+            Timestamp::now(),
+        );
+        let done = self
+            .apply(key, &set, &held, &revisions, &plan.actions)
+            .await;
+        self.write_status(key, &set, plan.status).await?;
+        done?;
+        Ok(Next::after(plan.recheck))
+    }
+}
+
+/// The names and templates of the present and of the wanted revision.
+struct Revisions {
+    current: (String, PodTemplateSpec),
+    update: (String, PodTemplateSpec),
+}
+
+impl Sets {
+    /// Makes or renumbers the revision of the present template, and forgets old ones.
+    async fn revisions(
+        &self,
+        key: &Key,
+        set: &StatefulSet,
+        pods: &[Arc<Pod>],
+    ) -> Result<Revisions, Error> {
+        let uid = set.uid();
+        let mut held = self.revisions.list_in(&key.namespace);
+        held.retain(|one| {
+            pods::controller_of(one.as_ref()).is_some_and(|owner| Some(&owner.uid) == uid.as_ref())
+        });
+        let template = set.spec.clone().template;
+        let status = set.status.clone().unwrap_or_default();
+        let present = revisions::present(set, &template, status.collision_count, &held);
+        let update = present.revision().name_any();
+        let api: Api<ControllerRevision> = Api::namespaced(self.client.clone(), &key.namespace);
+        let params = PostParams::default();
+        match &present {
+            Present::Held(_) => {}
+            Present::Renumbered(revision) => {
+                api.replace(&update, &params, revision)
+                    .await
+                    .doing(|| format!("renumber a revision of StatefulSet {key}"))?;
+            }
+            Present::New(revision) => match api.create(&params, revision).await {
+                Err(error) if already_exists(&error) || namespace_terminating(&error) => {}
+                made => {
+                    made.doing(|| format!("create a revision of StatefulSet {key}"))?;
+                }
+            },
+        }
+        let named = status.current_revision.filter(|name| !name.is_empty());
+        let current = named
+            .and_then(|name| {
+                let revision = held.iter().find(|one| one.name_any() == name)?;
+                Some((name, template_of(revision)?))
+            })
+            .unwrap_or_else(|| (update.clone(), template.clone()));
+        let limit = set.spec.revision_history_limit.unwrap_or(10);
+        let in_use = |one: &ControllerRevision| {
+            let name = one.name_any();
+            name == update
+                || name == current.0
+                || pods
+                    .iter()
+                    .any(|pod| pod.labels().get(HASH_LABEL) == Some(&name))
+        };
+        for name in revisions::surplus(&held, usize::try_from(limit).unwrap_or(0), in_use) {
+            api.delete(&name, &DeleteParams::default())
+                .await
+                .or_gone()
+                .doing(|| format!("delete old revision {name} of StatefulSet {key}"))?;
+        }
+        Ok(Revisions {
+            current,
+            update: (update, template),
+        })
+    }
+
+    async fn apply(
+        &self,
+        key: &Key,
+        set: &StatefulSet,
+        held: &[Arc<Pod>],
+        revisions: &Revisions,
+        actions: &[Action],
+    ) -> Result<(), Error> {
+        for action in actions {
+            match action {
+                Action::Create { ordinal, revision } => {
+                    let revision = match revision {
+                        Revision::Current => &revisions.current,
+                        Revision::Update => &revisions.update,
+                    };
+                    self.create(key, set, *ordinal, revision).await?;
+                }
+                Action::Delete { pod, why } => {
+                    if let Some(pod) = held.iter().find(|one| one.name_any() == *pod) {
+                        self.delete(key, set, pod, *why).await?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn create(
+        &self,
+        key: &Key,
+        set: &StatefulSet,
+        ordinal: i32,
+        (revision, template): &(String, PodTemplateSpec),
+    ) -> Result<(), Error> {
+        let pod = new_pod(set, ordinal, revision, template);
+        let name = pod.name_any();
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
+        match api.create(&PostParams::default(), &pod).await {
+            Ok(pod) => {
+                self.written.wrote(key, &pod);
+                let text = format!("create Pod {name} in StatefulSet {} successful", key.name);
+                self.events
+                    .record(set, Level::Normal, "SuccessfulCreate", text);
+                Ok(())
+            }
+            Err(error) if namespace_terminating(&error) => Ok(()),
+            Err(error) => {
+                let text = format!(
+                    "create Pod {name} in StatefulSet {} failed error: {error}",
+                    key.name
+                );
+                self.events
+                    .record(set, Level::Warning, "FailedCreate", text);
+                Err(error).doing(|| format!("create pod {name} of StatefulSet {key}"))
+            }
+        }
+    }
+
+    async fn delete(&self, key: &Key, set: &StatefulSet, pod: &Pod, why: Why) -> Result<(), Error> {
+        let name = pod.name_any();
+        if why == Why::Ended {
+            let text = format!("StatefulSet {key} is recreating failed Pod {name}");
+            self.events
+                .record(set, Level::Warning, "RecreatingFailedPod", text);
+        }
+        let params = DeleteParams::default().preconditions(Preconditions {
+            uid: pod.uid(),
+            resource_version: None,
+        });
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
+        api.delete(&name, &params)
+            .await
+            .or_gone()
+            .doing(|| format!("delete pod {name} of StatefulSet {key}"))?;
+        self.written.deleted(key, Key::of(pod));
+        let text = format!("delete Pod {name} in StatefulSet {} successful", key.name);
+        self.events
+            .record(set, Level::Normal, "SuccessfulDelete", text);
+        Ok(())
+    }
+
+    async fn write_status(
+        &self,
+        key: &Key,
+        set: &StatefulSet,
+        status: StatefulSetStatus,
+    ) -> Result<(), Error> {
+        if !changed(set.status.as_ref(), &status) {
+            return Ok(());
+        }
+        let mut updated = set.clone();
+        updated.status = Some(status);
+        Api::<StatefulSet>::namespaced(self.client.clone(), &key.namespace)
+            .replace_status(&key.name, &PostParams::default(), &updated)
+            .await
+            .or_gone()
+            .doing(|| format!("update the status of StatefulSet {key}"))?;
+        Ok(())
+    }
+}
+
+/// Compares without regard to counts that are zero or left out.
+fn changed(old: Option<&StatefulSetStatus>, new: &StatefulSetStatus) -> bool {
+    let plain = |status: &StatefulSetStatus| {
+        let mut plain = status.clone();
+        for count in [
+            &mut plain.ready_replicas,
+            &mut plain.available_replicas,
+            &mut plain.current_replicas,
+            &mut plain.updated_replicas,
+            &mut plain.collision_count,
+        ] {
+            *count = count.filter(|count| *count != 0);
+        }
+        plain
+    };
+    old.map(plain).unwrap_or_default() != plain(new)
+}
+
+/// The template that a revision holds.
+fn template_of(revision: &ControllerRevision) -> Option<PodTemplateSpec> {
+    let mut template = revision.data.0["spec"]["template"].clone();
+    template.as_object_mut()?.remove("$patch");
+    serde_json::from_value(template).ok()
+}
+
+fn new_pod(set: &StatefulSet, ordinal: i32, revision: &str, template: &PodTemplateSpec) -> Pod {
+    let name = format!("{}-{ordinal}", set.name_any());
+    let mut pod = pods::pod_of(set, template);
+    pod.metadata.generate_name = None;
+    pod.metadata.name = Some(name.clone());
+    let labels = pod.labels_mut();
+    labels.insert(HASH_LABEL.into(), revision.into());
+    labels.insert(NAME_LABEL.into(), name.clone());
+    labels.insert(INDEX_LABEL.into(), ordinal.to_string());
+    let spec = pod.spec.get_or_insert_default();
+    spec.hostname = Some(name);
+    spec.subdomain = set.spec.service_name.clone();
+    pod
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn pods_have_an_identity() {
+        let set: StatefulSet = serde_json::from_value(json!({
+            "metadata": {"name": "w", "namespace": "n", "uid": "u"},
+            "spec": {"serviceName": "s", "selector": {}, "template": {}},
+        }))
+        .expect("a StatefulSet");
+        let template = set.spec.clone().template;
+        let pod = new_pod(&set, 2, "w-abc", &template);
+        let spec = pod.spec.clone().unwrap_or_default();
+        assert_eq!(pod.name_any(), "w-2");
+        assert_eq!(
+            (spec.hostname.as_deref(), spec.subdomain.as_deref()),
+            (Some("w-2"), Some("s"))
+        );
+        assert_eq!(pod.labels()[HASH_LABEL], "w-abc");
+        assert_eq!(pod.labels()[INDEX_LABEL], "2");
+        let revision: ControllerRevision = serde_json::from_value(json!({
+            "metadata": {}, "revision": 1,
+            "data": {"spec": {"template": {"$patch": "replace", "metadata": {"labels": {"a": "b"}}}}},
+        }))
+        .expect("a revision");
+        let labels = template_of(&revision)
+            .and_then(|one| one.metadata)
+            .and_then(|one| one.labels);
+        assert_eq!(labels.unwrap_or_default()["a"], "b");
+    }
+}
