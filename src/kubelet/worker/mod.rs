@@ -291,10 +291,12 @@ impl Worker {
     fn take_desired(&mut self) {
         let desired = self.desired.borrow_and_update().clone();
         let content = |pod: &Pod| (pod.labels().clone(), pod.annotations().clone());
-        if content(&desired.pod) != content(&self.pod) {
+        let changed = content(&desired.pod) != content(&self.pod);
+        self.pod = desired.pod;
+        // After the pod was taken over: its labels are what a volume shows.
+        if changed {
             self.refresh_volumes(Duration::ZERO);
         }
-        self.pod = desired.pod;
         self.take_target(&desired.target, desired.held.unwrap_or_default());
         self.target = desired.target;
         match desired.wish {
