@@ -519,7 +519,8 @@ pub fn for_v2(schema: &Value) -> Value {
         }
     }
     if is(schema, PRESERVE) {
-        for name in ["items", "properties"] {
+        // With a type, kubectl would refuse members that are null.
+        for name in ["type", "items", "properties"] {
             out.remove(name);
         }
     }
