@@ -57,11 +57,12 @@ fn a_cpu_quota_holds() {
             &format!("get pod {pod} -o jsonpath={{.status.phase}}"),
             "Succeeded",
         );
-        // The last line: user and system time of the children.
+        // The last line of figures: user and system time of the children. The shell's own word
+        // about the end comes before or after, as the two streams happen to be read.
         let times = cluster.ok(&format!("logs {pod}"));
         let seconds = times
             .lines()
-            .last()
+            .rfind(|line| line.starts_with(|first: char| first.is_ascii_digit()))
             .unwrap()
             .split_whitespace()
             .map(|time| {
