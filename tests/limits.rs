@@ -57,11 +57,11 @@ fn a_cpu_quota_holds() {
             &format!("get pod {pod} -o jsonpath={{.status.phase}}"),
             "Succeeded",
         );
-        // The last line: user and system time of the children.
+        // The last line of figures (the shell says "Terminated" on stderr): user and system time of the children.
         let times = cluster.ok(&format!("logs {pod}"));
         let seconds = times
             .lines()
-            .last()
+            .rfind(|line| line.starts_with(|c: char| c.is_ascii_digit()))
             .unwrap()
             .split_whitespace()
             .map(|time| {
