@@ -48,7 +48,7 @@ pub fn compare(host: &Host) {
             }
         }
     }
-    runtime.block_on(ours.close());
+    drop(ours);
     // What the shell around the peers costs.
     let around = (0..RUNS).map(|_| in_shell(host, "true")).collect();
     let around = median(around).0;
@@ -219,9 +219,10 @@ impl Ours {
         self.runtime.remove_pod(&name).await.unwrap();
         started.elapsed()
     }
+}
 
-    async fn close(self) {
-        self.runtime.remove_pod("there").await.unwrap();
+impl Drop for Ours {
+    fn drop(&mut self) {
         remove_all(&self.config).unwrap();
     }
 }
