@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::apiserver::registry::{
-    Behaviour, PLAIN, Resource,
+    Behaviour, PLAIN, Resource, StatusMetadata,
     Subresource::Status,
     kinds::{
         cells::{len, text_or_none},
@@ -87,6 +87,7 @@ pub const ATTACHMENT: Resource = Resource {
         AGE,
     ],
     behaviour: Behaviour {
+        status_metadata: StatusMetadata::Kept,
         prepare_create: |attachment| set(attachment, "status", json!({"attached": false})),
         validate: |attachment, causes| {
             names::object_name(attachment, names::dns_subdomain, causes);
