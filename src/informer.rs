@@ -264,22 +264,32 @@ impl Informers {
         {
             return informer.clone();
         }
+        let informer = self.start(self.config.clone());
+        started.insert(TypeId::of::<K>(), Box::new(informer.clone()));
+        informer
+    }
+
+    /// An informer of the caller's own, of those objects only that `fields` selects.
+    pub fn some<K>(&self, fields: &str) -> Informer<K>
+    where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    {
+        self.start(self.config.clone().fields(fields))
+    }
+
+    fn start<K>(&self, config: watcher::Config) -> Informer<K>
+    where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    {
         let shared = Arc::new(Shared {
             objects: RwLock::default(),
             revision: AtomicU64::new(0),
             changes: broadcast::channel(BACKLOG).0,
             synced: watch::channel(false).0,
         });
-        let informer = Informer {
-            shared: shared.clone(),
-        };
-        tokio::spawn(run(
-            Api::<K>::all(self.client.clone()),
-            self.config.clone(),
-            shared,
-        ));
-        started.insert(TypeId::of::<K>(), Box::new(informer.clone()));
-        informer
+        let api = Api::<K>::all(self.client.clone());
+        tokio::spawn(run(api, config, shared.clone()));
+        Informer { shared }
     }
 }
 

@@ -20,6 +20,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use vetch::{
     apiserver::{
         admission::{self, Late, ServiceConfig},
+        authn::{Reference, Subject},
         objects::Objects,
         request::User,
         special,
@@ -69,6 +70,20 @@ impl Lab {
         let stop = CancellationToken::new();
         let config = controllers::Config {
             ca_pem: pki.ca_pem().into(),
+            make_token: Arc::new({
+                let issuer = handle.issuer.clone();
+                move |wanted| {
+                    let subject = Subject {
+                        namespace: wanted.namespace.to_owned(),
+                        account: Reference {
+                            name: wanted.account.to_owned(),
+                            uid: wanted.account_uid.to_owned(),
+                        },
+                    };
+                    let made = issuer.issue_for_secret(&subject, wanted.secret);
+                    made.map_err(|error| error.to_string())
+                }
+            }),
         };
         tokio::spawn(controllers::run(informers.clone(), config, stop.clone()));
         let config = scheduler::Config::default();

@@ -25,6 +25,7 @@ use super::{
 use crate::{
     apiserver::{
         admission::{self, Late, ServiceConfig},
+        authn::{Reference, Subject, TokenIssuer},
         request::User,
         special,
         start::{Config as ApiConfig, Handle, own_user},
@@ -124,6 +125,7 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
         ))),
         controllers::Config {
             ca_pem: pki.ca_pem().to_owned(),
+            make_token: token_maker(handle.issuer.clone()),
         },
         shutdown.clone(),
     ));
@@ -157,6 +159,21 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     answering.abort();
     let _ = std::fs::remove_file(config.paths.control_socket());
     result
+}
+
+/// Lets the controllers sign tokens for Secrets without knowing the key.
+fn token_maker(issuer: Arc<TokenIssuer>) -> controllers::MakeToken {
+    Arc::new(move |wanted| {
+        let subject = Subject {
+            namespace: wanted.namespace.to_owned(),
+            account: Reference {
+                name: wanted.account.to_owned(),
+                uid: wanted.account_uid.to_owned(),
+            },
+        };
+        let made = issuer.issue_for_secret(&subject, wanted.secret);
+        made.map_err(|error| error.to_string())
+    })
 }
 
 /// What is at hand while the node runs.

@@ -29,18 +29,35 @@ mod root_ca;
 mod service_account;
 mod shared;
 mod stateful;
+mod token;
 mod ttl_after_finished;
 mod written;
+
+use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::informer::Informers;
 
 /// What the controllers are told at start.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Config {
     /// The cluster's certificate authority, published in every namespace.
     pub ca_pem: String,
+    /// Signs the tokens that Secrets hold.
+    pub make_token: MakeToken,
+}
+
+/// Makes a token, or says why not.
+pub type MakeToken = Arc<dyn Fn(&TokenFor<'_>) -> Result<String, String> + Send + Sync>;
+
+/// Whose token it is, and which Secret will hold it.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenFor<'a> {
+    pub namespace: &'a str,
+    pub account: &'a str,
+    pub account_uid: &'a str,
+    pub secret: &'a str,
 }
 
 /// Runs every controller until `shutdown`.
@@ -48,7 +65,8 @@ pub async fn run(informers: Informers, config: Config, shutdown: CancellationTok
     tokio::join!(
         namespace::run(informers.clone(), shutdown.clone()),
         service_account::run(informers.clone(), shutdown.clone()),
-        root_ca::run(informers.clone(), config.ca_pem, shutdown.clone()),
+        root_ca::run(informers.clone(), config.ca_pem.clone(), shutdown.clone()),
+        token::run(informers.clone(), config, shutdown.clone()),
         deployment::run(informers.clone(), shutdown.clone()),
         replicas::run(informers.clone(), shutdown.clone()),
         endpointslice::run(informers.clone(), shutdown.clone()),

@@ -268,20 +268,23 @@ fn tagged(
     response
 }
 
+/// What the program is built of; see `build.rs`. Clients parse the commit as hexadecimal digits.
 fn version() -> Value {
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
         other => other,
     };
+    let built = env!("VETCH_BUILD_SECONDS").parse().unwrap_or_default();
+    let built = jiff::Timestamp::from_second(built).unwrap_or_default();
     json!({
         "major": "1",
         "minor": "37",
         "gitVersion": concat!("v1.37.0+vetch", env!("CARGO_PKG_VERSION")),
-        "gitCommit": "",
-        "gitTreeState": "clean",
-        "buildDate": "1970-01-01T00:00:00Z",
-        "goVersion": "",
+        "gitCommit": env!("VETCH_BUILD_COMMIT"),
+        "gitTreeState": env!("VETCH_BUILD_TREE"),
+        "buildDate": built.to_string(),
+        "goVersion": concat!("none: ", env!("VETCH_BUILD_COMPILER")),
         "compiler": "rustc",
         "platform": format!("linux/{architecture}"),
     })
@@ -331,4 +334,29 @@ fn metrics(frontend: &Frontend) -> String {
     ));
     frontend.counters.write(&mut text);
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_as_clients_parse_it() {
+        let version = version();
+        let text = |name: &str| version[name].as_str().unwrap_or_default();
+        for (name, pattern) in [
+            ("major", r"^\d$"),
+            ("minor", r"^\d+\+?$"),
+            ("gitVersion", r"^v\d\.\d+\.[\d\w\-.+]+$"),
+            ("gitCommit", "^[0-9a-f]*$"),
+            ("gitTreeState", "^(clean|dirty|archive)$"),
+            ("buildDate", r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"),
+            ("goVersion", "^none: rustc "),
+            ("compiler", "^rustc$"),
+            ("platform", "^linux/(amd64|arm64)$"),
+        ] {
+            let pattern = regex::Regex::new(pattern).expect("a pattern");
+            assert!(pattern.is_match(text(name)), "{name}: {:?}", text(name));
+        }
+    }
 }

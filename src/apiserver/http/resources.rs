@@ -56,6 +56,7 @@ impl Frontend {
                         namespace: path.namespace,
                         name: path.name.unwrap_or_default(),
                         subresource: path.subresource.unwrap_or_default(),
+                        path: incoming.uri_path,
                         rest: path.rest,
                         method: incoming.method,
                         headers: incoming.headers,

@@ -113,6 +113,8 @@ pub struct Behaviour {
     pub validate: fn(&Value, &mut Causes),
     /// Rules over (`new`, `old`): immutable fields. `validate(new)` runs besides.
     pub validate_update: fn(&Value, &Value, &mut Causes),
+    /// What of metadata a write of the status may change.
+    pub status_metadata: StatusMetadata,
     /// Whether metadata.generation is kept (1 on create, +1 when spec changes).
     pub generation: bool,
     /// PUT on a missing name creates.
@@ -123,6 +125,29 @@ pub struct Behaviour {
     pub graceful: Option<fn(&Value) -> i64>,
 }
 
+/// What clients may change of an object's metadata through its status endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatusMetadata {
+    /// Labels, annotations, finalizers and owners: node agents and old controllers do.
+    Free,
+    /// All of these but one, which stays as it was.
+    AllBut(&'static str),
+    /// Nothing.
+    Kept,
+}
+
+impl StatusMetadata {
+    /// The members that may be changed.
+    pub fn changeable(self) -> impl Iterator<Item = &'static str> {
+        let free = ["labels", "annotations", "finalizers", "ownerReferences"];
+        free.into_iter().filter(move |name| match self {
+            Self::Free => true,
+            Self::AllBut(kept) => *name != kept,
+            Self::Kept => false,
+        })
+    }
+}
+
 /// A kind without anything of its own.
 pub const PLAIN: Behaviour = Behaviour {
     default: |_| {},
@@ -130,6 +155,7 @@ pub const PLAIN: Behaviour = Behaviour {
     prepare_update: |_, _| {},
     validate: |_, _| {},
     validate_update: |_, _, _| {},
+    status_metadata: StatusMetadata::Free,
     generation: false,
     create_on_update: false,
     unconditional_update: true,

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::BodyExt;
+use hyper::upgrade::OnUpgrade;
 use serde_json::Value;
 
-use super::{Forward, Location, Proxy, Transport, target::encode_segment};
+use super::{Forward, Location, Proxy, Transport, log_socket::Wish, target::encode_segment};
 use crate::apiserver::{
     objects::Lookup,
     query::Query,
@@ -30,12 +31,16 @@ impl Proxy {
         if !matches!(forward.method, Method::GET | Method::HEAD) {
             return Err(wrong_method());
         }
+        let wish = match forward.upgrade.take() {
+            Some(upgrade) => Wish::read(&forward.headers)?.map(|wish| (wish, upgrade)),
+            None => None,
+        };
         let query = Query::parse(&forward.query);
         check_log_options(&query, &forward.name)?;
         let pod = pod(server, forward.row, &forward.namespace, &forward.name).await?;
         let container = container(&pod, query.get("container").unwrap_or_default())?;
         if node_name(&pod).is_empty() {
-            return Ok(text(full("")));
+            return log_answer(wish, full(""));
         }
         let (host, port) = kubelet(server, node_name(&pod)).await?;
         let kept = [
@@ -67,7 +72,7 @@ impl Proxy {
             .await
             .map_err(Status::internal)?;
         if response.status().is_success() {
-            return Ok(text(response.into_body()));
+            return log_answer(wish, response.into_body());
         }
         Err(complaint(response).await)
     }
@@ -115,6 +120,14 @@ impl Proxy {
             status if status.is_success() => Ok(response),
             _ => Err(complaint(response).await),
         }
+    }
+}
+
+/// The log as text, or as messages for who wished for them.
+fn log_answer(wish: Option<(Wish, OnUpgrade)>, log: Body) -> Result<Response<Body>, Status> {
+    match wish {
+        Some((wish, upgrade)) => wish.grant(upgrade, log),
+        None => Ok(text(log)),
     }
 }
 

@@ -1,27 +1,33 @@
 //! Requests that are passed on: to the kubelet (log, exec, attach, portforward), or to a pod, a
 //! service or a node (proxy).
 //!
-//! The server terminates nothing: after a 101 the bytes go both ways untouched, so that SPDY and
-//! WebSocket are the kubelet's business alone.
+//! The server terminates nothing but a log over WebSocket: after a 101 the bytes go both ways
+//! untouched, so that SPDY and WebSocket are the kubelet's business alone.
 //! Called by `http::resources`, after authorization.
 //! Always true: what says who the client is (tokens, impersonation) goes no further than here.
 //!
 //! `kubelet.rs` says where a pod's streams are, `target.rs` where a proxy's name leads,
-//! `pass.rs` does the exchange.
+//! `pass.rs` does the exchange, `links.rs` keeps the links of proxied pages inside the proxy.
 
 mod kubelet;
+mod links;
+mod log_socket;
 mod pass;
 mod target;
 mod tls;
 
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
-use http::{HeaderMap, Method, Response};
+use bytes::Bytes;
+use futures::{Stream, future::BoxFuture};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
+use http_body_util::{BodyExt, StreamBody};
+
+use links::{Links, Page};
 
 use super::{
     registry::Resource,
-    response::Body,
+    response::{Body, BoxError, full},
     server::ApiServer,
     status::{Reason, Status},
 };
@@ -32,6 +38,8 @@ pub struct Forward {
     pub namespace: String,
     pub name: String,
     pub subresource: String,
+    /// The whole path asked for.
+    pub path: String,
     /// What follows `proxy/` in the path.
     pub rest: String,
     pub method: Method,
@@ -106,10 +114,10 @@ impl Proxy {
                     query: &forward.query,
                 };
                 let location = target::locate(server, wanted).await?;
-                self.pass(location, forward).await.map_err(|error| {
-                    let what = format!("error trying to reach service: {error}");
-                    Status::new(Reason::ServiceUnavailable, what)
-                })
+                if let Some(redirect) = to_the_root(&forward) {
+                    return Ok(redirect);
+                }
+                self.proxy(location, forward).await
             }
             _ => Err(Status::new(
                 Reason::NotFound,
@@ -118,3 +126,94 @@ impl Proxy {
         }
     }
 }
+
+impl Proxy {
+    async fn proxy(
+        &self,
+        location: Location,
+        mut forward: Forward,
+    ) -> Result<Response<Body>, Status> {
+        // What is compressed cannot be rewritten.
+        forward.headers.remove(header::ACCEPT_ENCODING);
+        let prefix = forward.path.strip_suffix(&location.path);
+        let prefix = prefix.unwrap_or(&forward.path).to_owned();
+        let asked = forward.headers.get(header::HOST);
+        let asked = asked
+            .and_then(|host| host.to_str().ok())
+            .unwrap_or_default()
+            .to_owned();
+        for (name, value) in [
+            ("x-forwarded-uri", &*forward.path),
+            ("x-forwarded-host", &*asked),
+        ] {
+            if let Ok(value) = HeaderValue::from_str(value) {
+                forward.headers.insert(HeaderName::from_static(name), value);
+            }
+        }
+        let links = Links::new(&prefix, &location.address(), &asked);
+        let response = self.pass(location, forward).await.map_err(|error| {
+            let what = format!("error trying to reach service: {error}");
+            Status::new(Reason::ServiceUnavailable, what)
+        })?;
+        Ok(through_the_proxy(response, links))
+    }
+}
+
+/// A page asked for without a slash at the end would have its relative links lead nowhere.
+fn to_the_root(forward: &Forward) -> Option<Response<Body>> {
+    let plain = matches!(forward.method, Method::GET | Method::HEAD) && forward.upgrade.is_none();
+    if !plain || !forward.rest.is_empty() || forward.path.ends_with('/') {
+        return None;
+    }
+    let target = match forward.query.as_str() {
+        "" => format!("{}/", forward.path),
+        query => format!("{}/?{query}", forward.path),
+    };
+    let mut response = Response::new(full(""));
+    *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    let target = HeaderValue::from_str(&target).ok()?;
+    response.headers_mut().insert(header::LOCATION, target);
+    Some(response)
+}
+
+/// The answer with links that stay inside the proxy.
+fn through_the_proxy(mut response: Response<Body>, links: Links) -> Response<Body> {
+    let text = |name: HeaderName| {
+        let value = response.headers().get(name);
+        value
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
+    };
+    if response.status().is_redirection() {
+        let target = links.rewrite(text(header::LOCATION));
+        if let Some(target) = target.and_then(|target| HeaderValue::from_str(&target).ok()) {
+            response.headers_mut().insert(header::LOCATION, target);
+        }
+        return response;
+    }
+    let html = text(header::CONTENT_TYPE)
+        .split(';')
+        .next()
+        .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("text/html"));
+    let plain = matches!(text(header::CONTENT_ENCODING), "" | "identity");
+    if !html || !plain || response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return response;
+    }
+    response.headers_mut().remove(header::CONTENT_LENGTH);
+    response.map(|body| {
+        let mut page = Page::new(links);
+        let mut body = body;
+        let stream = async_stream::try_stream! {
+            while let Some(frame) = body.frame().await {
+                if let Ok(data) = frame?.into_data() {
+                    yield http_body::Frame::data(page.push(&data).into());
+                }
+            }
+            yield http_body::Frame::data(page.finish().into());
+        };
+        StreamBody::new(Box::pin(stream) as BodyStream).boxed_unsync()
+    })
+}
+
+type BodyStream =
+    std::pin::Pin<Box<dyn Stream<Item = Result<http_body::Frame<Bytes>, BoxError>> + Send>>;

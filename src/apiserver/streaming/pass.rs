@@ -45,7 +45,7 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 impl Location {
-    fn address(&self) -> String {
+    pub(super) fn address(&self) -> String {
         if self.host.contains(':') {
             format!("[{}]:{}", self.host, self.port)
         } else {
@@ -217,6 +217,7 @@ mod tests {
             namespace: String::new(),
             name: String::new(),
             subresource: String::new(),
+            path: String::new(),
             rest: String::new(),
             method: http::Method::GET,
             headers,

@@ -279,6 +279,7 @@ pub(super) mod tests {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             subresource: subresource.to_owned(),
+            path: String::new(),
             rest: rest.to_owned(),
             method: http::Method::GET,
             headers: http::HeaderMap::new(),

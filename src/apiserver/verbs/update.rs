@@ -136,11 +136,12 @@ pub fn merged(row: &Resource, subresource: Option<&str>, mut body: Value, old: &
                 Some(status) => new["status"] = status,
                 None => remove(&mut new, "status"),
             }
-            // Status writers keep finalizers, labels and annotations too (nodes, claims).
-            for name in ["labels", "annotations", "finalizers"] {
-                if let Some(value) = body["metadata"].get(name).cloned() {
-                    metadata::of(&mut new).insert(name.to_owned(), value);
-                }
+            for name in row.behaviour.status_metadata.changeable() {
+                let value = body["metadata"].get(name).filter(|value| !value.is_null());
+                match value.cloned() {
+                    Some(value) => metadata::of(&mut new).insert(name.to_owned(), value),
+                    None => metadata::of(&mut new).remove(name),
+                };
             }
             new
         }
@@ -171,5 +172,52 @@ fn keep(new: &mut Value, old: &Value, member: &str) {
 fn remove(object: &mut Value, member: &str) {
     if let Some(map) = object.as_object_mut() {
         map.remove(member);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::apiserver::registry::kinds;
+
+    #[test]
+    fn what_a_write_of_the_status_may_change() {
+        let old = json!({"metadata": {"name": "x", "labels": {"a": "old"}, "annotations": {"a": "old"}},
+            "spec": {"s": "old"}, "status": {"s": "old"}});
+        let body = json!({"metadata": {"name": "x", "labels": {"a": "new"}, "ownerReferences": [{"uid": "u"}]},
+            "spec": {"s": "new"}, "status": {"s": "new"}});
+        for (plural, labels, annotated, owned) in [
+            ("nodes", "new", false, true),
+            ("deployments", "old", false, true),
+            ("pods", "new", false, false),
+            ("customresourcedefinitions", "old", true, false),
+            ("volumeattachments", "old", true, false),
+        ] {
+            let row = kinds::ALL.iter().find(|row| row.plural == plural);
+            let row = row.unwrap_or_else(|| panic!("no row {plural}"));
+            let bytes = old.to_string();
+            let stored = Object::new("/registry/x/x".into(), "x", bytes.as_bytes(), 7);
+            let new = merged(
+                row,
+                Some("status"),
+                body.clone(),
+                &stored.expect("an object"),
+            );
+            assert_eq!(new["metadata"]["labels"]["a"], labels, "{plural}");
+            assert_eq!(
+                new["metadata"]["annotations"].is_object(),
+                annotated,
+                "{plural}"
+            );
+            assert_eq!(
+                new["metadata"]["ownerReferences"].is_array(),
+                owned,
+                "{plural}"
+            );
+            assert_eq!(
+                (&new["spec"]["s"], &new["status"]["s"]),
+                (&json!("old"), &json!("new"))
+            );
+        }
     }
 }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 pub use self::rows::Rows;
 use super::{
-    Behaviour, Causes, PLAIN, Resource, ScalePaths, Scope, Subresource,
+    Behaviour, Causes, PLAIN, Resource, ScalePaths, Scope, StatusMetadata, Subresource,
     kinds::{
         cells,
         row::{self, NO_COLLECTION_DELETE},
@@ -178,6 +178,7 @@ pub fn rows_of(definition: &Value) -> Vec<&'static Resource> {
                 storage,
                 columns: &[],
                 behaviour: Behaviour {
+                    status_metadata: StatusMetadata::Kept,
                     generation: true,
                     unconditional_update: false,
                     ..PLAIN

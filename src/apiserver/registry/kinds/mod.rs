@@ -24,12 +24,7 @@ use super::Resource;
 /// Kinds (`plural` or `plural.group`) that have rows but nobody acts on yet. Taking one off this
 /// list serves it.
 pub const NOT_SERVED: &[&str] = &[
-    "persistentvolumeclaims",
-    "persistentvolumes",
     "horizontalpodautoscalers.autoscaling",
-    "storageclasses.storage.k8s.io",
-    "volumeattachments.storage.k8s.io",
-    "csidrivers.storage.k8s.io",
     // The proxy does not filter yet: accepting one would be false safety.
     "networkpolicies.networking.k8s.io",
     "volumeattributesclasses.storage.k8s.io",
@@ -94,6 +89,7 @@ pub const ALL: &[Resource] = &[
     groups::rbac::ROLE,
     groups::storage::CSIDRIVER,
     groups::storage::CSINODE,
+    groups::storage::CAPACITY,
     groups::storage::STORAGECLASS,
     groups::storage::ATTACHMENT,
     groups::storage::VOLUMEATTRIBUTESCLASS,

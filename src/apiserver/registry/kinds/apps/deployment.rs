@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::replicas;
 use crate::apiserver::registry::{
-    Behaviour, Causes, PLAIN, Resource,
+    Behaviour, Causes, PLAIN, Resource, StatusMetadata,
     Subresource::Status,
     kinds::{
         cells::{containers, images, int},
@@ -34,6 +34,7 @@ pub const ROW: Resource = Resource {
         replicas::SELECTOR,
     ],
     behaviour: Behaviour {
+        status_metadata: StatusMetadata::AllBut("labels"),
         default,
         prepare_create: |object| set(object, "status", json!({})),
         validate,

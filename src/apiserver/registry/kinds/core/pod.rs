@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{pod_table, pod_update};
 use crate::apiserver::registry::{
-    Behaviour, Causes, PLAIN, Resource, SpecialSubresource,
+    Behaviour, Causes, PLAIN, Resource, SpecialSubresource, StatusMetadata,
     Subresource::{Special, Status},
     kinds::{
         names,
@@ -70,6 +70,7 @@ pub const ROW: Resource = Resource {
         }),
     ],
     behaviour: Behaviour {
+        status_metadata: StatusMetadata::AllBut("ownerReferences"),
         default,
         prepare_create,
         validate: validate_pod,

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use crate::apiserver::registry::{
-    Behaviour, Causes, PLAIN, Resource,
+    Behaviour, Causes, PLAIN, Resource, StatusMetadata,
     Subresource::Status,
     custom::schema::check_structure,
     kinds::{
@@ -26,6 +26,7 @@ pub const DEFINITION: Resource = Resource {
         row::cell(definition, "metadata.creationTimestamp")
     })],
     behaviour: Behaviour {
+        status_metadata: StatusMetadata::Kept,
         default,
         prepare_create: |definition| {
             let stored: Vec<Value> = items(definition, "spec.versions")

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::apiserver::registry::{
-    Behaviour, PLAIN, Resource,
+    Behaviour, PLAIN, Resource, StatusMetadata,
     Subresource::Status,
     kinds::{
         cells::{len, text_or_none},
@@ -87,6 +87,7 @@ pub const ATTACHMENT: Resource = Resource {
         AGE,
     ],
     behaviour: Behaviour {
+        status_metadata: StatusMetadata::Kept,
         prepare_create: |attachment| set(attachment, "status", json!({"attached": false})),
         validate: |attachment, causes| {
             names::object_name(attachment, names::dns_subdomain, causes);
@@ -139,6 +140,53 @@ pub const CSINODE: Resource = Resource {
         "csinodes",
         "csinode",
         "io.k8s.api.storage.v1.CSINode",
+    )
+};
+
+/// How much room a driver has where; what schedulers ask before a volume exists.
+pub const CAPACITY: Resource = Resource {
+    columns: &[
+        column("StorageClassName", |capacity| {
+            row::cell(capacity, "storageClassName")
+        }),
+        column("Capacity", |capacity| row::cell(capacity, "capacity")),
+        AGE,
+    ],
+    behaviour: Behaviour {
+        validate: |capacity, causes| {
+            names::object_name(capacity, names::dns_subdomain, causes);
+            let class = text(capacity, "storageClassName");
+            names::report(
+                names::dns_subdomain(class),
+                class,
+                "storageClassName",
+                causes,
+            );
+            for field in ["capacity", "maximumVolumeSize"] {
+                let quantity = text(capacity, field);
+                let fine = proto::quantity::Quantity::parse(quantity)
+                    .is_ok_and(|quantity| quantity.value() >= 0);
+                if !quantity.is_empty() && !fine {
+                    causes.invalid(field, quantity, "must be greater than or equal to 0");
+                }
+            }
+        },
+        validate_update: |new, old, causes| {
+            for field in ["nodeTopology", "storageClassName"] {
+                if at(new, field) != at(old, field) {
+                    causes.invalid(field, at(new, field), "field is immutable");
+                }
+            }
+        },
+        ..PLAIN
+    },
+    ..row::namespaced(
+        GROUP,
+        "v1",
+        "CSIStorageCapacity",
+        "csistoragecapacities",
+        "csistoragecapacity",
+        "io.k8s.api.storage.v1.CSIStorageCapacity",
     )
 };
 

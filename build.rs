@@ -1,0 +1,44 @@
+//! Tells the program what it is built of: commit, tree, date, compiler.
+//!
+//! Reproducible: the date is that of the commit, or `SOURCE_DATE_EPOCH`; a source tree without git
+//! says no commit. A debug build keeps what it saw when this script last ran, and calls itself
+//! `dirty`: that commit and what came since. So a commit does not cost developers a rebuild.
+
+use std::{env, process::Command};
+
+fn main() {
+    let debug = env::var("PROFILE").is_ok_and(|profile| profile == "debug");
+    if debug {
+        println!("cargo:rerun-if-changed=build.rs");
+    }
+    println!("cargo:rerun-if-env-changed=SOURCE_DATE_EPOCH");
+    let commit = output("git", &["rev-parse", "--verify", "HEAD"]);
+    let changes = output(
+        "git",
+        &["status", "--porcelain", "--untracked-files=no", "--", "."],
+    );
+    let tree = match (&commit, changes) {
+        (None, _) => "archive",
+        (Some(_), Some(changes)) if changes.is_empty() && !debug => "clean",
+        _ => "dirty",
+    };
+    let epoch = env::var("SOURCE_DATE_EPOCH").ok();
+    let seconds = epoch.or_else(|| output("git", &["log", "-1", "--format=%ct"]));
+    let compiler = env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
+    let compiler = output(&compiler, &["--version"]).unwrap_or_else(|| "rustc".to_owned());
+    for (name, value) in [
+        ("COMMIT", commit.unwrap_or_default()),
+        ("TREE", tree.to_owned()),
+        ("SECONDS", seconds.unwrap_or_else(|| "0".to_owned())),
+        ("COMPILER", compiler),
+    ] {
+        println!("cargo:rustc-env=VETCH_BUILD_{name}={value}");
+    }
+}
+
+/// What a program prints, if it is there and succeeds.
+fn output(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(arguments).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    output.status.success().then(|| text.trim().to_owned())
+}
