@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lab::{Cluster, Registry, text, until};
+use lab::{Cluster, Registry, text};
 
 fn controller(registry: &str) -> String {
     format!(
@@ -368,58 +368,6 @@ spec:
     let end = Instant::now();
     cluster.ready("secretless");
     assert!(end.elapsed() < Duration::from_secs(30));
-}
-
-#[test]
-#[ignore = "needs root"]
-fn pods_do_not_notice_a_killed_daemon() {
-    let cluster = Cluster::started();
-    for image in ["nginx-1", "busybox"] {
-        cluster.import(image);
-    }
-    cluster.ok("create deployment web --image=nginx:1 --replicas=10 --port=80");
-    cluster.ok("expose deployment web --port=80");
-    cluster.ok_with(&[
-        "run",
-        "short",
-        "--image=busybox:1",
-        "--restart=Never",
-        "--",
-        "sh",
-        "-c",
-        "echo started; sleep 5; echo ended; exit 3",
-    ]);
-    cluster.ok("rollout status deployment/web --timeout=60s");
-    cluster.ready("short");
-    let restarts =
-        "get pods -l app=web -o jsonpath={.items[*].status.containerStatuses[0].containerID}";
-    let before = cluster.ok(restarts);
-    let address = cluster.field("service/web", ".spec.clusterIP");
-    cluster.kill_daemon();
-    let get = format!("curl -sf --max-time 5 http://{address}/version");
-    for _ in 0..50 {
-        assert_eq!(cluster.host.sh(&get).trim(), "nginx 1");
-    }
-    // The short one ends while nobody watches.
-    std::thread::sleep(Duration::from_secs(6));
-    cluster.up();
-    cluster.wait(
-        "get pod short -o jsonpath={.status.containerStatuses[0].state.terminated.exitCode}",
-        "3",
-    );
-    assert_eq!(cluster.ok("logs short"), "started\nended\n");
-    assert_eq!(cluster.ok(restarts), before);
-    cluster.ok("scale deployment web --replicas=12");
-    cluster.ok("rollout status deployment/web --timeout=60s");
-    assert!(cluster.vetch(&["down"]).status.success());
-    assert_eq!(cluster.host.sh(&get).trim(), "nginx 1");
-    assert!(cluster.vetch(&["reset", "--yes"]).status.success());
-    until("nothing of it runs", || {
-        !cluster
-            .host
-            .sh("ps ax -o args")
-            .contains(&cluster.root.path().display().to_string())
-    });
 }
 
 #[test]
