@@ -68,7 +68,8 @@ pub fn install_crypto() {
 pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     install_crypto();
     make_folders(&config.paths)?;
-    let _lock = lock(&config.paths, &config.root_flag).await?;
+    // Held to the process's very end: whoever waits for it then finds the store free as well.
+    std::mem::forget(lock(&config.paths, &config.root_flag).await?);
     let listener = listen(config.port).await?;
     let port = listener.local_addr()?.port();
 

@@ -264,8 +264,9 @@ impl Table {
             };
         }
         let limit = self.context.config.max_pods;
-        let entries = self.entries.values();
-        let used = entries.filter(|entry| !pod::is_over(&entry.pod)).count();
+        // A pod that is gone from the API no longer counts for whoever placed this one.
+        let counts = |entry: &&Entry| entry.wish != Wish::Gone && !pod::is_over(&entry.pod);
+        let used = self.entries.values().filter(counts).count();
         match u32::try_from(used).unwrap_or(u32::MAX) >= limit {
             false => Wish::Run,
             true => Wish::Reject {

@@ -69,10 +69,12 @@ pub fn apply(
     Ok(())
 }
 
-/// The defaults, then what the spec adds; a rule for everything stands alone.
+/// Nothing, then what the spec says, then what every container may do: a spec that begins with a
+/// denial of everything, as most do, still leaves a usable `/dev`.
 pub fn device_rules(given: &[LinuxDeviceCgroup]) -> Vec<Rule> {
     let mut rules = devices::default_rules();
-    rules.extend(given.iter().map(device_rule));
+    let after_denial = 1;
+    rules.splice(after_denial..after_denial, given.iter().map(device_rule));
     rules
 }
 
@@ -145,5 +147,14 @@ mod tests {
         assert_eq!((found.cpu_shares, found.memory_bytes), (Some(2), Some(5)));
         assert_eq!((found.pids, found.oom_group), (None, None));
         assert_eq!(limits(&resources, Owner::Container).oom_group, Some(true));
+    }
+
+    #[test]
+    fn a_denial_in_the_spec_leaves_the_usual_devices() {
+        let mut denial = LinuxDeviceCgroup::default();
+        denial.set_allow(false);
+        let rules = device_rules(&[denial]);
+        assert_eq!(rules.iter().filter(|rule| !rule.allow).count(), 2);
+        assert!(rules[2..].iter().all(|rule| rule.allow) && rules.len() > 3);
     }
 }

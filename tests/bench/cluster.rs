@@ -5,12 +5,12 @@
 //! Cases: exec to node Ready; one pod, create to Ready; 50 pods at once; memory (PSS) idle and per
 //! pod; CPU and disk writes while idle; a container of `true` beside crun and runc.
 
+mod containers;
 #[path = "../lab/mod.rs"]
 mod lab;
 
 use std::{
     fs,
-    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -21,14 +21,13 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
     runtime::wait::{await_condition, conditions},
 };
-use lab::{Cluster, Host, text};
+use lab::Cluster;
 use serde_json::json;
 
 const STARTS: usize = 10;
 const SINGLE_PODS: usize = 40;
 const MANY: usize = 50;
 const IDLE: Duration = Duration::from_secs(60);
-const RUNS: usize = 30;
 
 fn main() {
     if !nix::unistd::geteuid().is_root() {
@@ -40,6 +39,9 @@ fn main() {
     let cluster = Cluster::new();
     if wanted("start") {
         start(&cluster);
+    }
+    if only.as_deref() == Some("true") {
+        return containers::compare(&cluster.host);
     }
     cluster.up();
     cluster.import("busybox");
@@ -66,7 +68,7 @@ fn main() {
         idle(&cluster);
     }
     if wanted("true") {
-        compare_true(&cluster.host);
+        containers::compare(&cluster.host);
     }
 }
 
@@ -294,68 +296,4 @@ fn idle(cluster: &Cluster) {
         "idle/disk writes",
         (after.1 - before.1) / 1024.0
     );
-}
-
-/// One container of `true` from create to removal: ours in a pod that exists, crun's and runc's
-/// whole `run`, in one round each, in turns.
-fn compare_true(host: &Host) {
-    let folder = tempfile::tempdir().unwrap();
-    let rootfs = folder.path().join("rootfs");
-    fs::create_dir_all(rootfs.join("bin")).unwrap();
-    fs::copy("/bin/busybox", rootfs.join("bin/true")).unwrap();
-    let output = Command::new("runc")
-        .arg("spec")
-        .current_dir(&folder)
-        .output();
-    match output {
-        Ok(output) if output.status.success() => {}
-        other => return println!("true: skipped, runc cannot be run: {other:?}"),
-    }
-    let path = folder.path().join("config.json");
-    let mut spec: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    spec["process"]["args"] = json!(["/bin/true"]);
-    spec["process"]["terminal"] = json!(false);
-    fs::write(&path, spec.to_string()).unwrap();
-    let mut figures = [("crun", Vec::new()), ("runc", Vec::new())];
-    for round in 0..RUNS {
-        for (program, figures) in &mut figures {
-            // crun takes an empty v2 tree beside v1 controllers for the whole.
-            let line = format!(
-                "umount /sys/fs/cgroup/unified 2>/dev/null; \
-                 exec {program} run -b {} bench-{round}",
-                folder.path().display()
-            );
-            let mut command = host.command("unshare");
-            command
-                .args(["--mount", "sh", "-c", &line])
-                .stdin(Stdio::null());
-            let started = Instant::now();
-            let output = command.output().unwrap();
-            assert!(output.status.success(), "{program}: {}", text(&output));
-            figures.push(started.elapsed());
-        }
-    }
-    // What the shell around it costs.
-    let mut shell = Vec::new();
-    for _ in 0..RUNS {
-        let line = "umount /sys/fs/cgroup/unified 2>/dev/null; exec true";
-        let started = Instant::now();
-        host.command("unshare")
-            .args(["--mount", "sh", "-c", line])
-            .output()
-            .unwrap();
-        shell.push(started.elapsed());
-    }
-    let around = median(shell).0;
-    for (program, figures) in figures {
-        let net = figures
-            .into_iter()
-            .map(|figure| figure.saturating_sub(around))
-            .collect();
-        print(
-            &format!("true/{program}"),
-            net,
-            "the peer, without the shell around it",
-        );
-    }
 }

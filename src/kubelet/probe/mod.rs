@@ -13,7 +13,7 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use k8s_openapi::{
@@ -275,12 +275,22 @@ impl Rounds {
         let seconds = |value, default| Duration::from_secs(at_least_one(value, default).into());
         let timeout = seconds(probe.timeout_seconds, 1);
         let mut verdict = Verdict::new(kind, thresholds);
+        let period = seconds(probe.period_seconds, 10);
         tokio::time::sleep(self.until_first(probe)).await;
-        let mut ticks = tokio::time::interval(seconds(probe.period_seconds, 10));
+        let mut ticks = tokio::time::interval(period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut early = self.early_tries(kind, period);
         loop {
             ticks.tick().await;
-            let answer = action.run(&self.runtime, &self.target, timeout).await;
+            let mut answer = action.run(&self.runtime, &self.target, timeout).await;
+            // Only a success counts here: all of these are one run as far as thresholds go.
+            while answer.is_err()
+                && let Some(pause) = early.next()
+            {
+                tokio::time::sleep(pause).await;
+                answer = action.run(&self.runtime, &self.target, timeout).await;
+            }
+            early = EarlyTries::NONE;
             if let Err(message) = &answer {
                 let message = message.clone();
                 self.tell(kind, Outcome::Warning { message });
@@ -297,6 +307,16 @@ impl Rounds {
                 Kind::Liveness if !good => return false,
                 Kind::Liveness | Kind::Readiness => {}
             }
+        }
+    }
+
+    /// A program that has just been started listens a few milliseconds later, after the first run
+    /// of its probe; a whole period until the next would be most of a small pod's start.
+    fn early_tries(&self, kind: Kind, period: Duration) -> EarlyTries {
+        let young = self.target.started.elapsed().unwrap_or_default() < period;
+        match kind {
+            Kind::Startup | Kind::Readiness if young => EarlyTries::within(period),
+            _ => EarlyTries::NONE,
         }
     }
 
@@ -320,6 +340,32 @@ impl Rounds {
             kind,
             outcome,
         });
+    }
+}
+
+/// Pauses between the tries of a first run: each twice the one before, until half a period is over.
+struct EarlyTries {
+    pause: Duration,
+    until: Option<Instant>,
+}
+
+impl EarlyTries {
+    const NONE: Self = Self {
+        pause: Duration::ZERO,
+        until: None,
+    };
+
+    fn within(period: Duration) -> Self {
+        Self {
+            pause: Duration::from_millis(10),
+            until: Some(Instant::now() + period / 2),
+        }
+    }
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = self.pause;
+        self.pause *= 2;
+        (Instant::now() + pause < self.until?).then_some(pause)
     }
 }
 
@@ -362,6 +408,16 @@ fn target(address: IpAddr, ports: serde_json::Value) -> Target {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn early_tries_end_before_half_a_period() {
+        let mut tries = EarlyTries::within(Duration::from_secs(1));
+        let pauses: Vec<_> = std::iter::from_fn(|| tries.next())
+            .map(|pause| pause.as_millis())
+            .collect();
+        assert_eq!(pauses, [10, 20, 40, 80, 160, 320]);
+        assert!(EarlyTries::NONE.next().is_none());
+    }
 
     #[test]
     fn ports_by_name_and_number() {
