@@ -15,6 +15,7 @@ pub mod authn;
 pub mod authz;
 pub mod bootstrap;
 pub mod cache;
+mod callout;
 mod definitions;
 pub mod discovery;
 pub mod encode;

@@ -26,6 +26,12 @@ pub trait Lookup: Send + Sync {
         table::by_plural(plural)
     }
 
+    /// Every row over the same stored objects: the versions of one kind.
+    fn rows_of(&self, storage: &str) -> Vec<&'static Resource> {
+        let rows = super::registry::kinds::table().iter();
+        rows.filter(|row| row.storage == storage).collect()
+    }
+
     /// Rises with every change to an object of that kind, so that indexes are rebuilt only then.
     fn changed(&self, plural: &str) -> u64;
 }

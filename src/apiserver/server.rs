@@ -85,26 +85,42 @@ impl ApiServer {
         name: &str,
     ) -> Result<Arc<Object>, Status> {
         self.cache.caught_up().await;
-        self.cache
+        let found = self
+            .cache
             .kind(row.storage)
             .get(&cache::key(row.storage, namespace, name))
-            .map(|object| shown(row, object))
-            .ok_or_else(|| Status::not_found(row.group, row.plural, name))
+            .ok_or_else(|| Status::not_found(row.group, row.plural, name))?;
+        self.shown(row, found).await
     }
-}
 
-/// The object in the form of the row's version.
-pub fn shown(row: &Resource, object: Arc<Object>) -> Arc<Object> {
-    if let Some(custom) = row.custom {
-        return custom.shown(row, object);
+    /// An object from the store in the form of the row's version.
+    pub async fn shown(&self, row: &Resource, object: Arc<Object>) -> Result<Arc<Object>, Status> {
+        if row.custom.is_none() && row.convert.is_none() {
+            return Ok(object);
+        }
+        let mut shown = self.shown_all(row, vec![object]).await?;
+        shown
+            .pop()
+            .ok_or_else(|| Status::internal("a conversion made nothing"))
     }
-    match row.convert {
-        None => object,
-        Some(convert) => {
+
+    pub async fn shown_all(
+        &self,
+        row: &Resource,
+        objects: Vec<Arc<Object>>,
+    ) -> Result<Vec<Arc<Object>>, Status> {
+        if let Some(custom) = row.custom {
+            return custom.shown_all(self, row, objects).await;
+        }
+        let Some(convert) = row.convert else {
+            return Ok(objects);
+        };
+        let each = |object: Arc<Object>| {
             let mut value = (*object.value).clone();
             (convert.from_stored)(&mut value);
             Arc::new(object.converted(value))
-        }
+        };
+        Ok(objects.into_iter().map(each).collect())
     }
 }
 
@@ -125,14 +141,23 @@ impl Lookup for ApiServer {
         self.cache.caught_up().await;
         let prefix = cache::key(row.storage, namespace, "");
         let objects = self.cache.kind(row.storage).list(&prefix, "");
-        objects
-            .into_iter()
-            .map(|object| shown(row, object).value.clone())
-            .collect()
+        match self.shown_all(row, objects).await {
+            Ok(objects) => objects.iter().map(|object| object.value.clone()).collect(),
+            Err(status) => {
+                tracing::warn!(%status, plural, "objects cannot be read");
+                Vec::new()
+            }
+        }
     }
 
     fn row(&self, plural: &str) -> Option<&'static Resource> {
         self.rows.by_plural(plural)
+    }
+
+    fn rows_of(&self, storage: &str) -> Vec<&'static Resource> {
+        let mut rows = self.rows.all();
+        rows.retain(|row| row.storage == storage);
+        rows
     }
 
     fn changed(&self, plural: &str) -> u64 {

@@ -38,6 +38,35 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// The reason of this name; else the one that goes best with the code.
+    pub fn of(name: &str, code: u16) -> Self {
+        const ALL: [Reason; 16] = [
+            Reason::BadRequest,
+            Reason::Unauthorized,
+            Reason::Forbidden,
+            Reason::NotFound,
+            Reason::MethodNotAllowed,
+            Reason::NotAcceptable,
+            Reason::AlreadyExists,
+            Reason::Conflict,
+            Reason::Expired,
+            Reason::RequestEntityTooLarge,
+            Reason::UnsupportedMediaType,
+            Reason::Invalid,
+            Reason::TooManyRequests,
+            Reason::InternalError,
+            Reason::ServiceUnavailable,
+            Reason::Timeout,
+        ];
+        let named = ALL.iter().find(|one| format!("{one:?}") == name);
+        let coded = || ALL.iter().find(|one| one.code() == code);
+        match named.or_else(coded) {
+            Some(reason) => *reason,
+            None if code >= 500 => Self::InternalError,
+            None => Self::BadRequest,
+        }
+    }
+
     pub fn code(self) -> u16 {
         match self {
             Self::BadRequest => 400,

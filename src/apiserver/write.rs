@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::{
-    admission::{self, Operation},
+    admission::{self, Operation, Round},
     cache::{self, Object},
     metadata,
     patch::managed::{self, Manager},
@@ -51,9 +51,7 @@ impl Writing {
     }
 
     pub fn type_of(&self) -> Result<&'static proto::Type, Status> {
-        proto::schema()
-            .get(self.row.type_name)
-            .ok_or_else(|| Status::internal(format!("no schema for {}", self.row.type_name)))
+        type_of(self.row)
     }
 
     /// Takes away what the schema does not know; says so as loudly as asked.
@@ -63,40 +61,7 @@ impl Writing {
         duplicates: &[String],
         warnings: &mut Vec<String>,
     ) -> Result<(), Status> {
-        let (ty, mut unknown) = match self.row.custom {
-            // Of a custom resource only the metadata has a type; the schema knows the rest.
-            Some(custom) => (None, schema::prune(&custom.schema, object)),
-            None => (Some(self.type_of()?), Vec::new()),
-        };
-        let holder = proto::schema()
-            .get("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")
-            .ok_or_else(|| Status::internal("no schema for metadata"))?;
-        let first = match ty {
-            Some(ty) => proto::type_errors(ty, object).into_iter().next(),
-            None if object["metadata"].is_null() => None,
-            None => proto::type_errors(holder, &object["metadata"])
-                .into_iter()
-                .next(),
-        };
-        if let Some(error) = first {
-            let what = format!(
-                "{} in version {:?} cannot be handled as a {}: {error}",
-                self.row.kind, self.row.version, self.row.kind
-            );
-            return Err(Status::bad_request(what));
-        }
-        match ty {
-            Some(ty) => {
-                unknown = proto::prune(ty, object);
-                proto::normalize(ty, object);
-            }
-            None => {
-                let metadata = &mut object["metadata"];
-                let more = proto::prune(holder, metadata);
-                unknown.extend(more.into_iter().map(|path| format!("metadata.{path}")));
-                proto::normalize(holder, metadata);
-            }
-        }
+        let unknown = fit(self.row, object)?;
         let complaints: Vec<String> = unknown
             .iter()
             .map(|path| format!("unknown field {path:?}"))
@@ -121,6 +86,52 @@ impl Writing {
             _ => Ok(()),
         }
     }
+}
+
+fn type_of(row: &Resource) -> Result<&'static proto::Type, Status> {
+    proto::schema()
+        .get(row.type_name)
+        .ok_or_else(|| Status::internal(format!("no schema for {}", row.type_name)))
+}
+
+/// Makes an object fit its schema: what is of a wrong type is an error, what is unknown is taken
+/// away and told.
+pub fn fit(row: &Resource, object: &mut Value) -> Result<Vec<String>, Status> {
+    let (ty, mut unknown) = match row.custom {
+        // Of a custom resource only the metadata has a type; the schema knows the rest.
+        Some(custom) => (None, schema::prune(&custom.schema, object)),
+        None => (Some(type_of(row)?), Vec::new()),
+    };
+    let holder = proto::schema()
+        .get("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")
+        .ok_or_else(|| Status::internal("no schema for metadata"))?;
+    let first = match ty {
+        Some(ty) => proto::type_errors(ty, object).into_iter().next(),
+        None if object["metadata"].is_null() => None,
+        None => proto::type_errors(holder, &object["metadata"])
+            .into_iter()
+            .next(),
+    };
+    if let Some(error) = first {
+        let what = format!(
+            "{} in version {:?} cannot be handled as a {}: {error}",
+            row.kind, row.version, row.kind
+        );
+        return Err(Status::bad_request(what));
+    }
+    match ty {
+        Some(ty) => {
+            unknown = proto::prune(ty, object);
+            proto::normalize(ty, object);
+        }
+        None => {
+            let metadata = &mut object["metadata"];
+            let more = proto::prune(holder, metadata);
+            unknown.extend(more.into_iter().map(|path| format!("metadata.{path}")));
+            proto::normalize(holder, metadata);
+        }
+    }
+    Ok(unknown)
 }
 
 /// The body must be of the endpoint's kind; what it leaves out is filled in.
@@ -330,7 +341,7 @@ impl ApiServer {
             (convert.to_stored)(&mut stored);
         }
         if let Some(custom) = row.custom {
-            custom.to_stored(&mut stored);
+            stored = custom.to_stored(self, stored).await?;
         }
         let value = serde_json::to_vec(&stored)
             .map_err(Status::internal)?
@@ -439,11 +450,35 @@ impl ApiServer {
         old: Option<&Value>,
         warnings: &mut Vec<String>,
     ) -> Result<(), Status> {
-        for plugin in self.plugins() {
-            let mut request = request(writing, operation, name, old, warnings);
+        let plugins = self.plugins();
+        let mut round = Round::default();
+        let mut next = 0;
+        while let Some(plugin) = plugins.get(next) {
+            let mut request = request(writing, operation, name, old, warnings, &mut round);
             plugin.mutate(&mut request, object, self).await?;
+            next = match std::mem::take(&mut round.again) {
+                true => 0,
+                false => next + 1,
+            };
         }
         Ok(())
+    }
+
+    /// Lets the plugins see a connection to a part of an object; `options` say how it is to be.
+    /// Answers with warnings.
+    pub async fn admit_connection(
+        &self,
+        writing: &Writing,
+        mut options: Value,
+    ) -> Result<Vec<String>, Status> {
+        let mut warnings = Vec::new();
+        let (operation, name) = (Operation::Connect, writing.name.as_str());
+        self.admit(writing, operation, name, &mut options, None, &mut warnings)
+            .await?;
+        let options = Some(&options);
+        self.admit_last(writing, operation, name, options, None, &mut warnings)
+            .await?;
+        Ok(warnings)
     }
 
     pub async fn admit_last(
@@ -455,8 +490,9 @@ impl ApiServer {
         old: Option<&Value>,
         warnings: &mut Vec<String>,
     ) -> Result<(), Status> {
+        let mut round = Round::default();
         for plugin in self.plugins() {
-            let mut request = request(writing, operation, name, old, warnings);
+            let mut request = request(writing, operation, name, old, warnings, &mut round);
             plugin.validate(&mut request, object, self).await?;
         }
         Ok(())
@@ -478,6 +514,7 @@ fn request<'a>(
     name: &'a str,
     old: Option<&'a Value>,
     warnings: &'a mut Vec<String>,
+    round: &'a mut Round,
 ) -> admission::Request<'a> {
     admission::Request {
         user: &writing.user,
@@ -489,6 +526,7 @@ fn request<'a>(
         old,
         dry_run: writing.dry_run,
         warnings,
+        round,
     }
 }
 

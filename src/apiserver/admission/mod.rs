@@ -14,6 +14,7 @@ mod runtime_class;
 mod service;
 mod service_account;
 mod tolerations;
+mod webhook;
 #[cfg(test)]
 mod whole;
 
@@ -40,6 +41,7 @@ pub fn chain(objects: Arc<Late>, config: ServiceConfig) -> Vec<Arc<dyn Plugin>> 
         Arc::new(runtime_class::RuntimeClass),
         Arc::new(parts::Parts),
         Arc::new(requester::CertificateRequester),
+        Arc::new(webhook::Webhooks::default()),
         // Last, so that nothing is taken for an object that another plugin refuses.
         Arc::new(service::Allocator::new(objects.clone(), config)),
         // Checks after all have validated: nothing but the commit is left to fail.
@@ -68,6 +70,15 @@ pub struct Request<'a> {
     pub dry_run: bool,
     /// Texts for `Warning` headers.
     pub warnings: &'a mut Vec<String>,
+    pub round: &'a mut Round,
+}
+
+/// How often the chain has gone over one request.
+#[derive(Debug, Default)]
+pub struct Round {
+    /// Set by a plugin that wants all before it, and itself, to look at its changes; once.
+    pub again: bool,
+    webhooks: webhook::Rounds,
 }
 
 /// One admission plugin.
@@ -270,6 +281,7 @@ mod testing {
         old: Option<&Value>,
     ) -> Result<(), Status> {
         let (user, mut warnings) = (User::default(), Vec::new());
+        let mut round = Round::default();
         let metadata = object["metadata"].clone();
         let mut request = Request {
             user: &user,
@@ -285,6 +297,7 @@ mod testing {
             old,
             dry_run: false,
             warnings: &mut warnings,
+            round: &mut round,
         };
         plugin.mutate(&mut request, object, memory).await?;
         plugin.validate(&mut request, Some(object), memory).await

@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::apiserver::{
-    admission::{Operation, Plugin, Request},
+    admission::{Operation, Plugin, Request, Round},
     special::{Call, Special},
     status::qualified,
     testing::{InMemory, row},
@@ -296,6 +296,7 @@ async fn nobody_gives_away_what_they_do_not_have() {
     ] {
         let resource = row(RBAC, plural, "");
         let mut warnings = Vec::new();
+        let mut round = Round::default();
         let mut request = Request {
             user,
             operation: Operation::Create,
@@ -306,6 +307,7 @@ async fn nobody_gives_away_what_they_do_not_have() {
             old: None,
             dry_run: false,
             warnings: &mut warnings,
+            round: &mut round,
         };
         let checked = guard.validate(&mut request, Some(&object), &*objects).await;
         let found = checked.as_ref().err().map(|status| status.code);

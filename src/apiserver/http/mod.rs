@@ -3,6 +3,7 @@
 //! `path.rs` names what a URL means, `documents.rs` answers what is no resource, `resources.rs`
 //! the rest, `serve.rs` has the listener and `local.rs` the way without a socket.
 
+mod connect;
 mod counters;
 mod documents;
 mod local;

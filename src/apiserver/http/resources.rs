@@ -8,11 +8,14 @@ use http::{HeaderValue, Method, Response, header};
 use http_body_util::{BodyExt, StreamBody};
 use serde_json::{Value, json};
 
-use super::{Body, Frontend, Incoming, ResourcePath, answer, full, header_text, not_allowed};
+use super::{
+    Body, Frontend, Incoming, ResourcePath, answer, connect, full, header_text, not_allowed,
+};
 use crate::apiserver::{
     encode::{self, Encoded, Frames, Include},
     negotiate::{self, ANSWERS, CUSTOM, CUSTOM_WATCHES, Format, OBJECTS, WATCHES},
     patch::PatchType,
+    query::FieldValidation,
     registry::{Resource, Subresource},
     request::{Attributes, Target},
     server::ApiServer,
@@ -47,7 +50,8 @@ impl Frontend {
             Some("log" | "exec" | "attach" | "portforward" | "proxy")
         );
         if streams && path.name.is_some() {
-            return self
+            let warnings = self.admit_connection(&incoming, &path).await?;
+            let response = self
                 .proxy
                 .forward(
                     &self.server,
@@ -65,7 +69,8 @@ impl Frontend {
                         upgrade: incoming.upgrade,
                     },
                 )
-                .await;
+                .await?;
+            return Ok(warned(response, &warnings));
         }
         let writing = Writing {
             user: incoming.user.clone(),
@@ -123,6 +128,29 @@ impl Frontend {
             }
             _ => Err(not_allowed(&path)),
         }
+    }
+
+    /// Reading a log is no connection; all else that is passed on is, and goes past admission.
+    async fn admit_connection(
+        &self,
+        incoming: &Incoming,
+        path: &ResourcePath,
+    ) -> Result<Vec<String>, Status> {
+        let Some(options) = connect::options(path, &incoming.query) else {
+            return Ok(Vec::new());
+        };
+        let writing = Writing {
+            user: incoming.user.clone(),
+            row: path.row,
+            subresource: path.subresource.clone(),
+            namespace: path.namespace.clone(),
+            name: path.name.clone().unwrap_or_default(),
+            dry_run: false,
+            validation: FieldValidation::Ignore,
+            manager: String::new(),
+            applies: false,
+        };
+        self.server.admit_connection(&writing, options).await
     }
 
     fn allow(&self, path: &ResourcePath, verb: &str) -> Result<(), Status> {
@@ -508,7 +536,7 @@ fn respond(
         && header_text(&incoming.headers, &header::ACCEPT_ENCODING)
             .is_some_and(|accepted| accepted.contains("gzip"));
     let compressed = gzip.then(|| compress(&encoded.bytes)).flatten();
-    let mut response = match compressed {
+    let response = match compressed {
         Some(bytes) => {
             let mut response = answer(code, encoded.content_type, full(bytes));
             response
@@ -521,6 +549,10 @@ fn respond(
         }
         None => answer(code, encoded.content_type, full(encoded.bytes)),
     };
+    warned(response, warnings)
+}
+
+fn warned(mut response: Response<Body>, warnings: &[String]) -> Response<Body> {
     for warning in warnings {
         let text = format!("299 - {}", serde_json::Value::from(warning.as_str()));
         if let Ok(value) = HeaderValue::from_str(&text) {

@@ -24,6 +24,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, hea
 use http_body_util::{BodyExt, StreamBody};
 
 use links::{Links, Page};
+pub use target::service_address;
 
 use super::{
     registry::Resource,

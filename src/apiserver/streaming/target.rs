@@ -108,6 +108,35 @@ pub(super) async fn locate(server: &ApiServer, wanted: Target<'_>) -> Result<Loc
     })
 }
 
+/// `host:port` of something ready behind a service's port, for the server's own calls.
+pub async fn service_address(
+    lookup: &dyn Lookup,
+    namespace: &str,
+    name: &str,
+    port: i64,
+) -> Result<String, Status> {
+    let service = lookup.get("services", namespace, name).await;
+    let service = service.ok_or_else(|| Status::not_found("", "services", name))?;
+    if service["spec"]["type"] == "ExternalName" {
+        let host = service["spec"]["externalName"].as_str().unwrap_or_default();
+        return Ok(format!("{host}:{port}"));
+    }
+    let port = service_port(&service, &port.to_string())?;
+    let slices = lookup
+        .list("endpointslices.discovery.k8s.io", namespace)
+        .await;
+    let mut ready = ready_endpoints(slices.iter().map(|slice| &**slice), name, port);
+    if ready.is_empty() {
+        let what = format!("no endpoints available for service {name:?}");
+        return Err(Status::new(Reason::ServiceUnavailable, what));
+    }
+    let (host, port) = ready.swap_remove(rand::rng().random_range(0..ready.len()));
+    match host.contains(':') {
+        true => Ok(format!("[{host}]:{port}")),
+        false => Ok(format!("{host}:{port}")),
+    }
+}
+
 /// Pods and endpoints may not point back at this machine's inside or at link-local services.
 fn allowed(plural: &str, host: String) -> Result<String, Status> {
     let inside = match host.parse::<IpAddr>() {

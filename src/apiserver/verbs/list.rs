@@ -11,7 +11,7 @@ use crate::apiserver::{
     registry::Resource,
     response::Page,
     selector::Selector,
-    server::{ApiServer, shown},
+    server::ApiServer,
     status::{Cause, CauseType, Details, Reason, Status},
 };
 use crate::store::{self, Range};
@@ -213,11 +213,8 @@ pub async fn list(
             (objects, current.max(newest))
         }
     };
-    let matching: Vec<Arc<Object>> = objects
-        .into_iter()
-        .map(|object| shown(row, object))
-        .filter(|object| options.selector.matches(row, object))
-        .collect();
+    let mut matching = server.shown_all(row, objects).await?;
+    matching.retain(|object| options.selector.matches(row, object));
     Ok(page(matching, revision, options, wanted))
 }
 

@@ -14,6 +14,6 @@ pub use create::create;
 pub use delete::{Deleted, delete, delete_collection};
 pub use list::{ListOptions, list};
 pub use patch::patch;
-pub use scale::{get_scale, patch_scale, update_scale};
+pub use scale::{get_scale, patch_scale, put_replicas, scale_of, update_scale};
 pub use update::update;
 pub use watch::{Event, WatchOptions, watch};

@@ -3,7 +3,6 @@
 use serde_json::{Value, json};
 
 use crate::apiserver::{
-    cache::Object,
     patch::{self, PatchType},
     registry::{Resource, ScalePaths, kinds::value::set},
     server::ApiServer,
@@ -21,7 +20,7 @@ pub async fn get_scale(
     let object = server
         .read(writing.row, &writing.namespace, &writing.name)
         .await?;
-    Ok(scale(paths, &object))
+    Ok(scale_of(paths, &object.value))
 }
 
 pub async fn update_scale(
@@ -57,7 +56,7 @@ async fn change(
     let mut last = None;
     for _ in 0..RETRIES {
         let old = server.read(row, &writing.namespace, &writing.name).await?;
-        let current = scale(paths, &old);
+        let current = scale_of(paths, &old.value);
         let wanted = make(&current)?;
         let version = wanted["metadata"]["resourceVersion"]
             .as_str()
@@ -91,20 +90,9 @@ async fn change(
             ));
         }
         let mut new = (*old.value).clone();
-        if let Some(place) = new.pointer_mut(paths.spec_replicas) {
-            *place = json!(replicas);
-        } else {
-            set(
-                &mut new,
-                &paths
-                    .spec_replicas
-                    .trim_start_matches('/')
-                    .replace('/', "."),
-                replicas,
-            );
-        }
+        put_replicas(paths, &mut new, replicas);
         match server.write_changed(writing, new, &old, Vec::new()).await {
-            Ok(written) => return Ok(scale(paths, &written.object)),
+            Ok(written) => return Ok(scale_of(paths, &written.object.value)),
             Err(status) if status.reason == Reason::Conflict => last = Some(status),
             Err(status) => return Err(status),
         }
@@ -112,15 +100,21 @@ async fn change(
     Err(last.unwrap_or_else(|| Status::internal("a change was never tried")))
 }
 
-fn scale(paths: &ScalePaths, object: &Object) -> Value {
-    let number = |pointer: &str| {
-        object
-            .value
-            .pointer(pointer)
-            .and_then(Value::as_i64)
-            .unwrap_or(0)
-    };
-    let metadata = &object.value["metadata"];
+/// Writes the number that a Scale asks for into the object.
+pub fn put_replicas(paths: &ScalePaths, object: &mut Value, replicas: i64) {
+    match object.pointer_mut(paths.spec_replicas) {
+        Some(place) => *place = json!(replicas),
+        None => {
+            let path = paths.spec_replicas.trim_start_matches('/');
+            set(object, &path.replace('/', "."), replicas);
+        }
+    }
+}
+
+/// An object as a Scale.
+pub fn scale_of(paths: &ScalePaths, object: &Value) -> Value {
+    let number = |pointer: &str| object.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
+    let metadata = &object["metadata"];
     let mut kept = serde_json::Map::new();
     for name in [
         "name",
@@ -134,7 +128,6 @@ fn scale(paths: &ScalePaths, object: &Object) -> Value {
         }
     }
     let selector = object
-        .value
         .pointer(paths.selector)
         .filter(|_| !paths.selector.is_empty())
         .map(|selector| match selector {

@@ -12,7 +12,7 @@ use crate::apiserver::{
     query::{Query, invalid_option},
     registry::Resource,
     selector::Selector,
-    server::{ApiServer, shown},
+    server::ApiServer,
     status::{CauseType, Reason, Status},
 };
 
@@ -198,8 +198,14 @@ impl Watcher {
         timeout: Duration,
     ) -> impl Stream<Item = Event> + Send {
         async_stream::stream! {
+            let initial = match self.server.shown_all(self.row, initial).await {
+                Ok(initial) => initial,
+                Err(status) => {
+                    yield Event::Error(status);
+                    return;
+                }
+            };
             for object in initial {
-                let object = shown(self.row, object);
                 if self.selector.matches(self.row, &object) {
                     yield Event::Added(object);
                 }
@@ -221,8 +227,13 @@ impl Watcher {
                     Past::Changes(changes) => {
                         for change in changes {
                             self.seen = change.object.revision;
-                            if let Some(event) = self.event(change) {
-                                yield event;
+                            match self.event(change).await {
+                                Ok(Some(event)) => yield event,
+                                Ok(None) => {}
+                                Err(status) => {
+                                    yield Event::Error(status);
+                                    return;
+                                }
                             }
                         }
                         continue;
@@ -250,32 +261,33 @@ impl Watcher {
     }
 
     /// What a change means to this watcher: objects enter and leave its selection.
-    fn event(&self, change: Change) -> Option<Event> {
+    async fn event(&self, change: Change) -> Result<Option<Event>, Status> {
         if !change.object.key.starts_with(&*self.prefix) {
-            return None;
+            return Ok(None);
         }
-        let object = shown(self.row, change.object);
-        let previous = change.previous.map(|previous| shown(self.row, previous));
-        let was = previous
-            .as_ref()
-            .is_some_and(|previous| self.selector.matches(self.row, previous));
+        let object = self.server.shown(self.row, change.object).await?;
+        let previous = match change.previous {
+            Some(previous) => Some(self.server.shown(self.row, previous).await?),
+            None => None,
+        };
+        let was = previous.filter(|previous| self.selector.matches(self.row, previous));
         if change.deleted {
-            return was.then_some(Event::Deleted(object));
+            return Ok(was.map(|_| Event::Deleted(object)));
         }
-        match (was, self.selector.matches(self.row, &object)) {
-            (false, true) => Some(Event::Added(object)),
-            (true, true) => Some(Event::Modified(object)),
-            (false, false) => None,
-            (true, false) => {
+        Ok(match (was, self.selector.matches(self.row, &object)) {
+            (None, true) => Some(Event::Added(object)),
+            (Some(_), true) => Some(Event::Modified(object)),
+            (None, false) => None,
+            (Some(previous), false) => {
                 // The last state that matched, at the revision where it stopped to.
-                let mut value = (*previous?.value).clone();
+                let mut value = (*previous.value).clone();
                 crate::apiserver::metadata::of(&mut value).insert(
                     "resourceVersion".to_owned(),
                     object.revision.to_string().into(),
                 );
                 Some(Event::Deleted(Arc::new(object.converted(value))))
             }
-        }
+        })
     }
 }
 

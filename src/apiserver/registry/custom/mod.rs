@@ -1,9 +1,10 @@
 //! Custom resources: rows made at run time from their definitions.
 //!
-//! `schema.rs` prunes, defaults and validates, `path.rs` reads printer columns, `rows.rs` holds
+//! `convert.rs` asks webhooks, `schema.rs` prunes, defaults and validates, `path.rs` reads printer columns, `rows.rs` holds
 //! the rows that are served now. A row lives as long as the process: a definition that changes
 //! leaves its former rows behind (some kilobytes each), so that requests under way keep theirs.
 
+pub mod convert;
 pub mod path;
 mod rows;
 pub mod schema;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use self::convert::Converter;
 pub use self::rows::Rows;
 use super::{
     Behaviour, Causes, PLAIN, Resource, ScalePaths, Scope, StatusMetadata, Subresource,
@@ -21,7 +23,11 @@ use super::{
         value::{flag, items, text, texts},
     },
 };
-use crate::apiserver::{cache::Object, status::qualified};
+use crate::apiserver::{
+    cache::Object,
+    objects::Lookup,
+    status::{Status, qualified},
+};
 
 /// What a row of a custom resource has besides.
 #[derive(Debug)]
@@ -30,8 +36,10 @@ pub struct Custom {
     /// The schema of this version.
     pub schema: Value,
     pub columns: Vec<PrinterColumn>,
-    /// `group/version` of objects in the store.
+    /// `group/version` of objects that are stored now; older ones may have another.
     stored_as: String,
+    /// Absent: versions differ in nothing but their names.
+    converter: Option<Arc<Converter>>,
 }
 
 #[derive(Debug)]
@@ -64,13 +72,63 @@ impl PrinterColumn {
 
 impl Custom {
     /// The form in which objects are stored.
-    pub fn to_stored(&self, object: &mut Value) {
-        object["apiVersion"] = self.stored_as.as_str().into();
+    pub async fn to_stored(&self, lookup: &dyn Lookup, object: Value) -> Result<Value, Status> {
+        self.convert_one(lookup, &self.stored_as, object).await
     }
 
-    /// An object from the store in the form of this version: pruned and defaulted anew, since its
-    /// definition may have changed since it was written.
-    pub fn shown(&self, row: &Resource, object: Arc<Object>) -> Arc<Object> {
+    async fn convert_one(
+        &self,
+        lookup: &dyn Lookup,
+        to: &str,
+        mut object: Value,
+    ) -> Result<Value, Status> {
+        if text(&object, "apiVersion") == to {
+            return Ok(object);
+        }
+        match &self.converter {
+            Some(converter) => {
+                let mut made = converter.convert(lookup, to, vec![object]).await?;
+                made.pop()
+                    .ok_or_else(|| Status::internal("a conversion made nothing"))
+            }
+            None => {
+                object["apiVersion"] = to.into();
+                Ok(object)
+            }
+        }
+    }
+
+    /// Objects from the store in the form of this version; a webhook is asked once for all.
+    pub async fn shown_all(
+        &self,
+        lookup: &dyn Lookup,
+        row: &Resource,
+        mut objects: Vec<Arc<Object>>,
+    ) -> Result<Vec<Arc<Object>>, Status> {
+        let version = format!("{}/{}", row.group, row.version);
+        let foreign = |object: &Arc<Object>| text(&object.value, "apiVersion") != version;
+        if let Some(converter) = &self.converter {
+            let values: Vec<Value> = objects
+                .iter()
+                .filter(|object| foreign(object))
+                .map(|object| (*object.value).clone())
+                .collect();
+            if !values.is_empty() {
+                let made = converter.convert(lookup, &version, values).await?;
+                let places = objects.iter_mut().filter(|object| foreign(object));
+                for (place, value) in places.zip(made) {
+                    *place = Arc::new(place.converted(value));
+                }
+            }
+        }
+        Ok(objects
+            .into_iter()
+            .map(|object| self.shown(row, object))
+            .collect())
+    }
+
+    /// Pruned and defaulted anew, since its definition may have changed since it was written.
+    fn shown(&self, row: &Resource, object: Arc<Object>) -> Arc<Object> {
         let mut value = (*object.value).clone();
         value["apiVersion"] = format!("{}/{}", row.group, row.version).into();
         schema::prune(&self.schema, &mut value);
@@ -108,6 +166,27 @@ impl Resource {
     }
 }
 
+/// An object of one version of a kind in the form of another.
+pub async fn converted(
+    lookup: &dyn Lookup,
+    from: &Resource,
+    to: &Resource,
+    object: &Value,
+) -> Result<Value, Status> {
+    let mut object = object.clone();
+    if let Some(custom) = to.custom {
+        let version = format!("{}/{}", to.group, to.version);
+        return custom.convert_one(lookup, &version, object).await;
+    }
+    if let Some(convert) = from.convert {
+        (convert.to_stored)(&mut object);
+    }
+    if let Some(convert) = to.convert {
+        (convert.from_stored)(&mut object);
+    }
+    Ok(object)
+}
+
 fn leak(text: &str) -> &'static str {
     Box::leak(text.to_owned().into_boxed_str())
 }
@@ -132,6 +211,7 @@ pub fn rows_of(definition: &Value) -> Vec<&'static Resource> {
         .iter()
         .find(|version| flag(version, "storage"))
         .map_or("", |version| text(version, "name"));
+    let converter = Converter::new(definition).map(Arc::new);
     let stored_as = format!("{group}/{stored}");
     let names = &definition["status"]["acceptedNames"];
     let plural = leak(text(names, "plural"));
@@ -164,6 +244,7 @@ pub fn rows_of(definition: &Value) -> Vec<&'static Resource> {
                 schema,
                 columns: columns(version),
                 stored_as: stored_as.clone(),
+                converter: converter.clone(),
             };
             let made: &'static Resource = Box::leak(Box::new(Resource {
                 scope: match text(spec, "scope") {

@@ -93,6 +93,8 @@ pub const ALL: &[Resource] = &[
     groups::storage::STORAGECLASS,
     groups::storage::ATTACHMENT,
     groups::storage::VOLUMEATTRIBUTESCLASS,
+    groups::admissionregistration::MUTATING,
+    groups::admissionregistration::VALIDATING,
     groups::apiextensions::DEFINITION,
     groups::scheduling::PRIORITYCLASS,
     groups::coordination::LEASE,

@@ -7,11 +7,14 @@ use serde_json::{Value, json};
 use crate::apiserver::registry::{
     Behaviour, Causes, PLAIN, Resource, StatusMetadata,
     Subresource::Status,
-    custom::schema::check_structure,
+    custom::{convert::REVIEW_VERSIONS, schema::check_structure},
     kinds::{
+        groups::admissionregistration::client_config,
         names,
         row::{self, column},
-        value::{default_text, flag, has, items, items_mut, remove, same, set, text},
+        value::{
+            default_text, default_to, flag, has, items, items_mut, remove, same, set, text, texts,
+        },
     },
 };
 
@@ -65,6 +68,10 @@ fn default(definition: &mut Value) {
     // The only value there is.
     if !flag(definition, "spec.preserveUnknownFields") {
         remove(definition, "spec.preserveUnknownFields");
+    }
+    if has(definition, "spec.conversion.webhook.clientConfig.service") {
+        let port = "spec.conversion.webhook.clientConfig.service.port";
+        default_to(definition, port, 443);
     }
     for version in items_mut(definition, "spec.versions") {
         for column in items_mut(version, "additionalPrinterColumns") {
@@ -136,13 +143,26 @@ fn validate(definition: &Value, causes: &mut Causes) {
     }
     match text(definition, "spec.conversion.strategy") {
         "None" => {}
-        "Webhook" => causes.forbidden(
-            "spec.conversion.strategy",
-            "conversion by webhooks is not supported by this server yet",
-        ),
+        "Webhook" => webhook(definition, causes),
         other => causes.unsupported("spec.conversion.strategy", other, &["None", "Webhook"]),
     }
     versions(definition, causes);
+}
+
+fn webhook(definition: &Value, causes: &mut Causes) {
+    let conversion = &definition["spec"]["conversion"];
+    let config = "spec.conversion.webhook.clientConfig";
+    match has(definition, config) {
+        true => client_config(&conversion["webhook"]["clientConfig"], config, causes),
+        false => causes.required(config, "required when strategy is set to Webhook"),
+    }
+    let versions = texts(conversion, "webhook.conversionReviewVersions");
+    let path = "spec.conversion.webhook.conversionReviewVersions";
+    if versions.is_empty() {
+        causes.required(path, "");
+    } else if !REVIEW_VERSIONS.iter().any(|known| versions.contains(known)) {
+        causes.invalid(path, &versions, "must include at least one of v1, v1beta1");
+    }
 }
 
 /// Groups of the project itself want the word of those who own them.

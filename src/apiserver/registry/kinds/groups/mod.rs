@@ -1,5 +1,6 @@
 //! The small groups: a file each, most kinds a dozen lines.
 
+pub mod admissionregistration;
 pub mod apiextensions;
 pub mod auth;
 pub mod autoscaling;
