@@ -35,7 +35,10 @@ spec:
 #[test]
 #[ignore = "needs root"]
 fn nginx_from_a_registry() {
-    let cluster = Cluster::new();
+    nginx_from_a_registry_on(&Cluster::new());
+}
+
+fn nginx_from_a_registry_on(cluster: &Cluster) {
     let registry = Registry::start(&cluster.host);
     cluster.up();
     cluster.wait(
@@ -88,7 +91,11 @@ fn nginx_from_a_registry() {
 #[test]
 #[ignore = "needs root"]
 fn a_deployment_rolls_and_is_rolled_back() {
-    let cluster = Cluster::started();
+    a_deployment_rolls_and_is_rolled_back_on(&Cluster::new());
+}
+
+fn a_deployment_rolls_and_is_rolled_back_on(cluster: &Cluster) {
+    cluster.up();
     for image in ["nginx-1", "nginx-2"] {
         cluster.import(image);
     }
@@ -114,6 +121,17 @@ fn a_deployment_rolls_and_is_rolled_back() {
     assert_eq!(cluster.host.sh(&version).trim(), "nginx 1");
     let described = cluster.ok("describe deployment web");
     assert!(described.contains("ScalingReplicaSet"), "{described}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_same_with_older_kubectls() {
+    for kubectl in lab::old_kubectls() {
+        println!("with {}", kubectl.display());
+        nginx_from_a_registry_on(&Cluster::with_kubectl(&kubectl));
+        a_deployment_rolls_and_is_rolled_back_on(&Cluster::with_kubectl(&kubectl));
+        logs_exec_copy_and_forward_on(&Cluster::with_kubectl(&kubectl));
+    }
 }
 
 #[test]
@@ -170,7 +188,11 @@ spec: {{selector: {{app: web}}, ports: [{{port: 80}}]}}
 #[test]
 #[ignore = "needs root"]
 fn logs_exec_copy_and_forward() {
-    let cluster = Cluster::started();
+    logs_exec_copy_and_forward_on(&Cluster::new());
+}
+
+fn logs_exec_copy_and_forward_on(cluster: &Cluster) {
+    cluster.up();
     for image in ["nginx-1", "busybox"] {
         cluster.import(image);
     }
@@ -217,12 +239,14 @@ fn logs_exec_copy_and_forward() {
     let output = exec.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(7), "{}", text(&output));
     assert_eq!(String::from_utf8_lossy(&output.stdout), "hello\n");
-    let script = "script -qec 'kubectl exec -it talker -- sh -c \"tty; stty size\"' /dev/null";
-    let program = std::env::var("VETCH_TEST_KUBECTL").unwrap_or_else(|_| "kubectl".into());
+    let script = format!(
+        "script -qec '{} exec -it talker -- sh -c \"tty; stty size\"' /dev/null",
+        cluster.kubectl.display()
+    );
     let terminal = cluster
         .host
         .command("sh")
-        .args(["-c", &script.replace("kubectl", &program)])
+        .args(["-c", &script])
         .env(
             "KUBECONFIG",
             cluster.root.path().join("etc/admin.kubeconfig"),

@@ -115,18 +115,36 @@ impl Drop for Host {
     }
 }
 
+/// kubectls of other versions, oldest first: `VETCH_TEST_KUBECTL_OLD`, paths between colons.
+pub fn old_kubectls() -> Vec<PathBuf> {
+    let paths = std::env::var_os("VETCH_TEST_KUBECTL_OLD").unwrap_or_default();
+    let paths: Vec<_> = std::env::split_paths(&paths).collect();
+    if paths.is_empty() {
+        println!("skipped: VETCH_TEST_KUBECTL_OLD names no kubectl; .ci/test fetches them");
+    }
+    paths
+}
+
 /// A cluster in a folder of its own on a host of its own.
 pub struct Cluster {
     pub root: tempfile::TempDir,
     pub host: Host,
+    pub kubectl: PathBuf,
 }
 
 impl Cluster {
     /// Nothing runs yet.
     pub fn new() -> Self {
+        let kubectl = std::env::var_os("VETCH_TEST_KUBECTL").unwrap_or_else(|| "kubectl".into());
+        Self::with_kubectl(kubectl)
+    }
+
+    /// As [`Cluster::new`], with a kubectl of another version.
+    pub fn with_kubectl(kubectl: impl Into<PathBuf>) -> Self {
         Self {
             root: tempfile::tempdir().unwrap(),
             host: Host::new(),
+            kubectl: kubectl.into(),
         }
     }
 
@@ -186,8 +204,7 @@ impl Cluster {
     }
 
     pub fn kubectl_command(&self) -> Command {
-        let program = std::env::var_os("VETCH_TEST_KUBECTL").unwrap_or_else(|| "kubectl".into());
-        let mut command = self.host.command(program);
+        let mut command = self.host.command(&self.kubectl);
         command
             .env("HOME", self.root.path())
             .env("KUBECONFIG", self.root.path().join("etc/admin.kubeconfig"));
