@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lab::{Cluster, Registry, text, until};
+use lab::{Cluster, Registry, text};
 
 fn controller(registry: &str) -> String {
     format!(
@@ -35,7 +35,10 @@ spec:
 #[test]
 #[ignore = "needs root"]
 fn nginx_from_a_registry() {
-    let cluster = Cluster::new();
+    nginx_from_a_registry_on(&Cluster::new());
+}
+
+fn nginx_from_a_registry_on(cluster: &Cluster) {
     let registry = Registry::start(&cluster.host);
     cluster.up();
     cluster.wait(
@@ -88,7 +91,11 @@ fn nginx_from_a_registry() {
 #[test]
 #[ignore = "needs root"]
 fn a_deployment_rolls_and_is_rolled_back() {
-    let cluster = Cluster::started();
+    a_deployment_rolls_and_is_rolled_back_on(&Cluster::new());
+}
+
+fn a_deployment_rolls_and_is_rolled_back_on(cluster: &Cluster) {
+    cluster.up();
     for image in ["nginx-1", "nginx-2"] {
         cluster.import(image);
     }
@@ -114,6 +121,17 @@ fn a_deployment_rolls_and_is_rolled_back() {
     assert_eq!(cluster.host.sh(&version).trim(), "nginx 1");
     let described = cluster.ok("describe deployment web");
     assert!(described.contains("ScalingReplicaSet"), "{described}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_same_with_older_kubectls() {
+    for kubectl in lab::old_kubectls() {
+        println!("with {}", kubectl.display());
+        nginx_from_a_registry_on(&Cluster::with_kubectl(&kubectl));
+        a_deployment_rolls_and_is_rolled_back_on(&Cluster::with_kubectl(&kubectl));
+        logs_exec_copy_and_forward_on(&Cluster::with_kubectl(&kubectl));
+    }
 }
 
 #[test]
@@ -170,7 +188,11 @@ spec: {{selector: {{app: web}}, ports: [{{port: 80}}]}}
 #[test]
 #[ignore = "needs root"]
 fn logs_exec_copy_and_forward() {
-    let cluster = Cluster::started();
+    logs_exec_copy_and_forward_on(&Cluster::new());
+}
+
+fn logs_exec_copy_and_forward_on(cluster: &Cluster) {
+    cluster.up();
     for image in ["nginx-1", "busybox"] {
         cluster.import(image);
     }
@@ -217,12 +239,14 @@ fn logs_exec_copy_and_forward() {
     let output = exec.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(7), "{}", text(&output));
     assert_eq!(String::from_utf8_lossy(&output.stdout), "hello\n");
-    let script = "script -qec 'kubectl exec -it talker -- sh -c \"tty; stty size\"' /dev/null";
-    let program = std::env::var("VETCH_TEST_KUBECTL").unwrap_or_else(|_| "kubectl".into());
+    let script = format!(
+        "script -qec '{} exec -it talker -- sh -c \"tty; stty size\"' /dev/null",
+        cluster.kubectl.display()
+    );
     let terminal = cluster
         .host
         .command("sh")
-        .args(["-c", &script.replace("kubectl", &program)])
+        .args(["-c", &script])
         .env(
             "KUBECONFIG",
             cluster.root.path().join("etc/admin.kubeconfig"),
@@ -368,58 +392,6 @@ spec:
     let end = Instant::now();
     cluster.ready("secretless");
     assert!(end.elapsed() < Duration::from_secs(30));
-}
-
-#[test]
-#[ignore = "needs root"]
-fn pods_do_not_notice_a_killed_daemon() {
-    let cluster = Cluster::started();
-    for image in ["nginx-1", "busybox"] {
-        cluster.import(image);
-    }
-    cluster.ok("create deployment web --image=nginx:1 --replicas=10 --port=80");
-    cluster.ok("expose deployment web --port=80");
-    cluster.ok_with(&[
-        "run",
-        "short",
-        "--image=busybox:1",
-        "--restart=Never",
-        "--",
-        "sh",
-        "-c",
-        "echo started; sleep 5; echo ended; exit 3",
-    ]);
-    cluster.ok("rollout status deployment/web --timeout=60s");
-    cluster.ready("short");
-    let restarts =
-        "get pods -l app=web -o jsonpath={.items[*].status.containerStatuses[0].containerID}";
-    let before = cluster.ok(restarts);
-    let address = cluster.field("service/web", ".spec.clusterIP");
-    cluster.kill_daemon();
-    let get = format!("curl -sf --max-time 5 http://{address}/version");
-    for _ in 0..50 {
-        assert_eq!(cluster.host.sh(&get).trim(), "nginx 1");
-    }
-    // The short one ends while nobody watches.
-    std::thread::sleep(Duration::from_secs(6));
-    cluster.up();
-    cluster.wait(
-        "get pod short -o jsonpath={.status.containerStatuses[0].state.terminated.exitCode}",
-        "3",
-    );
-    assert_eq!(cluster.ok("logs short"), "started\nended\n");
-    assert_eq!(cluster.ok(restarts), before);
-    cluster.ok("scale deployment web --replicas=12");
-    cluster.ok("rollout status deployment/web --timeout=60s");
-    assert!(cluster.vetch(&["down"]).status.success());
-    assert_eq!(cluster.host.sh(&get).trim(), "nginx 1");
-    assert!(cluster.vetch(&["reset", "--yes"]).status.success());
-    until("nothing of it runs", || {
-        !cluster
-            .host
-            .sh("ps ax -o args")
-            .contains(&cluster.root.path().display().to_string())
-    });
 }
 
 #[test]

@@ -190,14 +190,3 @@ fn mistakes_get_a_clear_answer() {
     std::fs::write(&log, bytes).unwrap();
     said(cluster.vetch(&["up", "--detach"]), "corrupt at byte");
 }
-
-#[test]
-#[ignore = "needs root"]
-fn reset_leaves_nothing() {
-    let cluster = Cluster::new();
-    let before = cluster.host.picture();
-    cluster.up();
-    assert!(cluster.vetch(&["reset", "--yes"]).status.success());
-    assert_eq!(cluster.host.picture(), before);
-    assert!(!cluster.root.path().join("lib").exists());
-}

@@ -62,7 +62,7 @@ pub struct ImageLine {
     pub size_bytes: u64,
 }
 
-/// Sends `request` to the daemon behind `socket`; `None` when there is none.
+/// Sends `request` to the daemon behind `socket`; `None` when there is none, or it is just dying.
 pub async fn call(
     socket: &Path,
     request: &Request,
@@ -85,9 +85,18 @@ pub async fn call(
     let (read, mut write) = stream.into_split();
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
-    write.write_all(&line).await?;
+    match write.write_all(&line).await {
+        Err(error) if is_cut(&error) => return Ok(None),
+        result => result?,
+    }
     let mut lines = BufReader::new(read).lines();
-    while let Some(line) = lines.next_line().await? {
+    loop {
+        let line = match lines.next_line().await {
+            Ok(Some(line)) => line,
+            Ok(None) => break,
+            Err(error) if is_cut(&error) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
         match serde_json::from_str(&line)? {
             Reply::Progress { done, total } => progress(done, total),
             Reply::Done(outcome) => return Ok(Some(outcome)),
@@ -95,6 +104,14 @@ pub async fn call(
         }
     }
     Err("the daemon ended before it answered; see `vetch logs`".into())
+}
+
+/// Nobody took the connection from the queue: a daemon that still runs would.
+fn is_cut(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    )
 }
 
 /// Listens on `socket`, readable by root only.

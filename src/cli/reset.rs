@@ -31,12 +31,8 @@ impl Reset {
         }
         block_on(async {
             let request = Request::Stop { pods: true };
-            if control::call(&paths.control_socket(), &request, |_, _| {})
-                .await?
-                .is_some()
-            {
-                super::daemon::wait_until_stopped(&paths)?;
-            }
+            control::call(&paths.control_socket(), &request, |_, _| {}).await?;
+            super::daemon::wait_until_stopped(&paths)?;
             super::node::remove(&paths).await
         })?;
         for path in paths.all() {

@@ -69,7 +69,7 @@ impl Host {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Links, addresses, routes, tables and mounts.
+    /// Links, addresses, routes, tables, mounts, settings, and the processes in its namespaces.
     pub fn picture(&self) -> Vec<String> {
         [
             "ip -o link | cut -d: -f2",
@@ -77,10 +77,34 @@ impl Host {
             "ip route; ip rule",
             "nft list ruleset",
             "cut -d' ' -f2,3 /proc/self/mounts",
-            "sysctl -n net.ipv4.ip_forward",
+            "sysctl -a 2>/dev/null | grep -E '^net[.](ipv4|ipv6|bridge|netfilter)[.]' \
+             | grep -Ev 'conntrack_count|route.flush|neigh.*|stable_secret|[.]host0[.]'",
         ]
         .map(|line| self.sh(line))
-        .into()
+        .into_iter()
+        .chain([self.processes()])
+        .collect()
+    }
+
+    /// Programs in this host's network or mount namespace, the holder among them.
+    fn processes(&self) -> String {
+        let own = |pid: &str| {
+            ["net", "mnt"].map(|kind| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok())
+        };
+        let host = own(&self.pid().to_string());
+        let mut found: Vec<String> = std::fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| entry.unwrap().file_name().into_string().ok())
+            .filter(|pid| {
+                own(pid)
+                    .iter()
+                    .zip(&host)
+                    .any(|(a, b)| a.is_some() && a == b)
+            })
+            .filter_map(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).ok())
+            .collect();
+        found.sort();
+        found.concat()
     }
 }
 
@@ -91,18 +115,36 @@ impl Drop for Host {
     }
 }
 
+/// kubectls of other versions, oldest first: `VETCH_TEST_KUBECTL_OLD`, paths between colons.
+pub fn old_kubectls() -> Vec<PathBuf> {
+    let paths = std::env::var_os("VETCH_TEST_KUBECTL_OLD").unwrap_or_default();
+    let paths: Vec<_> = std::env::split_paths(&paths).collect();
+    if paths.is_empty() {
+        println!("skipped: VETCH_TEST_KUBECTL_OLD names no kubectl; .ci/test fetches them");
+    }
+    paths
+}
+
 /// A cluster in a folder of its own on a host of its own.
 pub struct Cluster {
     pub root: tempfile::TempDir,
     pub host: Host,
+    pub kubectl: PathBuf,
 }
 
 impl Cluster {
     /// Nothing runs yet.
     pub fn new() -> Self {
+        let kubectl = std::env::var_os("VETCH_TEST_KUBECTL").unwrap_or_else(|| "kubectl".into());
+        Self::with_kubectl(kubectl)
+    }
+
+    /// As [`Cluster::new`], with a kubectl of another version.
+    pub fn with_kubectl(kubectl: impl Into<PathBuf>) -> Self {
         Self {
             root: tempfile::tempdir().unwrap(),
             host: Host::new(),
+            kubectl: kubectl.into(),
         }
     }
 
@@ -123,8 +165,14 @@ impl Cluster {
         );
     }
 
+    /// A file below the root as the host sees it, where something may be mounted.
+    pub fn path(&self, below: &str) -> PathBuf {
+        let root = self.root.path().display();
+        format!("/proc/{}/root{root}/{below}", self.host.pid()).into()
+    }
+
     pub fn daemon_log(&self) -> String {
-        std::fs::read_to_string(self.root.path().join("log/vetch.log")).unwrap_or_default()
+        std::fs::read_to_string(self.path("log/vetch.log")).unwrap_or_default()
     }
 
     pub fn vetch(&self, arguments: &[&str]) -> Output {
@@ -139,7 +187,7 @@ impl Cluster {
 
     /// The daemon's process.
     pub fn daemon(&self) -> i32 {
-        let pid = std::fs::read_to_string(self.root.path().join("run/vetch.lock")).unwrap();
+        let pid = std::fs::read_to_string(self.path("run/vetch.lock")).unwrap();
         pid.trim().parse().unwrap()
     }
 
@@ -156,8 +204,7 @@ impl Cluster {
     }
 
     pub fn kubectl_command(&self) -> Command {
-        let program = std::env::var_os("VETCH_TEST_KUBECTL").unwrap_or_else(|| "kubectl".into());
-        let mut command = self.host.command(program);
+        let mut command = self.host.command(&self.kubectl);
         command
             .env("HOME", self.root.path())
             .env("KUBECONFIG", self.root.path().join("etc/admin.kubeconfig"));

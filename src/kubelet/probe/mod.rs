@@ -416,7 +416,8 @@ mod tests {
             .map(|pause| pause.as_millis())
             .collect();
         assert_eq!(pauses, [10, 20, 40, 80, 160, 320]);
-        assert!(EarlyTries::NONE.next().is_none());
+        let mut none = EarlyTries::NONE;
+        assert!(none.next().is_none());
     }
 
     #[test]

@@ -1,0 +1,150 @@
+//! `vetch reset`: the host is as it was before `vetch up`, and what is not ours was not touched.
+
+mod lab;
+
+use std::{fs, path::PathBuf, process::Stdio};
+
+use lab::{Cluster, text};
+
+/// Pods of every shape: limits, volumes, a port of the host's, the host's network, a service.
+const PODS: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: limited, labels: {app: limited}}
+spec:
+  containers:
+  - name: c
+    image: busybox:1
+    command: [sleep, '987654']
+    resources: {limits: {memory: 32Mi, cpu: 100m}}
+    ports: [{containerPort: 80, hostPort: 8088}]
+    volumeMounts: [{name: scratch, mountPath: /scratch}, {name: config, mountPath: /config}]
+  volumes:
+  - {name: scratch, emptyDir: {medium: Memory}}
+  - {name: config, configMap: {name: kube-root-ca.crt}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: onhost}
+spec:
+  hostNetwork: true
+  containers: [{name: c, image: 'busybox:1', command: [sleep, '987654']}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: limited}
+spec: {type: NodePort, selector: {app: limited}, ports: [{port: 80}]}
+";
+
+/// The cluster's folder in every control group hierarchy, as the processes of its pods show it.
+fn group(cluster: &Cluster) -> String {
+    let id = cluster.field("pod/limited", ".metadata.uid");
+    let is_ours = |text: &String| text.contains(&id);
+    let groups = fs::read_dir("/proc").unwrap().find_map(|entry| {
+        let text = fs::read_to_string(entry.unwrap().path().join("cgroup"));
+        text.ok().filter(is_ours)
+    });
+    let groups = groups.expect("the pod has a process");
+    let line = groups.lines().find(|line| line.contains(&id)).unwrap();
+    let path = line.splitn(3, ':').nth(2).unwrap();
+    path.trim_start_matches('/')
+        .split('/')
+        .next()
+        .unwrap()
+        .into()
+}
+
+fn folders(group: &str) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    mounts
+        .lines()
+        .filter(|line| line.contains(" cgroup"))
+        .map(|line| PathBuf::from(line.split(' ').nth(1).unwrap()).join(group))
+        .filter(|folder| folder.exists())
+        .collect()
+}
+
+fn full(cluster: &Cluster) -> String {
+    cluster.up();
+    cluster.import("busybox");
+    cluster.apply(PODS);
+    cluster.ready("limited");
+    cluster.ready("onhost");
+    let group = group(cluster);
+    assert!(!folders(&group).is_empty(), "{group}");
+    group
+}
+
+#[test]
+#[ignore = "needs root"]
+fn everything_of_ours_goes_and_nothing_else() {
+    let cluster = Cluster::new();
+    // Foreign, and named much like ours.
+    let foreign = format!("vetch-foreign-{}", std::process::id());
+    let mut sleeper = cluster.host.command("sleep").arg("1000").spawn().unwrap();
+    lab::until("the foreign program runs", || {
+        let name = format!("/proc/{}/comm", sleeper.id());
+        fs::read_to_string(name).is_ok_and(|name| name.trim() == "sleep")
+    });
+    cluster.host.sh(
+        "nft 'add table ip vetch_foreign; add chain ip vetch_foreign c; \
+              add rule ip vetch_foreign c counter accept'; \
+         ip link add vetchforeign type bridge; ip address add 10.99.0.1/24 dev vetchforeign; \
+         ip link set vetchforeign up",
+    );
+    let hierarchy = cgroups::Hierarchy::detect().unwrap();
+    let limits = cgroups::Group::create(&hierarchy, &foreign).unwrap();
+    limits.add_process(sleeper.id()).unwrap();
+    let kept = cluster.root.path().join("kept");
+    fs::write(&kept, "mine").unwrap();
+    let before = cluster.host.picture();
+
+    let group = full(&cluster);
+    let reset = cluster.vetch(&["reset", "--yes"]);
+    assert!(reset.status.success(), "{}", text(&reset));
+    assert_eq!(cluster.host.picture(), before);
+    assert_eq!(folders(&group), Vec::<PathBuf>::new());
+    for ours in ["etc", "lib", "run", "log"] {
+        assert!(!cluster.root.path().join(ours).exists(), "{ours}");
+    }
+
+    // The same when the daemon was killed before.
+    let group = full(&cluster);
+    cluster.kill_daemon();
+    let reset = cluster.vetch(&["reset", "--yes"]);
+    assert!(reset.status.success(), "{}", text(&reset));
+    assert_eq!(cluster.host.picture(), before);
+    assert_eq!(folders(&group), Vec::<PathBuf>::new());
+    assert_eq!(fs::read_to_string(&kept).unwrap(), "mine");
+
+    assert!(!folders(&foreign).is_empty());
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    limits.remove().unwrap();
+}
+
+#[test]
+#[ignore = "needs root, to cease to be it"]
+fn a_host_without_root_is_told_and_not_touched() {
+    let cluster = Cluster::new();
+    let root = cluster.root.path();
+    let program = root.join("vetch");
+    fs::copy(env!("CARGO_BIN_EXE_vetch"), &program).unwrap();
+    cluster.host.sh(&format!("chmod 777 {}", root.display()));
+    for command in ["up", "down", "reset --yes", "image ls", "image pull a"] {
+        let mut as_nobody = cluster.host.command("setpriv");
+        as_nobody
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .arg(&program)
+            .args(command.split(' '))
+            .arg("--root")
+            .arg(root.join("cluster"))
+            .stdin(Stdio::null());
+        let output = as_nobody.output().unwrap();
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{command}: {said}");
+        assert!(said.contains("root"), "{command}: {said}");
+        assert!(!said.contains("panicked"), "{command}: {said}");
+        assert!(!root.join("cluster").exists(), "{command}");
+    }
+}
