@@ -80,6 +80,10 @@ pub fn present<K: Resource<DynamicType = ()>>(
 fn data(template: &PodTemplateSpec) -> Value {
     let mut template = serde_json::to_value(template).unwrap_or_default();
     template["$patch"] = "replace".into();
+    // Clients before 1.34 compare this text with what they make of the template themselves.
+    if let Some(metadata) = template["metadata"].as_object_mut() {
+        metadata.entry("creationTimestamp").or_insert(Value::Null);
+    }
     json!({"spec": {"template": template}})
 }
 
