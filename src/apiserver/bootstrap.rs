@@ -19,7 +19,18 @@ use super::{
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
-pub async fn write(server: &ApiServer, config: &Config, ca_pem: &str) -> Result<(), Error> {
+/// Certificates that extension API servers must know.
+#[derive(Clone, Copy, Debug)]
+pub struct Authorities<'a> {
+    pub cluster: &'a str,
+    pub front_proxy: &'a str,
+}
+
+pub async fn write(
+    server: &ApiServer,
+    config: &Config,
+    authorities: Authorities<'_>,
+) -> Result<(), Error> {
     let namespaces = NAMESPACES
         .map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
     ensure_all(server, namespaces.into()).await?;
@@ -29,11 +40,46 @@ pub async fn write(server: &ApiServer, config: &Config, ca_pem: &str) -> Result<
     objects.extend(admission::system_classes());
     objects.push(json!({
         "apiVersion": "v1", "kind": "ConfigMap",
-        "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
-        "data": {"client-ca-file": ca_pem},
+        "metadata": {"name": EXTENSION, "namespace": "kube-system"},
+        "data": extension(authorities),
     }));
     ensure_all(server, objects).await?;
+    keep_extension(server, authorities).await?;
     keep_endpoints(server, config).await
+}
+
+/// Where extension API servers read whose word they may take.
+const EXTENSION: &str = "extension-apiserver-authentication";
+
+fn extension(authorities: Authorities<'_>) -> Value {
+    json!({
+        "client-ca-file": authorities.cluster,
+        "requestheader-client-ca-file": authorities.front_proxy,
+        "requestheader-allowed-names": json!([crate::pki::FRONT_PROXY]).to_string(),
+        "requestheader-username-headers": r#"["X-Remote-User"]"#,
+        "requestheader-uid-headers": r#"["X-Remote-Uid"]"#,
+        "requestheader-group-headers": r#"["X-Remote-Group"]"#,
+        "requestheader-extra-headers-prefix": r#"["X-Remote-Extra-"]"#,
+    })
+}
+
+/// A cluster from before may know less.
+async fn keep_extension(server: &ApiServer, authorities: Authorities<'_>) -> Result<(), Error> {
+    let target = Named {
+        plural: "configmaps",
+        subresource: "",
+        namespace: "kube-system",
+        name: EXTENSION,
+    };
+    let change = |map: &mut Value| {
+        map["data"] = extension(authorities);
+        Ok(())
+    };
+    let written = server.update(&own_user(), target, false, &change).await;
+    written.map(|_| ()).map_err(|source| Error::Bootstrap {
+        what: format!("ConfigMap kube-system/{EXTENSION}"),
+        source: Box::new(source),
+    })
 }
 
 /// The `kubernetes` service and where it leads: this server.

@@ -11,6 +11,7 @@
 //! `registry/kinds/`.
 
 pub mod admission;
+mod aggregation;
 pub mod authn;
 pub mod authz;
 pub mod bootstrap;

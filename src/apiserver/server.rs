@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{
     admission::Plugin,
+    aggregation::Remotes,
     cache::{self, Cache, Object},
     objects::{Lookup, Named, Objects},
     query::FieldValidation,
@@ -20,6 +21,7 @@ use super::{
 pub struct ApiServer {
     pub cache: Arc<Cache>,
     pub rows: Rows,
+    pub remotes: Remotes,
     plugins: OnceLock<Vec<Arc<dyn Plugin>>>,
     specials: OnceLock<Vec<Arc<dyn Special>>>,
 }
@@ -32,6 +34,7 @@ impl ApiServer {
         Self {
             cache,
             rows: Rows::default(),
+            remotes: Remotes::default(),
             plugins: OnceLock::new(),
             specials: OnceLock::new(),
         }

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     admission::Plugin,
+    aggregation::Aggregator,
     authn::{
         Authenticator, DEFAULT_ISSUER, SelfSubjectReviews, TokenIssuer, TokenRequests, TokenReviews,
     },
@@ -28,7 +29,7 @@ use super::{
     streaming::Proxy,
 };
 use crate::{
-    pki::{self, Leaf, Pki},
+    pki::{self, Identity, Leaf, Pki},
     store::{self, Store},
 };
 
@@ -68,6 +69,8 @@ pub struct Handle {
     pub authorizer: Arc<Authorizer>,
     config: Config,
     ca_pem: Arc<str>,
+    front_proxy_ca_pem: Arc<str>,
+    front: Arc<Identity>,
 }
 
 impl Handle {
@@ -112,6 +115,8 @@ impl Handle {
             authorizer,
             config,
             ca_pem: pki.ca_pem().into(),
+            front_proxy_ca_pem: pki.front_proxy_ca_pem().into(),
+            front: Arc::new(pki.front_proxy()?),
         })
     }
 
@@ -121,8 +126,13 @@ impl Handle {
         let guard: Arc<dyn Plugin> = Arc::new(EscalationGuard(self.authorizer.clone()));
         self.server
             .set_plugins(std::iter::once(guard).chain(plugins).collect());
-        bootstrap::write(&self.server, &self.config, &self.ca_pem).await?;
+        let authorities = bootstrap::Authorities {
+            cluster: &self.ca_pem,
+            front_proxy: &self.front_proxy_ca_pem,
+        };
+        bootstrap::write(&self.server, &self.config, authorities).await?;
         Keeper::start(&self.server).await;
+        Aggregator::start(&self.server, self.front.clone());
         Ok(())
     }
 

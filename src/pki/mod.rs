@@ -1,7 +1,8 @@
 //! Certificates and keys of a cluster.
 //!
 //! Owns one folder: the cluster's authority (`ca.crt`, `ca.key`), the key that signs service
-//! account tokens (`sa.key`) and the certificates issued from here (`<name>.crt`, `<name>.key`).
+//! account tokens (`sa.key`), the certificates issued from here (`<name>.crt`, `<name>.key`), and
+//! a second authority (`front-proxy-ca`) that vouches for the API server before aggregated ones.
 //! Called by `cli` at start, by `apiserver` for tokens and signing requests, and by `kubelet`.
 //! Always true:
 //! - Private keys are readable by their owner only and appear on disk complete or not at all.
@@ -33,6 +34,8 @@ pub use self::{
     tls::{client_config, server_config, server_config_with},
 };
 
+/// The name by which aggregated API servers know this one.
+pub const FRONT_PROXY: &str = "front-proxy-client";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const CA_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 const LEAF_LIFE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -40,6 +43,11 @@ const LEAF_LIFE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const RENEW_BEFORE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Clocks of the cluster's machines may differ by this much.
 const BACKDATE: Duration = Duration::from_secs(5 * 60);
+
+/// A certificate as PEM.
+pub fn pem(certificate: &[u8]) -> String {
+    der::pem("CERTIFICATE", certificate)
+}
 
 /// Why a certificate or key could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -81,9 +89,15 @@ pub struct Pki {
 
 struct Inner {
     dir: PathBuf,
-    ca_pem: String,
-    ca: Issuer<'static, KeyPair>,
+    cluster: Authority,
+    front_proxy: Authority,
     tokens: TokenKey,
+}
+
+/// Who signs certificates.
+struct Authority {
+    pem: String,
+    issuer: Issuer<'static, KeyPair>,
 }
 
 /// The ES256 key that signs service account tokens.
@@ -103,27 +117,12 @@ impl Pki {
     /// Loads the authority from `dir`, or makes one there.
     pub fn open(dir: &Path) -> Result<Self, Error> {
         files::folder(dir)?;
-        let key = key(&dir.join("ca.key"))?;
-        let path = dir.join("ca.crt");
-        let ca_pem = match files::read(&path)? {
-            Some(pem) => pem,
-            None => {
-                let pem = make_authority(&key)?;
-                files::write(&path, &pem)?;
-                pem
-            }
-        };
-        check_pair(&path, &ca_pem, &key)?;
-        let ca = Issuer::from_ca_cert_pem(&ca_pem, key).map_err(|source| Error::Unusable {
-            path,
-            reason: source.to_string(),
-        })?;
         let tokens = TokenKey::new(&self::key(&dir.join("sa.key"))?);
         Ok(Self {
             inner: Arc::new(Inner {
+                cluster: Authority::open(dir, "ca", "kubernetes")?,
+                front_proxy: Authority::open(dir, "front-proxy-ca", "front-proxy-ca")?,
                 dir: dir.to_owned(),
-                ca_pem,
-                ca,
                 tokens,
             }),
         })
@@ -131,7 +130,18 @@ impl Pki {
 
     /// The authority's certificate, for clients (`kube-root-ca.crt`, kubeconfig).
     pub fn ca_pem(&self) -> &str {
-        &self.inner.ca_pem
+        &self.inner.cluster.pem
+    }
+
+    /// The certificate of the authority behind [`Pki::front_proxy`].
+    pub fn front_proxy_ca_pem(&self) -> &str {
+        &self.inner.front_proxy.pem
+    }
+
+    /// What the API server shows to aggregated ones: who holds it may say who asks.
+    pub fn front_proxy(&self) -> Result<Identity, Error> {
+        let leaf = Leaf::client(FRONT_PROXY, &[]);
+        self.kept(&self.inner.front_proxy, FRONT_PROXY, &leaf)
     }
 
     pub fn token_key(&self) -> &TokenKey {
@@ -141,14 +151,18 @@ impl Pki {
     /// The certificate kept as `<name>.crt`, issued if there is none that fits `leaf` with a
     /// month or more to live. `name` is a file name: `admin`, `apiserver`.
     pub fn identity(&self, name: &str, leaf: &Leaf) -> Result<Identity, Error> {
+        self.kept(&self.inner.cluster, name, leaf)
+    }
+
+    fn kept(&self, authority: &Authority, name: &str, leaf: &Leaf) -> Result<Identity, Error> {
         let certificate = self.inner.dir.join(format!("{name}.crt"));
         let key = self.inner.dir.join(format!("{name}.key"));
         if let (Some(certificate), Some(key)) = (files::read(&certificate)?, files::read(&key)?)
-            && self.serves(&certificate, &key, leaf)
+            && authority.serves(&certificate, &key, leaf)
         {
             return Ok(Identity { certificate, key });
         }
-        let identity = self.issue(leaf)?;
+        let identity = authority.issue(leaf)?;
         files::write(&key, &identity.key)?;
         files::write(&certificate, &identity.certificate)?;
         Ok(identity)
@@ -156,6 +170,32 @@ impl Pki {
 
     /// A new key with a certificate for it, kept nowhere. Valid for a year.
     pub fn issue(&self, leaf: &Leaf) -> Result<Identity, Error> {
+        self.inner.cluster.issue(leaf)
+    }
+}
+
+impl Authority {
+    /// Loads it from `<name>.crt` and `<name>.key`, or makes it.
+    fn open(dir: &Path, name: &str, subject: &str) -> Result<Self, Error> {
+        let key = key(&dir.join(format!("{name}.key")))?;
+        let path = dir.join(format!("{name}.crt"));
+        let pem = match files::read(&path)? {
+            Some(pem) => pem,
+            None => {
+                let pem = make_authority(&key, subject)?;
+                files::write(&path, &pem)?;
+                pem
+            }
+        };
+        check_pair(&path, &pem, &key)?;
+        let issuer = Issuer::from_ca_cert_pem(&pem, key).map_err(|source| Error::Unusable {
+            path,
+            reason: source.to_string(),
+        })?;
+        Ok(Self { pem, issuer })
+    }
+
+    fn issue(&self, leaf: &Leaf) -> Result<Identity, Error> {
         let failed = |action| {
             let subject = leaf.user.clone();
             move |source| Error::Issue {
@@ -166,7 +206,7 @@ impl Pki {
         };
         let key = KeyPair::generate().map_err(failed("make a key for"))?;
         let der = leaf
-            .sign(&key, &self.inner.ca, LEAF_LIFE)
+            .sign(&key, &self.issuer, LEAF_LIFE)
             .map_err(failed("sign"))?;
         Ok(Identity {
             certificate: der::pem("CERTIFICATE", &der),
@@ -183,7 +223,7 @@ impl Pki {
             facts.public_key == key.subject_public_key_info()
                 && facts.left() > RENEW_BEFORE
                 && facts.fits(leaf)
-                && leaf::signed_by(certificate, &self.inner.ca_pem)
+                && leaf::signed_by(certificate, &self.pem)
         })
     }
 }
@@ -220,12 +260,10 @@ fn key(path: &Path) -> Result<KeyPair, Error> {
     }
 }
 
-fn make_authority(key: &KeyPair) -> Result<String, Error> {
+fn make_authority(key: &KeyPair, subject: &str) -> Result<String, Error> {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, "kubernetes");
+    params.distinguished_name.push(DnType::CommonName, subject);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![
         KeyUsagePurpose::DigitalSignature,
@@ -237,7 +275,7 @@ fn make_authority(key: &KeyPair) -> Result<String, Error> {
     params.not_after = (now + CA_LIFE).into();
     let certificate = params.self_signed(key).map_err(|source| Error::Issue {
         action: "sign",
-        subject: "kubernetes".to_owned(),
+        subject: subject.to_owned(),
         source,
     })?;
     Ok(certificate.pem())

@@ -75,7 +75,7 @@ impl Pki {
             usages,
             ..request.leaf.clone()
         };
-        let signed = leaf.sign(&request.key, &self.inner.ca, life);
+        let signed = leaf.sign(&request.key, &self.inner.cluster.issuer, life);
         let signed = signed.map_err(|source| Error::Issue {
             action: "sign",
             subject: leaf.user,

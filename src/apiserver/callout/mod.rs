@@ -6,11 +6,7 @@
 //! Always true: TLS only; the other side's certificate is checked against the configuration's
 //! authority, or the host's where it names none; no answer is read past [`MAX_ANSWER_BYTES`].
 
-use std::{
-    error::Error as _,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{error::Error as _, sync::OnceLock, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
@@ -29,7 +25,7 @@ use super::{
     registry::kinds::value::{has, number, text},
     streaming,
 };
-use crate::pki;
+use crate::pki::{self, Identity};
 
 /// A patch may be as large as an object, and is told in base64.
 const MAX_ANSWER_BYTES: usize = 8 << 20;
@@ -164,15 +160,15 @@ fn innermost(error: hyper_util::client::legacy::Error) -> String {
 }
 
 fn client(place: &Place, bundle: &str) -> Result<Https, String> {
-    let mut tls = match bundle {
-        "" => host_trust(),
+    let pem = match bundle {
+        "" => None,
         bundle => {
             let pem = BASE64_STANDARD.decode(bundle);
             let pem = pem.map_err(|error| format!("caBundle is not base64: {error}"))?;
-            let pem = String::from_utf8_lossy(&pem).into_owned();
-            pki::client_config(&pem, None).map_err(|error| format!("caBundle: {error}"))?
+            Some(String::from_utf8_lossy(&pem).into_owned())
         }
     };
+    let mut tls = client_config(pem.as_deref(), None)?;
     // The connector says itself what it speaks.
     tls.alpn_protocols.clear();
     let builder = HttpsConnectorBuilder::new()
@@ -196,19 +192,20 @@ fn client(place: &Place, bundle: &str) -> Result<Https, String> {
         .build(builder.enable_http1().wrap_connector(http)))
 }
 
-/// Trust in what the host trusts, read once.
-fn host_trust() -> rustls::ClientConfig {
-    static ROOTS: OnceLock<Arc<rustls::RootCertStore>> = OnceLock::new();
-    let roots = ROOTS.get_or_init(|| {
-        let mut roots = rustls::RootCertStore::empty();
-        for certificate in rustls_native_certs::load_native_certs().certs {
-            let _ = roots.add(certificate);
-        }
-        Arc::new(roots)
-    });
-    rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("the ring provider has the default protocol versions")
-        .with_root_certificates(roots.clone())
-        .with_no_client_auth()
+/// TLS settings that trust an authority, or what the host trusts where none is named.
+pub fn client_config(
+    ca_pem: Option<&str>,
+    identity: Option<&Identity>,
+) -> Result<rustls::ClientConfig, String> {
+    static HOST: OnceLock<String> = OnceLock::new();
+    let ca_pem = ca_pem.unwrap_or_else(|| HOST.get_or_init(host_authorities));
+    pki::client_config(ca_pem, identity).map_err(|error| format!("caBundle: {error}"))
+}
+
+fn host_authorities() -> String {
+    let found = rustls_native_certs::load_native_certs().certs;
+    found
+        .iter()
+        .map(|certificate| pki::pem(certificate))
+        .collect()
 }

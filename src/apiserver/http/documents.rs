@@ -17,6 +17,7 @@ use crate::apiserver::{
     openapi,
     query::Query,
     registry::custom::Rows,
+    server::ApiServer,
     status::{Reason, Status},
 };
 
@@ -60,10 +61,11 @@ impl Documents {
 
     pub(super) fn discovery(
         &self,
-        rows: &Rows,
+        server: &ApiServer,
         headers: &HeaderMap,
         parts: &[String],
     ) -> Result<Response<Body>, Status> {
+        let (rows, remotes) = (&server.rows, &server.remotes);
         let accept = header_text(headers, &header::ACCEPT);
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         let all = rows.all();
@@ -78,7 +80,13 @@ impl Documents {
                 } else {
                     "aggregated/apis"
                 },
-                || discovery::aggregated(&all, core).to_string().into_bytes(),
+                || {
+                    let mut list = discovery::aggregated(&all, core);
+                    if !core {
+                        remotes.add_discovered(&mut list);
+                    }
+                    list.to_string().into_bytes()
+                },
             );
             return Ok(tagged(
                 headers,
@@ -89,8 +97,12 @@ impl Documents {
         }
         let value = match parts.as_slice() {
             ["api"] => Some(discovery::api_versions(&self.advertise)),
-            ["apis"] => Some(discovery::api_group_list(&all)),
-            ["apis", group] => discovery::api_group(&all, group),
+            ["apis"] => {
+                let mut list = discovery::api_group_list(&all);
+                remotes.add_groups(&mut list);
+                Some(list)
+            }
+            ["apis", group] => remotes.group(group, discovery::api_group(&all, group)),
             ["apis", group, version] => discovery::api_resource_list(&all, group, version),
             _ => None,
         };

@@ -22,6 +22,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use rustls_pki_types::CertificateDer;
 
 use super::{
+    aggregation::{RemotePath, send},
     authn::Authenticator,
     authz::{Authorizer, Decision, forbidden},
     negotiate::{self, Format},
@@ -84,7 +85,11 @@ impl Frontend {
         let upgrade = request
             .extensions_mut()
             .remove::<hyper::upgrade::OnUpgrade>();
-        let place = path::parse(request.uri().path(), &self.server.rows);
+        let (path, rows) = (request.uri().path(), &self.server.rows);
+        let place = match self.server.remotes.claim(path, rows) {
+            Some(remote) => Place::Remote(remote),
+            None => path::parse(path, rows),
+        };
         let query = Query::parse(request.uri().query().unwrap_or_default());
         let attributes = attributes(request.method(), &place, request.uri().path(), &query);
         let labels = Labels::new(&place, &attributes.verb);
@@ -152,9 +157,10 @@ impl Frontend {
         };
         match place {
             Place::Resource(path) => self.resource(incoming, body, path).await,
+            Place::Remote(path) => self.remote(incoming, body, path).await,
             Place::Discovery(parts) => {
                 self.documents
-                    .discovery(&self.server.rows, &incoming.headers, &parts)
+                    .discovery(&self.server, &incoming.headers, &parts)
             }
             Place::Other => {
                 self.documents
@@ -166,6 +172,30 @@ impl Frontend {
                 "the server could not find the requested resource",
             )),
         }
+    }
+
+    /// What another server serves under this one's address.
+    async fn remote(
+        &self,
+        incoming: Incoming,
+        body: Body,
+        path: RemotePath,
+    ) -> Result<Response<Body>, Status> {
+        let remote = self.server.remotes.find(&path.group, &path.version);
+        let remote = remote
+            .filter(|remote| remote.is_available())
+            .ok_or_else(|| {
+                let what = format!("{}/{}: service unavailable", path.group, path.version);
+                Status::new(Reason::ServiceUnavailable, what)
+            })?;
+        let passing = super::streaming::Passing {
+            method: incoming.method,
+            headers: incoming.headers,
+            body,
+            upgrade: incoming.upgrade,
+        };
+        let target = (incoming.uri_path.as_str(), incoming.raw_query.as_str());
+        send(&*self.server, &remote, &incoming.user, target, passing).await
     }
 
     /// Acting as somebody else needs the right to; from then on only the other's rights count.
@@ -211,11 +241,17 @@ fn also_needed(attributes: &Attributes, headers: &HeaderMap) -> Option<Attribute
 
 /// What is asked for, in the words of authorization.
 fn attributes(method: &Method, place: &Place, path: &str, query: &Query) -> Attributes {
-    let Place::Resource(resource) = place else {
-        return Attributes {
-            verb: method.as_str().to_lowercase(),
-            target: Target::Path(path.to_owned()),
-        };
+    let resource = match place {
+        Place::Resource(resource) => resource,
+        Place::Remote(remote) if !remote.resource.is_empty() => {
+            return remote_attributes(method, remote, query);
+        }
+        _ => {
+            return Attributes {
+                verb: method.as_str().to_lowercase(),
+                target: Target::Path(path.to_owned()),
+            };
+        }
     };
     let named = resource.name.clone().or_else(|| {
         if method == Method::POST {
@@ -228,7 +264,12 @@ fn attributes(method: &Method, place: &Place, path: &str, query: &Query) -> Attr
             .map(|name| name.trim_start_matches('=').to_owned())
     });
     Attributes {
-        verb: verb(method, resource, query).to_owned(),
+        verb: verb(
+            method,
+            resource.name.is_some(),
+            (resource.watch || query.flag("watch")) && resource.subresource.is_none(),
+        )
+        .to_owned(),
         target: Target::Resource {
             group: resource.row.group.to_owned(),
             version: resource.row.version.to_owned(),
@@ -244,17 +285,32 @@ fn attributes(method: &Method, place: &Place, path: &str, query: &Query) -> Attr
     }
 }
 
-fn verb(method: &Method, path: &ResourcePath, query: &Query) -> &'static str {
-    let watching = path.watch || query.flag("watch");
-    match (method.as_str(), &path.name) {
-        ("GET" | "HEAD", _) if watching && path.subresource.is_none() => "watch",
-        ("GET" | "HEAD", None) => "list",
-        ("GET" | "HEAD", Some(_)) => "get",
+fn remote_attributes(method: &Method, path: &RemotePath, query: &Query) -> Attributes {
+    let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let watching = (path.watch || query.flag("watch")) && path.subresource.is_empty();
+    Attributes {
+        verb: verb(method, !path.name.is_empty(), watching).to_owned(),
+        target: Target::Resource {
+            group: path.group.clone(),
+            version: path.version.clone(),
+            resource: path.resource.clone(),
+            subresource: some(&path.subresource),
+            namespace: some(&path.namespace),
+            name: some(&path.name),
+        },
+    }
+}
+
+fn verb(method: &Method, named: bool, watching: bool) -> &'static str {
+    match (method.as_str(), named) {
+        ("GET" | "HEAD", _) if watching => "watch",
+        ("GET" | "HEAD", false) => "list",
+        ("GET" | "HEAD", true) => "get",
         ("POST", _) => "create",
         ("PUT", _) => "update",
         ("PATCH", _) => "patch",
-        ("DELETE", None) => "deletecollection",
-        ("DELETE", Some(_)) => "delete",
+        ("DELETE", false) => "deletecollection",
+        ("DELETE", true) => "delete",
         _ => "get",
     }
 }

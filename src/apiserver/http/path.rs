@@ -1,12 +1,17 @@
 //! URL paths to what they name. Pure.
 
-use crate::apiserver::registry::{Resource, Scope, custom::Rows};
+use crate::apiserver::{
+    aggregation::RemotePath,
+    registry::{Resource, Scope, custom::Rows},
+};
 
 /// What a path names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// A resource: a collection, or one object, or a part of one.
     Resource(ResourcePath),
+    /// Another server's.
+    Remote(RemotePath),
     /// `/api`, `/apis`, `/apis/G`, `/apis/G/V`: split after `/apis`.
     Discovery(Vec<String>),
     /// Anything else that is no resource: `/version`, `/healthz`, `/openapi/v3/...`.

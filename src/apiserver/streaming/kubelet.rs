@@ -68,7 +68,7 @@ impl Proxy {
         forward.headers.remove(header::ACCEPT_ENCODING);
         forward.body = full("");
         let response = self
-            .pass(location, forward)
+            .pass(location, forward.into())
             .await
             .map_err(Status::internal)?;
         if response.status().is_success() {
@@ -110,7 +110,7 @@ impl Proxy {
             query,
         };
         let response = self
-            .pass(location, forward)
+            .pass(location, forward.into())
             .await
             .map_err(|error| Status::internal(format!("error dialing backend: {error}")))?;
         match response.status() {

@@ -25,6 +25,7 @@ use http_body_util::{BodyExt, StreamBody};
 
 use links::{Links, Page};
 pub use target::service_address;
+pub use tls::trust_anyone;
 
 use super::{
     registry::Resource,
@@ -49,6 +50,25 @@ pub struct Forward {
     pub query: String,
     pub body: Body,
     pub upgrade: Option<hyper::upgrade::OnUpgrade>,
+}
+
+/// What of a request goes to another server.
+pub struct Passing {
+    pub method: Method,
+    pub headers: HeaderMap,
+    pub body: Body,
+    pub upgrade: Option<hyper::upgrade::OnUpgrade>,
+}
+
+impl From<Forward> for Passing {
+    fn from(forward: Forward) -> Self {
+        Self {
+            method: forward.method,
+            headers: forward.headers,
+            body: forward.body,
+            upgrade: forward.upgrade,
+        }
+    }
 }
 
 /// Knows how to reach kubelets and what runs on their nodes.
@@ -152,7 +172,7 @@ impl Proxy {
             }
         }
         let links = Links::new(&prefix, &location.address(), &asked);
-        let response = self.pass(location, forward).await.map_err(|error| {
+        let response = self.pass(location, forward.into()).await.map_err(|error| {
             let what = format!("error trying to reach service: {error}");
             Status::new(Reason::ServiceUnavailable, what)
         })?;

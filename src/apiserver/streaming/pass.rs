@@ -1,17 +1,17 @@
 //! One exchange with a backend: connect, send, hand the answer back; after a 101, copy bytes.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
 };
 
-use super::{Forward, Location, Proxy, Transport};
+use super::{Location, Passing, Proxy, Transport};
 use crate::apiserver::response::{Body, full};
 
 /// A backend that does not take the connection in this time is not there.
@@ -59,84 +59,125 @@ impl Proxy {
     pub(super) async fn pass(
         &self,
         location: Location,
-        forward: Forward,
+        passing: Passing,
     ) -> Result<Response<Body>, Error> {
         let address = location.address();
-        let failed = |reason: String| Error::Exchange {
-            address: address.clone(),
-            reason,
+        let config = match location.transport {
+            Transport::Plain => None,
+            Transport::Kubelet => Some(&self.kubelet),
+            Transport::Workload => Some(&self.anyone),
         };
-        let stream = self.connect(&location).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| failed(error.to_string()))?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "connection to a backend");
+        let tls = match config {
+            None => None,
+            Some(config) => {
+                let name = ServerName::try_from(location.host.clone());
+                let name = name.map_err(|error| Error::dial(&address, error))?;
+                Some((config.clone(), name))
             }
-        });
-        let (request, upgrade) = request(&location, forward).map_err(|e| failed(e.to_string()))?;
-        let mut response = sender
-            .send_request(request)
-            .await
-            .map_err(|error| failed(error.to_string()))?;
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            strip(response.headers_mut());
-            return Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()));
-        }
-        let Some(client) = upgrade else {
-            return Err(failed("switched protocols unasked".to_owned()));
         };
-        let backend = hyper::upgrade::on(&mut response);
-        tokio::spawn(copy(client, backend));
-        Ok(response.map(|_| full("")))
+        let stream = connect(&address, tls).await?;
+        exchange(stream, &address, (&location.path, &location.query), passing).await
     }
 
-    async fn connect(&self, location: &Location) -> Result<Box<dyn Stream>, Error> {
-        let address = location.address();
-        let failed = |reason: String| Error::Dial {
-            address: address.clone(),
-            reason,
-        };
-        let connecting = async {
-            let stream = TcpStream::connect((location.host.as_str(), location.port))
-                .await
-                .map_err(|error| failed(format!("connect: {error}")))?;
-            // Keystrokes of an exec are small and wanted at once.
-            let _ = stream.set_nodelay(true);
-            let config = match location.transport {
-                Transport::Plain => return Ok(Box::new(stream) as Box<dyn Stream>),
-                Transport::Kubelet => &self.kubelet,
-                Transport::Workload => &self.anyone,
-            };
-            let name = ServerName::try_from(location.host.clone())
-                .map_err(|error| failed(error.to_string()))?;
-            let stream = tokio_rustls::TlsConnector::from(config.clone())
-                .connect(name, stream)
-                .await
-                .map_err(|error| failed(error.to_string()))?;
-            Ok(Box::new(stream) as Box<dyn Stream>)
-        };
-        match tokio::time::timeout(CONNECT, connecting).await {
-            Ok(result) => result,
-            Err(_) => Err(failed("i/o timeout".to_owned())),
+    /// The same over TLS of the caller's own. `target`: path, already encoded, and query.
+    pub async fn pass_over(
+        address: &str,
+        tls: Tls,
+        target: (&str, &str),
+        passing: Passing,
+    ) -> Result<Response<Body>, Error> {
+        let stream = connect(address, Some(tls)).await?;
+        exchange(stream, address, target, passing).await
+    }
+}
+
+/// Settings, and the name that the other side's certificate must have.
+pub type Tls = (Arc<ClientConfig>, ServerName<'static>);
+
+impl Error {
+    fn dial(address: &str, reason: impl std::fmt::Display) -> Self {
+        Self::Dial {
+            address: address.to_owned(),
+            reason: reason.to_string(),
         }
+    }
+}
+
+async fn exchange(
+    stream: Box<dyn Stream>,
+    address: &str,
+    target: (&str, &str),
+    passing: Passing,
+) -> Result<Response<Body>, Error> {
+    let failed = |reason: String| Error::Exchange {
+        address: address.to_owned(),
+        reason,
+    };
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| failed(error.to_string()))?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "connection to a backend");
+        }
+    });
+    let (request, upgrade) =
+        request(address, target, passing).map_err(|error| failed(error.to_string()))?;
+    let mut response = sender
+        .send_request(request)
+        .await
+        .map_err(|error| failed(error.to_string()))?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        strip(response.headers_mut());
+        return Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()));
+    }
+    let Some(client) = upgrade else {
+        return Err(failed("switched protocols unasked".to_owned()));
+    };
+    let backend = hyper::upgrade::on(&mut response);
+    tokio::spawn(copy(client, backend));
+    Ok(response.map(|_| full("")))
+}
+
+async fn connect(address: &str, tls: Option<Tls>) -> Result<Box<dyn Stream>, Error> {
+    let connecting = async {
+        let stream = TcpStream::connect(address)
+            .await
+            .map_err(|error| Error::dial(address, format!("connect: {error}")))?;
+        // Keystrokes of an exec are small and wanted at once.
+        let _ = stream.set_nodelay(true);
+        let Some((config, name)) = tls else {
+            return Ok(Box::new(stream) as Box<dyn Stream>);
+        };
+        let stream = tokio_rustls::TlsConnector::from(config)
+            .connect(name, stream)
+            .await
+            .map_err(|error| Error::dial(address, error))?;
+        Ok(Box::new(stream) as Box<dyn Stream>)
+    };
+    match tokio::time::timeout(CONNECT, connecting).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::dial(address, "i/o timeout")),
     }
 }
 
 type Outgoing = (Request<Body>, Option<hyper::upgrade::OnUpgrade>);
 
-fn request(location: &Location, forward: Forward) -> Result<Outgoing, http::Error> {
-    let target = match location.query.as_str() {
-        "" => location.path.clone(),
-        query => format!("{}?{query}", location.path),
+fn request(
+    address: &str,
+    (path, query): (&str, &str),
+    passing: Passing,
+) -> Result<Outgoing, http::Error> {
+    let target = match query {
+        "" => path.to_owned(),
+        query => format!("{path}?{query}"),
     };
-    let wanted = forward
+    let wanted = passing
         .headers
         .get(header::UPGRADE)
-        .filter(|_| forward.upgrade.is_some())
+        .filter(|_| passing.upgrade.is_some())
         .cloned();
-    let mut headers = forward.headers;
+    let mut headers = passing.headers;
     strip(&mut headers);
     for name in IDENTITY {
         headers.remove(name);
@@ -149,20 +190,20 @@ fn request(location: &Location, forward: Forward) -> Result<Outgoing, http::Erro
     for name in impersonation {
         headers.remove(name);
     }
-    headers.insert(header::HOST, HeaderValue::from_str(&location.address())?);
+    headers.insert(header::HOST, HeaderValue::from_str(address)?);
     let upgrading = wanted.is_some();
     if let Some(protocol) = wanted {
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(header::UPGRADE, protocol);
     }
     // A body that is empty has no length to speak of; an upgrade has none at all.
-    let body = if upgrading { full("") } else { forward.body };
+    let body = if upgrading { full("") } else { passing.body };
     let mut request = Request::builder()
-        .method(forward.method)
+        .method(passing.method)
         .uri(target)
         .body(body)?;
     *request.headers_mut() = headers;
-    Ok((request, forward.upgrade.filter(|_| upgrading)))
+    Ok((request, passing.upgrade.filter(|_| upgrading)))
 }
 
 /// Takes away what concerns one connection only; those named in `Connection` too.
@@ -212,27 +253,13 @@ mod tests {
         ] {
             headers.insert(name, HeaderValue::from_static(value));
         }
-        let forward = Forward {
-            row: crate::apiserver::streaming::target::tests::row("pods"),
-            namespace: String::new(),
-            name: String::new(),
-            subresource: String::new(),
-            path: String::new(),
-            rest: String::new(),
+        let passing = Passing {
             method: http::Method::GET,
             headers,
-            query: String::new(),
             body: full(""),
             upgrade: None,
         };
-        let location = Location {
-            host: "fd00::1".to_owned(),
-            port: 80,
-            transport: Transport::Plain,
-            path: "/x".to_owned(),
-            query: "a=b".to_owned(),
-        };
-        let (request, _) = request(&location, forward).expect("a request");
+        let (request, _) = request("[fd00::1]:80", ("/x", "a=b"), passing).expect("a request");
         assert_eq!(request.uri(), "/x?a=b");
         let mut names: Vec<&str> = request.headers().keys().map(HeaderName::as_str).collect();
         names.sort_unstable();

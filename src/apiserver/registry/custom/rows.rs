@@ -28,6 +28,11 @@ impl Rows {
         self.changes.fetch_add(1, Ordering::Release);
     }
 
+    /// Something else that documents are made of has changed.
+    pub fn touch(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
+    }
+
     /// Rises with every change, so that documents are made anew only then.
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)

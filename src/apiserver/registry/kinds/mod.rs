@@ -60,6 +60,7 @@ pub const ALL: &[Resource] = &[
     core::config::SECRET,
     core::small::SERVICEACCOUNT,
     core::service::ROW,
+    groups::apiregistration::ROW,
     groups::auth::SELF_SUBJECT,
     groups::auth::TOKEN,
     groups::auth::LOCAL_ACCESS,

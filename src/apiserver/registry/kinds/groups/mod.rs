@@ -2,6 +2,7 @@
 
 pub mod admissionregistration;
 pub mod apiextensions;
+pub mod apiregistration;
 pub mod auth;
 pub mod autoscaling;
 pub mod certificates;

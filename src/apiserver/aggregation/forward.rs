@@ -1,0 +1,150 @@
+//! Passing requests on to the servers of aggregated APIs, in the name of whoever asks.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, header};
+use http_body_util::BodyExt;
+use serde_json::Value;
+
+use super::remote::Remote;
+use crate::apiserver::{
+    objects::Lookup,
+    request::User,
+    response::{Body, full},
+    status::{Reason, Status},
+    streaming::{self, Passing, Proxy},
+};
+
+/// A server that does not tell in this time what it serves is not available.
+const DISCOVERY: Duration = Duration::from_secs(5);
+const MAX_DISCOVERY_BYTES: usize = 4 << 20;
+
+/// The APIResourceList of the remote's group and version.
+pub async fn discover(lookup: &dyn Lookup, remote: &Remote) -> Result<Value, Status> {
+    let mut headers = HeaderMap::new();
+    let json = HeaderValue::from_static("application/json");
+    headers.insert(header::ACCEPT, json);
+    let user = User::internal("system:kube-aggregator", &["system:masters"]);
+    let path = format!("/apis/{}", remote.group_version());
+    let passing = Passing {
+        method: Method::GET,
+        headers,
+        body: full(""),
+        upgrade: None,
+    };
+    let asked = async {
+        let response = send(lookup, remote, &user, (&path, ""), passing).await?;
+        let code = response.status();
+        let mut body = response.into_body();
+        let mut bytes = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(Status::internal)?;
+            bytes.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+            if bytes.len() > MAX_DISCOVERY_BYTES {
+                return Err(Status::internal("the answer is too large"));
+            }
+        }
+        if !code.is_success() {
+            return Err(Status::internal(format!("bad status: {code}")));
+        }
+        serde_json::from_slice(&bytes).map_err(Status::internal)
+    };
+    let failed = |why: &str| {
+        let what = format!(
+            "failing or missing response from https://{}.{}.svc:{}{path}: {why}",
+            remote.service, remote.namespace, remote.port
+        );
+        Status::new(Reason::ServiceUnavailable, what)
+    };
+    match tokio::time::timeout(DISCOVERY, asked).await {
+        Ok(Err(status)) if status.message.starts_with("no endpoints") => Err(status),
+        Ok(Err(status)) => Err(failed(&status.message)),
+        Ok(list) => list,
+        Err(_) => Err(failed("context deadline exceeded")),
+    }
+}
+
+/// Passes a request on. `target`: path and query, as they came.
+pub async fn send(
+    lookup: &dyn Lookup,
+    remote: &Remote,
+    user: &User,
+    target: (&str, &str),
+    mut passing: Passing,
+) -> Result<Response<Body>, Status> {
+    let unavailable = |why: String| Status::new(Reason::ServiceUnavailable, why);
+    let (tls, name) = remote
+        .tls
+        .as_ref()
+        .map_err(|why| unavailable(why.clone()))?;
+    let address =
+        streaming::service_address(lookup, &remote.namespace, &remote.service, remote.port).await?;
+    identify(&mut passing.headers, user);
+    Proxy::pass_over(&address, (tls.clone(), name.clone()), target, passing)
+        .await
+        .map_err(|error| unavailable(format!("error trying to reach service: {error}")))
+}
+
+/// Says who asks, and takes away what a client may have said about that. Pure.
+fn identify(headers: &mut HeaderMap, user: &User) {
+    let said: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| name.as_str().starts_with("x-remote-"))
+        .cloned()
+        .collect();
+    for name in said {
+        headers.remove(name);
+    }
+    let mut add = |name: &str, value: &str| {
+        let name = HeaderName::from_bytes(name.as_bytes());
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_str(value)) {
+            headers.append(name, value);
+        }
+    };
+    add("x-remote-user", &user.name);
+    if let Some(uid) = &user.uid {
+        add("x-remote-uid", uid);
+    }
+    for group in &user.groups {
+        add("x-remote-group", group);
+    }
+    for (key, values) in &user.extra {
+        let name = format!("x-remote-extra-{}", escaped(key));
+        for value in values {
+            add(&name, value);
+        }
+    }
+}
+
+/// A key as part of a header's name: what may not stand there is percent-encoded.
+fn escaped(key: &str) -> String {
+    key.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(byte).to_string(),
+            _ if b"!#$&'*+-.^_`|~".contains(&byte) => char::from(byte).to_string(),
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_says_himself_who_he_is() {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-remote-user", HeaderValue::from_static("root"));
+        headers.insert("x-remote-extra-a", HeaderValue::from_static("b"));
+        headers.insert("accept", HeaderValue::from_static("*/*"));
+        let mut user = User::internal("jane", &["dev"]);
+        user.extra = [("example.com/a".to_owned(), vec!["1".to_owned()])].into();
+        identify(&mut headers, &user);
+        assert_eq!(headers["x-remote-user"], "jane");
+        let groups: Vec<_> = headers.get_all("x-remote-group").iter().collect();
+        assert_eq!(groups, ["dev", "system:authenticated"]);
+        assert_eq!(headers["x-remote-extra-example.com%2fa"], "1");
+        assert!(!headers.contains_key("x-remote-extra-a"));
+        assert!(headers.contains_key("accept"));
+    }
+}
