@@ -76,6 +76,9 @@ pub struct Config {
     /// The node's cgroup folder, see [`crate::runtime::Config::cgroup_root`].
     pub cgroup_root: String,
     pub max_pods: u32,
+    /// How many processes and threads a pod may have, of those started from now on.
+    pub pod_pids_limit: Option<std::num::NonZeroU32>,
+    pub swap: container::SwapBehavior,
 }
 
 /// What the kubelet works with.
@@ -105,6 +108,8 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         .port();
     let facts = Facts {
         cluster_domain: config.cluster_domain.clone(),
+        swap: config.swap,
+        pod_pids_limit: config.pod_pids_limit,
         ..node::facts().map_err(during("read what this machine has"))?
     };
     // One part that fails ends all.
