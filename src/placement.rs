@@ -1,7 +1,14 @@
-//! Which nodes a pod's own spec allows: selectors, affinity to nodes, tolerations. Pure.
+//! Which nodes a pod's own spec allows (selectors, affinity to nodes, tolerations), and what the pod
+//! takes there (resources, ports). Pure.
 //!
-//! Shared by the scheduler, which places pods, and by controllers that must know where a pod could
-//! be placed. Knows no other module.
+//! Shared by the scheduler, which places pods, by controllers that must know where a pod could be
+//! placed, and by the kubelet, which has the last word. Knows no other module.
+
+mod ports;
+mod resources;
+
+pub use ports::{HostPort, host_ports};
+pub use resources::{Requests, Resources};
 
 use std::collections::BTreeMap;
 

@@ -12,7 +12,7 @@ const ALLOWED: [(&str, &[&str]); 11] = [
     ("controllers", &["informer", "placement"]),
     ("dns", &["informer"]),
     ("informer", &[]),
-    ("kubelet", &["runtime", "informer", "pki"]),
+    ("kubelet", &["runtime", "informer", "pki", "placement"]),
     ("pki", &[]),
     ("placement", &[]),
     ("proxy", &["informer"]),

@@ -7,6 +7,7 @@
 //! - A pod's object goes from the API only after its processes, mounts and address are gone.
 //! - A restart of the daemon changes nothing for pods that run.
 
+mod admit;
 pub mod container;
 pub mod events;
 mod images;

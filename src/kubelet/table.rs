@@ -20,7 +20,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Pods, logs,
+    Pods,
+    admit::{self, Refusal, Room},
+    logs,
     node::Health,
     pod, probe,
     reporter::Target,
@@ -256,25 +258,23 @@ impl Table {
         if pod::is_over(pod) || status.is_some_and(|status| status.start_time.is_some()) {
             return Wish::Run;
         }
-        let os = pod.spec.as_ref().and_then(|spec| spec.os.as_ref());
-        if os.is_some_and(|os| os.name != "linux") {
-            return Wish::Reject {
-                reason: "PodOSNotSupported".into(),
-                message: "Failed to admit pod as the OS field doesn't match node OS".into(),
-            };
-        }
-        let limit = self.context.config.max_pods;
         // A pod that is gone from the API no longer counts for whoever placed this one.
         let counts = |entry: &&Entry| entry.wish != Wish::Gone && !pod::is_over(&entry.pod);
-        let used = self.entries.values().filter(counts).count();
-        match u32::try_from(used).unwrap_or(u32::MAX) >= limit {
-            false => Wish::Run,
-            true => Wish::Reject {
-                reason: "OutOfpods".into(),
-                message: format!(
-                    "Node didn't have enough resource: pods, requested: 1, used: {used}, capacity: {limit}"
-                ),
-            },
+        let others = self.entries.values().filter(counts);
+        let others = others.map(|entry| entry.pod.as_ref());
+        match admit::refusal(pod, others, self.room()) {
+            None => Wish::Run,
+            Some(Refusal { reason, message }) => Wish::Reject { reason, message },
+        }
+    }
+
+    fn room(&self) -> Room {
+        let facts = &self.context.facts;
+        let signed = |amount: u64| i64::try_from(amount).unwrap_or(i64::MAX);
+        Room {
+            pods: self.context.config.max_pods,
+            milli_cpu: signed(facts.cpu_milli),
+            memory: signed(facts.memory_bytes),
         }
     }
 

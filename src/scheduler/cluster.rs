@@ -11,8 +11,9 @@ use std::{
 use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use kube::ResourceExt;
 
-use super::{pod::PodInfo, resources::Resources};
+use super::pod::PodInfo;
 use crate::informer::Key;
+use crate::placement::Resources;
 
 /// One node with what runs on it.
 #[derive(Clone, Debug)]

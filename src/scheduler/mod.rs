@@ -13,7 +13,6 @@ mod pod;
 mod preempt;
 mod queue;
 mod report;
-mod resources;
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -14,29 +14,10 @@ use kube::{
     core::{Expression, Selector, SelectorExt},
 };
 
-use super::resources::Requests;
-use crate::informer::Key;
-
-/// A port that a pod takes on its node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostPort {
-    /// `0.0.0.0` stands for every address.
-    pub address: String,
-    pub protocol: String,
-    pub port: i32,
-}
-
-impl HostPort {
-    pub fn clashes(&self, other: &Self) -> bool {
-        self.port == other.port
-            && self.protocol == other.protocol
-            && (self.address == other.address
-                || self.address == ANY_ADDRESS
-                || other.address == ANY_ADDRESS)
-    }
-}
-
-const ANY_ADDRESS: &str = "0.0.0.0";
+use crate::{
+    informer::Key,
+    placement::{HostPort, Requests, host_ports},
+};
 
 /// Pods near which, or far from which, another one wants to be.
 #[derive(Clone, Debug)]
@@ -115,31 +96,6 @@ impl PodInfo {
     pub fn is_terminating(&self) -> bool {
         self.pod.metadata.deletion_timestamp.is_some()
     }
-}
-
-fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
-    let sidecars = spec
-        .init_containers
-        .iter()
-        .flatten()
-        .filter(|container| container.restart_policy.as_deref() == Some("Always"));
-    spec.containers
-        .iter()
-        .chain(sidecars)
-        .flat_map(|container| container.ports.iter().flatten())
-        .filter_map(|port| {
-            let number = port.host_port.filter(|number| *number > 0)?;
-            Some(HostPort {
-                address: port
-                    .host_ip
-                    .clone()
-                    .filter(|address| !address.is_empty())
-                    .unwrap_or_else(|| ANY_ADDRESS.into()),
-                protocol: port.protocol.clone().unwrap_or_else(|| "TCP".into()),
-                port: number,
-            })
-        })
-        .collect()
 }
 
 fn affinity_terms(pod: &Pod, affinity: Affinity) -> (Vec<Term>, Vec<Term>, Vec<Weighted>) {

@@ -19,8 +19,9 @@ use k8s_openapi::{
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    core::Selector,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use self::plan::{FINALIZER, INDEX, Plan, has_finalizer, is_finished, plan};
@@ -28,7 +29,7 @@ use super::{
     error::{Doing, Error, OrGone, namespace_terminating},
     events::{Events, Level},
     pods,
-    replicas::slow_start,
+    replicas::{Wanted, claim, slow_start},
     shared::{Controller, Loop, Next},
     written::{PATIENCE, Written},
 };
@@ -48,13 +49,8 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
         pods: pods.clone(),
         written: Written::default(),
     };
-    Loop::new(controller, &jobs)
-        .watch(&pods, |pod| {
-            pods::controller_named(pod, "batch", "Job")
-                .map(|name| Key::new(pod.namespace().unwrap_or_default(), name))
-                .into_iter()
-                .collect()
-        })
+    Loop::new(controller, &jobs.clone())
+        .watch(&pods, move |pod| owners_of(pod, &jobs))
         .run(WORKERS, shutdown)
         .await;
 }
@@ -98,6 +94,10 @@ impl Controller for Jobs {
             return Ok(Next::Settled);
         }
         if !self.written.visible(key, &self.pods) {
+            return Ok(Next::After(PATIENCE));
+        }
+        if self.reown(key, &job).await? {
+            // The pods that changed hands come back as news.
             return Ok(Next::After(PATIENCE));
         }
         let plan = plan(&job, &pods, Timestamp::now());
@@ -180,21 +180,68 @@ impl Jobs {
         }
     }
 
+    /// Takes the orphans that the Job selects, and lets go of its pods that it selects no more.
+    /// True if there were any.
+    async fn reown(&self, key: &Key, job: &Job) -> Result<bool, Error> {
+        let Some(wanted) = ownership(job)? else {
+            return Ok(false);
+        };
+        let all = self.pods.list_in(&key.namespace);
+        let claims = claim(&all, &wanted);
+        if !claims.adopt.is_empty() {
+            let api = Api::<Job>::namespaced(self.client.clone(), &key.namespace);
+            let live = api
+                .get(&key.name)
+                .await
+                .doing(|| format!("read Job {key} before adopting pods"))?;
+            // The cache may show one that was deleted or replaced meanwhile.
+            if live.uid() != job.uid() || pods::is_terminating(&live) {
+                return Err(Error::invalid(
+                    "cached owner",
+                    key,
+                    "the server has another one",
+                ));
+            }
+        }
+        for pod in &claims.adopt {
+            let mut owners = pod.owner_references().to_vec();
+            owners.push(pods::controller_ref(job));
+            let mut finalizers = pod.finalizers().to_vec();
+            if !has_finalizer(pod) {
+                finalizers.push(FINALIZER.into());
+            }
+            let change = json!({"ownerReferences": owners, "finalizers": finalizers});
+            self.change(key, pod, change).await?;
+        }
+        for pod in &claims.release {
+            let mut owners = pod.owner_references().to_vec();
+            owners.retain(|one| Some(&one.uid) != job.metadata.uid.as_ref());
+            let change = json!({"ownerReferences": owners, "finalizers": other_finalizers(pod)});
+            self.change(key, pod, change).await?;
+        }
+        Ok(!claims.adopt.is_empty() || !claims.release.is_empty())
+    }
+
     async fn release(&self, key: &Key, pod: &Pod) -> Result<(), Error> {
         if !has_finalizer(pod) {
             return Ok(());
         }
-        let left = pod.finalizers().iter();
-        let left: Vec<&String> = left.filter(|one| *one != FINALIZER).collect();
-        let patch = json!({"metadata": {"uid": pod.uid(),
-            "resourceVersion": pod.resource_version(), "finalizers": left}});
+        let change = json!({"finalizers": other_finalizers(pod)});
+        self.change(key, pod, change).await
+    }
+
+    /// Patches these parts of the metadata, if the pod is still the one that was looked at.
+    async fn change(&self, key: &Key, pod: &Pod, mut metadata: Value) -> Result<(), Error> {
+        metadata["uid"] = json!(pod.uid());
+        metadata["resourceVersion"] = json!(pod.resource_version());
+        let patch = json!({"metadata": metadata});
         let name = pod.name_any();
         let changed = self
             .pod_api(key)
             .patch(&name, &PatchParams::default(), &Patch::Merge(&patch))
             .await
             .or_gone()
-            .doing(|| format!("release pod {name} of Job {key}"))?;
+            .doing(|| format!("change pod {name} of Job {key}"))?;
         match changed {
             Some(changed) if changed.metadata.deletion_timestamp.is_none() => {
                 self.written.wrote(key, &changed);
@@ -255,6 +302,52 @@ impl Jobs {
         }
         Ok(())
     }
+}
+
+/// The Job of a pod; for an orphan, those that could adopt it.
+fn owners_of(pod: &Pod, jobs: &Informer<Job>) -> Vec<Key> {
+    let namespace = pod.namespace().unwrap_or_default();
+    if pods::controller_of(pod).is_some() {
+        let name = pods::controller_named(pod, "batch", "Job");
+        return name
+            .map(|name| Key::new(namespace, name))
+            .into_iter()
+            .collect();
+    }
+    let all = jobs.list_in(&namespace);
+    let selects = |job: &&Arc<Job>| {
+        ownership(job).is_ok_and(|wanted| {
+            wanted
+                .is_some_and(|wanted| pods::selects(&wanted.selector, pod.metadata.labels.as_ref()))
+        })
+    };
+    let adopters = all.iter().filter(selects);
+    adopters.map(|job| Key::of(job.as_ref())).collect()
+}
+
+fn other_finalizers(pod: &Pod) -> Vec<&String> {
+    let all = pod.finalizers().iter();
+    all.filter(|one| *one != FINALIZER).collect()
+}
+
+/// What decides which pods are the Job's; `None` without a selector.
+fn ownership(job: &Job) -> Result<Option<Wanted>, Error> {
+    let Some(spec) = &job.spec else {
+        return Ok(None);
+    };
+    let Some(selector) = &spec.selector else {
+        return Ok(None);
+    };
+    let selector = Selector::try_from(selector.clone())
+        .map_err(|error| Error::invalid("selector", Key::of(job), error))?;
+    Ok(Some(Wanted {
+        uid: job.uid().unwrap_or_default(),
+        replicas: 0,
+        selector,
+        template_labels: Default::default(),
+        min_ready_seconds: 0,
+        terminating: pods::is_terminating(job),
+    }))
 }
 
 /// A new pod of the Job, with its index if it has one.

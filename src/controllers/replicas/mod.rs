@@ -8,7 +8,7 @@ mod owner;
 mod plan;
 mod rank;
 
-pub use self::plan::slow_start;
+pub use self::plan::{Wanted, claim, slow_start};
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     owner::{Failure, Owner},
-    plan::{Change, Wanted, change, claim, count},
+    plan::{Change, change, count},
 };
 use super::{
     error::{Doing, Error, OrGone, namespace_terminating},

@@ -21,7 +21,7 @@ pub fn filter(pod: &PodInfo, node: &NodeInfo) -> Option<Reject> {
 
 #[cfg(test)]
 mod tests {
-    use crate::scheduler::pod::HostPort;
+    use crate::placement::HostPort;
 
     #[test]
     fn the_wildcard_address_clashes_with_all() {

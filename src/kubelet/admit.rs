@@ -1,0 +1,158 @@
+//! Whether this node takes a new pod: the last word, also on pods that no scheduler placed. Pure.
+//!
+//! Called by the table with the pods that it runs; reasons and messages are those of the kubelet.
+
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
+
+use crate::placement::{Requests, Resources, host_ports};
+
+/// What the node can give.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    pub pods: u32,
+    pub milli_cpu: i64,
+    pub memory: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub reason: String,
+    pub message: String,
+}
+
+impl Refusal {
+    fn new(reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            message: message.into(),
+        }
+    }
+}
+
+/// `others` run here, or are going to.
+pub fn refusal<'a>(
+    pod: &Pod,
+    others: impl Iterator<Item = &'a Pod> + Clone,
+    room: Room,
+) -> Option<Refusal> {
+    let spec = pod.spec.as_ref()?;
+    if spec.os.as_ref().is_some_and(|os| os.name != "linux") {
+        return Some(Refusal::new(
+            "PodOSNotSupported",
+            "Failed to admit pod as the OS field doesn't match node OS",
+        ));
+    }
+    if wants_apparmor(pod, spec) {
+        // Better not run than run without what its author relies on.
+        return Some(Refusal::new(
+            "AppArmor",
+            "Cannot enforce AppArmor: this node's runtime has no support for it",
+        ));
+    }
+    let short = |what: &str, requested: i64, used: i64, capacity: i64| {
+        Refusal::new(
+            format!("OutOf{what}"),
+            format!(
+                "Node didn't have enough resource: {what}, requested: {requested}, used: {used}, \
+                 capacity: {capacity}"
+            ),
+        )
+    };
+    let count = i64::try_from(others.clone().count()).unwrap_or(i64::MAX);
+    if count >= i64::from(room.pods) {
+        return Some(short("pods", 1, count, room.pods.into()));
+    }
+    let mut used = Resources::default();
+    others
+        .clone()
+        .for_each(|other| used.add(&Requests::of(other).needed));
+    let needed = Requests::of(pod).needed;
+    for (what, needed, used, capacity) in [
+        ("cpu", needed.milli_cpu, used.milli_cpu, room.milli_cpu),
+        ("memory", needed.memory, used.memory, room.memory),
+    ] {
+        if needed > 0 && needed > capacity - used {
+            return Some(short(what, needed, used, capacity));
+        }
+    }
+    let wanted = host_ports(spec);
+    let mut taken = others
+        .filter_map(|other| other.spec.as_ref())
+        .flat_map(host_ports);
+    let clash = !wanted.is_empty() && taken.any(|one| wanted.iter().any(|port| port.clashes(&one)));
+    clash.then(|| {
+        Refusal::new(
+            "NodePorts",
+            "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports",
+        )
+    })
+}
+
+/// A profile that must be enforced: all but "unconfined", in fields or in the older annotations.
+fn wants_apparmor(pod: &Pod, spec: &PodSpec) -> bool {
+    const ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/";
+    let whole = spec.security_context.as_ref();
+    let containers = spec.init_containers.iter().flatten();
+    let each = containers
+        .chain(&spec.containers)
+        .filter_map(|container| container.security_context.as_ref());
+    let fields = whole
+        .and_then(|context| context.app_armor_profile.as_ref())
+        .into_iter()
+        .chain(each.filter_map(|context| context.app_armor_profile.as_ref()));
+    let annotations = pod.metadata.annotations.iter().flatten();
+    fields
+        .into_iter()
+        .any(|profile| profile.type_ != "Unconfined")
+        || annotations
+            .filter(|(name, _)| name.starts_with(ANNOTATION))
+            .any(|(_, value)| value != "unconfined")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    const ROOM: Room = Room {
+        pods: 2,
+        milli_cpu: 2000,
+        memory: 1 << 30,
+    };
+
+    fn pod(spec: Value) -> Pod {
+        serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap()
+    }
+
+    fn asking(cpu: &str, port: i32) -> Pod {
+        pod(json!({"containers": [{"name": "c",
+            "resources": {"requests": {"cpu": cpu}},
+            "ports": [{"containerPort": 80, "hostPort": port}]}]}))
+    }
+
+    #[test]
+    fn who_is_refused_and_why() {
+        let apparmor = |kind: &str| {
+            pod(json!({"containers": [{"name": "c",
+                "securityContext": {"appArmorProfile": {"type": kind}}}]}))
+        };
+        let one = asking("1500m", 80);
+        for (new, others, want) in [
+            (asking("500m", 81), vec![&one], None),
+            (asking("501m", 81), vec![&one], Some("OutOfcpu")),
+            (asking("0", 81), vec![&one, &one], Some("OutOfpods")),
+            (asking("100m", 80), vec![&one], Some("NodePorts")),
+            (apparmor("Unconfined"), vec![], None),
+            (apparmor("RuntimeDefault"), vec![], Some("AppArmor")),
+            (
+                pod(json!({"os": {"name": "windows"}, "containers": []})),
+                vec![],
+                Some("PodOSNotSupported"),
+            ),
+        ] {
+            let refusal = refusal(&new, others.into_iter(), ROOM);
+            let reason = refusal.as_ref().map(|refusal| refusal.reason.as_str());
+            assert_eq!(reason, want, "{new:?}");
+        }
+    }
+}
