@@ -528,14 +528,21 @@ async fn a_claim_gets_a_volume_and_leaves_it_released() -> TestResult {
             "accessModes": ["ReadWriteOnce"], "storageClassName": "m", "hostPath": {"path": "/x"}}});
         volumes.create(&params, &object(volume)?).await?;
     }
-    let claims: Api<PersistentVolumeClaim> = lab.api("default");
-    let claim = json!({"metadata": {"name": "c"}, "spec": {"accessModes": ["ReadWriteOnce"],
-        "storageClassName": "m", "resources": {"requests": {"storage": "500Mi"}}}});
-    claims.create(&params, &object(claim)?).await?;
     let volume_phase = async |name: &str| -> Result<String, kube::Error> {
         let status = volumes.get(name).await?.status.unwrap_or_default();
         Ok(status.phase.unwrap_or_default())
     };
+    until("both volumes are available", || async {
+        Ok(
+            volume_phase("big").await? == "Available"
+                && volume_phase("small").await? == "Available",
+        )
+    })
+    .await?;
+    let claims: Api<PersistentVolumeClaim> = lab.api("default");
+    let claim = json!({"metadata": {"name": "c"}, "spec": {"accessModes": ["ReadWriteOnce"],
+        "storageClassName": "m", "resources": {"requests": {"storage": "500Mi"}}}});
+    claims.create(&params, &object(claim)?).await?;
     until("the smaller volume is bound", || async {
         let claim = claims.get("c").await?;
         let status = claim.status.unwrap_or_default();
@@ -728,5 +735,38 @@ async fn a_webhook_changes_and_refuses() -> TestResult {
     maps.delete("refuse", &DeleteParams::default()).await?;
     validating.delete("h", &DeleteParams::default()).await?;
     maps.create(&params, &map("other")?).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scale_is_applied_and_owned() -> TestResult {
+    let lab = Lab::new().await?;
+    let web: Api<Deployment> = lab.api("default");
+    let wanted = object(workload("web", json!({"replicas": 1})))?;
+    web.create(&PostParams::default(), &wanted).await?;
+    let apply = async |who: &str, body: Value| {
+        let body = json!({"apiVersion": "autoscaling/v1", "kind": "Scale",
+            "metadata": {"name": "web"}, "spec": body});
+        let params = PatchParams::apply(who);
+        web.patch_scale("web", &params, &Patch::Apply(&body)).await
+    };
+    let scale = apply("me", json!({"replicas": 0})).await;
+    // What was there before the first apply belongs to somebody else.
+    assert!(scale.is_err_and(|error| error.to_string().contains("conflict with")));
+    apply("me", json!({"replicas": 1})).await?;
+    let owners = web
+        .get("web")
+        .await?
+        .metadata
+        .managed_fields
+        .unwrap_or_default();
+    let mine = owners
+        .iter()
+        .find(|owner| owner.manager.as_deref() == Some("me"));
+    let mine = mine.ok_or("an entry of its own")?;
+    assert_eq!(mine.subresource.as_deref(), Some("scale"));
+    let fields = serde_json::to_value(&mine.fields_v1)?;
+    assert_eq!(fields, json!({"f:spec": {"f:replicas": {}}}));
+    assert!(apply("me", json!({"replicas": -1})).await.is_err());
     Ok(())
 }

@@ -4,7 +4,10 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
-use kube::{Api, Client, Resource, ResourceExt, api::PostParams};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{ListParams, PostParams},
+};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
 
@@ -81,6 +84,15 @@ pub fn is_used(claim: &PersistentVolumeClaim, pods: &[Arc<Pod>]) -> bool {
     live.any(|pod| claims_of(pod).contains(&key))
 }
 
+/// Whether a pod that has a node wants it: what runs nowhere has nothing mounted.
+fn mounts(claim: &PersistentVolumeClaim, mut pods: Vec<Arc<Pod>>) -> bool {
+    pods.retain(|pod| {
+        let spec = pod.spec.as_ref();
+        spec.is_some_and(|spec| spec.node_name.is_some())
+    });
+    is_used(claim, &pods)
+}
+
 struct Claims {
     client: Client,
     claims: Informer<PersistentVolumeClaim>,
@@ -95,14 +107,15 @@ impl Controller for Claims {
         let Some(claim) = held.filter(|claim| ends_with(&**claim, CLAIM)) else {
             return Ok(Next::Settled);
         };
-        // What runs nowhere has nothing mounted.
-        let mut pods = self.pods.list_in(&key.namespace);
-        pods.retain(|pod| {
-            pod.spec
-                .as_ref()
-                .is_some_and(|spec| spec.node_name.is_some())
-        });
-        if !is_used(&claim, &pods) {
+        if mounts(&claim, self.pods.list_in(&key.namespace)) {
+            return Ok(Next::Settled);
+        }
+        // The cache may not show yet that a pod has come or got its node.
+        let pods = Api::<Pod>::namespaced(self.client.clone(), &key.namespace)
+            .list(&ListParams::default())
+            .await
+            .doing(|| format!("ask who uses claim {key}"))?;
+        if !mounts(&claim, pods.items.into_iter().map(Arc::new).collect()) {
             let api = Api::namespaced(self.client.clone(), &key.namespace);
             release(&api, &*claim, CLAIM).await?;
         }
