@@ -84,10 +84,6 @@ fn data(template: &PodTemplateSpec) -> Value {
         template["metadata"]["creationTimestamp"] = Value::Null;
     }
     template["$patch"] = "replace".into();
-    // Clients before 1.34 compare this text with what they make of the template themselves.
-    if let Some(metadata) = template["metadata"].as_object_mut() {
-        metadata.entry("creationTimestamp").or_insert(Value::Null);
-    }
     json!({"spec": {"template": template}})
 }
 
