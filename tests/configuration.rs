@@ -190,3 +190,63 @@ fn running_pods_see_changes_and_missing_things_are_waited_for() {
         cluster.ok(&format!("delete pod {name} --wait=false"));
     }
 }
+
+#[test]
+#[ignore = "needs root"]
+fn a_claim_keeps_what_a_pod_wrote() {
+    let cluster = Cluster::started();
+    cluster.import("busybox");
+    let disk = cluster.root.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    let volume = format!(
+        "
+apiVersion: v1
+kind: PersistentVolume
+metadata: {{name: disk}}
+spec:
+  capacity: {{storage: 1Gi}}
+  accessModes: [ReadWriteOnce]
+  hostPath: {{path: {}}}
+",
+        disk.display()
+    );
+    let mount = "volumeMounts: [{name: v, mountPath: /data}]";
+    let claim = |read_only: bool| {
+        format!(
+            "volumes: [{{name: v, persistentVolumeClaim: {{claimName: c, readOnly: {read_only}}}}}]"
+        )
+    };
+    // The pod comes first, and waits for its claim; the claim waits for a volume.
+    cluster.apply(&pod(
+        "writer",
+        "echo kept >/data/file",
+        mount,
+        &claim(false),
+    ));
+    cluster.wait_for("get events", |events| {
+        events.contains("persistentvolumeclaim \\\"c\\\" not found")
+            || events.contains("persistentvolumeclaim \"c\" not found")
+    });
+    cluster.apply(
+        "
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: c}
+spec: {storageClassName: '', accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}
+",
+    );
+    cluster.apply(&volume);
+    cluster.wait("get pvc c -o jsonpath={.status.phase}", "Bound");
+    assert_eq!(output(&cluster, "writer"), "");
+    let script = "cat /data/file; touch /data/x || echo not to be written";
+    cluster.apply(&pod("reader", script, mount, &claim(true)));
+    let said = output(&cluster, "reader");
+    assert_lines(&said, &["kept", "not to be written"]);
+    assert_eq!(
+        std::fs::read_to_string(disk.join("file")).unwrap(),
+        "kept\n"
+    );
+    cluster.ok("delete pod writer reader");
+    cluster.ok("delete pvc c");
+    cluster.wait("get pv disk -o jsonpath={.status.phase}", "Released");
+}

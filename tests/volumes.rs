@@ -258,8 +258,8 @@ async fn what_is_not_supported_says_so() -> TestResult {
             "nfs volumes are not supported by this version",
         ),
         (
-            json!({"name": "v", "persistentVolumeClaim": {"claimName": "c"}}),
-            "persistentVolumeClaim volumes are not supported by this version",
+            json!({"name": "v", "ephemeral": {}}),
+            "ephemeral volumes are not supported by this version",
         ),
         (
             json!({"name": "v", "gitRepo": {"repository": "r"}}),

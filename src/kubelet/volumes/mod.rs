@@ -12,6 +12,7 @@
 //! [`Volumes::changes`], upon which the pod's worker calls [`Volumes::set_up`] again.
 
 mod atomic;
+mod claims;
 mod collect;
 mod empty_dir;
 mod host_path;
@@ -59,6 +60,7 @@ pub struct Volumes {
     config: Arc<Config>,
     objects: objects::Objects,
     tokens: tokens::Tokens,
+    client: kube::Client,
     changes: broadcast::Sender<String>,
 }
 
@@ -69,7 +71,8 @@ impl Volumes {
         Self {
             config: Arc::new(config),
             objects: objects::Objects::new(client.clone(), changes.clone()),
-            tokens: tokens::Tokens::new(client, changes.clone()),
+            tokens: tokens::Tokens::new(client.clone(), changes.clone()),
+            client,
             changes,
         }
     }
@@ -78,7 +81,8 @@ impl Volumes {
     /// is fine. An error names the volume.
     pub async fn set_up(&self, pod: &Pod) -> Result<(), Error> {
         let (uid, folder) = self.folder_of(pod)?;
-        let volumes = self.collect(pod, &uid).await?;
+        let resolved = self.resolved(pod).await?;
+        let volumes = self.collect(&resolved.pod, &uid).await?;
         let owners = make::Owners::of(pod);
         blocking(move || make::make(&folder, &volumes, owners)).await
     }
@@ -129,12 +133,19 @@ impl Volumes {
         environment: &Environment,
     ) -> Result<Vec<oci_spec::runtime::Mount>, Error> {
         let (_, folder) = self.folder_of(pod)?;
+        let resolved = self.resolved(pod).await?;
+        let mut container = container.clone();
+        for mount in container.volume_mounts.iter_mut().flatten() {
+            if resolved.read_only.contains(&mount.name) {
+                mount.read_only = Some(true);
+            }
+        }
         let wanted = mounts::Wanted {
             config: self.config.clone(),
             folder,
-            pod: pod.clone(),
+            pod: resolved.pod.into_owned(),
             pod_ips: pod_ips.to_vec(),
-            container: container.clone(),
+            container,
             attempt,
             environment: environment.clone(),
         };

@@ -1,0 +1,166 @@
+//! Claims: a pod's volume by claim is the bound volume's place on this node.
+//!
+//! Which volume a claim gets is decided in the API (`controllers/volume`); here the answer is looked
+//! up each time it is needed, so that it is never older than the pod that asks.
+
+use std::{borrow::Cow, collections::BTreeSet};
+
+use k8s_openapi::api::core::v1::{
+    HostPathVolumeSource, PersistentVolume, PersistentVolumeClaim,
+    PersistentVolumeClaimVolumeSource, Pod, Volume,
+};
+use kube::{Api, ResourceExt};
+
+use super::{Error, Volumes};
+
+/// A pod whose claims have been replaced by what they stand for.
+pub struct Resolved<'a> {
+    pub pod: Cow<'a, Pod>,
+    /// Volumes whose claim is for reading only.
+    pub read_only: BTreeSet<String>,
+}
+
+impl Volumes {
+    pub(super) async fn resolved<'a>(&self, pod: &'a Pod) -> Result<Resolved<'a>, Error> {
+        let mut resolved = Resolved {
+            pod: Cow::Borrowed(pod),
+            read_only: BTreeSet::new(),
+        };
+        let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_ref());
+        for (index, volume) in volumes.into_iter().flatten().enumerate() {
+            let Some(source) = &volume.persistent_volume_claim else {
+                continue;
+            };
+            let place = self.place_of_claim(pod, source).await;
+            let place = place.map_err(|message| Error::Volume {
+                volume: volume.name.clone(),
+                message,
+            })?;
+            if source.read_only == Some(true) {
+                resolved.read_only.insert(volume.name.clone());
+            }
+            let spec = resolved.pod.to_mut().spec.as_mut();
+            if let Some(slot) = spec
+                .and_then(|spec| spec.volumes.as_mut())
+                .and_then(|volumes| volumes.get_mut(index))
+            {
+                *slot = Volume {
+                    name: volume.name.clone(),
+                    host_path: Some(place),
+                    ..Volume::default()
+                };
+            }
+        }
+        Ok(resolved)
+    }
+
+    async fn place_of_claim(
+        &self,
+        pod: &Pod,
+        source: &PersistentVolumeClaimVolumeSource,
+    ) -> Result<HostPathVolumeSource, String> {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), namespace);
+        let name = &source.claim_name;
+        let claim = claims.get_opt(name).await;
+        let claim = claim
+            .map_err(|error| format!("read persistentvolumeclaim {name:?}: {error}"))?
+            .ok_or_else(|| format!("persistentvolumeclaim {name:?} not found"))?;
+        let volume = bound_volume(&claim)?;
+        let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
+        let found = volumes.get_opt(volume).await;
+        let found = found
+            .map_err(|error| format!("read persistentvolume {volume:?}: {error}"))?
+            .ok_or_else(|| format!("persistentvolume {volume:?} not found"))?;
+        place(&claim, &found)
+    }
+}
+
+fn bound_volume(claim: &PersistentVolumeClaim) -> Result<&str, String> {
+    let phase = claim
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
+    let volume = claim
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.volume_name.as_deref());
+    match volume {
+        Some(volume) if phase == Some("Bound") => Ok(volume),
+        _ => Err(format!(
+            "persistentvolumeclaim {:?} is not bound to a volume yet",
+            claim.name_any()
+        )),
+    }
+}
+
+/// Where the volume lies on this node, if it is the claim's.
+fn place(
+    claim: &PersistentVolumeClaim,
+    volume: &PersistentVolume,
+) -> Result<HostPathVolumeSource, String> {
+    let name = volume.name_any();
+    let spec = volume.spec.clone().unwrap_or_default();
+    let holder = spec.claim_ref.and_then(|claim| claim.uid);
+    if holder.is_none() || holder != claim.metadata.uid {
+        return Err(format!("persistentvolume {name:?} is another claim's"));
+    }
+    if spec.volume_mode.as_deref() == Some("Block") {
+        return Err(format!(
+            "persistentvolume {name:?}: volumeMode Block is not supported by this version"
+        ));
+    }
+    match (spec.host_path, spec.local) {
+        (Some(place), _) => Ok(place),
+        (None, Some(local)) => Ok(HostPathVolumeSource {
+            path: local.path,
+            type_: Some("Directory".into()),
+        }),
+        (None, None) => Err(format!(
+            "persistentvolume {name:?}: only hostPath and local volumes are supported by this version"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_the_claims_own_volume_of_a_known_kind() {
+        let claim: PersistentVolumeClaim =
+            serde_json::from_value(json!({"metadata": {"name": "c", "uid": "u"}})).unwrap();
+        assert!(bound_volume(&claim).unwrap_err().contains("not bound"));
+        for (spec, want) in [
+            (
+                json!({"claimRef": {"uid": "u"}, "hostPath": {"path": "/a"}}),
+                Ok("/a"),
+            ),
+            (
+                json!({"claimRef": {"uid": "u"}, "local": {"path": "/b"}}),
+                Ok("/b"),
+            ),
+            (
+                json!({"claimRef": {"uid": "v"}, "hostPath": {"path": "/a"}}),
+                Err("another"),
+            ),
+            (json!({"hostPath": {"path": "/a"}}), Err("another")),
+            (
+                json!({"claimRef": {"uid": "u"}, "nfs": {"path": "/a", "server": "s"}}),
+                Err("only hostPath and local"),
+            ),
+            (
+                json!({"claimRef": {"uid": "u"}, "local": {"path": "/b"}, "volumeMode": "Block"}),
+                Err("Block"),
+            ),
+        ] {
+            let volume = json!({"metadata": {"name": "v"}, "spec": spec});
+            let got = place(&claim, &serde_json::from_value(volume).unwrap());
+            match want {
+                Ok(path) => assert_eq!(got.unwrap().path, path),
+                Err(text) => assert!(got.unwrap_err().contains(text), "{spec}"),
+            }
+        }
+    }
+}
