@@ -136,6 +136,45 @@ fn the_same_with_older_kubectls() {
 
 #[test]
 #[ignore = "needs root"]
+fn every_endpoint_gets_its_share() {
+    const CALLS: usize = 100;
+    let cluster = Cluster::started();
+    for image in ["hostname", "busybox"] {
+        cluster.import(image);
+    }
+    cluster.ok("create deployment web --image=hostname:1 --replicas=4");
+    cluster.ok("expose deployment web --port=80 --target-port=8080");
+    cluster.ok("run client --image=busybox:1 -- sleep 1000");
+    cluster.ok("rollout status deployment/web --timeout=60s");
+    cluster.ready("client");
+    cluster.wait_for(
+        "get endpointslices -l kubernetes.io/service-name=web -o jsonpath={.items[*].endpoints[*].conditions.ready}",
+        |ready| ready == "true true true true",
+    );
+    let url = format!(
+        "http://{}/cgi-bin/name",
+        cluster.field("service/web", ".spec.clusterIP")
+    );
+    let host = cluster.host.sh(&format!(
+        "for i in $(seq {CALLS}); do curl -sf --max-time 5 {url}; done"
+    ));
+    let script = format!("for i in $(seq {CALLS}); do wget -qO- {url}; done");
+    let pod = cluster.ok_with(&["exec", "client", "--", "sh", "-c", &script]);
+    for (from, answers) in [("host", host), ("pod", pod)] {
+        let mut counts = std::collections::BTreeMap::new();
+        for line in answers.lines() {
+            *counts.entry(line).or_insert(0) += 1;
+        }
+        assert_eq!(answers.lines().count(), CALLS, "from the {from}");
+        assert_eq!(counts.len(), 4, "from the {from}: {counts:?}");
+        // A quarter is 25; five standard deviations are 22.
+        let fair = counts.values().all(|count| (3..=47).contains(count));
+        assert!(fair, "from the {from}: {counts:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
 fn endpoints_share_the_load_and_a_canary_gets_its_part() {
     let cluster = Cluster::started();
     for image in ["nginx-1", "nginx-2"] {

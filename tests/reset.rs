@@ -118,6 +118,7 @@ fn everything_of_ours_goes_and_nothing_else() {
     assert_eq!(fs::read_to_string(&kept).unwrap(), "mine");
 
     assert!(!folders(&foreign).is_empty());
+    assert!(sleeper.try_wait().unwrap().is_none(), "it was killed");
     sleeper.kill().unwrap();
     sleeper.wait().unwrap();
     limits.remove().unwrap();
@@ -131,15 +132,24 @@ fn a_host_without_root_is_told_and_not_touched() {
     let program = root.join("vetch");
     fs::copy(env!("CARGO_BIN_EXE_vetch"), &program).unwrap();
     cluster.host.sh(&format!("chmod 777 {}", root.display()));
-    for command in ["up", "down", "reset --yes", "image ls", "image pull a"] {
+    let commands = [
+        "up",
+        "check",
+        "down",
+        "reset --yes",
+        "image ls",
+        "image pull a",
+    ];
+    for command in commands {
         let mut as_nobody = cluster.host.command("setpriv");
         as_nobody
             .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
             .arg(&program)
             .args(command.split(' '))
-            .arg("--root")
-            .arg(root.join("cluster"))
             .stdin(Stdio::null());
+        if command != "check" {
+            as_nobody.arg("--root").arg(root.join("cluster"));
+        }
         let output = as_nobody.output().unwrap();
         let said = text(&output);
         assert_eq!(output.status.code(), Some(1), "{command}: {said}");

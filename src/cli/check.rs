@@ -47,6 +47,8 @@ impl Check {
 #[derive(Default)]
 struct Host {
     root: bool,
+    /// Version and patch level; `None` if it cannot be told.
+    kernel: Option<(u32, u32)>,
     filesystems: String,
     mounts: String,
     namespaces: Vec<&'static str>,
@@ -57,6 +59,18 @@ struct Host {
     v2_swap: bool,
 }
 
+/// Needed; [`findings`] and the README name it too.
+const KERNEL: (u32, u32) = (5, 12);
+
+/// `6.1.0-18-amd64` is (6, 1).
+fn release(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text
+        .trim()
+        .split(|character: char| !character.is_ascii_digit());
+    let mut next = || numbers.next()?.parse().ok();
+    Some((next()?, next()?))
+}
+
 const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
 
 impl Host {
@@ -65,6 +79,7 @@ impl Host {
         let exists = |path: &str| Path::new(path).exists();
         Self {
             root: nix::unistd::geteuid().is_root(),
+            kernel: release(&text("/proc/sys/kernel/osrelease")),
             filesystems: text("/proc/filesystems"),
             mounts: text("/proc/self/mounts"),
             namespaces: NAMESPACES
@@ -82,6 +97,12 @@ impl Host {
                 .flatten()
                 .any(|entry| entry.path().join("memory.swap.max").exists()),
         }
+    }
+
+    /// mount_setattr(2), by which containers' mounts get their flags, is the newest call that the
+    /// runtime cannot do without.
+    fn has_kernel(&self) -> bool {
+        self.kernel.is_some_and(|kernel| kernel >= KERNEL)
     }
 
     fn has_filesystem(&self, name: &str) -> bool {
@@ -115,6 +136,12 @@ fn findings(host: &Host) -> Vec<Finding> {
     };
     vec![
         finding("root", host.root, true, "run vetch with sudo"),
+        finding(
+            "Linux 5.12 or later",
+            host.has_kernel(),
+            true,
+            "boot a newer kernel; Debian 12 has 6.1",
+        ),
         finding(
             "namespaces (cgroup, ipc, mnt, net, pid, user, uts)",
             host.namespaces.len() == NAMESPACES.len(),
@@ -178,6 +205,26 @@ mod tests {
                 .iter()
                 .all(|finding| !finding.good && !finding.remedy.is_empty())
         );
+    }
+
+    #[test]
+    fn kernels() {
+        for (text, want) in [
+            ("6.1.0-50-cloud-amd64\n", true),
+            ("5.12", true),
+            ("5.12-rc1", true),
+            ("5.11.22", false),
+            ("5.4.0-150-generic", false),
+            ("10.0", true), // numbers, not texts
+            ("", false),
+            ("six", false),
+        ] {
+            let host = Host {
+                kernel: release(text),
+                ..Host::default()
+            };
+            assert_eq!(host.has_kernel(), want, "{text:?}");
+        }
     }
 
     #[test]

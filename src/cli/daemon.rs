@@ -52,6 +52,7 @@ pub struct Config {
     pub pod_cidr: IpNet,
     pub node_name: String,
     pub kubelet_port: u16,
+    pub limits: node::PodLimits,
     /// How the user would spell `--root` again, for messages.
     pub root_flag: String,
     /// Make the demo's application before saying that the cluster is ready.
@@ -236,6 +237,7 @@ fn node_config(config: &Config, address: IpAddr) -> node::Config {
         pod_cidr: config.pod_cidr,
         services: config.services,
         kubelet_port: config.kubelet_port,
+        limits: config.limits,
     }
 }
 

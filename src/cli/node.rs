@@ -5,6 +5,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::NonZeroU32,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -32,6 +33,7 @@ use crate::{
     informer::Informers,
     kubelet::{
         self,
+        container::SwapBehavior,
         network::{self, PodNetwork},
     },
     pki::{self, Leaf, Pki},
@@ -56,6 +58,14 @@ pub struct Config {
     pub pod_cidr: IpNet,
     pub services: IpNet,
     pub kubelet_port: u16,
+    pub limits: PodLimits,
+}
+
+/// What the node gives to every pod alike.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PodLimits {
+    pub swap: SwapBehavior,
+    pub processes: Option<NonZeroU32>,
 }
 
 /// The ranges of a cluster when nobody chose any. Below a root of its own they are a part of the
@@ -236,6 +246,7 @@ pub async fn remove(paths: &Paths) -> Result<(), Error> {
         pod_cidr: recorded.pod_cidr.parse()?,
         services: recorded.services.parse()?,
         kubelet_port: 0,
+        limits: PodLimits::default(),
     };
     let network = PodNetwork::open(network_config(&config, &names)).await?;
     let pki = Pki::open(&paths.state.join("pki"))?;
@@ -344,6 +355,8 @@ fn kubelet_config(config: &Config, names: &Names, cluster_dns: IpAddr) -> kubele
         resolv_conf: resolv_conf(),
         cgroup_root: names.cgroup_root.clone(),
         max_pods: MAX_PODS,
+        pod_pids_limit: config.limits.processes,
+        swap: config.limits.swap,
     }
 }
 

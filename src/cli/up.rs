@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    num::NonZeroU32,
     os::unix::process::CommandExt,
     process::{Command, ExitCode, Stdio},
 };
@@ -12,10 +13,11 @@ use super::{
     Error,
     daemon::{self, Config},
     need_root,
-    node::Ranges,
+    node::{PodLimits, Ranges},
     notify::{Listener, Message, Notifier, VARIABLE},
     paths::{Paths, RootArg},
 };
+use crate::kubelet::container::SwapBehavior;
 
 /// Start the cluster on this machine
 #[derive(clap::Args)]
@@ -43,6 +45,29 @@ pub struct Up {
     /// Port of the node's own API; 0 for any that is free
     #[arg(long, default_value_t = 10250, value_name = "PORT")]
     kubelet_port: u16,
+    /// How many processes and threads a pod may have [default: as many as the node]
+    #[arg(long, value_name = "N")]
+    pod_pids_limit: Option<NonZeroU32>,
+    /// How much swap pods may use whose annotations do not say so themselves
+    #[arg(long, value_enum, default_value_t = Swap::None, value_name = "HOW")]
+    swap: Swap,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Swap {
+    /// No swap
+    None,
+    /// Burstable pods get of the swap what their request is of the memory
+    Limited,
+}
+
+impl From<Swap> for SwapBehavior {
+    fn from(swap: Swap) -> Self {
+        match swap {
+            Swap::None => Self::NoSwap,
+            Swap::Limited => Self::LimitedSwap,
+        }
+    }
 }
 
 impl Up {
@@ -68,6 +93,10 @@ impl Up {
             pod_cidr: self.pod_cidr.unwrap_or(ranges.pods),
             node_name: self.node_name.clone().unwrap_or_else(daemon::hostname),
             kubelet_port: self.kubelet_port,
+            limits: PodLimits {
+                swap: self.swap.into(),
+                processes: self.pod_pids_limit,
+            },
             root_flag: self.root.flag(),
             demo: self.demo,
         };

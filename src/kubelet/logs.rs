@@ -238,13 +238,14 @@ pub async fn tail(log: PathBuf) -> String {
 }
 
 fn last_lines(log: &str) -> String {
-    let lines: Vec<&str> = log
-        .lines()
-        .filter_map(|line| line.splitn(4, ' ').nth(3))
-        .collect();
+    let lines: Vec<&str> = log.lines().collect();
     let text = lines[lines.len().saturating_sub(TAIL_LINES)..]
         .iter()
-        .map(|line| format!("{line}\n"))
+        .filter_map(|line| {
+            let mut words = line.splitn(4, ' ').skip(2);
+            let end = if words.next()? == "P" { "" } else { "\n" };
+            Some(format!("{}{end}", words.next()?))
+        })
         .collect::<String>();
     let limit = usize::try_from(TAIL_BYTES).unwrap_or(usize::MAX);
     let mut start = text.len().saturating_sub(limit);
@@ -283,6 +284,7 @@ mod tests {
         let log =
             "2026-01-01T00:00:00.1Z stdout F first line\n2026-01-01T00:00:00.2Z stderr F boom\n";
         assert_eq!(last_lines(log), "first line\nboom\n");
+        assert_eq!(last_lines("t stdout P unended\n"), "unended");
         let long = format!("t stdout F {}\n", "é".repeat(2000));
         assert!(last_lines(&long).len() <= 2048);
         let many: String = (0..100).map(|i| format!("t stdout F {i}\n")).collect();

@@ -76,6 +76,9 @@ pub struct Config {
     /// The node's cgroup folder, see [`crate::runtime::Config::cgroup_root`].
     pub cgroup_root: String,
     pub max_pods: u32,
+    /// How many processes and threads a pod may have, of those started from now on.
+    pub pod_pids_limit: Option<std::num::NonZeroU32>,
+    pub swap: container::SwapBehavior,
 }
 
 /// What the kubelet works with.
@@ -105,6 +108,8 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         .port();
     let facts = Facts {
         cluster_domain: config.cluster_domain.clone(),
+        swap: config.swap,
+        pod_pids_limit: config.pod_pids_limit,
         ..node::facts().map_err(during("read what this machine has"))?
     };
     // One part that fails ends all.
@@ -147,6 +152,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
 
     let mut parts = JoinSet::new();
     let until = stop.clone();
+    let informers = deps.informers.clone();
     parts.spawn(async move {
         // A node that was ready before must not be told unready while its daemon starts: its pods
         // would be taken for unready too.
@@ -154,7 +160,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
             _ = healthy.wait_for(|health| *health == node::Health::Ready) => {}
             () = until.cancelled() => return Ok(()),
         }
-        node::run(node, client, deps.images, healthy, until).await
+        node::run(node, &informers, deps.images, healthy, until).await
     });
     parts.spawn(server.serve_with(config, listener, deps.server_tls, stop.clone()));
     match TcpListener::bind(HEALTH).await {

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// A longer line is cut into parts tagged `P`, the last one `F`.
+/// A longer line is cut into parts tagged `P`; what ends with a line's end is tagged `F`.
 const LONGEST: usize = 16 << 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,8 @@ impl LogWriter {
         let _ = self.file.write_all(&out);
     }
 
-    /// Writes a line that was begun and will not be ended.
+    /// Writes a line that was begun and will not be ended: as a part, for readers add a line's end
+    /// to all others.
     pub fn finish(&mut self, stream: Stream, now: SystemTime) {
         let begun = match stream {
             Stream::Stdout => &mut self.stdout,
@@ -74,7 +75,7 @@ impl LogWriter {
             return;
         }
         let mut out = Vec::new();
-        line(&mut out, &stamp(now), stream, b'F', &std::mem::take(begun));
+        line(&mut out, &stamp(now), stream, b'P', &std::mem::take(begun));
         let _ = self.file.write_all(&out);
     }
 }

@@ -118,7 +118,9 @@ impl Drop for Host {
 /// kubectls of other versions, oldest first: `VETCH_TEST_KUBECTL_OLD`, paths between colons.
 pub fn old_kubectls() -> Vec<PathBuf> {
     let paths = std::env::var_os("VETCH_TEST_KUBECTL_OLD").unwrap_or_default();
-    let paths: Vec<_> = std::env::split_paths(&paths).collect();
+    let paths: Vec<_> = std::env::split_paths(&paths)
+        .filter(|path| path != Path::new(""))
+        .collect();
     if paths.is_empty() {
         println!("skipped: VETCH_TEST_KUBECTL_OLD names no kubectl; .ci/test fetches them");
     }

@@ -51,6 +51,8 @@ pub struct Facts {
     pub memory_bytes: u64,
     pub swap_bytes: u64,
     pub swap: SwapBehavior,
+    /// How many processes and threads a pod may have.
+    pub pod_pids_limit: Option<std::num::NonZeroU32>,
     /// `cluster.local`, for `setHostnameAsFQDN`; without it such names end at `svc`.
     pub cluster_domain: String,
 }

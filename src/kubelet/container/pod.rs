@@ -44,7 +44,7 @@ pub fn pod_config(pod: &Pod, facts: &Facts) -> Result<PodConfig, Refused> {
         host_ipc: spec.host_ipc == Some(true),
         share_processes: spec.share_process_namespace == Some(true),
         sysctls: sysctls::sysctls(spec)?,
-        resources: resources::pod_resources(pod),
+        resources: Some(resources::pod_resources(pod, facts)),
     })
 }
 

@@ -8,7 +8,7 @@ use k8s_openapi::{
     api::core::v1::{Container, Pod, ResourceRequirements},
     apimachinery::pkg::api::resource::Quantity,
 };
-use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
+use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxPids, LinuxResources};
 
 use super::{Facts, Refused, SwapBehavior};
 
@@ -193,8 +193,20 @@ fn signed(amount: u64) -> i64 {
     i64::try_from(amount).unwrap_or(i64::MAX)
 }
 
-/// Limits of the cgroup around the pod: as far as each of its containers has them.
-pub fn pod_resources(pod: &Pod) -> Option<LinuxResources> {
+/// Limits of the cgroup around the pod: what its containers may use together, and the node's limit
+/// of processes.
+pub fn pod_resources(pod: &Pod, facts: &Facts) -> LinuxResources {
+    let mut resources = of_all_containers(pod);
+    if let Some(limit) = facts.pod_pids_limit {
+        let mut pids = LinuxPids::default();
+        pids.set_limit(limit.get().into());
+        resources.set_pids(Some(pids));
+    }
+    resources
+}
+
+/// CPU and memory, as far as each of the containers has limits.
+fn of_all_containers(pod: &Pod) -> LinuxResources {
     let requests = total(pod, Amounts::requests);
     let limits = total(pod, Amounts::limits);
     let whole = Amounts::limits(of_pod(pod));
@@ -205,7 +217,8 @@ pub fn pod_resources(pod: &Pod) -> Option<LinuxResources> {
     };
     let mut resources = LinuxResources::default();
     if qos_class(pod) == QosClass::BestEffort {
-        return Some(resources.set_cpu(Some(cpu(0, 0))).clone());
+        resources.set_cpu(Some(cpu(0, 0)));
+        return resources;
     }
     let cpu_limit = if every(|amounts| amounts.cpu) {
         limits.cpu
@@ -218,12 +231,12 @@ pub fn pod_resources(pod: &Pod) -> Option<LinuxResources> {
         memory.set_limit(Some(signed(limits.memory)));
         resources.set_memory(Some(memory));
     }
-    Some(resources)
+    resources
 }
 
 /// The memory all containers of the pod may use together; `None` if one has no limit.
 pub fn pod_memory_limit(pod: &Pod) -> Option<u64> {
-    let limit = pod_resources(pod)?.memory().as_ref()?.limit()?;
+    let limit = of_all_containers(pod).memory().as_ref()?.limit()?;
     u64::try_from(limit).ok()
 }
 

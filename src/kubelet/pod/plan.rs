@@ -19,6 +19,9 @@ const STEADY: Duration = Duration::from_secs(600);
 const LEAST_GRACE: Duration = Duration::from_secs(2);
 /// A stop is ordered again only if it shall be over sooner by more than this.
 const SOONER: Duration = Duration::from_secs(1);
+/// An image that was changed is taken up after this: who edits a running pod often edits it again at
+/// once, and one restart is better than two.
+const SETTLE: Duration = Duration::from_millis(300);
 
 /// All that counts for the next step.
 #[derive(Clone, Copy, Debug)]
@@ -335,7 +338,12 @@ impl<'a> Observed<'a> {
             }
             (Phase::Running { .. }, _) => {
                 if let Some((cause, grace)) = self.must_stop(member, record, image) {
-                    self.stop(record, cause, self.now + grace, plan);
+                    match self.marks.edited.map(|edited| edited + SETTLE) {
+                        Some(settled) if cause == Cause::Changed && self.now < settled => {
+                            plan.wake(settled);
+                        }
+                        _ => self.stop(record, cause, self.now + grace, plan),
+                    }
                 }
             }
             (Phase::Exited { .. }, Origin::Before) => {
@@ -682,6 +690,12 @@ mod tests {
         let (records, marks) = ([other], Marks::default());
         let got = lines(&plan(&observed(&pod, &records, &marks)));
         assert_eq!(got, ["stop a-0 Changed 7s"]);
+        let marks = Marks {
+            edited: Some(at(10)),
+            ..marks
+        };
+        let got = plan(&observed(&pod, &records, &marks));
+        assert_eq!((got.actions.len(), got.wake), (0, Some(at(10) + SETTLE)));
     }
 
     #[test]

@@ -308,6 +308,8 @@ pub struct Marks {
     pub setbacks: BTreeMap<String, Setback>,
     /// What containers left as their last words.
     pub messages: BTreeMap<String, String>,
+    /// When somebody changed an image in the pod's spec.
+    pub edited: Option<SystemTime>,
 }
 
 impl Marks {

@@ -6,7 +6,7 @@ use http::Response;
 use serde_json::{Value, json};
 
 use super::answer::{Answer, Body, json as answer};
-use crate::kubelet::Config;
+use crate::kubelet::{Config, container::SwapBehavior};
 
 pub fn configz(config: &Config) -> Result<Response<Body>, Answer> {
     answer(&document(config))
@@ -29,7 +29,13 @@ fn document(config: &Config) -> Value {
         "cgroupDriver": "cgroupfs",
         "clusterDNS": config.cluster_dns,
         "clusterDomain": config.cluster_domain,
+        "failSwapOn": false,
         "maxPods": config.max_pods,
+        "memorySwap": {"swapBehavior": match config.swap {
+            SwapBehavior::NoSwap => "NoSwap",
+            SwapBehavior::LimitedSwap => "LimitedSwap",
+        }},
+        "podPidsLimit": config.pod_pids_limit.map_or(-1, |limit| i64::from(limit.get())),
         "podCIDR": config.pod_cidr.to_string(),
         "port": config.port,
         "readOnlyPort": 0,
@@ -58,10 +64,14 @@ mod tests {
             resolv_conf: "/etc/resolv.conf".into(),
             cgroup_root: "vetch".to_owned(),
             max_pods: 110,
+            pod_pids_limit: None,
+            swap: SwapBehavior::LimitedSwap,
         };
         let told = &document(&config)["kubeletconfig"];
         assert_eq!(told["kind"], "KubeletConfiguration");
         assert_eq!(told["maxPods"], 110);
+        assert_eq!(told["podPidsLimit"], -1);
+        assert_eq!(told["memorySwap"]["swapBehavior"], "LimitedSwap");
         assert_eq!(told["clusterDNS"], json!(["10.96.0.10"]));
         assert_eq!(told["podCIDR"], "10.42.0.0/24");
         assert_eq!(told["staticPodPath"], "/manifests");

@@ -292,6 +292,9 @@ impl Worker {
         let desired = self.desired.borrow_and_update().clone();
         let content = |pod: &Pod| (pod.labels().clone(), pod.annotations().clone());
         let changed = content(&desired.pod) != content(&self.pod);
+        if images(&desired.pod) != images(&self.pod) {
+            self.marks.edited = Some(SystemTime::now());
+        }
         self.pod = desired.pod;
         // After the pod was taken over: its labels are what a volume shows.
         if changed {
@@ -558,4 +561,13 @@ impl Worker {
         }
         true
     }
+}
+
+fn images(pod: &Pod) -> Vec<Option<&str>> {
+    let spec = pod.spec.as_ref();
+    let all = spec.into_iter().flat_map(|spec| {
+        let inits = spec.init_containers.iter().flatten();
+        inits.chain(&spec.containers)
+    });
+    all.map(|container| container.image.as_deref()).collect()
 }

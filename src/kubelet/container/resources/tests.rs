@@ -124,16 +124,28 @@ fn the_pod_around_its_containers() {
     let limited = json!({"requests": {"cpu": "100m", "memory": "16Mi"}, "limits": {"cpu": "200m", "memory": "32Mi"}});
     let all =
         pod(json!([{"name": "a", "resources": limited}, {"name": "b", "resources": limited}]));
-    let got = pod_resources(&all).unwrap();
+    let node = facts(SwapBehavior::NoSwap);
+    let got = pod_resources(&all, &node);
     let cpu = got.cpu().clone().unwrap();
     assert_eq!((cpu.shares(), cpu.quota()), (Some(204), Some(40_000)));
     assert_eq!((*got.memory()).unwrap().limit(), Some(64 << 20));
     // One container without limits leaves the pod without.
     let some = pod(json!([{"name": "a", "resources": limited}, {"name": "b"}]));
-    let got = pod_resources(&some).unwrap();
+    let got = pod_resources(&some, &node);
     let cpu = got.cpu().clone().unwrap();
     assert_eq!((cpu.shares(), cpu.quota()), (Some(102), None));
     assert!(got.memory().is_none());
+    // Processes are limited for all pods alike, whatever they ask for.
+    for pod in [all, some, one(json!({}))] {
+        for limit in [None, std::num::NonZeroU32::new(100)] {
+            let node = Facts {
+                pod_pids_limit: limit,
+                ..node.clone()
+            };
+            let pids = *pod_resources(&pod, &node).pids();
+            assert_eq!(pids.map(|pids| pids.limit()), limit.map(|_| 100));
+        }
+    }
 }
 
 #[test]
