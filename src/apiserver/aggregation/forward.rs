@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, header};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use serde_json::Value;
 
@@ -21,33 +22,14 @@ const MAX_DISCOVERY_BYTES: usize = 4 << 20;
 
 /// The APIResourceList of the remote's group and version.
 pub async fn discover(lookup: &dyn Lookup, remote: &Remote) -> Result<Value, Status> {
-    let mut headers = HeaderMap::new();
-    let json = HeaderValue::from_static("application/json");
-    headers.insert(header::ACCEPT, json);
-    let user = User::internal("system:kube-aggregator", &["system:masters"]);
     let path = format!("/apis/{}", remote.group_version());
-    let passing = Passing {
-        method: Method::GET,
-        headers,
-        body: full(""),
-        upgrade: None,
-    };
     let asked = async {
-        let response = send(lookup, remote, &user, (&path, ""), passing).await?;
-        let code = response.status();
-        let mut body = response.into_body();
-        let mut bytes = Vec::new();
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(Status::internal)?;
-            bytes.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
-            if bytes.len() > MAX_DISCOVERY_BYTES {
-                return Err(Status::internal("the answer is too large"));
+        match fetch(lookup, remote, &path).await? {
+            (code, bytes) if code.is_success() => {
+                serde_json::from_slice(&bytes).map_err(Status::internal)
             }
+            (code, _) => Err(Status::internal(format!("bad status: {code}"))),
         }
-        if !code.is_success() {
-            return Err(Status::internal(format!("bad status: {code}")));
-        }
-        serde_json::from_slice(&bytes).map_err(Status::internal)
     };
     let failed = |why: &str| {
         let what = format!(
@@ -62,6 +44,48 @@ pub async fn discover(lookup: &dyn Lookup, remote: &Remote) -> Result<Value, Sta
         Ok(list) => list,
         Err(_) => Err(failed("context deadline exceeded")),
     }
+}
+
+/// Its OpenAPI 3 document. Servers of before have none.
+pub async fn openapi(lookup: &dyn Lookup, remote: &Remote) -> Option<Bytes> {
+    let path = format!("/openapi/v3/apis/{}", remote.group_version());
+    let asked = tokio::time::timeout(DISCOVERY, fetch(lookup, remote, &path));
+    let (code, bytes) = asked.await.ok()?.ok()?;
+    let is_document = || {
+        serde_json::from_slice::<Value>(&bytes)
+            .is_ok_and(|document| document["openapi"].is_string())
+    };
+    (code.is_success() && is_document()).then(|| bytes.into())
+}
+
+/// Asks in this server's own name.
+async fn fetch(
+    lookup: &dyn Lookup,
+    remote: &Remote,
+    path: &str,
+) -> Result<(StatusCode, Vec<u8>), Status> {
+    let mut headers = HeaderMap::new();
+    let json = HeaderValue::from_static("application/json");
+    headers.insert(header::ACCEPT, json);
+    let user = User::internal("system:kube-aggregator", &["system:masters"]);
+    let passing = Passing {
+        method: Method::GET,
+        headers,
+        body: full(""),
+        upgrade: None,
+    };
+    let response = send(lookup, remote, &user, (path, ""), passing).await?;
+    let code = response.status();
+    let mut body = response.into_body();
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(Status::internal)?;
+        bytes.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+        if bytes.len() > MAX_DISCOVERY_BYTES {
+            return Err(Status::internal("the answer is too large"));
+        }
+    }
+    Ok((code, bytes))
 }
 
 /// Passes a request on. `target`: path and query, as they came.

@@ -118,9 +118,15 @@ impl Aggregator {
                 return (service, None, Verdict::new(true, "Local", local));
             };
             let (resources, verdict) = self.check(server, &remote).await;
-            let remote = match remote.resources == resources {
+            let same = remote.resources == resources;
+            let openapi = match (&resources, &remote.openapi) {
+                (None, _) => None,
+                (Some(_), Some(known)) if same => Some(known.clone()),
+                (Some(_), _) => forward::openapi(&**server, &remote).await,
+            };
+            let remote = match same && remote.openapi == openapi {
                 true => remote,
-                false => Arc::new(remote.with_resources(resources)),
+                false => Arc::new(remote.serving(resources, openapi)),
             };
             (service, Some(remote), verdict)
         });

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+use bytes::Bytes;
 use rustls::{ClientConfig, pki_types::ServerName};
 use serde_json::{Value, json};
 
@@ -29,6 +30,8 @@ pub struct Remote {
     pub spec: Value,
     /// What it serves, as its own discovery tells; `None` until it has been asked successfully.
     pub resources: Option<Value>,
+    /// Its OpenAPI 3 document, if it has one.
+    pub openapi: Option<Bytes>,
 }
 
 impl Remote {
@@ -52,11 +55,12 @@ impl Remote {
             tls: tls(spec, identity, &format!("{name}.{namespace}.svc")),
             spec: spec.clone(),
             resources: None,
+            openapi: None,
         })
     }
 
     /// The same with what it serves now.
-    pub fn with_resources(&self, resources: Option<Value>) -> Self {
+    pub fn serving(&self, resources: Option<Value>, openapi: Option<Bytes>) -> Self {
         Self {
             group: self.group.clone(),
             version: self.version.clone(),
@@ -67,6 +71,7 @@ impl Remote {
             tls: self.tls.clone(),
             spec: self.spec.clone(),
             resources,
+            openapi,
         }
     }
 

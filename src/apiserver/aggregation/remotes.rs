@@ -170,7 +170,7 @@ mod tests {
         ]});
         let remote = Remote::new(&service, &none).expect("a service");
         let remotes = Remotes::default();
-        remotes.set(vec![Arc::new(remote.with_resources(Some(list)))]);
+        remotes.set(vec![Arc::new(remote.serving(Some(list), None))]);
         remotes
     }
 

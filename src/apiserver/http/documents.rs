@@ -140,12 +140,12 @@ impl Documents {
                 Ok(answer(200, "application/jwk-set+json", full(bytes)))
             }
             ["openapi", "v2"] => Ok(self.openapi_v2(rows, headers)),
-            ["openapi", "v3"] => self.openapi_v3_index(rows),
+            ["openapi", "v3"] => self.openapi_v3_index(&frontend.server),
             ["openapi", "v3", "api", version] => {
-                self.openapi_v3(rows, headers, query, ("", version))
+                self.openapi_v3(&frontend.server, headers, query, ("", version))
             }
             ["openapi", "v3", "apis", group, version] => {
-                self.openapi_v3(rows, headers, query, (group, version))
+                self.openapi_v3(&frontend.server, headers, query, (group, version))
             }
             _ => Err(not_found()),
         }
@@ -174,8 +174,25 @@ impl Documents {
         })
     }
 
-    fn openapi_v3_index(&self, rows: &Rows) -> Result<Response<Body>, Status> {
+    /// Another server's document, as it told it.
+    fn remote_v3(&self, server: &ApiServer, group: &str, version: &str) -> Option<(Bytes, String)> {
+        let remote = server.remotes.find(group, version)?;
+        let document = remote.openapi.clone()?;
+        let name = format!("v3/{group}/{version}");
+        Some(self.made(&server.rows, &name, || document.to_vec()))
+    }
+
+    fn openapi_v3_index(&self, server: &ApiServer) -> Result<Response<Body>, Status> {
+        let rows = &server.rows;
         let mut paths = serde_json::Map::new();
+        for remote in server.remotes.all().iter() {
+            let (group, version) = (&*remote.group, &*remote.version);
+            if let Some((_, hash)) = self.remote_v3(server, group, version) {
+                let path = format!("apis/{group}/{version}");
+                let url = format!("/openapi/v3/{path}?hash={hash}");
+                paths.insert(path, json!({"serverRelativeURL": url}));
+            }
+        }
         for (group, version) in discovery::group_versions(&rows.all()) {
             let path = if group.is_empty() {
                 format!("api/{version}")
@@ -193,15 +210,17 @@ impl Documents {
 
     fn openapi_v3(
         &self,
-        rows: &Rows,
+        server: &ApiServer,
         headers: &HeaderMap,
         query: &Query,
         (group, version): (&str, &str),
     ) -> Result<Response<Body>, Status> {
-        if !rows.serves(group, version) {
-            return Err(not_found());
-        }
-        let (bytes, hash) = self.document_v3(rows, group, version);
+        let (bytes, hash) = match server.rows.serves(group, version) {
+            true => self.document_v3(&server.rows, group, version),
+            false => self
+                .remote_v3(server, group, version)
+                .ok_or_else(not_found)?,
+        };
         match query.get("hash") {
             Some(asked) if asked != hash => {
                 let path = if group.is_empty() {
