@@ -4,9 +4,14 @@
 use std::{error::Error, sync::Arc, time::Duration};
 
 use k8s_openapi::api::{
+    admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration},
     apps::v1::{DaemonSet, Deployment, StatefulSet},
+    authentication::v1::TokenReview,
     batch::v1::Job,
-    core::v1::{ConfigMap, Namespace, Node, Pod, ResourceQuota, Service},
+    core::v1::{
+        ConfigMap, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ResourceQuota,
+        Secret, Service, ServiceAccount,
+    },
     discovery::v1::EndpointSlice,
 };
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -28,7 +33,7 @@ use vetch::{
     },
     controllers,
     informer::{Change, Informers, Key},
-    pki::Pki,
+    pki::{Leaf, Pki, Usage},
     scheduler,
     store::embedded::Embedded,
 };
@@ -329,7 +334,7 @@ async fn a_namespace_is_furnished_and_emptied() -> TestResult {
         Ok(maps.get_opt("kube-root-ca.crt").await?.is_some())
     })
     .await?;
-    let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> = lab.api("x");
+    let accounts: Api<ServiceAccount> = lab.api("x");
     until("the default account is there", || async {
         Ok(accounts.get_opt("default").await?.is_some())
     })
@@ -511,4 +516,257 @@ async fn a_custom_resource_is_defined_used_and_gone() -> TestResult {
             && tabs.get_opt("t").await?.is_none())
     })
     .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_gets_a_volume_and_leaves_it_released() -> TestResult {
+    let lab = Lab::new().await?;
+    let params = PostParams::default();
+    let volumes: Api<PersistentVolume> = Api::all(lab.client.clone());
+    for (name, size) in [("big", "9Gi"), ("small", "1Gi")] {
+        let volume = json!({"metadata": {"name": name}, "spec": {"capacity": {"storage": size},
+            "accessModes": ["ReadWriteOnce"], "storageClassName": "m", "hostPath": {"path": "/x"}}});
+        volumes.create(&params, &object(volume)?).await?;
+    }
+    let volume_phase = async |name: &str| -> Result<String, kube::Error> {
+        let status = volumes.get(name).await?.status.unwrap_or_default();
+        Ok(status.phase.unwrap_or_default())
+    };
+    until("both volumes are available", || async {
+        Ok(
+            volume_phase("big").await? == "Available"
+                && volume_phase("small").await? == "Available",
+        )
+    })
+    .await?;
+    let claims: Api<PersistentVolumeClaim> = lab.api("default");
+    let claim = json!({"metadata": {"name": "c"}, "spec": {"accessModes": ["ReadWriteOnce"],
+        "storageClassName": "m", "resources": {"requests": {"storage": "500Mi"}}}});
+    claims.create(&params, &object(claim)?).await?;
+    until("the smaller volume is bound", || async {
+        let claim = claims.get("c").await?;
+        let status = claim.status.unwrap_or_default();
+        let named = claim.spec.and_then(|spec| spec.volume_name);
+        Ok(status.phase.as_deref() == Some("Bound")
+            && named.as_deref() == Some("small")
+            && volume_phase("small").await? == "Bound")
+    })
+    .await?;
+    let pods: Api<Pod> = lab.api("default");
+    let pod = json!({"metadata": {"name": "user"}, "spec": {
+        "containers": [{"name": "c", "image": "i"}],
+        "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}});
+    pods.create(&params, &object(pod)?).await?;
+    until("the pod has a node", || async {
+        Ok(pods
+            .get("user")
+            .await?
+            .spec
+            .and_then(|spec| spec.node_name)
+            .is_some())
+    })
+    .await?;
+    let gone = DeleteParams::default();
+    claims.delete("c", &gone).await?;
+    let held = claims.get("c").await?;
+    assert!(held.metadata.deletion_timestamp.is_some(), "a pod uses it");
+    pods.delete("user", &DeleteParams::default().grace_period(0))
+        .await?;
+    until("claim and pod are gone, the volume is released", || async {
+        Ok(claims.get_opt("c").await?.is_none() && volume_phase("small").await? == "Released")
+    })
+    .await?;
+    volumes.delete("small", &gone).await?;
+    until("the volume is gone, the other free", || async {
+        Ok(volumes.get_opt("small").await?.is_none() && volume_phase("big").await? == "Available")
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_secret_holds_an_accounts_token() -> TestResult {
+    let lab = Lab::new().await?;
+    let params = PostParams::default();
+    let accounts: Api<ServiceAccount> = lab.api("default");
+    let secrets: Api<Secret> = lab.api("default");
+    let account = json!({"metadata": {"name": "robot"}, "secrets": [{"name": "robot-token"}]});
+    accounts.create(&params, &object(account)?).await?;
+    let secret = json!({"metadata": {"name": "robot-token",
+        "annotations": {"kubernetes.io/service-account.name": "robot"}},
+        "type": "kubernetes.io/service-account-token"});
+    let data = async || -> Result<_, kube::Error> {
+        Ok(secrets.get("robot-token").await?.data.unwrap_or_default())
+    };
+    secrets.create(&params, &object(secret)?).await?;
+    until("the token is there", || async {
+        let data = data().await?;
+        Ok(["token", "ca.crt", "namespace"]
+            .iter()
+            .all(|key| data.contains_key(*key)))
+    })
+    .await?;
+    let token = String::from_utf8(data().await?["token"].0.clone())?;
+    let reviews: Api<TokenReview> = Api::all(lab.client.clone());
+    let review = async || -> Result<_, Box<dyn Error + Send + Sync>> {
+        let asked = object(json!({"metadata": {}, "spec": {"token": token}}))?;
+        let made: TokenReview = reviews.create(&params, &asked).await?;
+        Ok(made.status.unwrap_or_default())
+    };
+    let user = review().await?.user.unwrap_or_default();
+    assert_eq!(
+        user.username.as_deref(),
+        Some("system:serviceaccount:default:robot")
+    );
+    secrets
+        .delete("robot-token", &DeleteParams::default())
+        .await?;
+    until("the account has forgotten it", || async {
+        Ok(accounts
+            .get("robot")
+            .await?
+            .secrets
+            .unwrap_or_default()
+            .is_empty())
+    })
+    .await?;
+    assert_ne!(
+        review().await?.authenticated,
+        Some(true),
+        "the token died with its Secret"
+    );
+    Ok(())
+}
+
+/// A webhook on this host: labels what is called `change`, refuses what is called `refuse`.
+async fn webhook(dir: &std::path::Path) -> Result<(String, String), Box<dyn Error + Send + Sync>> {
+    use base64::{Engine, prelude::BASE64_STANDARD};
+    use http_body_util::{BodyExt, Full};
+    let pki = Pki::open(dir)?;
+    let leaf = Leaf {
+        names: vec!["localhost".to_owned()],
+        usages: vec![Usage::Server],
+        ..Leaf::client("webhook", &[])
+    };
+    let tls = Arc::new(vetch::pki::server_config(&pki, leaf)?);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("https://localhost:{}/", listener.local_addr()?.port());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = tokio_rustls::TlsAcceptor::from(tls.clone());
+            tokio::spawn(async move {
+                let service = hyper::service::service_fn(
+                    async |request: http::Request<hyper::body::Incoming>| {
+                        let asked = request.into_body().collect().await?.to_bytes();
+                        let review: Value = serde_json::from_slice(&asked).unwrap_or_default();
+                        let mut response =
+                            json!({"uid": review["request"]["uid"], "allowed": true});
+                        match review["request"]["name"].as_str() {
+                            Some("refuse") => {
+                                response["allowed"] = json!(false);
+                                response["status"] = json!({"code": 403, "message": "not here"});
+                            }
+                            Some("change") => {
+                                let patch =
+                                    json!([{"op": "add", "path": "/data", "value": {"a": "b"}}]);
+                                response["patch"] =
+                                    BASE64_STANDARD.encode(patch.to_string()).into();
+                                response["patchType"] = json!("JSONPatch");
+                            }
+                            _ => {}
+                        }
+                        let answer = json!({"kind": "AdmissionReview",
+                            "apiVersion": "admission.k8s.io/v1", "response": response});
+                        Ok::<_, hyper::Error>(http::Response::new(Full::new(bytes::Bytes::from(
+                            answer.to_string(),
+                        ))))
+                    },
+                );
+                if let Ok(stream) = acceptor.accept(stream).await {
+                    let io = hyper_util::rt::TokioIo::new(stream);
+                    let http = hyper::server::conn::http1::Builder::new();
+                    let _ = http.serve_connection(io, service).await;
+                }
+            });
+        }
+    });
+    Ok((url, BASE64_STANDARD.encode(pki.ca_pem())))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_webhook_changes_and_refuses() -> TestResult {
+    let lab = Lab::new().await?;
+    let params = PostParams::default();
+    let place = tempfile::tempdir()?;
+    let (url, authority) = webhook(place.path()).await?;
+    let hook = |url: &str| {
+        json!({"metadata": {"name": "h"}, "webhooks": [{
+            "name": "h.example.com", "sideEffects": "None", "admissionReviewVersions": ["v1"],
+            "clientConfig": {"url": url, "caBundle": authority},
+            "rules": [{"operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["configmaps"]}],
+        }]})
+    };
+    let mutating: Api<MutatingWebhookConfiguration> = Api::all(lab.client.clone());
+    let validating: Api<ValidatingWebhookConfiguration> = Api::all(lab.client.clone());
+    mutating.create(&params, &object(hook(&url))?).await?;
+    let maps: Api<ConfigMap> = lab.api("default");
+    let map = |name: &str| object::<ConfigMap>(json!({"metadata": {"name": name}}));
+    let made = maps.create(&params, &map("change")?).await?;
+    assert_eq!(made.data.unwrap_or_default()["a"], "b");
+    maps.create(&params, &map("as-it-is")?).await?;
+    let refused = maps.create(&params, &map("refuse")?).await;
+    let refused = refused
+        .err()
+        .map(|error| error.to_string())
+        .unwrap_or_default();
+    let words = "admission webhook \"h.example.com\" denied the request: not here";
+    assert!(refused.contains(words), "{refused}");
+    mutating.delete("h", &DeleteParams::default()).await?;
+    maps.create(&params, &map("refuse")?).await?;
+    // Nobody listens there: writes that it wants to see fail, those it does not go on.
+    validating
+        .create(&params, &object(hook("https://localhost:1/"))?)
+        .await?;
+    let failed = maps.create(&params, &map("other")?).await;
+    let failed = failed
+        .err()
+        .map(|error| error.to_string())
+        .unwrap_or_default();
+    assert!(failed.contains("failed calling webhook"), "{failed}");
+    maps.delete("refuse", &DeleteParams::default()).await?;
+    validating.delete("h", &DeleteParams::default()).await?;
+    maps.create(&params, &map("other")?).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scale_is_applied_and_owned() -> TestResult {
+    let lab = Lab::new().await?;
+    let web: Api<Deployment> = lab.api("default");
+    let wanted = object(workload("web", json!({"replicas": 1})))?;
+    web.create(&PostParams::default(), &wanted).await?;
+    let apply = async |who: &str, body: Value| {
+        let body = json!({"apiVersion": "autoscaling/v1", "kind": "Scale",
+            "metadata": {"name": "web"}, "spec": body});
+        let params = PatchParams::apply(who);
+        web.patch_scale("web", &params, &Patch::Apply(&body)).await
+    };
+    let scale = apply("me", json!({"replicas": 0})).await;
+    // What was there before the first apply belongs to somebody else.
+    assert!(scale.is_err_and(|error| error.to_string().contains("conflict with")));
+    apply("me", json!({"replicas": 1})).await?;
+    let owners = web
+        .get("web")
+        .await?
+        .metadata
+        .managed_fields
+        .unwrap_or_default();
+    let mine = owners
+        .iter()
+        .find(|owner| owner.manager.as_deref() == Some("me"));
+    let mine = mine.ok_or("an entry of its own")?;
+    assert_eq!(mine.subresource.as_deref(), Some("scale"));
+    let fields = serde_json::to_value(&mine.fields_v1)?;
+    assert_eq!(fields, json!({"f:spec": {"f:replicas": {}}}));
+    assert!(apply("me", json!({"replicas": -1})).await.is_err());
+    Ok(())
 }

@@ -22,8 +22,9 @@ const ALLOWED: [(&str, &[&str]); 11] = [
 ];
 
 /// Which of our crates each part may use.
-const CRATES: [(&str, &[&str]); 7] = [
+const CRATES: [(&str, &[&str]); 8] = [
     ("apiserver", &["proto"]),
+    ("controllers", &["proto"]),
     ("kubelet", &["netns", "cgroups", "proto"]),
     ("runtime", &["netns", "cgroups"]),
     ("placement", &["proto"]),

@@ -31,6 +31,7 @@ mod shared;
 mod stateful;
 mod token;
 mod ttl_after_finished;
+mod volume;
 mod written;
 
 use std::sync::Arc;
@@ -81,5 +82,6 @@ pub async fn run(informers: Informers, config: Config, shutdown: CancellationTok
         stateful::run(informers.clone(), shutdown.clone()),
         cron_job::run(informers.clone(), shutdown.clone()),
         disruption::run(informers.clone(), shutdown.clone()),
+        volume::run(informers.clone(), shutdown.clone()),
     );
 }

@@ -76,9 +76,13 @@ pub fn present<K: Resource<DynamicType = ()>>(
     }))
 }
 
-/// The form that `kubectl rollout undo` applies as a patch.
+/// The form that `kubectl rollout undo` applies as a patch. Clients that compare it with a template
+/// byte by byte write the time that a template never has.
 fn data(template: &PodTemplateSpec) -> Value {
     let mut template = serde_json::to_value(template).unwrap_or_default();
+    if template["metadata"]["creationTimestamp"].is_null() {
+        template["metadata"]["creationTimestamp"] = Value::Null;
+    }
     template["$patch"] = "replace".into();
     json!({"spec": {"template": template}})
 }

@@ -152,6 +152,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
 
     let mut parts = JoinSet::new();
     let until = stop.clone();
+    let informers = deps.informers.clone();
     parts.spawn(async move {
         // A node that was ready before must not be told unready while its daemon starts: its pods
         // would be taken for unready too.
@@ -159,7 +160,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
             _ = healthy.wait_for(|health| *health == node::Health::Ready) => {}
             () = until.cancelled() => return Ok(()),
         }
-        node::run(node, client, deps.images, healthy, until).await
+        node::run(node, &informers, deps.images, healthy, until).await
     });
     parts.spawn(server.serve_with(config, listener, deps.server_tls, stop.clone()));
     match TcpListener::bind(HEALTH).await {

@@ -13,6 +13,7 @@ mod requester;
 mod runtime_class;
 mod service;
 mod service_account;
+mod storage;
 mod tolerations;
 mod webhook;
 #[cfg(test)]
@@ -39,6 +40,7 @@ pub fn chain(objects: Arc<Late>, config: ServiceConfig) -> Vec<Arc<dyn Plugin>> 
         Arc::new(priority::Priority),
         Arc::new(tolerations::DefaultTolerationSeconds),
         Arc::new(runtime_class::RuntimeClass),
+        Arc::new(storage::Storage),
         Arc::new(parts::Parts),
         Arc::new(requester::CertificateRequester),
         Arc::new(webhook::Webhooks::default()),

@@ -270,19 +270,7 @@ impl Frontend {
         body: &[u8],
     ) -> Result<Response<Body>, Status> {
         let row = writing.row;
-        if incoming.query.get("fieldManager").is_none_or(str::is_empty) {
-            let cause = Cause {
-                reason: CauseType::FieldValueRequired,
-                message: "Required value: is required for apply patch".to_owned(),
-                field: "fieldManager".to_owned(),
-            };
-            return Err(Status::invalid(
-                "meta.k8s.io",
-                "PatchOptions",
-                "",
-                vec![cause],
-            ));
-        }
+        named_manager(incoming)?;
         let writing = Writing {
             applies: true,
             ..writing
@@ -411,7 +399,17 @@ impl Frontend {
                     let kind = PatchType::parse(
                         header_text(&incoming.headers, &header::CONTENT_TYPE).unwrap_or_default(),
                     )?;
-                    verbs::patch_scale(server, writing, paths, kind, &body).await?
+                    if kind == PatchType::Apply {
+                        named_manager(incoming)?;
+                        let writing = Writing {
+                            applies: true,
+                            ..writing.clone()
+                        };
+                        let force = incoming.query.flag("force");
+                        verbs::apply_scale(server, &writing, paths, &body, force).await?
+                    } else {
+                        verbs::patch_scale(server, writing, paths, kind, &body).await?
+                    }
                 }
                 _ => return Err(not_allowed(path)),
             };
@@ -492,6 +490,28 @@ impl Incoming {
     fn include(&self) -> Result<Include, Status> {
         Include::parse(self.query.get("includeObject"))
     }
+}
+
+/// Who applies must say in whose name.
+fn named_manager(incoming: &Incoming) -> Result<(), Status> {
+    if incoming
+        .query
+        .get("fieldManager")
+        .is_some_and(|name| !name.is_empty())
+    {
+        return Ok(());
+    }
+    let cause = Cause {
+        reason: CauseType::FieldValueRequired,
+        message: "Required value: is required for apply patch".to_owned(),
+        field: "fieldManager".to_owned(),
+    };
+    Err(Status::invalid(
+        "meta.k8s.io",
+        "PatchOptions",
+        "",
+        vec![cause],
+    ))
 }
 
 fn offer(row: &Resource) -> negotiate::Offer {

@@ -1,11 +1,15 @@
-//! PATCH with `application/apply-patch+yaml`: server-side apply.
+//! PATCH with `application/apply-patch+yaml`: server-side apply, also of a Scale.
 
 use serde_json::{Value, json};
 
-use super::update::merged;
+use super::{
+    scale::{check_replicas, put_replicas, scale_of},
+    update::merged,
+};
 use crate::apiserver::{
     metadata,
     patch::managed::{self, Manager},
+    registry::ScalePaths,
     server::ApiServer,
     status::{Reason, Status},
     write::{Writing, Written, check_kind},
@@ -21,10 +25,7 @@ pub async fn apply(
     force: bool,
 ) -> Result<(Written, bool), Status> {
     let row = writing.row;
-    let text =
-        std::str::from_utf8(body).map_err(|_| Status::bad_request("the body is not UTF-8"))?;
-    let mut config: Value = serde_saphyr::from_str(text)
-        .map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))?;
+    let mut config = decoded(body)?;
     check_kind(row, &mut config)?;
     let mut warnings = Vec::new();
     writing.prune(&mut config, &[], &mut warnings)?;
@@ -87,6 +88,50 @@ pub async fn apply(
         {
             Err(status) if status.reason == Reason::Conflict => last = Some(status),
             result => return result.map(|written| (written, false)),
+        }
+    }
+    Err(last.unwrap_or_else(|| Status::internal("an apply was never tried")))
+}
+
+fn decoded(body: &[u8]) -> Result<Value, Status> {
+    let text =
+        std::str::from_utf8(body).map_err(|_| Status::bad_request("the body is not UTF-8"))?;
+    serde_saphyr::from_str(text)
+        .map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))
+}
+
+/// A Scale applied: who does it owns the object's number of replicas, and nothing else.
+pub async fn apply_scale(
+    server: &ApiServer,
+    writing: &Writing,
+    paths: &ScalePaths,
+    body: &[u8],
+    force: bool,
+) -> Result<Value, Status> {
+    let row = writing.row;
+    let wanted = decoded(body)?;
+    let replicas = wanted["spec"]["replicas"].as_i64();
+    let replicas = replicas.ok_or_else(|| {
+        Status::bad_request("a Scale is applied with a number of replicas in spec.replicas")
+    })?;
+    check_replicas(&writing.name, replicas)?;
+    let mut config = json!({"metadata": {"name": writing.name}});
+    check_kind(row, &mut config)?;
+    put_replicas(paths, &mut config, replicas);
+    let now = metadata::now();
+    let manager = Manager {
+        name: &writing.manager,
+        subresource: "scale",
+        now: &now,
+    };
+    let mut last = None;
+    for _ in 0..RETRIES {
+        let old = server.read(row, &writing.namespace, &writing.name).await?;
+        let new = managed::apply(row, Some(&old.value), &config, manager, force)?;
+        match server.write_changed(writing, new, &old, Vec::new()).await {
+            Ok(written) => return Ok(scale_of(paths, &written.object.value)),
+            Err(status) if status.reason == Reason::Conflict => last = Some(status),
+            Err(status) => return Err(status),
         }
     }
     Err(last.unwrap_or_else(|| Status::internal("an apply was never tried")))

@@ -9,7 +9,7 @@ mod scale;
 mod update;
 mod watch;
 
-pub use apply::apply;
+pub use apply::{apply, apply_scale};
 pub use create::create;
 pub use delete::{Deleted, delete, delete_collection};
 pub use list::{ListOptions, list};

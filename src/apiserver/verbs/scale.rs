@@ -75,20 +75,7 @@ async fn change(
             ));
         }
         let replicas = wanted["spec"]["replicas"].as_i64().unwrap_or(0);
-        if replicas < 0 {
-            let message = format!("Invalid value: {replicas}: must be greater than or equal to 0");
-            let cause = Cause {
-                reason: CauseType::FieldValueInvalid,
-                message,
-                field: "spec.replicas".to_owned(),
-            };
-            return Err(Status::invalid(
-                "autoscaling",
-                "Scale",
-                &writing.name,
-                vec![cause],
-            ));
-        }
+        check_replicas(&writing.name, replicas)?;
         let mut new = (*old.value).clone();
         put_replicas(paths, &mut new, replicas);
         match server.write_changed(writing, new, &old, Vec::new()).await {
@@ -98,6 +85,18 @@ async fn change(
         }
     }
     Err(last.unwrap_or_else(|| Status::internal("a change was never tried")))
+}
+
+pub fn check_replicas(name: &str, replicas: i64) -> Result<(), Status> {
+    if replicas >= 0 {
+        return Ok(());
+    }
+    let cause = Cause {
+        reason: CauseType::FieldValueInvalid,
+        message: format!("Invalid value: {replicas}: must be greater than or equal to 0"),
+        field: "spec.replicas".to_owned(),
+    };
+    Err(Status::invalid("autoscaling", "Scale", name, vec![cause]))
 }
 
 /// Writes the number that a Scale asks for into the object.

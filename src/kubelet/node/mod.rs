@@ -25,7 +25,10 @@ use self::{
     status::Seen,
 };
 use super::container::Facts;
-use crate::runtime::image::Images;
+use crate::{
+    informer::{Informer, Informers, Key},
+    runtime::image::Images,
+};
 
 /// How often the host is looked at, and the Lease renewed.
 const EVERY: Duration = Duration::from_secs(10);
@@ -58,7 +61,7 @@ pub fn facts() -> std::io::Result<Facts> {
 /// stop. Returns at once from waiting when `health` changes.
 pub async fn run(
     config: Config,
-    client: kube::Client,
+    informers: &Informers,
     images: Images,
     mut health: watch::Receiver<Health>,
     shutdown: CancellationToken,
@@ -67,6 +70,7 @@ pub async fn run(
         action: "read what the host has".into(),
         source,
     })?;
+    let client = informers.client().clone();
     let registered = tokio::select! {
         node = api::register(&config, &client) => node,
         () = shutdown.cancelled() => return Ok(()),
@@ -80,6 +84,8 @@ pub async fn run(
         pressure: Pressure::default(),
         sent: None,
     };
+    let own: Informer<Node> = informers.some(&format!("metadata.name={}", keeper.config.node));
+    let mut changes = own.changes();
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -97,6 +103,13 @@ pub async fn run(
                 // Nobody decides any more: the kubelet ends.
                 Err(_) => return Ok(()),
             },
+            Some(_) = changes.next() => {
+                let now = health.borrow().clone();
+                let key = Key::new("", &keeper.config.node);
+                if own.get(&key).is_some_and(|node| keeper.has_news(&node)) {
+                    keeper.status(&now).await;
+                }
+            }
             () = shutdown.cancelled() => return Ok(()),
         }
     }
@@ -115,6 +128,11 @@ struct Keeper {
 }
 
 impl Keeper {
+    /// Somebody wrote what the status must take over.
+    fn has_news(&self, node: &Node) -> bool {
+        status::extended(node) != status::extended(&self.node)
+    }
+
     /// Sends the status if it changed or is old. A failure is tried again with the next look.
     async fn status(&mut self, health: &Health) {
         let figures = match Figures::read(&self.config.state_dir) {

@@ -1,5 +1,7 @@
 //! The Node's status from what was seen. Pure: no clock, no I/O.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::{api::core::v1::Node, jiff::Timestamp};
 use serde_json::{Map, Value, json};
 
@@ -91,13 +93,37 @@ fn capacity(seen: &Seen<'_>) -> Map<String, Value> {
     resources(seen, seen.host.facts.memory_bytes, seen.figures.disk_bytes)
 }
 
+/// What others say that the node has besides (`example.com/widget`): theirs to write as capacity.
+pub fn extended(node: &Node) -> BTreeMap<String, String> {
+    let capacity = node
+        .status
+        .as_ref()
+        .and_then(|status| status.capacity.as_ref());
+    capacity
+        .into_iter()
+        .flatten()
+        .filter(|(name, _)| name.contains('/'))
+        .map(|(name, quantity)| (name.clone(), quantity.0.clone()))
+        .collect()
+}
+
 /// Capacity without what the eviction thresholds keep free.
 fn allocatable(seen: &Seen<'_>) -> Map<String, Value> {
     let huge: u64 = seen.host.huge_pages.values().sum();
     let kept = (100 << 20) + huge;
     let memory = seen.host.facts.memory_bytes.saturating_sub(kept);
     let disk = seen.figures.disk_bytes / 10 * 9;
-    resources(seen, memory, disk)
+    let mut map = resources(seen, memory, disk);
+    let status = seen.before.status.as_ref();
+    let held = status.and_then(|status| status.allocatable.as_ref());
+    for name in held.into_iter().flatten().map(|(name, _)| name) {
+        // Whoever took it away from the capacity means both.
+        map.entry(name.clone()).or_insert(Value::Null);
+    }
+    for (name, quantity) in extended(seen.before) {
+        map.insert(name, quantity.into());
+    }
+    map
 }
 
 fn conditions(seen: &Seen<'_>, now: Timestamp) -> Vec<Value> {
@@ -299,10 +325,14 @@ mod tests {
             processes: 1,
             processes_most: 100,
         };
-        let before: Node = serde_json::from_value(json!({"status": {"conditions": [
-            {"type": "Ready", "status": "True", "lastTransitionTime": "2020-01-01T00:00:00Z"},
-            {"type": "Mine", "status": "True"},
-        ]}}))
+        let before: Node = serde_json::from_value(json!({"status": {
+            "conditions": [
+                {"type": "Ready", "status": "True", "lastTransitionTime": "2020-01-01T00:00:00Z"},
+                {"type": "Mine", "status": "True"},
+            ],
+            "capacity": {"example.com/widget": "3", "cpu": "7"},
+            "allocatable": {"example.com/gone": "1", "cpu": "7"},
+        }}))
         .unwrap();
         let now = Timestamp::from_second(1_700_000_000).unwrap();
         let status_with =
@@ -330,6 +360,12 @@ mod tests {
         assert_eq!(ready["capacity"]["hugepages-2Mi"], "0");
         assert_eq!(ready["capacity"]["hugepages-1Gi"], "2097152Ki");
         assert_eq!(ready["allocatable"]["ephemeral-storage"], "900");
+        assert_eq!(ready["allocatable"]["cpu"], "2");
+        assert_eq!(ready["allocatable"]["example.com/widget"], "3");
+        assert_eq!(
+            ready["allocatable"].get("example.com/gone"),
+            Some(&Value::Null)
+        );
         let later = Timestamp::from_second(1_700_000_010).unwrap();
         let again = status(
             &seen(&config, &host, &Health::Ready, &before, &figures),

@@ -142,7 +142,7 @@ fn the_pod_around_its_containers() {
                 pod_pids_limit: limit,
                 ..node.clone()
             };
-            let pids = pod_resources(&pod, &node).pids().clone();
+            let pids = *pod_resources(&pod, &node).pids();
             assert_eq!(pids.map(|pids| pids.limit()), limit.map(|_| 100));
         }
     }

@@ -1,0 +1,291 @@
+//! Persistent volumes: claims get the volumes that fit them, volumes say what they are, and neither
+//! goes while it is in use.
+//!
+//! `plan.rs` decides, `protect.rs` holds what is in use. Nothing is provisioned here: volumes are
+//! made by people or by drivers' own programs.
+
+mod plan;
+mod protect;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use k8s_openapi::api::{
+    core::v1::{
+        ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimStatus,
+        PersistentVolumeStatus, Pod,
+    },
+    storage::v1::StorageClass,
+};
+use kube::{Api, Client, ResourceExt, api::PostParams};
+use tokio_util::sync::CancellationToken;
+
+use self::plan::{BY_CONTROLLER, COMPLETED, ClaimStep, VolumeStep};
+use super::{
+    error::{Doing, Error, OrGone},
+    events::{Events, Level},
+    shared::{Controller, Loop, Next},
+};
+use crate::informer::{Informer, Informers, Key};
+
+/// Runs until `shutdown`.
+pub async fn run(informers: Informers, shutdown: CancellationToken) {
+    let volumes: Informer<PersistentVolume> = informers.get();
+    let claims: Informer<PersistentVolumeClaim> = informers.get();
+    let classes: Informer<StorageClass> = informers.get();
+    let pods: Informer<Pod> = informers.get();
+    let client = informers.client().clone();
+    let binder = Claims {
+        client: client.clone(),
+        claims: claims.clone(),
+        volumes: volumes.clone(),
+        classes: classes.clone(),
+        pods: pods.clone(),
+        events: Events::new(client.clone(), "persistentvolume-controller"),
+        told: Mutex::default(),
+    };
+    let teller = Volumes {
+        client,
+        claims: claims.clone(),
+        volumes: volumes.clone(),
+    };
+    let (waiting, unbound) = (claims.clone(), claims.clone());
+    let binding = Loop::new(binder, &claims)
+        .watch(&volumes, move |volume| {
+            // Who waits may want it; who has it wants to know.
+            let mut held = waiting.list();
+            let of = volume
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.claim_ref.as_ref());
+            held.retain(|claim| !is_bound(claim) || of.is_some_and(|of| plan::is_of(of, claim)));
+            held.iter().map(|claim| Key::of(claim.as_ref())).collect()
+        })
+        .watch(&classes, move |_| {
+            let mut held = unbound.list();
+            held.retain(|claim| !is_bound(claim));
+            held.iter().map(|claim| Key::of(claim.as_ref())).collect()
+        })
+        .watch_changes(&pods, |old, new| old.spec == new.spec, protect::claims_of)
+        .run(1, shutdown.clone());
+    let telling = Loop::new(teller, &volumes)
+        .watch(&claims, |claim| {
+            let name = claim
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.volume_name.clone());
+            name.map(|name| Key::new("", name)).into_iter().collect()
+        })
+        .run(1, shutdown.clone());
+    tokio::join!(binding, telling, protect::run(informers, shutdown));
+}
+
+fn is_bound(claim: &PersistentVolumeClaim) -> bool {
+    claim.annotations().contains_key(COMPLETED)
+}
+
+struct Claims {
+    client: Client,
+    claims: Informer<PersistentVolumeClaim>,
+    volumes: Informer<PersistentVolume>,
+    classes: Informer<StorageClass>,
+    pods: Informer<Pod>,
+    events: Events,
+    /// Why claims wait, as their events have said already.
+    told: Mutex<HashMap<Key, &'static str>>,
+}
+
+impl Controller for Claims {
+    const NAME: &'static str = "persistentvolume-binder-controller";
+
+    async fn sync(&self, key: &Key) -> Result<Next, Error> {
+        let told = || self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(claim) = self.claims.get(key) else {
+            told().remove(key);
+            return Ok(Next::Settled);
+        };
+        let class = claim
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.storage_class_name.clone());
+        let class = class.and_then(|name| self.classes.get(&Key::new("", name)));
+        let waits = class.as_ref().is_some_and(|class| {
+            class.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer")
+        });
+        let used = waits && protect::is_used(&claim, &self.pods.list_in(&key.namespace));
+        match plan::claim(&claim, &self.volumes.list(), used, waits) {
+            ClaimStep::Bind(name) => {
+                told().remove(key);
+                self.bind(key, &claim, &name).await?;
+            }
+            ClaimStep::Wait(why) => {
+                let reason = if waits && !used {
+                    "WaitForFirstConsumer"
+                } else {
+                    "FailedBinding"
+                };
+                self.phase(key, &claim, "Pending").await?;
+                // Once: a claim that waits is looked at whenever a volume changes.
+                if told().insert(key.clone(), why) != Some(why) {
+                    self.events.record(&*claim, Level::Normal, reason, why);
+                }
+            }
+            ClaimStep::Lose(why) => {
+                if self.phase(key, &claim, "Lost").await? {
+                    self.events
+                        .record(&*claim, Level::Warning, "ClaimLost", why);
+                }
+            }
+        }
+        Ok(Next::Settled)
+    }
+}
+
+impl Claims {
+    /// Volume first: two claims that want it meet there, and one of them conflicts.
+    async fn bind(
+        &self,
+        key: &Key,
+        claim: &PersistentVolumeClaim,
+        name: &str,
+    ) -> Result<(), Error> {
+        let Some(volume) = self.volumes.get(&Key::new("", name)) else {
+            return Ok(());
+        };
+        let doing = || format!("bind claim {key} to volume {name}");
+        let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
+        let mut taken = PersistentVolume::clone(&volume);
+        let spec = taken.spec.get_or_insert_default();
+        let by_controller = spec.claim_ref.is_none();
+        let reference = spec.claim_ref.get_or_insert_with(ObjectReference::default);
+        reference.api_version = Some("v1".into());
+        reference.kind = Some("PersistentVolumeClaim".into());
+        reference.name = claim.metadata.name.clone();
+        reference.namespace = claim.metadata.namespace.clone();
+        if reference.uid != claim.metadata.uid {
+            reference.uid = claim.metadata.uid.clone();
+            reference.resource_version = claim.metadata.resource_version.clone();
+        }
+        if by_controller {
+            taken
+                .annotations_mut()
+                .insert(BY_CONTROLLER.into(), "yes".into());
+        }
+        let params = PostParams::default();
+        if taken != *volume {
+            taken = volumes.replace(name, &params, &taken).await.doing(doing)?;
+        }
+        let claims: Api<PersistentVolumeClaim> =
+            Api::namespaced(self.client.clone(), &key.namespace);
+        let mut bound = claim.clone();
+        let spec = bound.spec.get_or_insert_default();
+        let by_controller = spec.volume_name.as_deref().unwrap_or_default().is_empty();
+        spec.volume_name = Some(name.into());
+        let marks = bound.annotations_mut();
+        marks.insert(COMPLETED.into(), "yes".into());
+        if by_controller {
+            marks.insert(BY_CONTROLLER.into(), "yes".into());
+        }
+        if bound != *claim {
+            let written = claims.replace(&key.name, &params, &bound).await;
+            let Some(written) = written.or_gone().doing(doing)? else {
+                return Ok(());
+            };
+            bound = written;
+        }
+        let has = taken.spec.unwrap_or_default();
+        let status = PersistentVolumeClaimStatus {
+            phase: Some("Bound".into()),
+            access_modes: has.access_modes,
+            capacity: has.capacity,
+            ..bound.status.clone().unwrap_or_default()
+        };
+        if bound.status.as_ref() != Some(&status) {
+            bound.status = Some(status);
+            claims
+                .replace_status(&key.name, &params, &bound)
+                .await
+                .or_gone()
+                .doing(doing)?;
+        }
+        Ok(())
+    }
+
+    /// Says whether it was another before.
+    async fn phase(
+        &self,
+        key: &Key,
+        claim: &PersistentVolumeClaim,
+        phase: &str,
+    ) -> Result<bool, Error> {
+        let mut told = claim.clone();
+        let status = told.status.get_or_insert_default();
+        if status.phase.as_deref() == Some(phase) {
+            return Ok(false);
+        }
+        status.phase = Some(phase.into());
+        Api::<PersistentVolumeClaim>::namespaced(self.client.clone(), &key.namespace)
+            .replace_status(&key.name, &PostParams::default(), &told)
+            .await
+            .or_gone()
+            .doing(|| format!("tell claim {key} that it is {phase}"))?;
+        Ok(true)
+    }
+}
+
+struct Volumes {
+    client: Client,
+    claims: Informer<PersistentVolumeClaim>,
+    volumes: Informer<PersistentVolume>,
+}
+
+impl Controller for Volumes {
+    const NAME: &'static str = "persistentvolume-controller";
+
+    async fn sync(&self, key: &Key) -> Result<Next, Error> {
+        let Some(volume) = self.volumes.get(key) else {
+            return Ok(Next::Settled);
+        };
+        let of = volume
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.claim_ref.as_ref());
+        let of = of.map(|of| {
+            let text = |text: &Option<String>| text.clone().unwrap_or_default();
+            Key::new(text(&of.namespace), text(&of.name))
+        });
+        let mut claim = of.as_ref().and_then(|of| self.claims.get(of));
+        if let (Some(of), None) = (&of, &claim) {
+            // Before a volume is given up, the claim is asked for itself.
+            claim = Api::namespaced(self.client.clone(), &of.namespace)
+                .get_opt(&of.name)
+                .await
+                .doing(|| format!("ask for claim {of} of volume {key}"))?
+                .map(Arc::new);
+        }
+        let (phase, message) = match plan::volume(&volume, claim.as_deref()) {
+            VolumeStep::Available => ("Available", None),
+            VolumeStep::Bound => ("Bound", None),
+            VolumeStep::Released => ("Released", None),
+            VolumeStep::Failed(why) => ("Failed", Some(why.to_owned())),
+            VolumeStep::Leave => return Ok(Next::Settled),
+        };
+        if plan::phase(&volume) == phase {
+            return Ok(Next::Settled);
+        }
+        let mut told = PersistentVolume::clone(&volume);
+        told.status = Some(PersistentVolumeStatus {
+            phase: Some(phase.into()),
+            message,
+            ..volume.status.clone().unwrap_or_default()
+        });
+        Api::<PersistentVolume>::all(self.client.clone())
+            .replace_status(&key.name, &PostParams::default(), &told)
+            .await
+            .or_gone()
+            .doing(|| format!("tell volume {key} that it is {phase}"))?;
+        Ok(Next::Settled)
+    }
+}
