@@ -14,8 +14,15 @@ ok() {
 		failed=$((failed + 1))
 		echo "NOT OK  $name"
 		sed 's/^/        /' <<<"$text"
+		burden
 		return 1
 	fi
+}
+
+# burden: what the machine has left, and for how long (%) something waited lately.
+burden() {
+	echo "        $(awk '/^(MemAvailable|Cached|Shmem|SwapFree)/ { printf "%s %d MiB, ", $1, $2 / 1024 }' /proc/meminfo)" \
+		"$(awk '/^some/ { print FILENAME, $2, $3 }' /proc/pressure/{cpu,memory,io} | sed 's#/proc/pressure/##' | paste -sd, -)"
 }
 
 crates() {
@@ -47,6 +54,7 @@ for part in ${1//,/ }; do
 	runtime) ok "tests of the runtime" timeout 120 /lab/tests/runtime --include-ignored --test-threads=1 ;;
 	node) . /lab/node.sh ;;
 	esac
+	burden
 done
 echo "$passed passed, $failed failed, after $(cut -d' ' -f1 /proc/uptime) s"
 [ $failed = 0 ] && [ $passed -gt 0 ]
