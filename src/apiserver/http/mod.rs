@@ -1,13 +1,16 @@
 //! HTTP in front of the verbs: who asks, for what, in which form; and the answer.
 //!
 //! `path.rs` names what a URL means, `documents.rs` answers what is no resource, `resources.rs`
-//! the rest, `serve.rs` has the listener and `local.rs` the way without a socket.
+//! the rest, with `body.rs` to read requests and `reply.rs` to answer them. `serve.rs` has the
+//! listener and `local.rs` the way without a socket.
 
+mod body;
 mod connect;
 mod counters;
 mod documents;
 mod local;
 mod path;
+mod reply;
 mod resources;
 mod serve;
 

@@ -4,29 +4,30 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use http::{HeaderValue, Method, Response, header};
+use http::{Method, Response, header};
 use http_body_util::{BodyExt, StreamBody};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
-    Body, Frontend, Incoming, ResourcePath, answer, connect, full, header_text, not_allowed,
+    Body, Frontend, Incoming, ResourcePath, answer,
+    body::{body_type, decode, delete_options, fill_kind, read},
+    connect, header_text, not_allowed,
+    reply::{offer, one, respond, warned, watch_offer},
 };
 use crate::apiserver::{
-    encode::{self, Encoded, Frames, Include},
-    negotiate::{self, ANSWERS, CUSTOM, CUSTOM_WATCHES, Format, OBJECTS, WATCHES},
+    encode::{self, Frames},
+    negotiate::{ANSWERS, Format, OBJECTS},
     patch::PatchType,
     query::FieldValidation,
-    registry::{Resource, Subresource},
+    registry::Subresource,
     request::{Attributes, Target},
     server::ApiServer,
     special::Call,
     status::{Cause, CauseType, Reason, Status},
     verbs::{self, Deleted, ListOptions, WatchOptions},
-    write::{Writing, Written, api_version},
+    write::{Writing, Written},
 };
 
-/// Larger bodies are refused.
-const MAX_BODY_BYTES: usize = 3 << 20;
 /// Kinds whose DELETE answers with the object instead of a Status.
 const RETURN_DELETED: [&str; 7] = [
     "pods",
@@ -457,20 +458,6 @@ impl Frontend {
 }
 
 impl Incoming {
-    fn wanted(&self, offer: negotiate::Offer) -> Result<negotiate::Wanted, Status> {
-        let browser = || {
-            let agent = header_text(&self.headers, &header::USER_AGENT).unwrap_or_default();
-            ["curl", "Wget", "Mozilla/5.0"]
-                .iter()
-                .any(|known| agent.starts_with(known))
-        };
-        let pretty = match self.query.get("pretty") {
-            Some(_) => self.query.flag("pretty"),
-            None => browser(),
-        };
-        negotiate::negotiate(header_text(&self.headers, &header::ACCEPT), pretty, offer)
-    }
-
     /// Who owns the fields that this request sets: by parameter, or by the client's name.
     fn manager(&self) -> String {
         let named = self
@@ -485,10 +472,6 @@ impl Incoming {
         } else {
             name
         }
-    }
-
-    fn include(&self) -> Result<Include, Status> {
-        Include::parse(self.query.get("includeObject"))
     }
 }
 
@@ -512,218 +495,6 @@ fn named_manager(incoming: &Incoming) -> Result<(), Status> {
         "",
         vec![cause],
     ))
-}
-
-fn offer(row: &Resource) -> negotiate::Offer {
-    match row.custom {
-        Some(_) => CUSTOM,
-        None => OBJECTS,
-    }
-}
-
-fn watch_offer(row: &Resource) -> negotiate::Offer {
-    match row.custom {
-        Some(_) => CUSTOM_WATCHES,
-        None => WATCHES,
-    }
-}
-
-fn one(
-    incoming: &Incoming,
-    row: &'static Resource,
-    code: u16,
-    written: Written,
-) -> Result<Response<Body>, Status> {
-    let encoded = encode::object(
-        row,
-        &written.object,
-        incoming.wanted(offer(row))?,
-        incoming.include()?,
-    )?;
-    Ok(respond(incoming, code, encoded, &written.warnings))
-}
-
-/// Larger answers are compressed for those who ask.
-const COMPRESS_OVER: usize = 128 << 10;
-
-fn respond(
-    incoming: &Incoming,
-    code: u16,
-    encoded: Encoded,
-    warnings: &[String],
-) -> Response<Body> {
-    let gzip = encoded.bytes.len() > COMPRESS_OVER
-        && header_text(&incoming.headers, &header::ACCEPT_ENCODING)
-            .is_some_and(|accepted| accepted.contains("gzip"));
-    let compressed = gzip.then(|| compress(&encoded.bytes)).flatten();
-    let response = match compressed {
-        Some(bytes) => {
-            let mut response = answer(code, encoded.content_type, full(bytes));
-            response
-                .headers_mut()
-                .insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-            response
-                .headers_mut()
-                .insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
-            response
-        }
-        None => answer(code, encoded.content_type, full(encoded.bytes)),
-    };
-    warned(response, warnings)
-}
-
-fn warned(mut response: Response<Body>, warnings: &[String]) -> Response<Body> {
-    for warning in warnings {
-        let text = format!("299 - {}", serde_json::Value::from(warning.as_str()));
-        if let Ok(value) = HeaderValue::from_str(&text) {
-            response.headers_mut().append(header::WARNING, value);
-        }
-    }
-    response
-}
-
-fn compress(bytes: &[u8]) -> Option<Vec<u8>> {
-    use std::io::Write;
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    encoder.write_all(bytes).ok()?;
-    encoder.finish().ok()
-}
-
-async fn read(mut body: Body) -> Result<Bytes, Status> {
-    let mut bytes = bytes::BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame
-            .map_err(|error| Status::bad_request(format!("the body could not be read: {error}")))?;
-        if let Some(data) = frame.data_ref() {
-            if bytes.len() + data.len() > MAX_BODY_BYTES {
-                let message = format!("the body is over the limit of {MAX_BODY_BYTES} bytes");
-                return Err(Status::new(Reason::RequestEntityTooLarge, message));
-            }
-            bytes.extend_from_slice(data);
-        }
-    }
-    Ok(bytes.freeze())
-}
-
-/// A body as JSON, and the fields that stood twice in it.
-fn decode(
-    headers: &http::HeaderMap,
-    body: Bytes,
-    type_name: &str,
-) -> Result<(Value, Vec<String>), Status> {
-    let content_type = header_text(headers, &header::CONTENT_TYPE).unwrap_or("application/json");
-    match content_type.split(';').next().unwrap_or_default().trim() {
-        "" | "application/json" => proto::parse_json(&body)
-            .map_err(|error| Status::bad_request(format!("the body is not JSON: {error}"))),
-        "application/yaml" => {
-            let text = std::str::from_utf8(&body)
-                .map_err(|_| Status::bad_request("the body is not UTF-8"))?;
-            let value = serde_saphyr::from_str(text)
-                .map_err(|error| Status::bad_request(format!("the body is not YAML: {error}")))?;
-            Ok((value, Vec::new()))
-        }
-        "application/vnd.kubernetes.protobuf" => {
-            let bad = |error: proto::Error| Status::bad_request(error.to_string());
-            let envelope = proto::unwrap_envelope(&body).map_err(bad)?;
-            let ty = proto::schema().get(type_name).ok_or_else(|| {
-                Status::new(
-                    Reason::UnsupportedMediaType,
-                    format!("{type_name} has no protobuf form"),
-                )
-            })?;
-            let mut value = proto::decode(ty, envelope.raw).map_err(bad)?;
-            fill_kind(&mut value, &envelope.api_version, &envelope.kind);
-            Ok((value, Vec::new()))
-        }
-        other => Err(Status::new(
-            Reason::UnsupportedMediaType,
-            format!(
-                "the body of the request was in an unknown format {other:?} - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf"
-            ),
-        )),
-    }
-}
-
-fn fill_kind(value: &mut Value, api_version: &str, kind: &str) {
-    if let Some(map) = value.as_object_mut() {
-        for (name, text) in [("apiVersion", api_version), ("kind", kind)] {
-            let missing = map
-                .get(name)
-                .and_then(Value::as_str)
-                .is_none_or(str::is_empty);
-            if missing && !text.is_empty() {
-                map.insert(name.to_owned(), json!(text));
-            }
-        }
-    }
-}
-
-/// The schema's type, version and kind of what is posted to an endpoint with a handler of its own.
-fn body_type(row: &Resource, subresource: Option<&str>) -> (String, String, String) {
-    let special = row.subresources.iter().find_map(|known| match known {
-        Subresource::Special(special) if Some(special.name) == subresource => Some(special),
-        _ => None,
-    });
-    let Some(special) = special else {
-        return (
-            row.type_name.to_owned(),
-            api_version(row),
-            row.kind.to_owned(),
-        );
-    };
-    let group = if special.group.is_empty() {
-        row.group
-    } else {
-        special.group
-    };
-    let version = if special.version.is_empty() {
-        row.version
-    } else {
-        special.version
-    };
-    let package = match group {
-        "" => "core",
-        group => group.split('.').next().unwrap_or(group),
-    };
-    let full = if group.is_empty() {
-        version.to_owned()
-    } else {
-        format!("{group}/{version}")
-    };
-    (
-        format!("io.k8s.api.{package}.{version}.{}", special.kind),
-        full,
-        special.kind.to_owned(),
-    )
-}
-
-/// DeleteOptions of the body, or of the query.
-fn delete_options(incoming: &Incoming, body: Bytes) -> Result<Value, Status> {
-    let mut options = match body.is_empty() {
-        true => json!({}),
-        false => {
-            decode(
-                &incoming.headers,
-                body,
-                "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions",
-            )?
-            .0
-        }
-    };
-    if let Some(seconds) = incoming.query.number::<i64>("gracePeriodSeconds")? {
-        options["gracePeriodSeconds"] = json!(seconds);
-    }
-    if let Some(policy) = incoming
-        .query
-        .get("propagationPolicy")
-        .filter(|policy| !policy.is_empty())
-    {
-        options["propagationPolicy"] = json!(policy);
-    }
-    if incoming.query.get("orphanDependents").is_some() {
-        options["orphanDependents"] = json!(incoming.query.flag("orphanDependents"));
-    }
-    Ok(options)
 }
 
 fn path_of(writing: &Writing) -> ResourcePath {

@@ -3,8 +3,11 @@
 //! Each ended pod is counted once, also over a crash: its UID is written to the status, then its
 //! finalizer is removed, then the UID becomes a number. One sync makes one of these steps.
 
+mod end;
+mod scale;
+
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -24,14 +27,12 @@ use super::{
     policy::{Verdict, judge},
 };
 use crate::controllers::pods;
+use end::End;
 
 pub const FINALIZER: &str = "batch.kubernetes.io/job-tracking";
 pub const INDEX: &str = "batch.kubernetes.io/job-completion-index";
 /// At most this many pods wait in the status to be counted.
 const MAX_UNCOUNTED: usize = 500;
-const MAX_CREATED: i32 = 500;
-const FIRST_DELAY_S: i64 = 10;
-const LAST_DELAY_S: i64 = 600;
 
 #[derive(Debug)]
 pub struct Plan {
@@ -44,32 +45,6 @@ pub struct Plan {
     /// Pods to start: their index, or none for a Job without indexes.
     pub create: Vec<Option<i32>>,
     pub recheck: Option<Duration>,
-}
-
-/// How a Job is to end.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct End {
-    success: bool,
-    reason: String,
-    message: String,
-}
-
-impl End {
-    fn failed(reason: &str, message: &str) -> Self {
-        Self {
-            success: false,
-            reason: reason.into(),
-            message: message.into(),
-        }
-    }
-
-    fn complete(reason: &str, message: &str) -> Self {
-        Self {
-            success: true,
-            reason: reason.into(),
-            message: message.into(),
-        }
-    }
 }
 
 pub fn is_finished(job: &Job) -> bool {
@@ -325,135 +300,6 @@ impl<'a> State<'a> {
         i32::try_from(leaving.count()).unwrap_or(i32::MAX)
     }
 
-    /// An end decided earlier.
-    fn known_end(&self) -> Option<End> {
-        self.plan
-            .status
-            .conditions
-            .iter()
-            .flatten()
-            .find_map(|one| {
-                let success = match one.type_.as_str() {
-                    "SuccessCriteriaMet" => true,
-                    "FailureTarget" => false,
-                    _ => return None,
-                };
-                (one.status == "True").then(|| End {
-                    success,
-                    reason: one.reason.clone().unwrap_or_default(),
-                    message: one.message.clone().unwrap_or_default(),
-                })
-            })
-    }
-
-    fn new_end(&mut self, suspended: bool) -> Option<End> {
-        if self.past_backoff_limit() {
-            return Some(End::failed(
-                "BackoffLimitExceeded",
-                "Job has reached the specified backoff limit",
-            ));
-        }
-        if !suspended && let Some(seconds) = self.spec.active_deadline_seconds {
-            let start = self
-                .plan
-                .status
-                .start_time
-                .as_ref()
-                .map_or(self.now, |time| time.0);
-            match pods::remaining(start, seconds, self.now) {
-                None => {
-                    return Some(End::failed(
-                        "DeadlineExceeded",
-                        "Job was active longer than specified deadline",
-                    ));
-                }
-                Some(left) => self.look_again(left),
-            }
-        }
-        if self.indexed
-            && let Some(end) = self.end_by_indexes()
-        {
-            return Some(end);
-        }
-        let reached = match self.spec.completions {
-            Some(completions) => self.succeeded() >= completions,
-            None => self.succeeded() > 0 && self.active().is_empty(),
-        };
-        reached.then(|| {
-            End::complete(
-                "CompletionsReached",
-                "Reached expected number of succeeded pods",
-            )
-        })
-    }
-
-    fn end_by_indexes(&self) -> Option<End> {
-        let completions = self.spec.completions.unwrap_or(0);
-        for rule in self
-            .spec
-            .success_policy
-            .iter()
-            .flat_map(|policy| &policy.rules)
-        {
-            let among: BTreeSet<i32> = match &rule.succeeded_indexes {
-                Some(text) => {
-                    let listed = Indexes::parse(text, completions);
-                    listed.0.intersection(&self.completed.0).copied().collect()
-                }
-                None => self.completed.0.clone(),
-            };
-            let needed = rule.succeeded_count.unwrap_or_else(|| {
-                let text = rule.succeeded_indexes.as_deref().unwrap_or_default();
-                Indexes::parse(text, completions).count()
-            });
-            if Indexes(among).count() >= needed {
-                return Some(End::complete("SuccessPolicy", "Matched rules at index 0"));
-            }
-        }
-        self.spec.backoff_limit_per_index?;
-        let failed = self.failed_indexes.count();
-        if self
-            .spec
-            .max_failed_indexes
-            .is_some_and(|most| failed > most)
-        {
-            return Some(End::failed(
-                "MaxFailedIndexesExceeded",
-                "Job has exceeded the specified maximal number of failed indexes",
-            ));
-        }
-        (failed > 0 && failed + self.completed.count() >= completions)
-            .then(|| End::failed("FailedIndexes", "Job has failed indexes"))
-    }
-
-    fn past_backoff_limit(&self) -> bool {
-        let limit = self.spec.backoff_limit.unwrap_or(6);
-        if self.failed() > limit {
-            return true;
-        }
-        let template = self.spec.template.spec.as_ref();
-        let on_failure =
-            template.and_then(|spec| spec.restart_policy.as_deref()) == Some("OnFailure");
-        if !on_failure {
-            return false;
-        }
-        let restarts: i32 = self
-            .active()
-            .iter()
-            .filter_map(|pod| pod.status.as_ref())
-            .flat_map(|status| {
-                let all = status.container_statuses.iter().flatten();
-                all.chain(status.init_container_statuses.iter().flatten())
-            })
-            .map(|container| container.restart_count)
-            .sum();
-        if limit == 0 {
-            restarts > 0
-        } else {
-            restarts >= limit
-        }
-    }
-
     fn suspend_or_resume(&mut self, suspended: bool) {
         let was = self
             .plan
@@ -500,130 +346,6 @@ impl<'a> State<'a> {
                 self.plan.status.completion_time = Some(Time(self.now));
             }
         }
-    }
-
-    fn scale(&mut self) {
-        let active = self.active();
-        let have = i32::try_from(active.len()).unwrap_or(i32::MAX);
-        let parallelism = self.spec.parallelism.unwrap_or(1);
-        let want = match self.spec.completions {
-            None if self.succeeded() > 0 => have,
-            None => parallelism,
-            Some(completions) => {
-                let left = completions - self.succeeded() - self.failed_indexes.count();
-                parallelism.min(left).max(0)
-            }
-        };
-        let surplus = self.surplus(&active, want);
-        if !surplus.is_empty() {
-            self.plan.delete = surplus;
-            self.plan.uncounted_delete = true;
-            return;
-        }
-        let waiting = if self.replaces_failed_only() {
-            self.terminating()
-        } else {
-            0
-        };
-        let missing = (want - have - waiting).min(MAX_CREATED);
-        if missing <= 0 {
-            return;
-        }
-        if !self.indexed {
-            match self.delay(None) {
-                Some(left) => self.look_again(left),
-                None => self.plan.create = (0..missing).map(|_| None).collect(),
-            }
-            return;
-        }
-        self.create_indexes(missing);
-    }
-
-    /// Pods too many, and pods of an index that another one has.
-    fn surplus(&self, active: &[&Arc<Pod>], want: i32) -> Vec<String> {
-        let mut order: Vec<&&Arc<Pod>> = active.iter().collect();
-        order.sort_by_cached_key(|pod| {
-            let running = pods::phase(pod) == "Running";
-            let index = index_of(pod).unwrap_or(i32::MAX);
-            (
-                !pods::is_ready(pod),
-                !running,
-                index,
-                pod.creation_timestamp(),
-                pod.name_any(),
-            )
-        });
-        let mut seen = HashSet::new();
-        let mut kept = 0;
-        let mut surplus = Vec::new();
-        for pod in order {
-            let doubled = self.indexed
-                && index_of(pod)
-                    .is_none_or(|index| !seen.insert(index) || self.completed.0.contains(&index));
-            if doubled || kept >= want {
-                surplus.extend(pod.uid());
-            } else {
-                kept += 1;
-            }
-        }
-        surplus
-    }
-
-    fn create_indexes(&mut self, missing: i32) {
-        let taken: HashSet<i32> = self
-            .pods
-            .iter()
-            .filter(|pod| {
-                pods::is_active(pod)
-                    || (self.replaces_failed_only()
-                        && pods::is_terminating(pod.as_ref())
-                        && !pods::is_finished(pod))
-            })
-            .filter_map(|pod| index_of(pod))
-            .collect();
-        let per_index = self.spec.backoff_limit_per_index.is_some();
-        let common = if per_index { None } else { self.delay(None) };
-        if let Some(left) = common {
-            return self.look_again(left);
-        }
-        let mut left = missing;
-        for index in 0..self.spec.completions.unwrap_or(0) {
-            if left == 0 {
-                return;
-            }
-            let done = self.completed.0.contains(&index) || self.failed_indexes.0.contains(&index);
-            if done || taken.contains(&index) {
-                continue;
-            }
-            match self.delay(Some(index)).filter(|_| per_index) {
-                Some(wait) => self.look_again(wait),
-                None => {
-                    self.plan.create.push(Some(index));
-                    left -= 1;
-                }
-            }
-        }
-    }
-
-    /// What is left of the back-off after failures since the last success.
-    fn delay(&self, index: Option<i32>) -> Option<Duration> {
-        let last_success = self
-            .pods
-            .iter()
-            .filter(|pod| pods::phase(pod) == "Succeeded")
-            .map(|pod| ended(pod))
-            .max();
-        let failures: Vec<Timestamp> = self
-            .failures_of(index)
-            .map(|pod| ended(pod))
-            .filter(|at| last_success.is_none_or(|success| *at > success))
-            .collect();
-        let last = failures.iter().max()?;
-        let doublings = u32::try_from(failures.len() - 1)
-            .unwrap_or(u32::MAX)
-            .min(20);
-        let seconds = (FIRST_DELAY_S << doublings).min(LAST_DELAY_S);
-        pods::remaining(*last, seconds, self.now)
     }
 
     fn look_again(&mut self, after: Duration) {
@@ -682,23 +404,6 @@ impl<'a> State<'a> {
         }
         self.plan
     }
-}
-
-/// When a finished pod ended, as well as it is known.
-fn ended(pod: &Pod) -> Timestamp {
-    let status = pod.status.as_ref();
-    status
-        .into_iter()
-        .flat_map(|status| status.container_statuses.iter().flatten())
-        .filter_map(|container| {
-            let terminated = container.state.as_ref()?.terminated.as_ref()?;
-            terminated.finished_at.as_ref()
-        })
-        .max()
-        .or_else(|| pods::condition(pod, "Ready")?.last_transition_time.as_ref())
-        .or(pod.metadata.deletion_timestamp.as_ref())
-        .or(pod.metadata.creation_timestamp.as_ref())
-        .map_or(Timestamp::UNIX_EPOCH, |time| time.0)
 }
 
 #[cfg(test)]

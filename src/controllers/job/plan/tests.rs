@@ -183,6 +183,20 @@ fn a_limit_per_index_fails_indexes_alone() {
 }
 
 #[test]
+fn a_success_policy_ends_a_job_early_and_names_its_rule() {
+    let mut world = World::new(json!({"completions": 3, "parallelism": 3,
+        "completionMode": "Indexed", "successPolicy": {"rules": [
+            {"succeededIndexes": "0"}, {"succeededIndexes": "1-2", "succeededCount": 1}]}}));
+    world.settle();
+    world.end("Succeeded", |pod| index_of(pod) == Some(2));
+    world.settle();
+    assert_eq!(world.active(), 0);
+    let ends = world.status().conditions.iter().flatten();
+    let messages: Vec<_> = ends.filter_map(|one| one.message.as_deref()).collect();
+    assert_eq!(messages, ["Matched rules at index 1"; 2]);
+}
+
+#[test]
 fn a_suspended_job_has_no_pods_and_counts_none() {
     let mut world = World::new(json!({"completions": 2, "parallelism": 2}));
     world.settle();

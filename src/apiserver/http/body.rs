@@ -1,0 +1,153 @@
+//! The body of a request: its bytes, and what they say in JSON, YAML or protobuf.
+
+use bytes::Bytes;
+use http::header;
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+
+use super::{Body, Incoming, header_text};
+use crate::apiserver::{
+    registry::{Resource, Subresource},
+    status::{Reason, Status},
+    write::api_version,
+};
+
+/// Larger bodies are refused.
+const MAX_BODY_BYTES: usize = 3 << 20;
+
+pub(super) async fn read(mut body: Body) -> Result<Bytes, Status> {
+    let mut bytes = bytes::BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame
+            .map_err(|error| Status::bad_request(format!("the body could not be read: {error}")))?;
+        if let Some(data) = frame.data_ref() {
+            if bytes.len() + data.len() > MAX_BODY_BYTES {
+                let message = format!("the body is over the limit of {MAX_BODY_BYTES} bytes");
+                return Err(Status::new(Reason::RequestEntityTooLarge, message));
+            }
+            bytes.extend_from_slice(data);
+        }
+    }
+    Ok(bytes.freeze())
+}
+
+/// A body as JSON, and the fields that stood twice in it.
+pub(super) fn decode(
+    headers: &http::HeaderMap,
+    body: Bytes,
+    type_name: &str,
+) -> Result<(Value, Vec<String>), Status> {
+    let content_type = header_text(headers, &header::CONTENT_TYPE).unwrap_or("application/json");
+    match content_type.split(';').next().unwrap_or_default().trim() {
+        "" | "application/json" => proto::parse_json(&body)
+            .map_err(|error| Status::bad_request(format!("the body is not JSON: {error}"))),
+        "application/yaml" => {
+            let text = std::str::from_utf8(&body)
+                .map_err(|_| Status::bad_request("the body is not UTF-8"))?;
+            let value = serde_saphyr::from_str(text)
+                .map_err(|error| Status::bad_request(format!("the body is not YAML: {error}")))?;
+            Ok((value, Vec::new()))
+        }
+        "application/vnd.kubernetes.protobuf" => {
+            let bad = |error: proto::Error| Status::bad_request(error.to_string());
+            let envelope = proto::unwrap_envelope(&body).map_err(bad)?;
+            let ty = proto::schema().get(type_name).ok_or_else(|| {
+                Status::new(
+                    Reason::UnsupportedMediaType,
+                    format!("{type_name} has no protobuf form"),
+                )
+            })?;
+            let mut value = proto::decode(ty, envelope.raw).map_err(bad)?;
+            fill_kind(&mut value, &envelope.api_version, &envelope.kind);
+            Ok((value, Vec::new()))
+        }
+        other => Err(Status::new(
+            Reason::UnsupportedMediaType,
+            format!(
+                "the body of the request was in an unknown format {other:?} - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf"
+            ),
+        )),
+    }
+}
+
+pub(super) fn fill_kind(value: &mut Value, api_version: &str, kind: &str) {
+    if let Some(map) = value.as_object_mut() {
+        for (name, text) in [("apiVersion", api_version), ("kind", kind)] {
+            let missing = map
+                .get(name)
+                .and_then(Value::as_str)
+                .is_none_or(str::is_empty);
+            if missing && !text.is_empty() {
+                map.insert(name.to_owned(), json!(text));
+            }
+        }
+    }
+}
+
+/// The schema's type, version and kind of what is posted to an endpoint with a handler of its own.
+pub(super) fn body_type(row: &Resource, subresource: Option<&str>) -> (String, String, String) {
+    let special = row.subresources.iter().find_map(|known| match known {
+        Subresource::Special(special) if Some(special.name) == subresource => Some(special),
+        _ => None,
+    });
+    let Some(special) = special else {
+        return (
+            row.type_name.to_owned(),
+            api_version(row),
+            row.kind.to_owned(),
+        );
+    };
+    let group = if special.group.is_empty() {
+        row.group
+    } else {
+        special.group
+    };
+    let version = if special.version.is_empty() {
+        row.version
+    } else {
+        special.version
+    };
+    let package = match group {
+        "" => "core",
+        group => group.split('.').next().unwrap_or(group),
+    };
+    let full = if group.is_empty() {
+        version.to_owned()
+    } else {
+        format!("{group}/{version}")
+    };
+    (
+        format!("io.k8s.api.{package}.{version}.{}", special.kind),
+        full,
+        special.kind.to_owned(),
+    )
+}
+
+/// DeleteOptions of the body, or of the query.
+pub(super) fn delete_options(incoming: &Incoming, body: Bytes) -> Result<Value, Status> {
+    let mut options = match body.is_empty() {
+        true => json!({}),
+        false => {
+            decode(
+                &incoming.headers,
+                body,
+                "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions",
+            )?
+            .0
+        }
+    };
+    if let Some(seconds) = incoming.query.number::<i64>("gracePeriodSeconds")? {
+        options["gracePeriodSeconds"] = json!(seconds);
+    }
+    if let Some(policy) = incoming
+        .query
+        .get("propagationPolicy")
+        .filter(|policy| !policy.is_empty())
+    {
+        options["propagationPolicy"] = json!(policy);
+    }
+    if incoming.query.get("orphanDependents").is_some() {
+        options["orphanDependents"] = json!(incoming.query.flag("orphanDependents"));
+    }
+    Ok(options)
+}
