@@ -158,7 +158,7 @@ fn dated(view: &View<'_>, told: Told) -> PodCondition {
         status: status.to_owned(),
         reason: told.reason.map(str::to_owned),
         message: told.message,
-        observed_generation: view.observed.pod.metadata.generation,
+        observed_generation: view.observed.taken_up(),
         last_transition_time: since.or_else(|| time(view.observed.now)),
         last_probe_time: None,
     }

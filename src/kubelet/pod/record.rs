@@ -308,8 +308,16 @@ pub struct Marks {
     pub setbacks: BTreeMap<String, Setback>,
     /// What containers left as their last words.
     pub messages: BTreeMap<String, String>,
-    /// When somebody changed an image in the pod's spec.
-    pub edited: Option<SystemTime>,
+    /// The last change of an image in the pod's spec.
+    pub edited: Option<Edit>,
+}
+
+/// A change of a running pod's spec.
+#[derive(Clone, Copy, Debug)]
+pub struct Edit {
+    pub at: SystemTime,
+    /// The pod's generation that was taken up before.
+    pub before: Option<i64>,
 }
 
 impl Marks {

@@ -67,7 +67,7 @@ pub fn status(view: &View<'_>) -> PodStatus {
         phase: Some(phase.to_owned()),
         reason,
         message,
-        observed_generation: view.observed.pod.metadata.generation,
+        observed_generation: view.observed.taken_up(),
         start_time: told
             .start_time
             .clone()

@@ -40,7 +40,7 @@ use super::{
         self,
         conditions::held as held_condition,
         plan::{Ending, Observed, Verdict, plan},
-        record::{self, Marks, Record, SCHEME, Sandbox},
+        record::{self, Edit, Marks, Record, SCHEME, Sandbox},
         status::{View, status},
     },
     probe::{self, Prober},
@@ -293,7 +293,9 @@ impl Worker {
         let content = |pod: &Pod| (pod.labels().clone(), pod.annotations().clone());
         let changed = content(&desired.pod) != content(&self.pod);
         if images(&desired.pod) != images(&self.pod) {
-            self.marks.edited = Some(SystemTime::now());
+            let at = SystemTime::now();
+            let before = self.observed(at).taken_up();
+            self.marks.edited = Some(Edit { at, before });
         }
         self.pod = desired.pod;
         // After the pod was taken over: its labels are what a volume shows.
