@@ -13,6 +13,7 @@ mod remote;
 mod remotes;
 
 use std::{
+    collections::HashMap,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -40,7 +41,7 @@ const PLURAL: &str = "apiservices.apiregistration.k8s.io";
 const FOLLOWED: [&str; 3] = ["apiservices", "services", "endpointslices"];
 /// A server that answered is asked again after so long: that it stops is told by nobody.
 const RECHECK: Duration = Duration::from_secs(30);
-/// One that did not answer is starting, most likely.
+/// One that did not answer is starting, most likely; each time it is left alone for longer.
 const RETRY: Duration = Duration::from_secs(1);
 
 pub struct Aggregator {
@@ -67,6 +68,31 @@ impl Verdict {
     }
 }
 
+/// What was found when an API's server was last asked.
+struct Looked {
+    /// Of which APIService, Service and endpoints: when they change, it is asked anew.
+    state: String,
+    at: Instant,
+    /// How often it has not answered since.
+    failures: u32,
+    resources: Option<Value>,
+    verdict: Verdict,
+}
+
+impl Looked {
+    /// When to ask again though nothing has changed.
+    fn due(&self) -> Instant {
+        let wait = match self.failures {
+            0 => RECHECK,
+            times => (RETRY * 2_u32.pow((times - 1).min(10))).min(RECHECK),
+        };
+        self.at + wait
+    }
+}
+
+/// By the APIService's name.
+type Findings = HashMap<String, Looked>;
+
 impl Aggregator {
     /// Follows until the server is gone.
     pub fn start(server: &Arc<ApiServer>, front: Arc<Identity>) {
@@ -77,16 +103,19 @@ impl Aggregator {
         let [mut services, mut targets, mut endpoints] =
             FOLLOWED.map(|storage| server.cache.kind(storage).changes());
         tokio::spawn(async move {
+            let mut findings = Findings::new();
             loop {
-                let begun = Instant::now();
                 services.borrow_and_update();
                 targets.borrow_and_update();
                 endpoints.borrow_and_update();
-                let Some(wait) = aggregator.refresh().await else {
+                let Some(server) = aggregator.server.upgrade() else {
                     return;
                 };
-                let lively = wait.is_some();
-                let again = begun + wait.unwrap_or(RECHECK);
+                aggregator.refresh(&server, &mut findings).await;
+                drop(server);
+                let due = findings.values().map(Looked::due).min();
+                let lively = due.is_some();
+                let again = due.unwrap_or_else(Instant::now);
                 let changed = tokio::select! {
                     changed = services.changed() => changed,
                     changed = targets.changed(), if lively => changed,
@@ -100,47 +129,40 @@ impl Aggregator {
         });
     }
 
-    /// Looks at every APIService; says when to look again (`Some(None)`: when one is made). `None`:
-    /// the server is gone.
-    async fn refresh(&self) -> Option<Option<Duration>> {
-        let server = self.server.upgrade()?;
+    /// Looks at every APIService, and asks the servers whose turn it is.
+    async fn refresh(&self, server: &Arc<ApiServer>, findings: &mut Findings) {
         let services = server.list(PLURAL, "").await;
         let before = server.remotes.all();
-        let (front, server, before) = (&self.front, &server, &before);
+        let known = &before;
+        let past = &*findings;
         let checks = services.iter().map(|service| async move {
-            let known = before.iter().find(|one| one.spec == service["spec"]);
-            let remote = match known {
+            let same = known.iter().find(|one| one.spec == service["spec"]);
+            let remote = match same {
                 Some(known) => Some(known.clone()),
-                None => Remote::new(service, front).map(Arc::new),
+                None => Remote::new(service, &self.front).map(Arc::new),
             };
             let Some(remote) = remote else {
-                let local = "Local APIServices are always available";
-                return (service, None, Verdict::new(true, "Local", local));
+                return (service, None);
             };
-            let (resources, verdict) = self.check(server, &remote).await;
-            let same = remote.resources == resources;
-            let openapi = match (&resources, &remote.openapi) {
+            let looked = past.get(text(service, "metadata.name"));
+            let looked = self.look(server, &remote, looked).await;
+            let same = remote.resources == looked.resources;
+            let openapi = match (&looked.resources, &remote.openapi) {
                 (None, _) => None,
                 (Some(_), Some(known)) if same => Some(known.clone()),
                 (Some(_), _) => forward::openapi(&**server, &remote).await,
             };
             let remote = match same && remote.openapi == openapi {
                 true => remote,
-                false => Arc::new(remote.serving(resources, openapi)),
+                false => Arc::new(remote.serving(looked.resources.clone(), openapi)),
             };
-            (service, Some(remote), verdict)
+            (service, Some((remote, looked)))
         });
         let checked = futures::future::join_all(checks).await;
-        let remotes: Vec<Arc<Remote>> = checked.iter().filter_map(|one| one.1.clone()).collect();
-        let wait = match (
-            remotes.is_empty(),
-            checked.iter().all(|one| one.2.available),
-        ) {
-            (true, _) => None,
-            (false, true) => Some(RECHECK),
-            (false, false) => Some(RETRY),
-        };
-        server.remotes.set(remotes);
+        let remotes = checked.iter().filter_map(|(_, found)| found.as_ref());
+        server
+            .remotes
+            .set(remotes.map(|(remote, _)| remote.clone()).collect());
         let after = server.remotes.all();
         let same = before.len() == after.len()
             && before
@@ -150,11 +172,43 @@ impl Aggregator {
         if !same {
             server.rows.touch();
         }
-        for (service, _, verdict) in checked {
-            self.tell(server, text(service, "metadata.name"), &verdict)
-                .await;
+        let local = Verdict::new(true, "Local", "Local APIServices are always available");
+        let mut next = Findings::new();
+        for (service, found) in checked {
+            let name = text(service, "metadata.name");
+            let verdict = found.as_ref().map_or(&local, |(_, looked)| &looked.verdict);
+            self.tell(server, name, verdict).await;
+            next.extend(found.map(|(_, looked)| (name.to_owned(), looked)));
         }
-        Some(wait)
+        *findings = next;
+    }
+
+    /// What was found before, if it holds still; else what is found now.
+    async fn look(&self, server: &ApiServer, remote: &Remote, before: Option<&Looked>) -> Looked {
+        let state = state(server, remote).await;
+        let now = Instant::now();
+        let unchanged = before.filter(|before| before.state == state);
+        if let Some(before) = unchanged.filter(|before| now < before.due()) {
+            return Looked {
+                state,
+                at: before.at,
+                failures: before.failures,
+                resources: before.resources.clone(),
+                verdict: before.verdict.clone(),
+            };
+        }
+        let (resources, verdict) = self.check(server, remote).await;
+        let failures = match verdict.available {
+            true => 0,
+            false => unchanged.map_or(0, |before| before.failures) + 1,
+        };
+        Looked {
+            state,
+            at: now,
+            failures,
+            resources,
+            verdict,
+        }
     }
 
     /// What an API serves, if it can be reached.
@@ -209,6 +263,25 @@ impl Aggregator {
     }
 }
 
+/// The revisions of all that an API's reachability depends on.
+async fn state(server: &ApiServer, remote: &Remote) -> String {
+    let (namespace, name) = (&remote.namespace, &remote.service);
+    let revision = |object: &Value| text(object, "metadata.resourceVersion").to_owned();
+    let service = server.get("services", namespace, name).await;
+    let mut state = vec![
+        remote.spec.to_string(),
+        service.map_or(String::new(), |service| revision(&service)),
+    ];
+    let slices = server
+        .list("endpointslices.discovery.k8s.io", namespace)
+        .await;
+    let of_service = slices
+        .iter()
+        .filter(|slice| slice["metadata"]["labels"]["kubernetes.io/service-name"] == **name);
+    state.extend(of_service.map(|slice| revision(slice)));
+    state.join(" ")
+}
+
 /// Writes a verdict into an APIService's status. Changes nothing the second time.
 fn put(service: &mut Value, verdict: &Verdict) {
     let state = if verdict.available { "True" } else { "False" };
@@ -237,6 +310,25 @@ fn put(service: &mut Value, verdict: &Verdict) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn who_does_not_answer_is_left_alone_for_longer() {
+        let at = Instant::now();
+        for (failures, seconds) in [(0, 30), (1, 1), (2, 2), (5, 16), (6, 30), (99, 30)] {
+            let looked = Looked {
+                state: String::new(),
+                at,
+                failures,
+                resources: None,
+                verdict: Verdict::new(failures == 0, "", ""),
+            };
+            assert_eq!(
+                looked.due(),
+                at + Duration::from_secs(seconds),
+                "{failures}"
+            );
+        }
+    }
 
     #[test]
     fn a_verdict_is_written_once() {

@@ -154,12 +154,11 @@ pub async fn watch(
             };
             // Listed after the revision was read: a change in between comes again as an event,
             // unless it is in the list, whose newest object then moves the start.
-            let objects = kind.list(&prefix, "");
-            let newest = objects
-                .iter()
-                .map(|object| object.revision)
-                .max()
-                .unwrap_or(0);
+            let mut objects = kind.list(&prefix, "");
+            // Oldest first, like all that follows: who resumes from one of them misses nothing
+            // that this watcher gets after it.
+            objects.sort_unstable_by_key(|object| object.revision);
+            let newest = objects.last().map_or(0, |object| object.revision);
             (objects, reached.max(newest), marked)
         }
     };
