@@ -121,9 +121,10 @@ pub fn old_kubectls() -> Vec<PathBuf> {
     let paths: Vec<_> = std::env::split_paths(&paths)
         .filter(|path| path != Path::new(""))
         .collect();
-    if paths.is_empty() {
-        println!("skipped: VETCH_TEST_KUBECTL_OLD names no kubectl; .ci/test fetches them");
-    }
+    assert!(
+        !paths.is_empty(),
+        "VETCH_TEST_KUBECTL_OLD names no kubectl; .ci/test fetches some"
+    );
     paths
 }
 
