@@ -3,6 +3,8 @@
 
 mod lab;
 
+use std::path::PathBuf;
+
 use lab::Cluster;
 
 /// A pod of busybox with the rest of its spec; `script` must not hold double quotes.
@@ -191,25 +193,30 @@ fn running_pods_see_changes_and_missing_things_are_waited_for() {
     }
 }
 
-#[test]
-#[ignore = "needs root"]
-fn a_claim_keeps_what_a_pod_wrote() {
-    let cluster = Cluster::started();
-    cluster.import("busybox");
-    let disk = cluster.root.path().join("disk");
-    std::fs::create_dir(&disk).unwrap();
-    let volume = format!(
+/// A volume in a folder of the cluster's; the folder.
+fn disk(cluster: &Cluster, name: &str) -> PathBuf {
+    let folder = cluster.root.path().join(name);
+    std::fs::create_dir(&folder).unwrap();
+    cluster.apply(&format!(
         "
 apiVersion: v1
 kind: PersistentVolume
-metadata: {{name: disk}}
+metadata: {{name: {name}}}
 spec:
   capacity: {{storage: 1Gi}}
   accessModes: [ReadWriteOnce]
   hostPath: {{path: {}}}
 ",
-        disk.display()
-    );
+        folder.display()
+    ));
+    folder
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_claim_keeps_what_a_pod_wrote() {
+    let cluster = Cluster::started();
+    cluster.import("busybox");
     let mount = "volumeMounts: [{name: v, mountPath: /data}]";
     let claim = |read_only: bool| {
         format!(
@@ -235,7 +242,7 @@ metadata: {name: c}
 spec: {storageClassName: '', accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}
 ",
     );
-    cluster.apply(&volume);
+    let disk = disk(&cluster, "disk");
     cluster.wait("get pvc c -o jsonpath={.status.phase}", "Bound");
     assert_eq!(output(&cluster, "writer"), "");
     let script = "cat /data/file; touch /data/x || echo not to be written";
@@ -249,4 +256,50 @@ spec: {storageClassName: '', accessModes: [ReadWriteOnce], resources: {requests:
     cluster.ok("delete pod writer reader");
     cluster.ok("delete pvc c");
     cluster.wait("get pv disk -o jsonpath={.status.phase}", "Released");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_stateful_set_keeps_its_claims() {
+    let cluster = Cluster::started();
+    cluster.import("busybox");
+    disk(&cluster, "one");
+    disk(&cluster, "two");
+    cluster.apply(
+        "
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: w}
+spec:
+  serviceName: w
+  replicas: 2
+  persistentVolumeClaimRetentionPolicy: {whenScaled: Delete, whenDeleted: Retain}
+  selector: {matchLabels: {app: w}}
+  template:
+    metadata: {labels: {app: w}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      tolerations: [{operator: Exists}] # a test machine's disk may be nearly full
+      containers:
+      - name: c
+        image: busybox:1
+        command: [sh, -c, 'hostname >>/data/file; sleep 1000']
+        volumeMounts: [{name: data, mountPath: /data}]
+  volumeClaimTemplates:
+  - metadata: {name: data}
+    spec: {storageClassName: '', accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}
+",
+    );
+    let ready = "get statefulset w -o jsonpath={.status.readyReplicas}";
+    cluster.wait(ready, "2");
+    // A pod made anew has the folder of the one before it.
+    cluster.ok("delete pod w-1");
+    cluster.wait(ready, "2");
+    let file = "exec w-1 -- cat /data/file";
+    cluster.wait_for(file, |lines| lines.trim() == "w-1\nw-1");
+
+    cluster.ok("scale statefulset w --replicas=1");
+    cluster.ok("wait pvc/data-w-1 --for=delete --timeout=60s");
+    cluster.ok("delete statefulset w --cascade=foreground");
+    assert_eq!(cluster.field("pvc/data-w-0", ".status.phase"), "Bound");
 }

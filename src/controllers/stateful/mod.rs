@@ -1,7 +1,7 @@
-//! StatefulSets: pods with names that stay. `plan.rs` decides, this file watches and applies.
-//!
-//! Claims for volumes are not served yet: a set that wants them starts nothing and says so.
+//! StatefulSets: pods with names and volumes that stay. `plan.rs` decides on pods, `claims.rs` on
+//! the claims for their volumes; this file watches and applies.
 
+mod claims;
 mod plan;
 
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use k8s_openapi::{
     api::{
         apps::v1::{ControllerRevision, StatefulSet, StatefulSetStatus},
-        core::v1::{Pod, PodTemplateSpec},
+        core::v1::{PersistentVolumeClaim, Pod, PodTemplateSpec},
     },
     jiff::Timestamp,
 };
@@ -39,17 +39,30 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
     let sets: Informer<StatefulSet> = informers.get();
     let pods: Informer<Pod> = informers.get();
     let revisions: Informer<ControllerRevision> = informers.get();
+    let claims: Informer<PersistentVolumeClaim> = informers.get();
+    let of_claim = {
+        let sets = sets.clone();
+        move |claim: &PersistentVolumeClaim| {
+            let all = sets.list_in(&claim.namespace().unwrap_or_default());
+            let theirs = all
+                .iter()
+                .filter(|set| claims::is_of(set, &claim.name_any()));
+            theirs.map(|set| Key::of(set.as_ref())).collect()
+        }
+    };
     let controller = Sets {
         client: informers.client().clone(),
         events: Events::new(informers.client().clone(), "statefulset-controller"),
         sets: sets.clone(),
         pods: pods.clone(),
         revisions: revisions.clone(),
+        claims: claims.clone(),
         written: Written::default(),
     };
     Loop::new(controller, &sets)
         .watch(&pods, owner_key)
         .watch(&revisions, owner_key)
+        .watch(&claims, of_claim)
         .run(WORKERS, shutdown)
         .await;
 }
@@ -67,6 +80,7 @@ struct Sets {
     sets: Informer<StatefulSet>,
     pods: Informer<Pod>,
     revisions: Informer<ControllerRevision>,
+    claims: Informer<PersistentVolumeClaim>,
     written: Written,
 }
 
@@ -84,21 +98,12 @@ impl Controller for Sets {
         if !self.written.visible(key, &self.pods) {
             return Ok(Next::After(PATIENCE));
         }
-        let spec = set.spec.clone();
-        if spec
-            .volume_claim_templates
-            .is_some_and(|list| !list.is_empty())
-        {
-            let text = "volumeClaimTemplates need PersistentVolumeClaims, which this cluster does not serve: no pod is started";
-            self.events
-                .record(set.as_ref(), Level::Warning, "FailedCreate", text);
-            return Ok(Next::Settled);
-        }
         let uid = set.uid();
         let mut held = self.pods.list_in(&key.namespace);
         held.retain(|pod| {
             pods::controller_of(pod.as_ref()).is_some_and(|owner| Some(&owner.uid) == uid.as_ref())
         });
+        self.own_claims(key, &set, &held).await?;
         let revisions = self.revisions(key, &set, &held).await?;
         let refs: Vec<&Pod> = held.iter().map(AsRef::as_ref).collect();
         let plan = plan(
@@ -220,6 +225,9 @@ impl Sets {
     ) -> Result<(), Error> {
         let pod = new_pod(set, ordinal, revision, template);
         let name = pod.name_any();
+        if !self.make_claims(key, set, &name).await? {
+            return Ok(());
+        }
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
         match api.create(&PostParams::default(), &pod).await {
             Ok(pod) => {
@@ -240,6 +248,70 @@ impl Sets {
                 Err(error).doing(|| format!("create pod {name} of StatefulSet {key}"))
             }
         }
+    }
+
+    /// Makes the claims that a new pod is to have. False while an old one of the same name is being
+    /// deleted: its end is awaited.
+    async fn make_claims(&self, key: &Key, set: &StatefulSet, pod: &str) -> Result<bool, Error> {
+        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &key.namespace);
+        for claim in claims::wanted(set, pod) {
+            let name = claim.name_any();
+            match self.claims.get(&Key::of(&claim)) {
+                Some(held) if pods::is_terminating(held.as_ref()) => {
+                    let text =
+                        format!("Claim {name} of Pod {pod} is being deleted: waiting for its end");
+                    self.events
+                        .record(set, Level::Warning, "FailedCreate", text);
+                    return Ok(false);
+                }
+                Some(_) => continue,
+                None => {}
+            }
+            match api.create(&PostParams::default(), &claim).await {
+                Ok(_) => {
+                    let text = format!(
+                        "create Claim {name} Pod {pod} in StatefulSet {} success",
+                        key.name
+                    );
+                    self.events
+                        .record(set, Level::Normal, "SuccessfulCreate", text);
+                }
+                Err(error) if already_exists(&error) || namespace_terminating(&error) => {}
+                Err(error) => {
+                    let text = format!("create Claim {name} of Pod {pod} failed error: {error}");
+                    self.events
+                        .record(set, Level::Warning, "FailedCreate", text);
+                    return Err(error)
+                        .doing(|| format!("create claim {name} of StatefulSet {key}"));
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Gives the claims of the pods there are the owners that the retention policy wants.
+    async fn own_claims(
+        &self,
+        key: &Key,
+        set: &StatefulSet,
+        held: &[Arc<Pod>],
+    ) -> Result<(), Error> {
+        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &key.namespace);
+        for pod in held {
+            for claim in claims::wanted(set, &pod.name_any()) {
+                let Some(there) = self.claims.get(&Key::of(&claim)) else {
+                    continue;
+                };
+                if let Some(claim) = claims::reowned(set, &there, pod) {
+                    let name = claim.name_any();
+                    api.replace(&name, &PostParams::default(), &claim)
+                        .await
+                        .or_gone()
+                        .doing(|| format!("update the owners of claim {name}"))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn delete(&self, key: &Key, set: &StatefulSet, pod: &Pod, why: Why) -> Result<(), Error> {
@@ -320,6 +392,7 @@ fn new_pod(set: &StatefulSet, ordinal: i32, revision: &str, template: &PodTempla
     labels.insert(NAME_LABEL.into(), name.clone());
     labels.insert(INDEX_LABEL.into(), ordinal.to_string());
     let spec = pod.spec.get_or_insert_default();
+    claims::mount(set, &name, spec);
     spec.hostname = Some(name);
     spec.subdomain = set.spec.service_name.clone();
     pod

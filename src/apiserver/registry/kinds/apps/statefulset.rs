@@ -130,7 +130,28 @@ fn validate(object: &Value, causes: &mut Causes) {
             causes,
         );
     }
-    validate_with_selector(object, Restarts::Always, causes);
+    validate_with_selector(&with_claims(object), Restarts::Always, causes);
+}
+
+/// The set with its claims among the template's volumes, as its pods have them: mounts name them.
+fn with_claims(object: &Value) -> Value {
+    let mut whole = object.clone();
+    let names: Vec<&str> = items(object, "spec.template.spec.volumes")
+        .iter()
+        .map(|volume| text(volume, "name"))
+        .collect();
+    let claims = items(object, "spec.volumeClaimTemplates").iter();
+    let mut volumes: Vec<Value> = items(object, "spec.template.spec.volumes").to_vec();
+    volumes.extend(
+        claims
+            .map(|claim| text(claim, "metadata.name"))
+            .filter(|name| !names.contains(name))
+            .map(|name| json!({"name": name, "persistentVolumeClaim": {"claimName": name}})),
+    );
+    if !volumes.is_empty() && whole["spec"]["template"]["spec"].is_object() {
+        whole["spec"]["template"]["spec"]["volumes"] = Value::Array(volumes);
+    }
+    whole
 }
 
 fn validate_update(new: &Value, old: &Value, causes: &mut Causes) {
@@ -151,5 +172,37 @@ fn validate_update(new: &Value, old: &Value, causes: &mut Causes) {
             "spec",
             "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden",
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_may_name_a_claim() {
+        let set = |mount: &str| {
+            let mut set = json!({
+                "metadata": {"name": "w", "namespace": "n"},
+                "spec": {
+                    "serviceName": "s",
+                    "selector": {"matchLabels": {"a": "b"}},
+                    "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {
+                        "accessModes": ["ReadWriteOnce"],
+                        "resources": {"requests": {"storage": "1Gi"}}}}],
+                    "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{
+                        "name": "c", "image": "i",
+                        "volumeMounts": [{"name": mount, "mountPath": "/data"}]}]}},
+                },
+            });
+            default(&mut set);
+            let mut causes = Causes::default();
+            validate(&set, &mut causes);
+            let fields: Vec<String> = causes.0.into_iter().map(|cause| cause.field).collect();
+            fields
+        };
+        assert_eq!(set("data"), [""; 0]);
+        let field = "spec.template.spec.containers[0].volumeMounts[0].name";
+        assert_eq!(set("gone"), [field]);
     }
 }
