@@ -2,7 +2,11 @@
 
 mod lab;
 
-use std::{fs, path::PathBuf, process::Stdio};
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Stdio},
+};
 
 use lab::{Cluster, text};
 
@@ -75,26 +79,51 @@ fn full(cluster: &Cluster) -> String {
     group
 }
 
+/// A process in a control group, neither of them ours; they go with the test.
+struct Foreign {
+    sleeper: Child,
+    limits: cgroups::Group,
+}
+
+impl Foreign {
+    fn start(cluster: &Cluster, group: &str) -> Self {
+        let hierarchy = cgroups::Hierarchy::detect().unwrap();
+        let limits = cgroups::Group::create(&hierarchy, group).unwrap();
+        let sleeper = cluster.host.command("sleep").arg("1000").spawn().unwrap();
+        let foreign = Self { sleeper, limits };
+        let id = foreign.sleeper.id();
+        lab::until("the foreign program runs", || {
+            fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|name| name.trim() == "sleep")
+        });
+        foreign.limits.add_process(id).unwrap();
+        foreign
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        let _ = self.sleeper.kill();
+        let _ = self.sleeper.wait();
+        let removed = self.limits.remove();
+        if !std::thread::panicking() {
+            removed.unwrap();
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs root"]
 fn everything_of_ours_goes_and_nothing_else() {
     let cluster = Cluster::new();
     // Foreign, and named much like ours.
     let foreign = format!("vetch-foreign-{}", std::process::id());
-    let mut sleeper = cluster.host.command("sleep").arg("1000").spawn().unwrap();
-    lab::until("the foreign program runs", || {
-        let name = format!("/proc/{}/comm", sleeper.id());
-        fs::read_to_string(name).is_ok_and(|name| name.trim() == "sleep")
-    });
+    let mut theirs = Foreign::start(&cluster, &foreign);
     cluster.host.sh(
         "nft 'add table ip vetch_foreign; add chain ip vetch_foreign c; \
               add rule ip vetch_foreign c counter accept'; \
          ip link add vetchforeign type bridge; ip address add 10.99.0.1/24 dev vetchforeign; \
          ip link set vetchforeign up",
     );
-    let hierarchy = cgroups::Hierarchy::detect().unwrap();
-    let limits = cgroups::Group::create(&hierarchy, &foreign).unwrap();
-    limits.add_process(sleeper.id()).unwrap();
     let kept = cluster.root.path().join("kept");
     fs::write(&kept, "mine").unwrap();
     let before = cluster.host.picture();
@@ -118,10 +147,8 @@ fn everything_of_ours_goes_and_nothing_else() {
     assert_eq!(fs::read_to_string(&kept).unwrap(), "mine");
 
     assert!(!folders(&foreign).is_empty());
-    assert!(sleeper.try_wait().unwrap().is_none(), "it was killed");
-    sleeper.kill().unwrap();
-    sleeper.wait().unwrap();
-    limits.remove().unwrap();
+    let ended = theirs.sleeper.try_wait().unwrap();
+    assert!(ended.is_none(), "it was killed");
 }
 
 #[test]

@@ -354,10 +354,10 @@ impl<'a> Observed<'a> {
                 self.start(name, record.attempt + 1, record.delay, plan);
             }
             (Phase::Running { .. }, _) => {
-                if let Some((cause, grace)) = self.must_stop(member, record, image) {
-                    if cause != Cause::Changed || self.settling().is_none() {
-                        self.stop(record, cause, self.now + grace, plan);
-                    }
+                if let Some((cause, grace)) = self.must_stop(member, record, image)
+                    && (cause != Cause::Changed || self.settling().is_none())
+                {
+                    self.stop(record, cause, self.now + grace, plan);
                 }
             }
             (Phase::Exited { .. }, Origin::Before) => {
