@@ -7,17 +7,29 @@ use std::{
 };
 
 /// What each part of `src` may use of the others. `cli` may use everything.
-const ALLOWED: [(&str, &[&str]); 11] = [
-    ("apiserver", &["store", "pki"]),
-    ("controllers", &["informer", "placement"]),
+const ALLOWED: [(&str, &[&str]); 13] = [
+    ("apiserver", &["listener", "store", "pki"]),
+    ("controllers", &["events", "informer", "placement"]),
     ("dns", &["informer"]),
+    ("events", &[]),
     ("informer", &[]),
-    ("kubelet", &["runtime", "informer", "pki", "placement"]),
+    ("listener", &[]),
+    (
+        "kubelet",
+        &[
+            "runtime",
+            "events",
+            "listener",
+            "informer",
+            "pki",
+            "placement",
+        ],
+    ),
     ("pki", &[]),
     ("placement", &[]),
     ("proxy", &["informer"]),
     ("runtime", &[]),
-    ("scheduler", &["informer", "placement"]),
+    ("scheduler", &["events", "informer", "placement"]),
     ("store", &[]),
 ];
 

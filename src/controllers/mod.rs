@@ -13,7 +13,6 @@ mod endpoint;
 mod endpoints;
 mod endpointslice;
 mod error;
-mod events;
 mod garbage;
 mod hash;
 mod job;

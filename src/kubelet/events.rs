@@ -1,75 +1,28 @@
-//! Events about this node's pods.
-//!
-//! Best effort: recording never waits. Repetitions raise the count of the event that is there, and
-//! an object that has had many gets few more.
+//! Events about this node's pods and their containers.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
-
-use k8s_openapi::{
-    api::core::v1::{Event, EventSource, ObjectReference, Pod},
-    apimachinery::pkg::apis::meta::v1::Time,
-    jiff::Timestamp,
-};
-use kube::{
-    Api, Client, Resource,
-    api::{ObjectMeta, Patch, PatchParams, PostParams},
-};
-use serde_json::json;
-use tokio::sync::mpsc;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use kube::{Client, Resource};
 
 use super::pod::Member;
-
-const COMPONENT: &str = "kubelet";
-/// Events that wait for the API; more are dropped.
-const BACKLOG: usize = 1000;
-/// Remembered for counting; the older half goes when there are more.
-const REMEMBERED: usize = 4096;
-/// How many events one object may have at once, and how fast it earns more.
-const BURST: f64 = 25.0;
-const EARN_AFTER: Duration = Duration::from_secs(300);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Level {
-    Normal,
-    Warning,
-}
-
-impl Level {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Normal => "Normal",
-            Self::Warning => "Warning",
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Told {
-    about: ObjectReference,
-    level: Level,
-    reason: &'static str,
-    message: String,
-}
+pub use crate::events::Level;
+use crate::events::Source;
 
 /// Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Recorder {
-    queue: mpsc::Sender<Told>,
-}
+pub struct Recorder(crate::events::Recorder);
 
 impl Recorder {
-    /// Writes events until all recorders are gone.
+    /// Writes events until all clones are gone.
     pub fn start(client: Client, node: String) -> Self {
-        let (queue, told) = mpsc::channel(BACKLOG);
-        tokio::spawn(write_all(client, node, told));
-        Self { queue }
+        let source = Source {
+            component: "kubelet",
+            host: Some(node),
+        };
+        Self(crate::events::Recorder::start(client, source))
     }
 
     pub fn pod(&self, pod: &Pod, level: Level, reason: &'static str, message: impl Into<String>) {
-        self.record(pod.object_ref(&()), level, reason, message.into());
+        self.0.record(pod, level, reason, message);
     }
 
     /// About one container of the pod.
@@ -85,172 +38,6 @@ impl Recorder {
             field_path: Some(member.field_path()),
             ..pod.object_ref(&())
         };
-        self.record(about, level, reason, message.into());
-    }
-
-    fn record(&self, about: ObjectReference, level: Level, reason: &'static str, message: String) {
-        let told = Told {
-            about,
-            level,
-            reason,
-            message,
-        };
-        if self.queue.try_send(told).is_err() {
-            tracing::debug!(reason, "too many events, one is dropped");
-        }
-    }
-}
-
-/// What makes two events the same.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Same {
-    uid: String,
-    field: String,
-    level: Level,
-    reason: &'static str,
-    message: String,
-}
-
-struct Known {
-    name: String,
-    count: i32,
-    last: Instant,
-}
-
-struct Allowance {
-    left: f64,
-    at: Instant,
-}
-
-impl Allowance {
-    fn take(&mut self, now: Instant) -> bool {
-        let earned = (now - self.at).as_secs_f64() / EARN_AFTER.as_secs_f64();
-        self.left = (self.left + earned).min(BURST);
-        self.at = now;
-        let granted = self.left >= 1.0;
-        if granted {
-            self.left -= 1.0;
-        }
-        granted
-    }
-}
-
-async fn write_all(client: Client, node: String, mut told: mpsc::Receiver<Told>) {
-    let mut known: HashMap<Same, Known> = HashMap::new();
-    let mut allowed: HashMap<String, Allowance> = HashMap::new();
-    while let Some(told) = told.recv().await {
-        let now = Instant::now();
-        let uid = told.about.uid.clone().unwrap_or_default();
-        let allowance = allowed.entry(uid.clone()).or_insert(Allowance {
-            left: BURST,
-            at: now,
-        });
-        if !allowance.take(now) {
-            continue;
-        }
-        let same = Same {
-            uid,
-            field: told.about.field_path.clone().unwrap_or_default(),
-            level: told.level,
-            reason: told.reason,
-            message: told.message.clone(),
-        };
-        let namespace = told.about.namespace.clone().unwrap_or_default();
-        let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
-        let counted = match known.get_mut(&same) {
-            Some(known) => count(&api, known).await,
-            None => false,
-        };
-        if !counted && let Some(name) = create(&api, &node, told).await {
-            let new = Known {
-                name,
-                count: 1,
-                last: now,
-            };
-            known.insert(same, new);
-        }
-        forget(&mut known, &mut allowed, now);
-    }
-}
-
-/// One more of the same; false if the event is no more.
-async fn count(api: &Api<Event>, known: &mut Known) -> bool {
-    known.count += 1;
-    known.last = Instant::now();
-    let patch = json!({"count": known.count, "lastTimestamp": Time(Timestamp::now())});
-    let patched = api
-        .patch(&known.name, &PatchParams::default(), &Patch::Merge(patch))
-        .await;
-    !matches!(patched, Err(kube::Error::Api(status)) if status.code == 404)
-}
-
-async fn create(api: &Api<Event>, node: &str, told: Told) -> Option<String> {
-    let event = event(node, told, Timestamp::now());
-    match api.create(&PostParams::default(), &event).await {
-        Ok(_) => event.metadata.name,
-        Err(error) => {
-            tracing::debug!(%error, reason = event.reason, "event not recorded");
-            None
-        }
-    }
-}
-
-fn event(node: &str, told: Told, now: Timestamp) -> Event {
-    let name = told.about.name.as_deref().unwrap_or_default();
-    Event {
-        metadata: ObjectMeta {
-            name: Some(format!("{name}.{:x}", now.as_nanosecond())),
-            namespace: told.about.namespace.clone(),
-            ..ObjectMeta::default()
-        },
-        reason: Some(told.reason.to_owned()),
-        message: Some(told.message),
-        type_: Some(told.level.name().to_owned()),
-        source: Some(EventSource {
-            component: Some(COMPONENT.into()),
-            host: Some(node.to_owned()),
-        }),
-        reporting_component: Some(COMPONENT.into()),
-        reporting_instance: Some(node.to_owned()),
-        first_timestamp: Some(Time(now)),
-        last_timestamp: Some(Time(now)),
-        count: Some(1),
-        involved_object: told.about,
-        ..Event::default()
-    }
-}
-
-fn forget(
-    known: &mut HashMap<Same, Known>,
-    allowed: &mut HashMap<String, Allowance>,
-    now: Instant,
-) {
-    if known.len() > REMEMBERED {
-        let mut ages: Vec<Instant> = known.values().map(|known| known.last).collect();
-        ages.sort();
-        let middle = ages[ages.len() / 2];
-        known.retain(|_, known| known.last > middle);
-    }
-    if allowed.len() > REMEMBERED {
-        // Whoever would be full again needs no record.
-        allowed.retain(|_, allowance| now - allowance.at < EARN_AFTER);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_object_cannot_flood() {
-        let start = Instant::now();
-        let mut allowance = Allowance {
-            left: BURST,
-            at: start,
-        };
-        let granted = (0..100).filter(|_| allowance.take(start)).count();
-        assert_eq!(granted, 25);
-        assert!(!allowance.take(start + EARN_AFTER / 2));
-        assert!(allowance.take(start + EARN_AFTER * 2));
+        self.0.record_ref(about, level, reason, message);
     }
 }

@@ -27,15 +27,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{
-    cluster::Cluster,
-    plugins::Plugins,
-    pod::PodInfo,
-    preempt::preempt,
-    queue::Queue,
-    report::{Level, event},
+use self::{cluster::Cluster, plugins::Plugins, pod::PodInfo, preempt::preempt, queue::Queue};
+use crate::{
+    events::{Level, Recorder},
+    informer::{Change, Informer, Informers, Key},
 };
-use crate::informer::{Change, Informer, Informers, Key};
 
 /// What the scheduler is told at start.
 #[derive(Clone, Debug)]
@@ -96,6 +92,7 @@ pub async fn run(informers: Informers, config: Config, shutdown: CancellationTok
 
 struct Scheduler {
     client: Client,
+    events: Recorder,
     config: Config,
     queue: Queue,
     cluster: Cluster,
@@ -121,6 +118,7 @@ impl Scheduler {
     fn new(informers: &Informers, config: Config, failures: mpsc::UnboundedSender<Key>) -> Self {
         Self {
             client: informers.client().clone(),
+            events: Recorder::start(informers.client().clone(), report::COMPONENT),
             config,
             queue: Queue::default(),
             cluster: Cluster::default(),
@@ -262,11 +260,12 @@ impl Scheduler {
     fn bind(&mut self, pod: Arc<PodInfo>, node: String) {
         self.cluster.assume(pod.clone(), &node);
         let (client, failures) = (self.client.clone(), self.failures.clone());
+        let events = self.events.clone();
         tokio::spawn(async move {
-            match report::bind(client.clone(), &pod, &node).await {
+            match report::bind(client, &pod, &node).await {
                 Ok(()) => {
                     let text = format!("Successfully assigned {} to {node}", pod.key);
-                    event(client, &pod, Level::Normal, "Scheduled", text).await;
+                    events.record(pod.pod.as_ref(), Level::Normal, "Scheduled", text);
                 }
                 Err(error) => {
                     tracing::warn!(pod = %pod.key, node, %error, "binding failed, will retry");
@@ -294,7 +293,7 @@ impl Scheduler {
                 None
             }
         };
-        let client = self.client.clone();
+        let (client, events) = (self.client.clone(), self.events.clone());
         tokio::spawn(async move {
             let node = found.as_ref().map(|found| found.node.as_str());
             let written =
@@ -302,15 +301,19 @@ impl Scheduler {
             if let Err(error) = written {
                 tracing::debug!(pod = %pod.key, %error, "condition not written");
             }
-            let reason = "FailedScheduling";
-            event(client.clone(), &pod, Level::Warning, reason, message).await;
+            events.record(
+                pod.pod.as_ref(),
+                Level::Warning,
+                "FailedScheduling",
+                message,
+            );
             let Some(found) = found else { return };
             for victim in &found.victims {
                 match report::evict(client.clone(), victim).await {
                     Ok(()) => {
                         let uid = pod.pod.uid().unwrap_or_default();
                         let text = format!("Preempted by pod {uid} on node {}", found.node);
-                        event(client.clone(), victim, Level::Normal, "Preempted", text).await;
+                        events.record(victim.pod.as_ref(), Level::Normal, "Preempted", text);
                     }
                     Err(error) => {
                         tracing::warn!(pod = %victim.key, %error, "preemption failed");

@@ -1,27 +1,21 @@
-//! What the scheduler writes: bindings, conditions, events, evictions of victims.
+//! What the scheduler writes: bindings, conditions, evictions of victims.
 //!
 //! Each function is one or two API calls; nothing here decides.
 
 use k8s_openapi::{
-    api::core::v1::{Binding, Event, EventSource, ObjectReference, Pod},
+    api::core::v1::{Binding, ObjectReference, Pod},
     apimachinery::pkg::apis::meta::v1::{Status, Time},
     jiff::Timestamp,
 };
 use kube::{
-    Api, Client, Resource, ResourceExt,
+    Api, Client, ResourceExt,
     api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
 };
 use serde_json::json;
 
 use super::pod::PodInfo;
 
-const COMPONENT: &str = "default-scheduler";
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
-    Normal,
-    Warning,
-}
+pub const COMPONENT: &str = "default-scheduler";
 
 /// Binds the pod to the node.
 pub async fn bind(client: Client, pod: &PodInfo, node: &str) -> Result<(), kube::Error> {
@@ -118,39 +112,4 @@ async fn patch_status(
     )
     .await
     .map(drop)
-}
-
-/// Leaves an event on the pod; best effort.
-pub async fn event(client: Client, pod: &PodInfo, level: Level, reason: &str, message: String) {
-    let now = Timestamp::now();
-    let api: Api<Event> = Api::namespaced(client, &pod.key.namespace);
-    let event = Event {
-        metadata: ObjectMeta {
-            name: Some(format!("{}.{:x}", pod.key.name, now.as_nanosecond())),
-            namespace: Some(pod.key.namespace.clone()),
-            ..ObjectMeta::default()
-        },
-        involved_object: pod.pod.object_ref(&()),
-        reason: Some(reason.into()),
-        message: Some(message),
-        type_: Some(
-            match level {
-                Level::Normal => "Normal",
-                Level::Warning => "Warning",
-            }
-            .into(),
-        ),
-        source: Some(EventSource {
-            component: Some(COMPONENT.into()),
-            host: None,
-        }),
-        reporting_component: Some(COMPONENT.into()),
-        first_timestamp: Some(Time(now)),
-        last_timestamp: Some(Time(now)),
-        count: Some(1),
-        ..Event::default()
-    };
-    if let Err(error) = api.create(&PostParams::default(), &event).await {
-        tracing::debug!(%error, reason, "event not recorded");
-    }
 }

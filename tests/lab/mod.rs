@@ -160,12 +160,7 @@ impl Cluster {
 
     pub fn up(&self) {
         let output = self.vetch(&["up", "--detach"]);
-        assert!(
-            output.status.success(),
-            "{}\n{}",
-            text(&output),
-            self.daemon_log()
-        );
+        assert!(output.status.success(), "{}", text(&output));
     }
 
     /// A file below the root as the host sees it, where something may be mounted.
@@ -258,12 +253,7 @@ impl Cluster {
             if suits(got.trim()) {
                 return got.trim().to_owned();
             }
-            assert!(
-                Instant::now() < end,
-                "kubectl {line}: {got:?}\n{}\n{}",
-                text(&self.kubectl("get pods,events -A -o wide")),
-                self.daemon_log()
-            );
+            assert!(Instant::now() < end, "kubectl {line}: {got:?}");
         }
     }
 
@@ -279,8 +269,23 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// What the cluster has and the daemon has said, for who must find out why a test failed.
+    fn tell(&self) {
+        let what = "get pods,deployments,replicasets,services,endpoints,events -A -o wide";
+        for line in [what, "get pods,deployments,replicasets -A -o yaml"] {
+            let line = format!("{line} --request-timeout=5s");
+            eprintln!("$ kubectl {line}\n{}", text(&self.kubectl(&line)));
+        }
+        eprintln!("$ vetch logs\n{}", self.daemon_log());
+    }
+}
+
 impl Drop for Cluster {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.tell();
+        }
         let output = self.vetch(&["reset", "--yes"]);
         if !output.status.success() && !std::thread::panicking() {
             panic!("reset: {}", text(&output));

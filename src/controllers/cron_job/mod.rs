@@ -22,11 +22,13 @@ use tokio_util::sync::CancellationToken;
 use self::plan::{Note, plan};
 use super::{
     error::{Doing, Error, OrGone, already_exists, namespace_terminating},
-    events::{Events, Level},
     pods,
     shared::{Controller, Loop, Next},
 };
-use crate::informer::{Informer, Informers, Key};
+use crate::{
+    events::{Level, Recorder},
+    informer::{Informer, Informers, Key},
+};
 
 const WORKERS: usize = 5;
 
@@ -36,7 +38,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
     let jobs: Informer<Job> = informers.get();
     let controller = Crons {
         client: informers.client().clone(),
-        events: Events::new(informers.client().clone(), "cronjob-controller"),
+        events: Recorder::start(informers.client().clone(), "cronjob-controller"),
         crons: crons.clone(),
         jobs: jobs.clone(),
     };
@@ -53,7 +55,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
 
 struct Crons {
     client: Client,
-    events: Events,
+    events: Recorder,
     crons: Informer<CronJob>,
     jobs: Informer<Job>,
 }

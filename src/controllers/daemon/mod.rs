@@ -21,14 +21,16 @@ use tokio_util::sync::CancellationToken;
 use self::plan::{pin, plan, tolerate};
 use super::{
     error::{Doing, Error, OrGone, already_exists, namespace_terminating},
-    events::{Events, Level},
     pods,
     replicas::slow_start,
     revisions::{self, HASH_LABEL, Present},
     shared::{Controller, Loop, Next},
     written::{PATIENCE, Written},
 };
-use crate::informer::{Informer, Informers, Key};
+use crate::{
+    events::{Level, Recorder},
+    informer::{Informer, Informers, Key},
+};
 
 const WORKERS: usize = 2;
 
@@ -40,7 +42,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
     let revisions: Informer<ControllerRevision> = informers.get();
     let controller = Daemons {
         client: informers.client().clone(),
-        events: Events::new(informers.client().clone(), "daemonset-controller"),
+        events: Recorder::start(informers.client().clone(), "daemonset-controller"),
         sets: sets.clone(),
         pods: pods.clone(),
         nodes: nodes.clone(),
@@ -70,7 +72,7 @@ fn same_place(old: &Node, new: &Node) -> bool {
 
 struct Daemons {
     client: Client,
-    events: Events,
+    events: Recorder,
     sets: Informer<DaemonSet>,
     pods: Informer<Pod>,
     nodes: Informer<Node>,

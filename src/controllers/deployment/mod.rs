@@ -30,12 +30,14 @@ use tokio_util::sync::CancellationToken;
 use self::plan::{Action, Observed, plan};
 use super::{
     error::{Doing, Error, OrGone, already_exists, namespace_terminating},
-    events::{Events, Level},
     pods,
     shared::{Controller, Loop, Next},
     written::{PATIENCE, Written},
 };
-use crate::informer::{Informer, Informers, Key};
+use crate::{
+    events::{Level, Recorder},
+    informer::{Informer, Informers, Key},
+};
 
 const WORKERS: usize = 5;
 
@@ -46,7 +48,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
     let pods: Informer<Pod> = informers.get();
     let controller = Deployments {
         client: informers.client().clone(),
-        events: Events::new(informers.client().clone(), "deployment-controller"),
+        events: Recorder::start(informers.client().clone(), "deployment-controller"),
         deployments: deployments.clone(),
         sets: sets.clone(),
         pods: pods.clone(),
@@ -112,7 +114,7 @@ fn selector(deployment: &Deployment) -> Result<Selector, Error> {
 
 struct Deployments {
     client: Client,
-    events: Events,
+    events: Recorder,
     deployments: Informer<Deployment>,
     sets: Informer<ReplicaSet>,
     pods: Informer<Pod>,

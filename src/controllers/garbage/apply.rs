@@ -19,8 +19,8 @@ use super::{
     graph::{Node, Owner, Place, Uid, Verdict, judge},
     node,
 };
-use crate::controllers::{
-    error::{Doing, Error, OrGone},
+use crate::{
+    controllers::error::{Doing, Error, OrGone},
     events::Level,
 };
 

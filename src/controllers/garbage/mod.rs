@@ -29,8 +29,11 @@ use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::graph::{Graph, Node, Owner, Place, Uid};
-use super::{events::Events, queue::Queue};
-use crate::informer::{Informers, Key};
+use super::queue::Queue;
+use crate::{
+    events::Recorder,
+    informer::{Informers, Key},
+};
 
 const WORKERS: usize = 20;
 /// A kind whose first list does not come holds up the others no longer than this.
@@ -57,7 +60,7 @@ type KindName = (String, String);
 
 struct Shared {
     client: Client,
-    events: Events,
+    events: Recorder,
     graph: Mutex<Graph>,
     kinds: RwLock<HashMap<KindName, Kind>>,
     queue: Queue<Uid>,
@@ -67,7 +70,7 @@ struct Shared {
 pub async fn run(informers: Informers, shutdown: CancellationToken) {
     let client = informers.client().clone();
     let shared = Arc::new(Shared {
-        events: Events::new(client.clone(), "garbage-collector-controller"),
+        events: Recorder::start(client.clone(), "garbage-collector-controller"),
         client,
         graph: Mutex::default(),
         kinds: RwLock::default(),

@@ -27,13 +27,15 @@ use tokio_util::sync::CancellationToken;
 use self::plan::{FINALIZER, INDEX, Plan, has_finalizer, is_finished, plan};
 use super::{
     error::{Doing, Error, OrGone, namespace_terminating},
-    events::{Events, Level},
     pods,
     replicas::{Wanted, claim, slow_start},
     shared::{Controller, Loop, Next},
     written::{PATIENCE, Written},
 };
-use crate::informer::{Informer, Informers, Key};
+use crate::{
+    events::{Level, Recorder},
+    informer::{Informer, Informers, Key},
+};
 
 const WORKERS: usize = 5;
 const MANAGER: &str = "kubernetes.io/job-controller";
@@ -44,7 +46,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
     let pods: Informer<Pod> = informers.get();
     let controller = Jobs {
         client: informers.client().clone(),
-        events: Events::new(informers.client().clone(), "job-controller"),
+        events: Recorder::start(informers.client().clone(), "job-controller"),
         jobs: jobs.clone(),
         pods: pods.clone(),
         written: Written::default(),
@@ -57,7 +59,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
 
 struct Jobs {
     client: Client,
-    events: Events,
+    events: Recorder,
     jobs: Informer<Job>,
     pods: Informer<Pod>,
     written: Written,
@@ -167,7 +169,7 @@ impl Jobs {
                         .record(job, Level::Normal, "Completed", "Job completed");
                 }
                 ("Failed", "True") => {
-                    self.events.record(job, Level::Warning, &reason, message);
+                    self.events.record(job, Level::Warning, reason, message);
                 }
                 ("Suspended", "True") => {
                     self.events.record(job, Level::Normal, "Suspended", message);

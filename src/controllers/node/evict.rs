@@ -20,10 +20,10 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     controllers::{
         error::{Doing, Error, OrGone},
-        events::{Events, Level},
         pods,
         shared::{Controller, Loop, Next},
     },
+    events::{Level, Recorder},
     informer::{Informer, Informers, Key},
     placement,
 };
@@ -35,7 +35,7 @@ pub async fn run(informers: &Informers, shutdown: CancellationToken) {
     let nodes: Informer<Node> = informers.get();
     let controller = Evictions {
         client: informers.client().clone(),
-        events: Events::new(informers.client().clone(), "taint-eviction-controller"),
+        events: Recorder::start(informers.client().clone(), "taint-eviction-controller"),
         pods: pods.clone(),
         nodes: nodes.clone(),
     };
@@ -107,7 +107,7 @@ fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
 
 struct Evictions {
     client: Client,
-    events: Events,
+    events: Recorder,
     pods: Informer<Pod>,
     nodes: Informer<Node>,
 }

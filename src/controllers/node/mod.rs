@@ -31,11 +31,13 @@ use tokio_util::sync::CancellationToken;
 use self::plan::{Eviction, Health, eviction, health, silent, taints};
 use super::{
     error::{Doing, Error, OrGone},
-    events::{Events, Level},
     pods,
     shared::{Controller, Loop, Next},
 };
-use crate::informer::{Informer, Informers, Key};
+use crate::{
+    events::{Level, Recorder},
+    informer::{Informer, Informers, Key},
+};
 
 const WORKERS: usize = 8;
 /// Silence after which a node is unknown.
@@ -59,7 +61,7 @@ async fn watch_health(informers: &Informers, shutdown: CancellationToken) {
     let leases: Informer<Lease> = informers.get();
     let controller = Nodes {
         client: informers.client().clone(),
-        events: Events::new(informers.client().clone(), "node-controller"),
+        events: Recorder::start(informers.client().clone(), "node-controller"),
         nodes: nodes.clone(),
         leases: leases.clone(),
         pods: informers.get(),
@@ -83,7 +85,7 @@ type Pulse = (Option<MicroTime>, Option<Time>);
 
 struct Nodes {
     client: Client,
-    events: Events,
+    events: Recorder,
     nodes: Informer<Node>,
     leases: Informer<Lease>,
     pods: Informer<Pod>,

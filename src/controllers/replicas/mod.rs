@@ -34,12 +34,14 @@ use self::{
 };
 use super::{
     error::{Doing, Error, OrGone, namespace_terminating},
-    events::{Events, Level},
     pods,
     shared::{Controller, Loop, Next},
     written::{PATIENCE, Written},
 };
-use crate::informer::{Informer, Informers, Key};
+use crate::{
+    events::{Level, Recorder},
+    informer::{Informer, Informers, Key},
+};
 
 const WORKERS: usize = 5;
 
@@ -56,7 +58,7 @@ async fn run_kind<K: Owner>(informers: &Informers, shutdown: CancellationToken) 
     let pods: Informer<Pod> = informers.get();
     let controller = Replicas {
         client: informers.client().clone(),
-        events: Events::new(informers.client().clone(), K::CONTROLLER),
+        events: Recorder::start(informers.client().clone(), K::CONTROLLER),
         owners: owners.clone(),
         pods: pods.clone(),
         written: Written::default(),
@@ -91,7 +93,7 @@ fn owners_of<K: Owner>(pod: &Pod, owners: &Informer<K>) -> Vec<Key> {
 
 struct Replicas<K> {
     client: Client,
-    events: Events,
+    events: Recorder,
     owners: Informer<K>,
     pods: Informer<Pod>,
     written: Written,

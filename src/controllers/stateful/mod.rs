@@ -22,13 +22,15 @@ use tokio_util::sync::CancellationToken;
 use self::plan::{Action, Revision, Why, plan};
 use super::{
     error::{Doing, Error, OrGone, already_exists, namespace_terminating},
-    events::{Events, Level},
     pods,
     revisions::{self, HASH_LABEL, Present},
     shared::{Controller, Loop, Next},
     written::{PATIENCE, Written},
 };
-use crate::informer::{Informer, Informers, Key};
+use crate::{
+    events::{Level, Recorder},
+    informer::{Informer, Informers, Key},
+};
 
 const WORKERS: usize = 5;
 const NAME_LABEL: &str = "statefulset.kubernetes.io/pod-name";
@@ -52,7 +54,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
     };
     let controller = Sets {
         client: informers.client().clone(),
-        events: Events::new(informers.client().clone(), "statefulset-controller"),
+        events: Recorder::start(informers.client().clone(), "statefulset-controller"),
         sets: sets.clone(),
         pods: pods.clone(),
         revisions: revisions.clone(),
@@ -76,7 +78,7 @@ fn owner_key<K: kube::Resource>(object: &K) -> Vec<Key> {
 
 struct Sets {
     client: Client,
-    events: Events,
+    events: Recorder,
     sets: Informer<StatefulSet>,
     pods: Informer<Pod>,
     revisions: Informer<ControllerRevision>,

@@ -25,10 +25,12 @@ use tokio_util::sync::CancellationToken;
 use self::plan::{BY_CONTROLLER, COMPLETED, ClaimStep, VolumeStep};
 use super::{
     error::{Doing, Error, OrGone},
-    events::{Events, Level},
     shared::{Controller, Loop, Next},
 };
-use crate::informer::{Informer, Informers, Key};
+use crate::{
+    events::{Level, Recorder},
+    informer::{Informer, Informers, Key},
+};
 
 /// Runs until `shutdown`.
 pub async fn run(informers: Informers, shutdown: CancellationToken) {
@@ -43,7 +45,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
         volumes: volumes.clone(),
         classes: classes.clone(),
         pods: pods.clone(),
-        events: Events::new(client.clone(), "persistentvolume-controller"),
+        events: Recorder::start(client.clone(), "persistentvolume-controller"),
         told: Mutex::default(),
     };
     let teller = Volumes {
@@ -92,7 +94,7 @@ struct Claims {
     volumes: Informer<PersistentVolume>,
     classes: Informer<StorageClass>,
     pods: Informer<Pod>,
-    events: Events,
+    events: Recorder,
     /// Why claims wait, as their events have said already.
     told: Mutex<HashMap<Key, &'static str>>,
 }

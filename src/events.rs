@@ -1,0 +1,274 @@
+//! Events that components leave on objects.
+//!
+//! Best effort: recording never waits. Repetitions raise the count of the event that is there, and
+//! an object that has had many gets few more.
+
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::{
+    api::core::v1::{Event, EventSource, ObjectReference},
+    apimachinery::pkg::apis::meta::v1::Time,
+    jiff::Timestamp,
+};
+use kube::{
+    Api, Client, Resource,
+    api::{ObjectMeta, Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+use tokio::sync::mpsc;
+
+/// Events that wait for the API; more are dropped.
+const BACKLOG: usize = 1000;
+/// Remembered for counting; the older half goes when there are more.
+const REMEMBERED: usize = 4096;
+/// How many events one object may have at once, and how fast it earns more.
+const BURST: f64 = 25.0;
+const EARN_AFTER: Duration = Duration::from_secs(300);
+
+/// How an event shall be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Level {
+    Normal,
+    Warning,
+}
+
+impl Level {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Normal => "Normal",
+            Self::Warning => "Warning",
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Told {
+    about: ObjectReference,
+    level: Level,
+    reason: Cow<'static, str>,
+    message: String,
+}
+
+/// Who tells.
+#[derive(Clone, Debug)]
+pub struct Source {
+    pub component: &'static str,
+    pub host: Option<String>,
+}
+
+/// A component of the cluster, of no host.
+impl From<&'static str> for Source {
+    fn from(component: &'static str) -> Self {
+        Self {
+            component,
+            host: None,
+        }
+    }
+}
+
+/// Records in the name of one component. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Recorder {
+    queue: mpsc::Sender<Told>,
+}
+
+impl Recorder {
+    /// Writes events until all clones are gone.
+    pub fn start(client: Client, source: impl Into<Source>) -> Self {
+        let (queue, told) = mpsc::channel(BACKLOG);
+        tokio::spawn(write_all(client, source.into(), told));
+        Self { queue }
+    }
+
+    pub fn record<K: Resource<DynamicType = ()>>(
+        &self,
+        about: &K,
+        level: Level,
+        reason: impl Into<Cow<'static, str>>,
+        message: impl Into<String>,
+    ) {
+        self.record_ref(about.object_ref(&()), level, reason, message);
+    }
+
+    pub fn record_ref(
+        &self,
+        about: ObjectReference,
+        level: Level,
+        reason: impl Into<Cow<'static, str>>,
+        message: impl Into<String>,
+    ) {
+        let told = Told {
+            about,
+            level,
+            reason: reason.into(),
+            message: message.into(),
+        };
+        if let Err(dropped) = self.queue.try_send(told) {
+            let reason = dropped.into_inner().reason;
+            tracing::debug!(%reason, "too many events, one is dropped");
+        }
+    }
+}
+
+/// What makes two events the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Same {
+    uid: String,
+    field: String,
+    level: Level,
+    reason: Cow<'static, str>,
+    message: String,
+}
+
+struct Known {
+    name: String,
+    count: i32,
+    last: Instant,
+}
+
+struct Allowance {
+    left: f64,
+    at: Instant,
+}
+
+impl Allowance {
+    fn take(&mut self, now: Instant) -> bool {
+        let earned = (now - self.at).as_secs_f64() / EARN_AFTER.as_secs_f64();
+        self.left = (self.left + earned).min(BURST);
+        self.at = now;
+        let granted = self.left >= 1.0;
+        if granted {
+            self.left -= 1.0;
+        }
+        granted
+    }
+}
+
+async fn write_all(client: Client, source: Source, mut told: mpsc::Receiver<Told>) {
+    let mut known: HashMap<Same, Known> = HashMap::new();
+    let mut allowed: HashMap<String, Allowance> = HashMap::new();
+    while let Some(told) = told.recv().await {
+        let now = Instant::now();
+        let uid = told.about.uid.clone().unwrap_or_default();
+        let allowance = allowed.entry(uid.clone()).or_insert(Allowance {
+            left: BURST,
+            at: now,
+        });
+        if !allowance.take(now) {
+            continue;
+        }
+        let same = Same {
+            uid,
+            field: told.about.field_path.clone().unwrap_or_default(),
+            level: told.level,
+            reason: told.reason.clone(),
+            message: told.message.clone(),
+        };
+        let namespace = namespace(&told.about);
+        let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
+        let counted = match known.get_mut(&same) {
+            Some(known) => count(&api, known).await,
+            None => false,
+        };
+        if !counted && let Some(name) = create(&api, &source, told).await {
+            let new = Known {
+                name,
+                count: 1,
+                last: now,
+            };
+            known.insert(same, new);
+        }
+        forget(&mut known, &mut allowed, now);
+    }
+}
+
+/// One more of the same; false if the event is no more.
+async fn count(api: &Api<Event>, known: &mut Known) -> bool {
+    known.count += 1;
+    known.last = Instant::now();
+    let patch = json!({"count": known.count, "lastTimestamp": Time(Timestamp::now())});
+    let patched = api
+        .patch(&known.name, &PatchParams::default(), &Patch::Merge(patch))
+        .await;
+    !matches!(patched, Err(kube::Error::Api(status)) if status.code == 404)
+}
+
+async fn create(api: &Api<Event>, source: &Source, told: Told) -> Option<String> {
+    let event = event(source, told, Timestamp::now());
+    match api.create(&PostParams::default(), &event).await {
+        Ok(_) => event.metadata.name,
+        Err(error) => {
+            tracing::debug!(%error, reason = event.reason, "event not recorded");
+            None
+        }
+    }
+}
+
+/// Where the event is kept: what is of no namespace has its events in `default`.
+fn namespace(about: &ObjectReference) -> String {
+    about.namespace.clone().unwrap_or_else(|| "default".into())
+}
+
+fn event(source: &Source, told: Told, now: Timestamp) -> Event {
+    let name = told.about.name.as_deref().unwrap_or_default();
+    Event {
+        metadata: ObjectMeta {
+            name: Some(format!("{name}.{:x}", now.as_nanosecond())),
+            namespace: Some(namespace(&told.about)),
+            ..ObjectMeta::default()
+        },
+        reason: Some(told.reason.into_owned()),
+        message: Some(told.message),
+        type_: Some(told.level.name().to_owned()),
+        source: Some(EventSource {
+            component: Some(source.component.into()),
+            host: source.host.clone(),
+        }),
+        reporting_component: Some(source.component.into()),
+        reporting_instance: source.host.clone(),
+        first_timestamp: Some(Time(now)),
+        last_timestamp: Some(Time(now)),
+        count: Some(1),
+        involved_object: told.about,
+        ..Event::default()
+    }
+}
+
+fn forget(
+    known: &mut HashMap<Same, Known>,
+    allowed: &mut HashMap<String, Allowance>,
+    now: Instant,
+) {
+    if known.len() > REMEMBERED {
+        let mut ages: Vec<Instant> = known.values().map(|known| known.last).collect();
+        ages.sort();
+        let middle = ages[ages.len() / 2];
+        known.retain(|_, known| known.last > middle);
+    }
+    if allowed.len() > REMEMBERED {
+        // Whoever would be full again needs no record.
+        allowed.retain(|_, allowance| now - allowance.at < EARN_AFTER);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_object_cannot_flood() {
+        let start = Instant::now();
+        let mut allowance = Allowance {
+            left: BURST,
+            at: start,
+        };
+        let granted = (0..100).filter(|_| allowance.take(start)).count();
+        assert_eq!(granted, 25);
+        assert!(!allowance.take(start + EARN_AFTER / 2));
+        assert!(allowance.take(start + EARN_AFTER * 2));
+    }
+}
