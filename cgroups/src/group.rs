@@ -87,14 +87,14 @@ impl Group {
             self.make(root, parent)?;
             made = fs::create_dir(&path);
         }
-        match made {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        let new = match made {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
             Err(source) => return Err(failed("create", &path, source)),
-        }
-        let parent = root.join(parent);
+        };
         match self.hierarchy.layout {
-            Layout::V2 => hand_to_children(root, &parent),
+            Layout::V2 if new => hand_to_children(root, &root.join(parent)),
+            // Whoever made it may not have filled it yet.
             Layout::V1
                 if self
                     .hierarchy
@@ -102,9 +102,9 @@ impl Group {
                     .get("cpuset")
                     .is_some_and(|own| own == root) =>
             {
-                inherit_cpuset(&parent, &path)
+                inherit_cpuset(root, name)
             }
-            Layout::V1 => Ok(()),
+            Layout::V1 | Layout::V2 => Ok(()),
         }
     }
 
@@ -408,14 +408,27 @@ fn hand_to_children(root: &Path, dir: &Path) -> Result<(), Error> {
     }
 }
 
-/// A v1 cpuset starts empty and takes no process until both files are filled.
-fn inherit_cpuset(parent: &Path, dir: &Path) -> Result<(), Error> {
+/// A v1 cpuset starts empty and takes no process until both files are filled. Those above may be
+/// empty still: two make the same groups at once, or one was stopped halfway.
+fn inherit_cpuset(root: &Path, name: &Path) -> Result<(), Error> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
-        if read(&dir.join(file))?.trim().is_empty() {
-            write(&dir.join(file), read(&parent.join(file))?.trim())?;
-        }
+        cpuset(root, name, file)?;
     }
     Ok(())
+}
+
+/// What the group may use; taken from the group above where it says nothing.
+fn cpuset(root: &Path, name: &Path, file: &str) -> Result<String, Error> {
+    let path = root.join(name).join(file);
+    let own = read(&path)?.trim().to_owned();
+    match name.parent() {
+        Some(parent) if own.is_empty() => {
+            let inherited = cpuset(root, parent, file)?;
+            write(&path, &inherited)?;
+            Ok(inherited)
+        }
+        _ => Ok(own),
+    }
 }
 
 fn children(dir: &Path) -> Result<Vec<PathBuf>, Error> {

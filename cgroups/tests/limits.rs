@@ -308,3 +308,54 @@ fn only_allowed_devices_open() -> TestResult {
     scratch.shell(&make)?.says("made")?; // making a node does no harm
     Ok(())
 }
+
+#[test]
+#[ignore = "needs root"]
+fn groups_below_a_half_made_one_take_processes() -> TestResult {
+    let hierarchy = Hierarchy::detect()?;
+    let name = format!("vetch-test-{}-half", std::process::id());
+    let top = Scratch(Group::open(&hierarchy, &name)?);
+    let trees: Vec<_> = match hierarchy.layout {
+        Layout::V1 => hierarchy.v1.values().collect(),
+        Layout::V2 => hierarchy.v2.iter().collect(),
+    };
+    for tree in trees {
+        let made = std::fs::create_dir(tree.join(&name));
+        made.or_else(|error| match error.kind() {
+            // Two controllers in one tree.
+            std::io::ErrorKind::AlreadyExists => Ok(()),
+            _ => Err(error),
+        })?;
+    }
+    for inner in ["again", "below/that"] {
+        let inner = Scratch(Group::create(&hierarchy, &format!("{name}/{inner}"))?);
+        inner.start(Command::new("sleep").arg("100"))?;
+    }
+    drop(top);
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn many_make_groups_below_the_same_at_once() -> TestResult {
+    for round in 0..20 {
+        let name = format!("vetch-test-{}-many-{round}", std::process::id());
+        let _top = Scratch(Group::open(&Hierarchy::detect()?, &name)?);
+        std::thread::scope(|scope| {
+            let makers: Vec<_> = (0..4)
+                .map(|maker| {
+                    let inner = format!("{name}/a/b/{maker}");
+                    scope.spawn(move || -> TestResult {
+                        let inner = Scratch(Group::create(&Hierarchy::detect()?, &inner)?);
+                        inner.start(Command::new("sleep").arg("100"))?;
+                        Ok(())
+                    })
+                })
+                .collect();
+            makers
+                .into_iter()
+                .try_for_each(|maker| maker.join().map_err(|_| "a maker panicked")?)
+        })?;
+    }
+    Ok(())
+}
