@@ -1,12 +1,13 @@
 //! Controllers: each brings one kind of object nearer to what is wanted.
 //!
-//! A folder or file each; `shared.rs` is the loop they share. Called by `cli`; they know the API
-//! client and the informers only.
+//! A folder or file each; `shared.rs` is the loop they share, `dependents` writes what belongs to
+//! their objects. Called by `cli`; they know the API client and the informers only.
 //! Always true: every controller may be stopped at any moment and goes on from what the API shows.
 
 mod cluster_role;
 mod cron_job;
 mod daemon;
+mod dependents;
 mod deployment;
 mod disruption;
 mod endpoint;
@@ -15,6 +16,7 @@ mod endpointslice;
 mod error;
 mod garbage;
 mod hash;
+mod history;
 mod job;
 mod namespace;
 mod node;

@@ -87,6 +87,11 @@ fn data(template: &PodTemplateSpec) -> Value {
     json!({"spec": {"template": template}})
 }
 
+/// By which pods say what revision they have.
+pub fn hash(revision: &ControllerRevision) -> Option<&String> {
+    revision.labels().get(HASH_LABEL)
+}
+
 /// Revisions beyond the limit that no pod has, oldest first.
 pub fn surplus(
     held: &[Arc<ControllerRevision>],

@@ -4,7 +4,6 @@ mod plan;
 
 use std::sync::Arc;
 
-use futures::future::join_all;
 use k8s_openapi::{
     api::{
         apps::v1::{ControllerRevision, DaemonSet, DaemonSetStatus},
@@ -12,20 +11,18 @@ use k8s_openapi::{
     },
     jiff::Timestamp,
 };
-use kube::{
-    Api, Client, ResourceExt,
-    api::{DeleteParams, PostParams, Preconditions},
-};
+use kube::{Api, Client, ResourceExt, api::PostParams};
 use tokio_util::sync::CancellationToken;
 
 use self::plan::{pin, plan, tolerate};
 use super::{
-    error::{Doing, Error, OrGone, already_exists, namespace_terminating},
+    dependents::{Claimant, Dependents, Failed, PodControl, Wording, owners_of},
+    error::{Doing, Error, OrGone},
+    history::History,
     pods,
-    replicas::slow_start,
-    revisions::{self, HASH_LABEL, Present},
+    revisions::{self, HASH_LABEL},
     shared::{Controller, Loop, Next},
-    written::{PATIENCE, Written},
+    written::PATIENCE,
 };
 use crate::{
     events::{Level, Recorder},
@@ -42,20 +39,23 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
     let revisions: Informer<ControllerRevision> = informers.get();
     let controller = Daemons {
         client: informers.client().clone(),
-        events: Recorder::start(informers.client().clone(), "daemonset-controller"),
         sets: sets.clone(),
-        pods: pods.clone(),
         nodes: nodes.clone(),
-        revisions: revisions.clone(),
-        written: Written::default(),
+        control: PodControl {
+            pods: Dependents::new(&informers),
+            events: Recorder::start(informers.client().clone(), "daemonset-controller"),
+            wording: Wording::Plain,
+        },
+        history: History::new(&informers),
     };
     let all = sets.clone();
+    let (of_pod, of_revision) = (sets.clone(), sets.clone());
     Loop::new(controller, &sets)
-        .watch(&pods, |pod| {
-            pods::controller_named(pod, "apps", "DaemonSet")
-                .map(|name| Key::new(pod.namespace().unwrap_or_default(), name))
-                .into_iter()
-                .collect()
+        .watch(&pods, move |pod| {
+            owners_of(pod, &of_pod, |set| claimant(set).ok())
+        })
+        .watch(&revisions, move |revision| {
+            owners_of(revision, &of_revision, |set| claimant(set).ok())
         })
         .watch_changes(&nodes, same_place, move |_| {
             all.list().iter().map(|set| Key::of(set.as_ref())).collect()
@@ -70,14 +70,16 @@ fn same_place(old: &Node, new: &Node) -> bool {
     old.metadata.labels == new.metadata.labels && taints(old) == taints(new)
 }
 
+fn claimant(set: &DaemonSet) -> Result<Claimant, Error> {
+    Claimant::by_label(set, set.spec.selector.clone())
+}
+
 struct Daemons {
     client: Client,
-    events: Recorder,
     sets: Informer<DaemonSet>,
-    pods: Informer<Pod>,
     nodes: Informer<Node>,
-    revisions: Informer<ControllerRevision>,
-    written: Written,
+    control: PodControl,
+    history: History,
 }
 
 impl Controller for Daemons {
@@ -85,27 +87,28 @@ impl Controller for Daemons {
 
     async fn sync(&self, key: &Key) -> Result<Next, Error> {
         let Some(set) = self.sets.get(key) else {
-            self.written.forget(key);
+            self.control.pods.forget(key);
+            self.history.forget(key);
             return Ok(Next::Settled);
         };
         if pods::is_terminating(set.as_ref()) {
             return Ok(Next::Settled);
         }
-        if !self.written.visible(key, &self.pods) {
+        if !self.control.pods.visible(key) || !self.history.visible(key) {
             return Ok(Next::After(PATIENCE));
         }
-        let uid = set.uid();
-        let mut pods = self.pods.list_in(&key.namespace);
-        pods.retain(|pod| {
-            pods::controller_of(pod.as_ref()).is_some_and(|owner| Some(&owner.uid) == uid.as_ref())
-        });
-        let hash = self.hash(key, &set, &pods).await?;
+        let claimant = claimant(&set)?;
+        let claims = self.control.pods.claim(key, &claimant, pods::is_active);
+        self.control.pods.reown(set.as_ref(), &claims).await?;
+        let pods = claims.held();
+        let hash = self.hash(&set, &claimant, &pods).await?;
         let nodes = self.nodes.list();
         let plan = plan(&set, &nodes, &pods, &hash, Timestamp::now());
-        for pod in &plan.delete {
-            self.delete(key, &set, pod).await?;
-        }
-        self.create(key, &set, &hash, &plan.create).await?;
+        self.delete(&set, &plan.delete).await?;
+        let nodes = plan.create.iter();
+        let new: Vec<Pod> = nodes.map(|node| pod_of(&set, &hash, node)).collect();
+        let made = self.control.create(set.as_ref(), &new).await;
+        made.or_else(Failed::or_over)?;
         if changed(set.status.as_ref(), &plan.status) {
             let mut updated = DaemonSet::clone(&set);
             updated.status = Some(plan.status);
@@ -137,117 +140,48 @@ fn changed(old: Option<&DaemonSetStatus>, new: &DaemonSetStatus) -> bool {
 
 impl Daemons {
     /// The hash of the present template, whose revision is made or renumbered if need be.
-    async fn hash(&self, key: &Key, set: &DaemonSet, pods: &[Arc<Pod>]) -> Result<String, Error> {
-        let uid = set.uid();
-        let mut held = self.revisions.list_in(&key.namespace);
-        held.retain(|one| {
-            pods::controller_of(one.as_ref()).is_some_and(|owner| Some(&owner.uid) == uid.as_ref())
-        });
-        let collisions = set
-            .status
-            .as_ref()
-            .and_then(|status| status.collision_count);
+    async fn hash(
+        &self,
+        set: &DaemonSet,
+        claimant: &Claimant,
+        pods: &[Arc<Pod>],
+    ) -> Result<String, Error> {
+        let held = self.history.of(set, claimant).await?;
+        let status = set.status.as_ref();
+        let collisions = status.and_then(|status| status.collision_count);
         let present = revisions::present(set, &set.spec.template, collisions, &held);
-        let hash = present.revision().labels().get(HASH_LABEL).cloned();
+        let hash = revisions::hash(present.revision()).cloned();
         let hash = hash.unwrap_or_default();
-        let api: Api<ControllerRevision> = Api::namespaced(self.client.clone(), &key.namespace);
-        let params = PostParams::default();
-        match &present {
-            Present::Held(_) => {}
-            Present::Renumbered(revision) => {
-                api.replace(&revision.name_any(), &params, revision)
-                    .await
-                    .doing(|| format!("renumber a revision of DaemonSet {key}"))?;
-            }
-            Present::New(revision) => match api.create(&params, revision).await {
-                Err(error) if already_exists(&error) || namespace_terminating(&error) => {}
-                made => {
-                    made.doing(|| format!("create a revision of DaemonSet {key}"))?;
-                }
-            },
-        }
-        let limit = usize::try_from(set.spec.revision_history_limit.unwrap_or(10)).unwrap_or(0);
+        self.history.keep(set, &present).await?;
         let in_use = |one: &ControllerRevision| {
-            let of = one.labels().get(HASH_LABEL);
+            let of = revisions::hash(one);
             of == Some(&hash) || pods.iter().any(|pod| pod.labels().get(HASH_LABEL) == of)
         };
-        for name in revisions::surplus(&held, limit, in_use) {
-            api.delete(&name, &DeleteParams::default())
-                .await
-                .or_gone()
-                .doing(|| format!("delete old revision {name} of DaemonSet {key}"))?;
-        }
+        let limit = set.spec.revision_history_limit;
+        self.history.trim(set, &held, limit, in_use).await?;
         Ok(hash)
     }
 
-    async fn delete(&self, key: &Key, set: &DaemonSet, pod: &Pod) -> Result<(), Error> {
-        let name = pod.name_any();
-        if pods::phase(pod) == "Failed" {
+    async fn delete(&self, set: &DaemonSet, pods: &[Arc<Pod>]) -> Result<(), Error> {
+        for pod in pods.iter().filter(|pod| pods::phase(pod) == "Failed") {
             let node = pods::node_name(pod).unwrap_or_default();
-            let text = format!(
-                "Found failed daemon pod {}/{name} on node {node}, will try to kill it",
-                key.namespace
-            );
-            self.events
-                .record(set, Level::Warning, "FailedDaemonPod", text);
+            let pod = Key::of(pod.as_ref());
+            let text = format!("Found failed daemon pod {pod} on node {node}, will try to kill it");
+            let events = &self.control.events;
+            events.record(set, Level::Warning, "FailedDaemonPod", text);
         }
-        let params = DeleteParams::default().preconditions(Preconditions {
-            uid: pod.uid(),
-            resource_version: None,
-        });
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
-        api.delete(&name, &params)
-            .await
-            .or_gone()
-            .doing(|| format!("delete pod {name} of DaemonSet {key}"))?;
-        self.written.deleted(key, Key::of(pod));
-        let text = format!("Deleted pod: {name}");
-        self.events
-            .record(set, Level::Normal, "SuccessfulDelete", text);
-        Ok(())
+        let pods: Vec<&Pod> = pods.iter().map(AsRef::as_ref).collect();
+        let deleted = self.control.delete(set, &pods).await;
+        deleted.or_else(Failed::or_over)
     }
+}
 
-    async fn create(
-        &self,
-        key: &Key,
-        set: &DaemonSet,
-        hash: &str,
-        nodes: &[String],
-    ) -> Result<(), Error> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
-        let params = PostParams::default();
-        let mut rest = nodes;
-        for batch in slow_start(nodes.len()) {
-            let (now, later) = rest.split_at(batch);
-            rest = later;
-            let made = join_all(now.iter().map(|node| {
-                let mut pod = pods::pod_of(set, &set.spec.template);
-                pod.labels_mut().insert(HASH_LABEL.into(), hash.into());
-                let spec = pod.spec.get_or_insert_default();
-                tolerate(spec);
-                pin(spec, node);
-                let (api, params) = (&api, &params);
-                async move { api.create(params, &pod).await }
-            }))
-            .await;
-            for result in made {
-                match result {
-                    Ok(pod) => {
-                        self.written.wrote(key, &pod);
-                        let text = format!("Created pod: {}", pod.name_any());
-                        self.events
-                            .record(set, Level::Normal, "SuccessfulCreate", text);
-                    }
-                    Err(error) if namespace_terminating(&error) => return Ok(()),
-                    Err(error) => {
-                        let text = format!("Error creating: {error}");
-                        self.events
-                            .record(set, Level::Warning, "FailedCreate", text);
-                        return Err(error).doing(|| format!("create a pod of DaemonSet {key}"));
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
+/// A new pod for the node.
+fn pod_of(set: &DaemonSet, hash: &str, node: &str) -> Pod {
+    let mut pod = pods::pod_of(set, &set.spec.template);
+    pod.labels_mut().insert(HASH_LABEL.into(), hash.into());
+    let spec = pod.spec.get_or_insert_default();
+    tolerate(spec);
+    pin(spec, node);
+    pod
 }

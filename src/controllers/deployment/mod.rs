@@ -22,17 +22,17 @@ use k8s_openapi::{
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams},
-    core::Selector,
 };
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use self::plan::{Action, Observed, plan};
 use super::{
+    dependents::{Claimant, Dependents, owners_of},
     error::{Doing, Error, OrGone, already_exists, namespace_terminating},
     pods,
     shared::{Controller, Loop, Next},
-    written::{PATIENCE, Written},
+    written::PATIENCE,
 };
 use crate::{
     events::{Level, Recorder},
@@ -50,36 +50,17 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
         client: informers.client().clone(),
         events: Recorder::start(informers.client().clone(), "deployment-controller"),
         deployments: deployments.clone(),
-        sets: sets.clone(),
+        sets: Dependents::new(&informers),
         pods: pods.clone(),
-        written: Written::default(),
     };
     let (all, all_sets, recreated) = (deployments.clone(), sets.clone(), deployments.clone());
     Loop::new(controller, &deployments)
-        .watch(&sets, move |set| owners_of(set, &all))
+        .watch(&sets, move |set| {
+            owners_of(set, &all, |one| claimant(one).ok())
+        })
         .watch(&pods, move |pod| waiting_for(pod, &all_sets, &recreated))
         .run(WORKERS, shutdown)
         .await;
-}
-
-/// The Deployment of a ReplicaSet; for an orphan, those that could adopt it.
-fn owners_of(set: &ReplicaSet, deployments: &Informer<Deployment>) -> Vec<Key> {
-    let namespace = set.namespace().unwrap_or_default();
-    if pods::controller_of(set).is_some() {
-        return pods::controller_named(set, "apps", "Deployment")
-            .map(|name| Key::new(namespace, name))
-            .into_iter()
-            .collect();
-    }
-    deployments
-        .list_in(&namespace)
-        .iter()
-        .filter(|one| {
-            selector(one)
-                .is_ok_and(|selector| pods::selects(&selector, set.metadata.labels.as_ref()))
-        })
-        .map(|one| Key::of(one.as_ref()))
-        .collect()
 }
 
 /// Deployments that recreate wait for their old pods to be gone.
@@ -102,23 +83,16 @@ fn waiting_for(
         .collect()
 }
 
-fn selector(deployment: &Deployment) -> Result<Selector, Error> {
-    let selector = deployment.spec.selector.clone();
-    let invalid = |why: &str| Error::invalid("selector", deployment.name_any(), why);
-    let selector = Selector::try_from(selector).map_err(|why| invalid(&why.to_string()))?;
-    if selector.selects_all() {
-        return Err(invalid("it is empty"));
-    }
-    Ok(selector)
+fn claimant(deployment: &Deployment) -> Result<Claimant, Error> {
+    Claimant::by_label(deployment, deployment.spec.selector.clone())
 }
 
 struct Deployments {
     client: Client,
     events: Recorder,
     deployments: Informer<Deployment>,
-    sets: Informer<ReplicaSet>,
+    sets: Dependents<ReplicaSet>,
     pods: Informer<Pod>,
-    written: Written,
 }
 
 impl Controller for Deployments {
@@ -126,13 +100,19 @@ impl Controller for Deployments {
 
     async fn sync(&self, key: &Key) -> Result<Next, Error> {
         let Some(deployment) = self.deployments.get(key) else {
-            self.written.forget(key);
+            self.sets.forget(key);
             return Ok(Next::Settled);
         };
-        if !self.written.visible(key, &self.sets) {
+        if !self.sets.visible(key) {
             return Ok(Next::After(PATIENCE));
         }
-        let sets = self.claim(&deployment, key).await?;
+        let living = |set: &ReplicaSet| !pods::is_terminating(set);
+        let claims = self.sets.claim(key, &claimant(&deployment)?, living);
+        if self.sets.reown(deployment.as_ref(), &claims).await? {
+            // The sets that changed hands come back as news.
+            return Ok(Next::After(PATIENCE));
+        }
+        let sets = claims.held();
         let plan = plan(&Observed {
             deployment: &deployment,
             sets: &sets,
@@ -187,80 +167,6 @@ impl Deployments {
         Api::namespaced(self.client.clone(), &key.namespace)
     }
 
-    fn set_api(&self, key: &Key) -> Api<ReplicaSet> {
-        Api::namespaced(self.client.clone(), &key.namespace)
-    }
-
-    /// The Deployment's ReplicaSets, after adopting matching orphans and releasing strangers.
-    async fn claim(
-        &self,
-        deployment: &Deployment,
-        key: &Key,
-    ) -> Result<Vec<Arc<ReplicaSet>>, Error> {
-        let selector = selector(deployment)?;
-        let terminating = pods::is_terminating(deployment);
-        let mut owned = Vec::new();
-        for set in self.sets.list_in(&key.namespace) {
-            let matches = pods::selects(&selector, set.metadata.labels.as_ref());
-            match pods::controller_of(set.as_ref()) {
-                Some(owner) if Some(&owner.uid) != deployment.metadata.uid.as_ref() => {}
-                Some(_) if matches || terminating => owned.push(set),
-                Some(_) => {
-                    self.reown(deployment, key, &set, false).await?;
-                }
-                None if matches && !terminating && !pods::is_terminating(set.as_ref()) => {
-                    let live = self
-                        .api(key)
-                        .get(&key.name)
-                        .await
-                        .doing(|| format!("read Deployment {key} before adopting"))?;
-                    if live.uid() != deployment.uid() || pods::is_terminating(&live) {
-                        return Err(Error::invalid("cached owner", key, "it was replaced"));
-                    }
-                    if let Some(set) = self.reown(deployment, key, &set, true).await? {
-                        owned.push(Arc::new(set));
-                    }
-                }
-                None => {}
-            }
-        }
-        Ok(owned)
-    }
-
-    async fn reown(
-        &self,
-        deployment: &Deployment,
-        key: &Key,
-        set: &ReplicaSet,
-        adopt: bool,
-    ) -> Result<Option<ReplicaSet>, Error> {
-        let mut owners = set.owner_references().to_vec();
-        if adopt {
-            owners.push(pods::controller_ref(deployment));
-        } else {
-            owners.retain(|one| Some(&one.uid) != deployment.metadata.uid.as_ref());
-        }
-        let patch = json!({"metadata": {
-            "uid": set.uid(),
-            "resourceVersion": set.resource_version(),
-            "ownerReferences": owners,
-        }});
-        let changed = self
-            .set_api(key)
-            .patch(
-                &set.name_any(),
-                &PatchParams::default(),
-                &Patch::Merge(&patch),
-            )
-            .await
-            .or_gone()
-            .doing(|| format!("change the owner of ReplicaSet {}", set.name_any()))?;
-        if let Some(changed) = &changed {
-            self.written.wrote(key, changed);
-        }
-        Ok(changed)
-    }
-
     /// Only asked by `Recreate`: pods of other templates that have not ended.
     fn old_pods_run(&self, deployment: &Deployment, sets: &[Arc<ReplicaSet>], key: &Key) -> bool {
         if size::Bounds::of(deployment).strategy != size::Strategy::Recreate {
@@ -287,17 +193,16 @@ impl Deployments {
         match action {
             Action::Create(set) => self.create(deployment, key, set).await,
             Action::Update { set, from } => {
-                let updated = self
-                    .set_api(key)
-                    .replace(&set.name_any(), &PostParams::default(), set)
+                self.sets
+                    .replace(key, set)
                     .await
                     .doing(|| format!("update ReplicaSet {} of {key}", set.name_any()))?;
-                self.written.wrote(key, &updated);
                 self.tell_scaled(deployment, set, *from);
                 Ok(())
             }
             Action::Delete(name) => {
-                self.set_api(key)
+                self.sets
+                    .api(key)
                     .delete(name, &DeleteParams::default())
                     .await
                     .or_gone()
@@ -336,10 +241,8 @@ impl Deployments {
         key: &Key,
         set: &ReplicaSet,
     ) -> Result<(), Error> {
-        let api = self.set_api(key);
-        let error = match api.create(&PostParams::default(), set).await {
+        let error = match self.sets.create(key, set).await {
             Ok(made) => {
-                self.written.wrote(key, &made);
                 self.tell_scaled(deployment, &made, 0);
                 return Ok(());
             }
@@ -368,14 +271,15 @@ impl Deployments {
         set: &ReplicaSet,
     ) -> Result<(), Error> {
         let held = self
-            .set_api(key)
+            .sets
+            .api(key)
             .get(&set.name_any())
             .await
             .doing(|| format!("read ReplicaSet {}", set.name_any()))?;
         let ours = pods::controller_of(&held)
             .is_some_and(|owner| Some(&owner.uid) == deployment.metadata.uid.as_ref());
         if ours && revision::is_current(deployment, &held) {
-            self.written.wrote(key, &held);
+            self.sets.found(key, &held);
             return Ok(());
         }
         let mut updated = deployment.clone();

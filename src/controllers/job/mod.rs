@@ -8,7 +8,6 @@ mod policy;
 
 use std::sync::Arc;
 
-use futures::future::join_all;
 use k8s_openapi::{
     api::{
         batch::v1::Job,
@@ -16,21 +15,16 @@ use k8s_openapi::{
     },
     jiff::Timestamp,
 };
-use kube::{
-    Api, Client, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
-    core::Selector,
-};
-use serde_json::{Value, json};
+use kube::{Api, Client, ResourceExt, api::PostParams, core::Selector};
 use tokio_util::sync::CancellationToken;
 
-use self::plan::{FINALIZER, INDEX, Plan, has_finalizer, is_finished, plan};
+use self::plan::{FINALIZER, INDEX, Plan, is_finished, plan};
 use super::{
-    error::{Doing, Error, OrGone, namespace_terminating},
+    dependents::{Claimant, Dependents, Failed, PodControl, Wording, owners_of},
+    error::{Doing, Error},
     pods,
-    replicas::{Wanted, claim, slow_start},
     shared::{Controller, Loop, Next},
-    written::{PATIENCE, Written},
+    written::PATIENCE,
 };
 use crate::{
     events::{Level, Recorder},
@@ -46,30 +40,35 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
     let pods: Informer<Pod> = informers.get();
     let controller = Jobs {
         client: informers.client().clone(),
-        events: Recorder::start(informers.client().clone(), "job-controller"),
         jobs: jobs.clone(),
-        pods: pods.clone(),
-        written: Written::default(),
+        control: PodControl {
+            pods: Dependents::new(&informers).with_finalizer(FINALIZER),
+            events: Recorder::start(informers.client().clone(), "job-controller"),
+            wording: Wording::Plain,
+        },
     };
     Loop::new(controller, &jobs.clone())
-        .watch(&pods, move |pod| owners_of(pod, &jobs))
+        .watch(&pods, move |pod| {
+            owners_of(pod, &jobs, |job| claimant(job).ok().flatten())
+        })
         .run(WORKERS, shutdown)
         .await;
 }
 
 struct Jobs {
     client: Client,
-    events: Recorder,
     jobs: Informer<Job>,
-    pods: Informer<Pod>,
-    written: Written,
+    control: PodControl,
 }
 
 impl Controller for Jobs {
     const NAME: &'static str = "job-controller";
 
     async fn sync(&self, key: &Key) -> Result<Next, Error> {
-        let mut pods = self.pods.list_in(&key.namespace);
+        let dependents = &self.control.pods;
+        // Asked before the pods are read: what is visible now is in the list below.
+        let visible = dependents.visible(key);
+        let mut pods = dependents.all(key);
         pods.retain(|pod| pods::controller_named(pod.as_ref(), "batch", "Job") == Some(&key.name));
         let job = self.jobs.get(key);
         let uid = job.as_ref().and_then(|job| job.uid());
@@ -77,11 +76,11 @@ impl Controller for Jobs {
             pods::controller_of(pod.as_ref()).is_some_and(|owner| Some(&owner.uid) == uid.as_ref())
         });
         // Nobody will count pods of a Job that is gone.
-        for pod in strangers.iter().filter(|pod| has_finalizer(pod)) {
-            self.release(key, pod).await?;
+        for pod in &strangers {
+            dependents.let_go(key, pod).await?;
         }
         let Some(job) = job else {
-            self.written.forget(key);
+            dependents.forget(key);
             return Ok(Next::Settled);
         };
         let spec = job.spec.as_ref();
@@ -90,17 +89,20 @@ impl Controller for Jobs {
             return Ok(Next::Settled);
         }
         if is_finished(&job) || pods::is_terminating(job.as_ref()) {
-            for pod in pods.iter().filter(|pod| has_finalizer(pod)) {
-                self.release(key, pod).await?;
+            for pod in &pods {
+                dependents.let_go(key, pod).await?;
             }
             return Ok(Next::Settled);
         }
-        if !self.written.visible(key, &self.pods) {
+        if !visible {
             return Ok(Next::After(PATIENCE));
         }
-        if self.reown(key, &job).await? {
-            // The pods that changed hands come back as news.
-            return Ok(Next::After(PATIENCE));
+        if let Some(claimant) = claimant(&job)? {
+            let claims = dependents.claim(key, &claimant, pods::is_active);
+            if dependents.reown(job.as_ref(), &claims).await? {
+                // The pods that changed hands come back as news.
+                return Ok(Next::After(PATIENCE));
+            }
         }
         let plan = plan(&job, &pods, Timestamp::now());
         let recheck = plan.recheck;
@@ -110,10 +112,6 @@ impl Controller for Jobs {
 }
 
 impl Jobs {
-    fn pod_api(&self, key: &Key) -> Api<Pod> {
-        Api::namespaced(self.client.clone(), &key.namespace)
-    }
-
     async fn apply(
         &self,
         key: &Key,
@@ -137,15 +135,24 @@ impl Jobs {
                 .doing(|| format!("update the status of Job {key}"))?;
         }
         for pod in of(&plan.release) {
-            self.release(key, &pod).await?;
+            self.control.pods.let_go(key, &pod).await?;
         }
-        for pod in of(&plan.delete) {
-            if plan.uncounted_delete {
-                self.release(key, &pod).await?;
+        let surplus = of(&plan.delete);
+        if plan.uncounted_delete {
+            for pod in &surplus {
+                self.control.pods.let_go(key, pod).await?;
             }
-            self.delete(key, job, &pod).await?;
         }
-        self.create(key, job, &plan.create).await
+        let surplus: Vec<&Pod> = surplus.iter().map(AsRef::as_ref).collect();
+        let new: Vec<Pod> = plan
+            .create
+            .iter()
+            .map(|index| pod_of(job, *index))
+            .collect();
+        let deleted = self.control.delete(job, &surplus).await;
+        deleted.or_else(Failed::or_over)?;
+        let made = self.control.create(job, &new).await;
+        made.or_else(Failed::or_over)
     }
 
     /// Events of conditions that are new.
@@ -165,191 +172,40 @@ impl Jobs {
             let message = one.message.clone().unwrap_or_default();
             match (one.type_.as_str(), one.status.as_str()) {
                 ("Complete", "True") => {
-                    self.events
+                    self.control
+                        .events
                         .record(job, Level::Normal, "Completed", "Job completed");
                 }
                 ("Failed", "True") => {
-                    self.events.record(job, Level::Warning, reason, message);
+                    self.control
+                        .events
+                        .record(job, Level::Warning, reason, message);
                 }
                 ("Suspended", "True") => {
-                    self.events.record(job, Level::Normal, "Suspended", message);
+                    self.control
+                        .events
+                        .record(job, Level::Normal, "Suspended", message);
                 }
                 ("Suspended", "False") => {
-                    self.events.record(job, Level::Normal, "Resumed", message);
+                    self.control
+                        .events
+                        .record(job, Level::Normal, "Resumed", message);
                 }
                 _ => {}
             }
         }
     }
-
-    /// Takes the orphans that the Job selects, and lets go of its pods that it selects no more.
-    /// True if there were any.
-    async fn reown(&self, key: &Key, job: &Job) -> Result<bool, Error> {
-        let Some(wanted) = ownership(job)? else {
-            return Ok(false);
-        };
-        let all = self.pods.list_in(&key.namespace);
-        let claims = claim(&all, &wanted);
-        if !claims.adopt.is_empty() {
-            let api = Api::<Job>::namespaced(self.client.clone(), &key.namespace);
-            let live = api
-                .get(&key.name)
-                .await
-                .doing(|| format!("read Job {key} before adopting pods"))?;
-            // The cache may show one that was deleted or replaced meanwhile.
-            if live.uid() != job.uid() || pods::is_terminating(&live) {
-                return Err(Error::invalid(
-                    "cached owner",
-                    key,
-                    "the server has another one",
-                ));
-            }
-        }
-        for pod in &claims.adopt {
-            let mut owners = pod.owner_references().to_vec();
-            owners.push(pods::controller_ref(job));
-            let mut finalizers = pod.finalizers().to_vec();
-            if !has_finalizer(pod) {
-                finalizers.push(FINALIZER.into());
-            }
-            let change = json!({"ownerReferences": owners, "finalizers": finalizers});
-            self.change(key, pod, change).await?;
-        }
-        for pod in &claims.release {
-            let mut owners = pod.owner_references().to_vec();
-            owners.retain(|one| Some(&one.uid) != job.metadata.uid.as_ref());
-            let change = json!({"ownerReferences": owners, "finalizers": other_finalizers(pod)});
-            self.change(key, pod, change).await?;
-        }
-        Ok(!claims.adopt.is_empty() || !claims.release.is_empty())
-    }
-
-    async fn release(&self, key: &Key, pod: &Pod) -> Result<(), Error> {
-        if !has_finalizer(pod) {
-            return Ok(());
-        }
-        let change = json!({"finalizers": other_finalizers(pod)});
-        self.change(key, pod, change).await
-    }
-
-    /// Patches these parts of the metadata, if the pod is still the one that was looked at.
-    async fn change(&self, key: &Key, pod: &Pod, mut metadata: Value) -> Result<(), Error> {
-        metadata["uid"] = json!(pod.uid());
-        metadata["resourceVersion"] = json!(pod.resource_version());
-        let patch = json!({"metadata": metadata});
-        let name = pod.name_any();
-        let changed = self
-            .pod_api(key)
-            .patch(&name, &PatchParams::default(), &Patch::Merge(&patch))
-            .await
-            .or_gone()
-            .doing(|| format!("change pod {name} of Job {key}"))?;
-        match changed {
-            Some(changed) if changed.metadata.deletion_timestamp.is_none() => {
-                self.written.wrote(key, &changed);
-            }
-            _ => self.written.deleted(key, Key::of(pod)),
-        }
-        Ok(())
-    }
-
-    async fn delete(&self, key: &Key, job: &Job, pod: &Pod) -> Result<(), Error> {
-        let name = pod.name_any();
-        let params = DeleteParams::default().preconditions(Preconditions {
-            uid: pod.uid(),
-            resource_version: None,
-        });
-        self.pod_api(key)
-            .delete(&name, &params)
-            .await
-            .or_gone()
-            .doing(|| format!("delete pod {name} of Job {key}"))?;
-        self.written.deleted(key, Key::of(pod));
-        let text = format!("Deleted pod: {name}");
-        self.events
-            .record(job, Level::Normal, "SuccessfulDelete", text);
-        Ok(())
-    }
-
-    async fn create(&self, key: &Key, job: &Job, indexes: &[Option<i32>]) -> Result<(), Error> {
-        let api = self.pod_api(key);
-        let params = PostParams::default();
-        let mut rest = indexes;
-        for batch in slow_start(indexes.len()) {
-            let (now, later) = rest.split_at(batch);
-            rest = later;
-            let made = join_all(now.iter().map(|index| {
-                let pod = pod_of(job, *index);
-                let (api, params) = (&api, &params);
-                async move { api.create(params, &pod).await }
-            }))
-            .await;
-            for result in made {
-                match result {
-                    Ok(pod) => {
-                        self.written.wrote(key, &pod);
-                        let text = format!("Created pod: {}", pod.name_any());
-                        self.events
-                            .record(job, Level::Normal, "SuccessfulCreate", text);
-                    }
-                    Err(error) if namespace_terminating(&error) => return Ok(()),
-                    Err(error) => {
-                        let text = format!("Error creating: {error}");
-                        self.events
-                            .record(job, Level::Warning, "FailedCreate", text);
-                        return Err(error).doing(|| format!("create a pod of Job {key}"));
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
-/// The Job of a pod; for an orphan, those that could adopt it.
-fn owners_of(pod: &Pod, jobs: &Informer<Job>) -> Vec<Key> {
-    let namespace = pod.namespace().unwrap_or_default();
-    if pods::controller_of(pod).is_some() {
-        let name = pods::controller_named(pod, "batch", "Job");
-        return name
-            .map(|name| Key::new(namespace, name))
-            .into_iter()
-            .collect();
-    }
-    let all = jobs.list_in(&namespace);
-    let selects = |job: &&Arc<Job>| {
-        ownership(job).is_ok_and(|wanted| {
-            wanted
-                .is_some_and(|wanted| pods::selects(&wanted.selector, pod.metadata.labels.as_ref()))
-        })
-    };
-    let adopters = all.iter().filter(selects);
-    adopters.map(|job| Key::of(job.as_ref())).collect()
-}
-
-fn other_finalizers(pod: &Pod) -> Vec<&String> {
-    let all = pod.finalizers().iter();
-    all.filter(|one| *one != FINALIZER).collect()
-}
-
-/// What decides which pods are the Job's; `None` without a selector.
-fn ownership(job: &Job) -> Result<Option<Wanted>, Error> {
-    let Some(spec) = &job.spec else {
+/// Who claims the Job's pods; nobody without a selector.
+fn claimant(job: &Job) -> Result<Option<Claimant>, Error> {
+    let selector = job.spec.as_ref().and_then(|spec| spec.selector.clone());
+    let Some(selector) = selector else {
         return Ok(None);
     };
-    let Some(selector) = &spec.selector else {
-        return Ok(None);
-    };
-    let selector = Selector::try_from(selector.clone())
+    let selector = Selector::try_from(selector)
         .map_err(|error| Error::invalid("selector", Key::of(job), error))?;
-    Ok(Some(Wanted {
-        uid: job.uid().unwrap_or_default(),
-        replicas: 0,
-        selector,
-        template_labels: Default::default(),
-        min_ready_seconds: 0,
-        terminating: pods::is_terminating(job),
-    }))
+    Ok(Some(Claimant::new(job, selector)))
 }
 
 /// A new pod of the Job, with its index if it has one.

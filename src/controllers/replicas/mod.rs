@@ -8,11 +8,8 @@ mod owner;
 mod plan;
 mod rank;
 
-pub use self::plan::{Wanted, claim, slow_start};
-
 use std::{collections::HashSet, sync::Arc};
 
-use futures::future::join_all;
 use k8s_openapi::{
     api::{
         apps::v1::ReplicaSet,
@@ -20,26 +17,22 @@ use k8s_openapi::{
     },
     jiff::Timestamp,
 };
-use kube::{
-    Api, Client, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
-    core::response::StatusSummary,
-};
-use serde_json::json;
+use kube::{Api, Client, ResourceExt, api::PostParams};
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    owner::{Failure, Owner},
-    plan::{Change, change, count},
+    owner::Owner,
+    plan::{Change, Wanted, change, count},
 };
 use super::{
-    error::{Doing, Error, OrGone, namespace_terminating},
+    dependents::{Dependents, Failed, PodControl, Wording, owners_of},
+    error::{Doing, Error, OrGone},
     pods,
     shared::{Controller, Loop, Next},
-    written::{PATIENCE, Written},
+    written::PATIENCE,
 };
 use crate::{
-    events::{Level, Recorder},
+    events::Recorder,
     informer::{Informer, Informers, Key},
 };
 
@@ -58,191 +51,105 @@ async fn run_kind<K: Owner>(informers: &Informers, shutdown: CancellationToken) 
     let pods: Informer<Pod> = informers.get();
     let controller = Replicas {
         client: informers.client().clone(),
-        events: Recorder::start(informers.client().clone(), K::CONTROLLER),
         owners: owners.clone(),
-        pods: pods.clone(),
-        written: Written::default(),
+        control: PodControl {
+            pods: Dependents::new(informers),
+            events: Recorder::start(informers.client().clone(), K::CONTROLLER),
+            wording: Wording::Plain,
+        },
     };
-    let all_owners = owners.clone();
+    let all = owners.clone();
     Loop::new(controller, &owners)
-        .watch(&pods, move |pod| owners_of(pod, &all_owners))
+        .watch(&pods, move |pod| {
+            owners_of(pod, &all, |owner| owner.claimant().ok())
+        })
         .run(WORKERS, shutdown)
         .await;
 }
 
-/// The owner of a pod; for an orphan, all owners that could adopt it.
-fn owners_of<K: Owner>(pod: &Pod, owners: &Informer<K>) -> Vec<Key> {
-    let namespace = pod.namespace().unwrap_or_default();
-    if pods::controller_of(pod).is_some() {
-        return pods::controller_named(pod, K::GROUP, K::KIND)
-            .map(|name| Key::new(namespace, name))
-            .into_iter()
-            .collect();
-    }
-    owners
-        .list_in(&namespace)
-        .iter()
-        .filter(|owner| {
-            owner
-                .wanted()
-                .is_ok_and(|wanted| pods::selects(&wanted.selector, pod.metadata.labels.as_ref()))
-        })
-        .map(|owner| Key::of(owner.as_ref()))
-        .collect()
-}
-
 struct Replicas<K> {
     client: Client,
-    events: Recorder,
     owners: Informer<K>,
-    pods: Informer<Pod>,
-    written: Written,
+    control: PodControl,
 }
 
 impl<K: Owner> Controller for Replicas<K> {
     const NAME: &'static str = K::CONTROLLER;
 
     async fn sync(&self, key: &Key) -> Result<Next, Error> {
+        let pods = &self.control.pods;
         let Some(owner) = self.owners.get(key) else {
-            self.written.forget(key);
+            pods.forget(key);
             return Ok(Next::Settled);
         };
         // Asked before the pods are read: what is visible now is in the list below.
-        let visible = self.written.visible(key, &self.pods);
+        let visible = pods.visible(key);
         let now = Timestamp::now();
-        let wanted = owner.wanted()?;
-        let all = self.pods.list_in(&key.namespace);
-        let claims = claim(&all, &wanted);
+        let wanted = owner.wanted();
+        let claims = pods.claim(key, &owner.claimant()?, pods::is_active);
         if visible {
-            self.reown(&owner, key, &claims).await?;
+            pods.reown(owner.as_ref(), &claims).await?;
         }
-        let mut owned = claims.owned;
-        owned.extend(&claims.adopt);
+        let held = claims.held();
+        let held: Vec<&Pod> = held.iter().map(AsRef::as_ref).collect();
         let failure = if visible {
-            self.step(&owner, key, &wanted, &owned, &all, now).await
+            self.step(&owner, key, &wanted, &held, now).await.err()
         } else {
             None
         };
-        let (counts, next) = count(&owned, &wanted, now);
-        let held = failure.as_ref().map(|failure| &failure.failure);
-        if let Some(updated) = owner.with_status(counts, held) {
-            self.api(key)
+        let (counts, next) = count(&held, &wanted, now);
+        let said = failure.as_ref().map(|failure| &failure.failure);
+        if let Some(updated) = owner.with_status(counts, said) {
+            Api::<K>::namespaced(self.client.clone(), &key.namespace)
                 .replace_status(&key.name, &PostParams::default(), &updated)
                 .await
                 .or_gone()
-                .doing(|| format!("update the status of {} {key}", K::KIND))?;
+                .doing(|| format!("update the status of {} {key}", K::kind(&())))?;
         }
-        match failure.and_then(|failure| failure.error) {
-            Some(error) => Err(error),
-            None if visible => Ok(Next::after(next)),
-            None => Ok(Next::After(PATIENCE)),
+        if let Some(failure) = failure {
+            failure.or_over()?;
         }
+        Ok(match visible {
+            true => Next::after(next),
+            false => Next::After(PATIENCE),
+        })
     }
-}
-
-/// A failed step: what the status shall say, and what is retried.
-struct Failed {
-    failure: Failure,
-    error: Option<Error>,
 }
 
 impl<K: Owner> Replicas<K> {
-    fn api(&self, key: &Key) -> Api<K> {
-        Api::namespaced(self.client.clone(), &key.namespace)
-    }
-
-    fn pod_api(&self, key: &Key) -> Api<Pod> {
-        Api::namespaced(self.client.clone(), &key.namespace)
-    }
-
-    /// Adopts and releases. Adoption asks the server first: the cache may show an owner that was
-    /// deleted or replaced meanwhile.
-    async fn reown(&self, owner: &K, key: &Key, claims: &plan::Claims<'_>) -> Result<(), Error> {
-        if !claims.adopt.is_empty() {
-            let live = self
-                .api(key)
-                .get(&key.name)
-                .await
-                .doing(|| format!("read {} {key} before adopting pods", K::KIND))?;
-            if live.uid() != owner.uid() || pods::is_terminating(&live) {
-                return Err(Error::invalid(
-                    "cached owner",
-                    key,
-                    "the server has another one",
-                ));
-            }
-        }
-        for pod in &claims.adopt {
-            let mut owners = pod.owner_references().to_vec();
-            owners.push(pods::controller_ref(owner));
-            self.set_owners(key, pod, &owners).await?;
-        }
-        for pod in &claims.release {
-            let uid = owner.uid();
-            let mut owners = pod.owner_references().to_vec();
-            owners.retain(|one| Some(&one.uid) != uid.as_ref());
-            self.set_owners(key, pod, &owners).await?;
-        }
-        Ok(())
-    }
-
-    async fn set_owners(
-        &self,
-        key: &Key,
-        pod: &Pod,
-        owners: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference],
-    ) -> Result<(), Error> {
-        let patch = json!({"metadata": {
-            "uid": pod.uid(),
-            "resourceVersion": pod.resource_version(),
-            "ownerReferences": owners,
-        }});
-        let changed = self
-            .pod_api(key)
-            .patch(
-                &pod.name_any(),
-                &PatchParams::default(),
-                &Patch::Merge(&patch),
-            )
-            .await
-            .or_gone()
-            .doing(|| format!("change the owner of pod {}", pod.name_any()))?;
-        if let Some(changed) = changed {
-            self.written.wrote(key, &changed);
-        }
-        Ok(())
-    }
-
     async fn step(
         &self,
         owner: &K,
         key: &Key,
         wanted: &Wanted,
-        owned: &[&Pod],
-        all: &[Arc<Pod>],
+        held: &[&Pod],
         now: Timestamp,
-    ) -> Option<Failed> {
-        let active: Vec<&Pod> = owned
-            .iter()
-            .copied()
-            .filter(|pod| pods::is_active(pod))
-            .collect();
+    ) -> Result<(), Failed> {
+        let active = held.iter().copied().filter(|pod| pods::is_active(pod));
+        let active: Vec<&Pod> = active.collect();
         // Doubles are looked up only when somebody has to go.
         let related = if active.len() > wanted.replicas {
-            self.related(owner, key, all)
+            self.related(owner, key)
         } else {
             Vec::new()
         };
+        let related: Vec<&Pod> = related.iter().map(AsRef::as_ref).collect();
         match change(&active, &related, wanted, now) {
-            Change::Nothing => None,
-            Change::Create(number) => self.create(owner, key, number).await,
-            Change::Delete(surplus) => self.delete(owner, key, &surplus).await,
+            Change::Nothing => Ok(()),
+            Change::Create(number) => {
+                let Some(template) = owner.template() else {
+                    return Ok(());
+                };
+                let pods = vec![pods::pod_of(owner, template); number];
+                self.control.create(owner, &pods).await
+            }
+            Change::Delete(surplus) => self.control.delete(owner, &surplus).await,
         }
     }
 
     /// Pods of all owners that share this owner's own controller (the ReplicaSets of one
     /// Deployment).
-    fn related<'a>(&self, owner: &K, key: &Key, all: &'a [Arc<Pod>]) -> Vec<&'a Pod> {
+    fn related(&self, owner: &K, key: &Key) -> Vec<Arc<Pod>> {
         let mut uids: HashSet<String> = owner.uid().into_iter().collect();
         if let Some(above) = pods::controller_of(owner) {
             uids.extend(
@@ -255,114 +162,10 @@ impl<K: Owner> Replicas<K> {
                     .filter_map(|one| one.uid()),
             );
         }
-        all.iter()
-            .map(AsRef::as_ref)
-            .filter(|pod| pods::controller_of(*pod).is_some_and(|own| uids.contains(&own.uid)))
-            .collect()
-    }
-
-    async fn create(&self, owner: &K, key: &Key, number: usize) -> Option<Failed> {
-        let template = owner.template()?;
-        let pod = pods::pod_of(owner, template);
-        let api = self.pod_api(key);
-        let params = PostParams::default();
-        for batch in slow_start(number) {
-            let made = join_all((0..batch).map(|_| api.create(&params, &pod))).await;
-            let mut failed = None;
-            for result in made {
-                match result {
-                    Ok(pod) => {
-                        self.written.wrote(key, &pod);
-                        self.events.record(
-                            owner,
-                            Level::Normal,
-                            "SuccessfulCreate",
-                            format!("Created pod: {}", pod.name_any()),
-                        );
-                    }
-                    Err(error) => failed = Some(error),
-                }
-            }
-            if let Some(error) = failed {
-                return Some(self.creation_failed(owner, key, error));
-            }
-        }
-        None
-    }
-
-    fn creation_failed(&self, owner: &K, key: &Key, error: kube::Error) -> Failed {
-        let message = message_of(&error);
-        let over = namespace_terminating(&error);
-        if !over {
-            let text = format!("Error creating: {message}");
-            self.events
-                .record(owner, Level::Warning, "FailedCreate", text);
-        }
-        Failed {
-            failure: Failure {
-                reason: "FailedCreate",
-                message,
-            },
-            error: (!over).then(|| Error::Api {
-                doing: format!("create a pod of {} {key}", K::KIND),
-                source: Box::new(error),
-            }),
-        }
-    }
-
-    async fn delete(&self, owner: &K, key: &Key, surplus: &[&Pod]) -> Option<Failed> {
-        let api = self.pod_api(key);
-        let results = join_all(surplus.iter().map(|pod| {
-            let params = DeleteParams::default().preconditions(kube::api::Preconditions {
-                uid: pod.uid(),
-                resource_version: None,
-            });
-            let api = &api;
-            async move { (*pod, api.delete(&pod.name_any(), &params).await.or_gone()) }
-        }))
-        .await;
-        let mut failed = None;
-        for (pod, result) in results {
-            let name = pod.name_any();
-            match result {
-                Ok(None) => self.written.deleted(key, Key::of(pod)),
-                Ok(Some(answer)) => {
-                    match answer.left() {
-                        Some(pod) if pods::is_terminating(&pod) => self.written.wrote(key, &pod),
-                        _ => self.written.deleted(key, Key::of(pod)),
-                    }
-                    let text = format!("Deleted pod: {name}");
-                    self.events
-                        .record(owner, Level::Normal, "SuccessfulDelete", text);
-                }
-                Err(error) => {
-                    let message = message_of(&error);
-                    let text = format!("Error deleting: {message}");
-                    self.events
-                        .record(owner, Level::Warning, "FailedDelete", text);
-                    failed = Some(Failed {
-                        failure: Failure {
-                            reason: "FailedDelete",
-                            message,
-                        },
-                        error: Some(Error::Api {
-                            doing: format!("delete pod {name} of {} {key}", K::KIND),
-                            source: Box::new(error),
-                        }),
-                    });
-                }
-            }
-        }
-        failed
-    }
-}
-
-/// The server's own words if it answered at all.
-fn message_of(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) if status.status == Some(StatusSummary::Failure) => {
-            status.message.clone()
-        }
-        other => other.to_string(),
+        let mut related = self.control.pods.all(key);
+        related.retain(|pod| {
+            pods::controller_of(pod.as_ref()).is_some_and(|own| uids.contains(&own.uid))
+        });
+        related
     }
 }

@@ -1,9 +1,6 @@
 //! What a ReplicaSet and a ReplicationController have in common.
 
-use std::fmt::Debug;
-
 use k8s_openapi::{
-    NamespaceResourceScope,
     api::{
         apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus},
         core::v1::{
@@ -14,39 +11,21 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{LabelSelector, Time},
     jiff::Timestamp,
 };
-use kube::{
-    Resource, ResourceExt,
-    core::{Expression, Selector},
-};
-use serde::{Serialize, de::DeserializeOwned};
+use kube::Resource;
 
 use super::plan::{Counts, Wanted};
-use crate::controllers::{error::Error, pods};
-
-/// Why replicas could not be made or deleted; becomes the condition `ReplicaFailure`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    pub reason: &'static str,
-    pub message: String,
-}
+use crate::controllers::{
+    dependents::{Claimant, Failure, Object},
+    error::Error,
+    pods,
+};
 
 /// A kind that keeps a number of pods of one template.
-pub trait Owner:
-    Resource<DynamicType = (), Scope = NamespaceResourceScope>
-    + Clone
-    + Debug
-    + Serialize
-    + DeserializeOwned
-    + Send
-    + Sync
-    + 'static
-{
+pub trait Owner: Object {
     const CONTROLLER: &'static str;
-    /// Group of the kind, empty for the core group.
-    const GROUP: &'static str;
-    const KIND: &'static str;
 
-    fn wanted(&self) -> Result<Wanted, Error>;
+    fn claimant(&self) -> Result<Claimant, Error>;
+    fn wanted(&self) -> Wanted;
     fn template(&self) -> Option<&PodTemplateSpec>;
     /// The object with its new status, or `None` if nothing changed.
     fn with_status(&self, counts: Counts, failure: Option<&Failure>) -> Option<Self>;
@@ -54,19 +33,14 @@ pub trait Owner:
 
 impl Owner for ReplicaSet {
     const CONTROLLER: &'static str = "replicaset-controller";
-    const GROUP: &'static str = "apps";
-    const KIND: &'static str = "ReplicaSet";
 
-    fn wanted(&self) -> Result<Wanted, Error> {
+    fn claimant(&self) -> Result<Claimant, Error> {
+        Claimant::by_label(self, self.spec.selector.clone())
+    }
+
+    fn wanted(&self) -> Wanted {
         let spec = self.spec.clone();
-        let selector = to_selector(spec.selector, self)?;
-        Ok(wanted(
-            self,
-            selector,
-            spec.replicas,
-            spec.min_ready_seconds,
-            spec.template,
-        ))
+        wanted(self, spec.replicas, spec.min_ready_seconds, spec.template)
     }
 
     fn template(&self) -> Option<&PodTemplateSpec> {
@@ -121,28 +95,18 @@ impl Owner for ReplicaSet {
 
 impl Owner for ReplicationController {
     const CONTROLLER: &'static str = "replication-controller";
-    const GROUP: &'static str = "";
-    const KIND: &'static str = "ReplicationController";
 
-    fn wanted(&self) -> Result<Wanted, Error> {
+    fn claimant(&self) -> Result<Claimant, Error> {
+        let selector = LabelSelector {
+            match_labels: self.spec.as_ref().and_then(|spec| spec.selector.clone()),
+            match_expressions: None,
+        };
+        Claimant::by_label(self, selector)
+    }
+
+    fn wanted(&self) -> Wanted {
         let spec = self.spec.clone().unwrap_or_default();
-        let mut selector = Selector::default();
-        selector.extend(
-            spec.selector
-                .into_iter()
-                .flatten()
-                .map(|(key, value)| Expression::Equal(key, value)),
-        );
-        if selector.selects_all() {
-            return Err(Error::invalid("selector", self.name_any(), "it is empty"));
-        }
-        Ok(wanted(
-            self,
-            selector,
-            spec.replicas,
-            spec.min_ready_seconds,
-            spec.template,
-        ))
+        wanted(self, spec.replicas, spec.min_ready_seconds, spec.template)
     }
 
     fn template(&self) -> Option<&PodTemplateSpec> {
@@ -195,26 +159,14 @@ fn same(new: Option<i32>, old: Option<i32>) -> bool {
     new.unwrap_or(0) == old.unwrap_or(0)
 }
 
-fn to_selector<K: Resource>(selector: LabelSelector, of: &K) -> Result<Selector, Error> {
-    let selector = Selector::try_from(selector)
-        .map_err(|why| Error::invalid("selector", of.name_any(), why))?;
-    if selector.selects_all() {
-        return Err(Error::invalid("selector", of.name_any(), "it is empty"));
-    }
-    Ok(selector)
-}
-
 fn wanted<K: Resource>(
     owner: &K,
-    selector: Selector,
     replicas: Option<i32>,
     min_ready_seconds: Option<i32>,
     template: Option<PodTemplateSpec>,
 ) -> Wanted {
     Wanted {
-        uid: owner.uid().unwrap_or_default(),
         replicas: usize::try_from(replicas.unwrap_or(1)).unwrap_or(0),
-        selector,
         template_labels: template
             .and_then(|template| template.metadata)
             .and_then(|metadata| metadata.labels)

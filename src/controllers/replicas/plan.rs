@@ -1,9 +1,9 @@
-//! What a set of replicas needs next: which pods it owns, which to make or delete. Pure.
+//! What a set of replicas needs next: which pods to make or delete, and the counts. Pure.
 
 use std::time::Duration;
 
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
-use kube::{ResourceExt, core::Selector};
+use kube::ResourceExt;
 
 use super::rank::first_to_go;
 use crate::controllers::pods::{self, Availability};
@@ -14,43 +14,11 @@ pub const BURST: usize = 500;
 /// A ReplicaSet or ReplicationController, reduced to what decides.
 #[derive(Clone, Debug)]
 pub struct Wanted {
-    pub uid: String,
     pub replicas: usize,
-    pub selector: Selector,
     /// Labels of the template: a pod that has them all is "fully labelled".
     pub template_labels: std::collections::BTreeMap<String, String>,
     pub min_ready_seconds: i32,
     pub terminating: bool,
-}
-
-/// A pod whose owner must be changed before it counts.
-#[derive(Clone, Debug)]
-pub struct Claims<'a> {
-    pub owned: Vec<&'a Pod>,
-    pub adopt: Vec<&'a Pod>,
-    pub release: Vec<&'a Pod>,
-}
-
-/// Sorts the namespace's pods by what they are to this owner.
-pub fn claim<'a>(pods: &'a [std::sync::Arc<Pod>], wanted: &Wanted) -> Claims<'a> {
-    let mut claims = Claims {
-        owned: Vec::new(),
-        adopt: Vec::new(),
-        release: Vec::new(),
-    };
-    for pod in pods.iter().map(AsRef::as_ref) {
-        let matches = pods::selects(&wanted.selector, pod.metadata.labels.as_ref());
-        match pods::controller_of(pod) {
-            Some(owner) if owner.uid != wanted.uid => {}
-            Some(_) if matches || wanted.terminating => claims.owned.push(pod),
-            Some(_) => claims.release.push(pod),
-            None if matches && !wanted.terminating && pods::is_active(pod) => {
-                claims.adopt.push(pod);
-            }
-            None => {}
-        }
-    }
-    claims
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -120,23 +88,9 @@ pub fn count(owned: &[&Pod], wanted: &Wanted, now: Timestamp) -> (Counts, Option
     (counts, next)
 }
 
-/// Sizes of the batches in which `count` pods are created: a failure in one stops the rest, so
-/// that a quota that refuses is asked once and not five hundred times.
-pub fn slow_start(count: usize) -> impl Iterator<Item = usize> {
-    let mut left = count;
-    let mut size = 1;
-    std::iter::from_fn(move || {
-        let batch = left.min(size);
-        left -= batch;
-        size *= 2;
-        (batch > 0).then_some(batch)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
     use serde_json::json;
     use std::sync::Arc;
 
@@ -154,36 +108,12 @@ mod tests {
     }
 
     fn wanted(replicas: usize) -> Wanted {
-        let selector: LabelSelector =
-            serde_json::from_value(json!({"matchLabels": {"app": "a"}})).expect("a selector");
         Wanted {
-            uid: "rs".into(),
             replicas,
-            selector: selector.try_into().expect("valid"),
             template_labels: [("app".to_owned(), "a".to_owned())].into(),
             min_ready_seconds: 0,
             terminating: false,
         }
-    }
-
-    fn names(pods: &[&Pod]) -> Vec<String> {
-        pods.iter().map(|pod| pod.name_any()).collect()
-    }
-
-    #[test]
-    fn pods_are_claimed_by_owner_first_and_label_second() {
-        let pods = [
-            pod("mine", Some("rs"), "a", "Running"),
-            pod("relabelled", Some("rs"), "b", "Running"),
-            pod("orphan", None, "a", "Running"),
-            pod("finished-orphan", None, "a", "Succeeded"),
-            pod("other", Some("rs2"), "a", "Running"),
-            pod("stranger", None, "b", "Running"),
-        ];
-        let claims = claim(&pods, &wanted(1));
-        assert_eq!(names(&claims.owned), ["mine"]);
-        assert_eq!(names(&claims.adopt), ["orphan"]);
-        assert_eq!(names(&claims.release), ["relabelled"]);
     }
 
     #[test]
@@ -202,14 +132,6 @@ mod tests {
             (5000, Change::Create(BURST)),
         ] {
             assert_eq!(change(&active, &[], &wanted(replicas), now), want);
-        }
-    }
-
-    #[test]
-    fn batches_double() {
-        // Source: slow-start of the ReplicaSet controller.
-        for (count, want) in [(0, vec![]), (1, vec![1]), (20, vec![1, 2, 4, 8, 5])] {
-            assert_eq!(slow_start(count).collect::<Vec<_>>(), want);
         }
     }
 

@@ -13,19 +13,18 @@ use k8s_openapi::{
     },
     jiff::Timestamp,
 };
-use kube::{
-    Api, Client, ResourceExt,
-    api::{DeleteParams, PostParams, Preconditions},
-};
+use kube::{Api, Client, ResourceExt, api::PostParams};
 use tokio_util::sync::CancellationToken;
 
-use self::plan::{Action, Revision, Why, plan};
+use self::plan::{Action, Revision, Why, ordinal, plan};
 use super::{
+    dependents::{Claimant, Dependents, Failed, PodControl, Wording, owners_of},
     error::{Doing, Error, OrGone, already_exists, namespace_terminating},
+    history::History,
     pods,
-    revisions::{self, HASH_LABEL, Present},
+    revisions::{self, HASH_LABEL},
     shared::{Controller, Loop, Next},
-    written::{PATIENCE, Written},
+    written::PATIENCE,
 };
 use crate::{
     events::{Level, Recorder},
@@ -54,36 +53,38 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
     };
     let controller = Sets {
         client: informers.client().clone(),
-        events: Recorder::start(informers.client().clone(), "statefulset-controller"),
         sets: sets.clone(),
-        pods: pods.clone(),
-        revisions: revisions.clone(),
         claims: claims.clone(),
-        written: Written::default(),
+        control: PodControl {
+            pods: Dependents::new(&informers),
+            events: Recorder::start(informers.client().clone(), "statefulset-controller"),
+            wording: Wording::StatefulSet,
+        },
+        history: History::new(&informers),
     };
+    let (of_pod, of_revision) = (sets.clone(), sets.clone());
     Loop::new(controller, &sets)
-        .watch(&pods, owner_key)
-        .watch(&revisions, owner_key)
+        .watch(&pods, move |pod| {
+            owners_of(pod, &of_pod, |set| claimant(set).ok())
+        })
+        .watch(&revisions, move |revision| {
+            owners_of(revision, &of_revision, |set| claimant(set).ok())
+        })
         .watch(&claims, of_claim)
         .run(WORKERS, shutdown)
         .await;
 }
 
-fn owner_key<K: kube::Resource>(object: &K) -> Vec<Key> {
-    pods::controller_named(object, "apps", "StatefulSet")
-        .map(|name| Key::new(object.namespace().unwrap_or_default(), name))
-        .into_iter()
-        .collect()
+fn claimant(set: &StatefulSet) -> Result<Claimant, Error> {
+    Claimant::by_label(set, set.spec.selector.clone())
 }
 
 struct Sets {
     client: Client,
-    events: Recorder,
     sets: Informer<StatefulSet>,
-    pods: Informer<Pod>,
-    revisions: Informer<ControllerRevision>,
     claims: Informer<PersistentVolumeClaim>,
-    written: Written,
+    control: PodControl,
+    history: History,
 }
 
 impl Controller for Sets {
@@ -91,22 +92,25 @@ impl Controller for Sets {
 
     async fn sync(&self, key: &Key) -> Result<Next, Error> {
         let Some(set) = self.sets.get(key) else {
-            self.written.forget(key);
+            self.control.pods.forget(key);
+            self.history.forget(key);
             return Ok(Next::Settled);
         };
         if pods::is_terminating(set.as_ref()) {
             return Ok(Next::Settled);
         }
-        if !self.written.visible(key, &self.pods) {
+        if !self.control.pods.visible(key) || !self.history.visible(key) {
             return Ok(Next::After(PATIENCE));
         }
-        let uid = set.uid();
-        let mut held = self.pods.list_in(&key.namespace);
-        held.retain(|pod| {
-            pods::controller_of(pod.as_ref()).is_some_and(|owner| Some(&owner.uid) == uid.as_ref())
-        });
+        let claimant = claimant(&set)?;
+        // An orphan of another name is nobody the set could have made.
+        let adoptable =
+            |pod: &Pod| pods::is_active(pod) && ordinal(&key.name, &pod.name_any()).is_some();
+        let claims = self.control.pods.claim(key, &claimant, adoptable);
+        self.control.pods.reown(set.as_ref(), &claims).await?;
+        let held = claims.held();
         self.own_claims(key, &set, &held).await?;
-        let revisions = self.revisions(key, &set, &held).await?;
+        let revisions = self.revisions(&set, &claimant, &held).await?;
         let refs: Vec<&Pod> = held.iter().map(AsRef::as_ref).collect();
         let plan = plan(
             &set,
@@ -134,35 +138,16 @@ impl Sets {
     /// Makes or renumbers the revision of the present template, and forgets old ones.
     async fn revisions(
         &self,
-        key: &Key,
         set: &StatefulSet,
+        claimant: &Claimant,
         pods: &[Arc<Pod>],
     ) -> Result<Revisions, Error> {
-        let uid = set.uid();
-        let mut held = self.revisions.list_in(&key.namespace);
-        held.retain(|one| {
-            pods::controller_of(one.as_ref()).is_some_and(|owner| Some(&owner.uid) == uid.as_ref())
-        });
+        let held = self.history.of(set, claimant).await?;
         let template = set.spec.clone().template;
         let status = set.status.clone().unwrap_or_default();
         let present = revisions::present(set, &template, status.collision_count, &held);
         let update = present.revision().name_any();
-        let api: Api<ControllerRevision> = Api::namespaced(self.client.clone(), &key.namespace);
-        let params = PostParams::default();
-        match &present {
-            Present::Held(_) => {}
-            Present::Renumbered(revision) => {
-                api.replace(&update, &params, revision)
-                    .await
-                    .doing(|| format!("renumber a revision of StatefulSet {key}"))?;
-            }
-            Present::New(revision) => match api.create(&params, revision).await {
-                Err(error) if already_exists(&error) || namespace_terminating(&error) => {}
-                made => {
-                    made.doing(|| format!("create a revision of StatefulSet {key}"))?;
-                }
-            },
-        }
+        self.history.keep(set, &present).await?;
         let named = status.current_revision.filter(|name| !name.is_empty());
         let current = named
             .and_then(|name| {
@@ -170,21 +155,13 @@ impl Sets {
                 Some((name, template_of(revision)?))
             })
             .unwrap_or_else(|| (update.clone(), template.clone()));
-        let limit = set.spec.revision_history_limit.unwrap_or(10);
         let in_use = |one: &ControllerRevision| {
             let name = one.name_any();
-            name == update
-                || name == current.0
-                || pods
-                    .iter()
-                    .any(|pod| pod.labels().get(HASH_LABEL) == Some(&name))
+            let of = |pod: &Arc<Pod>| pod.labels().get(HASH_LABEL) == Some(&name);
+            name == update || name == current.0 || pods.iter().any(of)
         };
-        for name in revisions::surplus(&held, usize::try_from(limit).unwrap_or(0), in_use) {
-            api.delete(&name, &DeleteParams::default())
-                .await
-                .or_gone()
-                .doing(|| format!("delete old revision {name} of StatefulSet {key}"))?;
-        }
+        let limit = set.spec.revision_history_limit;
+        self.history.trim(set, &held, limit, in_use).await?;
         Ok(Revisions {
             current,
             update: (update, template),
@@ -230,26 +207,8 @@ impl Sets {
         if !self.make_claims(key, set, &name).await? {
             return Ok(());
         }
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
-        match api.create(&PostParams::default(), &pod).await {
-            Ok(pod) => {
-                self.written.wrote(key, &pod);
-                let text = format!("create Pod {name} in StatefulSet {} successful", key.name);
-                self.events
-                    .record(set, Level::Normal, "SuccessfulCreate", text);
-                Ok(())
-            }
-            Err(error) if namespace_terminating(&error) => Ok(()),
-            Err(error) => {
-                let text = format!(
-                    "create Pod {name} in StatefulSet {} failed error: {error}",
-                    key.name
-                );
-                self.events
-                    .record(set, Level::Warning, "FailedCreate", text);
-                Err(error).doing(|| format!("create pod {name} of StatefulSet {key}"))
-            }
-        }
+        let made = self.control.create(set, &[pod]).await;
+        made.or_else(Failed::or_over)
     }
 
     /// Makes the claims that a new pod is to have. False while an old one of the same name is being
@@ -262,7 +221,8 @@ impl Sets {
                 Some(held) if pods::is_terminating(held.as_ref()) => {
                     let text =
                         format!("Claim {name} of Pod {pod} is being deleted: waiting for its end");
-                    self.events
+                    self.control
+                        .events
                         .record(set, Level::Warning, "FailedCreate", text);
                     return Ok(false);
                 }
@@ -275,13 +235,15 @@ impl Sets {
                         "create Claim {name} Pod {pod} in StatefulSet {} success",
                         key.name
                     );
-                    self.events
+                    self.control
+                        .events
                         .record(set, Level::Normal, "SuccessfulCreate", text);
                 }
                 Err(error) if already_exists(&error) || namespace_terminating(&error) => {}
                 Err(error) => {
                     let text = format!("create Claim {name} of Pod {pod} failed error: {error}");
-                    self.events
+                    self.control
+                        .events
                         .record(set, Level::Warning, "FailedCreate", text);
                     return Err(error)
                         .doing(|| format!("create claim {name} of StatefulSet {key}"));
@@ -317,26 +279,14 @@ impl Sets {
     }
 
     async fn delete(&self, key: &Key, set: &StatefulSet, pod: &Pod, why: Why) -> Result<(), Error> {
-        let name = pod.name_any();
         if why == Why::Ended {
+            let name = pod.name_any();
             let text = format!("StatefulSet {key} is recreating failed Pod {name}");
-            self.events
-                .record(set, Level::Warning, "RecreatingFailedPod", text);
+            let events = &self.control.events;
+            events.record(set, Level::Warning, "RecreatingFailedPod", text);
         }
-        let params = DeleteParams::default().preconditions(Preconditions {
-            uid: pod.uid(),
-            resource_version: None,
-        });
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
-        api.delete(&name, &params)
-            .await
-            .or_gone()
-            .doing(|| format!("delete pod {name} of StatefulSet {key}"))?;
-        self.written.deleted(key, Key::of(pod));
-        let text = format!("delete Pod {name} in StatefulSet {} successful", key.name);
-        self.events
-            .record(set, Level::Normal, "SuccessfulDelete", text);
-        Ok(())
+        let deleted = self.control.delete(set, &[pod]).await;
+        deleted.or_else(Failed::or_over)
     }
 
     async fn write_status(
