@@ -3,6 +3,8 @@
 //! Owns alignment and lengths; knows no protocol. Everything is in host byte order except where a
 //! name says `be`, as the kernel has it.
 
+use rtnetlink::packet_core::Emitable;
+
 /// `nlmsghdr`: length, type, flags, sequence, port.
 pub const HEADER: usize = 16;
 const NESTED: u16 = libc::NLA_F_NESTED as u16;
@@ -26,10 +28,6 @@ impl Attrs {
 
     pub fn u8(&mut self, kind: u16, value: u8) -> &mut Self {
         self.bytes(kind, &[value])
-    }
-
-    pub fn u32(&mut self, kind: u16, value: u32) -> &mut Self {
-        self.bytes(kind, &value.to_ne_bytes())
     }
 
     pub fn be32(&mut self, kind: u16, value: u32) -> &mut Self {
@@ -78,6 +76,13 @@ impl Message {
             body: Attrs(fixed.to_vec()),
             what: what.into(),
         }
+    }
+
+    /// A message that a library lays out.
+    pub fn emit(kind: u16, flags: i32, body: &impl Emitable, what: impl Into<String>) -> Self {
+        let mut bytes = vec![0; body.buffer_len()];
+        body.emit(&mut bytes);
+        Self::new(kind, flags, &bytes, what)
     }
 
     pub fn append_to(&self, out: &mut Vec<u8>, sequence: u32) {
@@ -158,7 +163,7 @@ mod tests {
     fn what_is_written_is_read_back() {
         let mut message = Message::new(7, libc::NLM_F_ACK, &[1, 2, 3, 4], "test");
         message.body.str(1, "abc").nest(2, |nest| {
-            nest.u32(3, 9).u8(4, 5);
+            nest.bytes(3, &9u32.to_ne_bytes()).u8(4, 5);
         });
         let mut bytes = Vec::new();
         message.append_to(&mut bytes, 42);

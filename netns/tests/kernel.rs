@@ -83,6 +83,21 @@ fn a_wired_namespace_reaches_its_gateway() -> TestResult {
         let link = TcpStream::connect((GATEWAY, 7070));
         // Nobody listens, but the gateway says so: it was reached.
         assert!(link.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused));
+
+        let v6 = Prefix::host("fd00::2".parse()?);
+        socket.apply(vec![
+            Change::delete_neighbour(eth0.index, GATEWAY),
+            Change::delete_route(eth0.index, everywhere),
+            Change::add_address(eth0.index, v6),
+            Change::set_mac(eth0.index, [2, 0, 0, 0, 1, 3]),
+        ])?;
+        let neighbours = output("ip", &["neighbour", "show", "nud", "permanent"])?;
+        assert!(!neighbours.contains("10.9.0.1"), "{neighbours}");
+        let routes = output("ip", &["route"])?;
+        assert!(!routes.contains("default"), "{routes}");
+        assert!(socket.addresses()?.contains(&(eth0.index, v6)));
+        let eth0 = socket.link("eth0")?;
+        assert_eq!((eth0.mac, eth0.up), (Some([2, 0, 0, 0, 1, 3]), true));
         Ok(())
     })??;
     host.run(|| -> TestResult {

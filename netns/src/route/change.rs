@@ -1,0 +1,190 @@
+//! What can be changed in a namespace, each as one message, made by rtnetlink's builders.
+
+use std::{
+    net::IpAddr,
+    os::fd::{AsRawFd, BorrowedFd},
+};
+
+use netlink_packet_route::{
+    AddressFamily,
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
+    link::{InfoBridgePort, InfoData, InfoPortData, InfoPortKind, InfoVeth},
+    neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState},
+    route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope},
+};
+use rtnetlink::{
+    LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    packet_core::Emitable,
+};
+
+use super::{Mac, Prefix};
+use crate::wire::Message;
+
+const CREATE: i32 = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+const REPLACE: i32 = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+
+/// A veth pair to be made: one end here, the other in a namespace given by descriptor.
+#[derive(Debug)]
+pub struct Veth<'a> {
+    pub name: &'a str,
+    pub peer_name: &'a str,
+    pub peer_netns: BorrowedFd<'a>,
+    pub mac: Mac,
+    pub peer_mac: Mac,
+    pub mtu: u32,
+    /// Bridge that this end becomes a port of.
+    pub master: Option<u32>,
+}
+
+/// One change, ready to be sent.
+#[derive(Clone, Debug)]
+pub struct Change(Message);
+
+impl Change {
+    fn new(kind: u16, flags: i32, message: &impl Emitable, what: String) -> Self {
+        Self(Message::emit(kind, flags, message, what))
+    }
+
+    fn set_link(link: LinkMessageBuilder<LinkUnspec>, what: String) -> Self {
+        Self::new(libc::RTM_NEWLINK, 0, &link.build(), what)
+    }
+
+    pub(super) fn into_message(self) -> Message {
+        self.0
+    }
+
+    /// A bridge with this hardware address, so that it does not follow its ports'. It stays down
+    /// until it has its address.
+    pub fn add_bridge(name: &str, mac: Mac) -> Self {
+        let bridge = LinkBridge::new(name).down().address(mac.to_vec()).build();
+        let what = format!("add the bridge {name}");
+        Self::new(libc::RTM_NEWLINK, CREATE, &bridge, what)
+    }
+
+    /// This end comes up at once; the peer, which never exists outside its own namespace, must be
+    /// set up there.
+    pub fn add_veth(veth: &Veth<'_>) -> Self {
+        let peer = LinkUnspec::new_with_name(veth.peer_name)
+            .address(veth.peer_mac.to_vec())
+            .mtu(veth.mtu)
+            .setns_by_fd(veth.peer_netns.as_raw_fd())
+            .build();
+        let mut pair = LinkVeth::new(veth.name, veth.peer_name)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .address(veth.mac.to_vec())
+            .mtu(veth.mtu)
+            .up();
+        if let Some(master) = veth.master {
+            pair = pair.controller(master);
+        }
+        let what = format!("add the veth pair {} and {}", veth.name, veth.peer_name);
+        Self::new(libc::RTM_NEWLINK, CREATE, &pair.build(), what)
+    }
+
+    /// Lets the bridge send a frame back out of the port it came in by. By name, so that it can
+    /// follow the link's creation in one datagram.
+    pub fn set_hairpin(name: &str) -> Self {
+        let hairpin = InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)]);
+        let port = LinkUnspec::new_with_name(name)
+            .set_port_kind(InfoPortKind::Bridge)
+            .set_port_data(hairpin);
+        Self::set_link(port, format!("set hairpin mode of {name}"))
+    }
+
+    pub fn set_up(index: u32) -> Self {
+        let link = LinkUnspec::new_with_index(index).up();
+        Self::set_link(link, format!("set link {index} up"))
+    }
+
+    pub fn set_mac(index: u32, mac: Mac) -> Self {
+        let link = LinkUnspec::new_with_index(index).address(mac.to_vec());
+        Self::set_link(link, format!("set the hardware address of link {index}"))
+    }
+
+    pub fn delete_link(name: &str) -> Self {
+        let link = LinkUnspec::new_with_name(name).build();
+        let what = format!("delete the link {name}");
+        Self::new(libc::RTM_DELLINK, 0, &link, what)
+    }
+
+    /// Idempotent: an address that is there stays.
+    pub fn add_address(index: u32, prefix: Prefix) -> Self {
+        let mut message = AddressMessage::default();
+        message.header.family = family(prefix.address);
+        message.header.prefix_len = prefix.length;
+        message.header.index = index;
+        // Duplicate address detection would hold an IPv6 address back for a second.
+        if prefix.address.is_ipv6() {
+            message.header.flags = AddressHeaderFlags::Nodad;
+        }
+        message.attributes = vec![
+            AddressAttribute::Local(prefix.address),
+            AddressAttribute::Address(prefix.address),
+        ];
+        let what = format!("add the address {prefix} to link {index}");
+        Self::new(libc::RTM_NEWADDR, REPLACE, &message, what)
+    }
+
+    /// Idempotent. Without a gateway the destination is on the link itself.
+    pub fn add_route(index: u32, to: Prefix, via: Option<IpAddr>) -> Self {
+        let mut message = route(index, to);
+        match via {
+            Some(via) => message.attributes.push(RouteAttribute::Gateway(via.into())),
+            None => message.header.scope = RouteScope::Link,
+        }
+        let what = format!("add the route to {to} on link {index}");
+        Self::new(libc::RTM_NEWROUTE, REPLACE, &message, what)
+    }
+
+    pub fn delete_route(index: u32, to: Prefix) -> Self {
+        let mut message = route(index, to);
+        // Any scope and protocol: only destination and link say which route is meant.
+        message.header.scope = RouteScope::NoWhere;
+        message.header.protocol = RouteProtocol::Unspec;
+        let what = format!("delete the route to {to} on link {index}");
+        Self::new(libc::RTM_DELROUTE, 0, &message, what)
+    }
+
+    /// Idempotent: the address is known to have this hardware address and is never asked for.
+    pub fn add_neighbour(index: u32, address: IpAddr, mac: Mac) -> Self {
+        let mut message = neighbour(index, address);
+        let mac = NeighbourAttribute::LinkLayerAddress(mac.to_vec());
+        message.attributes.push(mac);
+        let what = format!("add the neighbour {address} on link {index}");
+        Self::new(libc::RTM_NEWNEIGH, REPLACE, &message, what)
+    }
+
+    pub fn delete_neighbour(index: u32, address: IpAddr) -> Self {
+        let what = format!("delete the neighbour {address} on link {index}");
+        Self::new(libc::RTM_DELNEIGH, 0, &neighbour(index, address), what)
+    }
+}
+
+fn route(index: u32, to: Prefix) -> RouteMessage {
+    let mut message = RouteMessageBuilder::<IpAddr>::new()
+        .output_interface(index)
+        .build();
+    message.header.address_family = family(to.address);
+    message.header.destination_prefix_length = to.length;
+    if to.length > 0 {
+        let to = RouteAttribute::Destination(to.address.into());
+        message.attributes.push(to);
+    }
+    message
+}
+
+fn neighbour(index: u32, address: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(address);
+    message.header.ifindex = index;
+    message.header.state = NeighbourState::Permanent;
+    message.attributes = vec![NeighbourAttribute::Destination(address.into())];
+    message
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
