@@ -67,8 +67,8 @@ impl Client {
         let program = std::env::var_os(name).unwrap_or_else(|| "kubectl".into());
         let mut command = Command::new(program);
         command
-            .env("HOME", lab.dir.path())
-            .env("KUBECONFIG", lab.dir.path().join("kubeconfig"));
+            .env("HOME", &lab.dir)
+            .env("KUBECONFIG", lab.dir.join("kubeconfig"));
         if self == Self::Spdy {
             command
                 .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false")
@@ -94,7 +94,8 @@ impl Pods for OnePod {
 }
 
 struct Lab {
-    dir: tempfile::TempDir,
+    /// Kept by the test, which removes the pod before it.
+    dir: PathBuf,
     runtime: Runtime,
     api: SocketAddr,
     kubelet: SocketAddr,
@@ -110,9 +111,9 @@ async fn listener() -> (TcpListener, SocketAddr) {
 }
 
 impl Lab {
-    async fn new(runtime: Runtime, dir: tempfile::TempDir) -> Self {
-        let store = Arc::new(Embedded::open(&dir.path().join("store")).unwrap());
-        let pki = Pki::open(&dir.path().join("pki")).unwrap();
+    async fn new(runtime: Runtime, dir: &Path) -> Self {
+        let store = Arc::new(Embedded::open(&dir.join("store")).unwrap());
+        let pki = Pki::open(&dir.join("pki")).unwrap();
         let services: ipnet::IpNet = "10.96.0.0/16".parse().unwrap();
         let (listener_of_api, api) = listener().await;
         let (listener_of_kubelet, kubelet) = listener().await;
@@ -142,7 +143,7 @@ impl Lab {
             .issue(&Leaf::client("admin", &["system:masters"]))
             .unwrap();
         let text = pki::kubeconfig(&format!("https://{api}"), pki.ca_pem(), &admin);
-        std::fs::write(dir.path().join("kubeconfig"), text).unwrap();
+        std::fs::write(dir.join("kubeconfig"), text).unwrap();
 
         let pod = Self::add_objects(&handle, kubelet).await;
         let serving = pki
@@ -153,12 +154,12 @@ impl Lab {
             node: "n1".to_owned(),
             pods: Arc::new(OnePod(Arc::new(pod))),
             runtime: runtime.clone(),
-            log_dir: dir.path().join("log"),
+            log_dir: dir.join("log"),
             client: handle.client(User::internal("system:node:n1", &["system:nodes"])),
         };
         tokio::spawn(server.serve(listener_of_kubelet, Arc::new(tls), stop.clone()));
         Self {
-            dir,
+            dir: dir.to_owned(),
             runtime,
             api,
             kubelet,
@@ -214,13 +215,13 @@ impl Lab {
     }
 
     async fn add_container(&self, name: &str, script: &str, stdin: bool) -> String {
-        let folder = self.dir.path().join(format!("log/default_p_{UID}/{name}"));
+        let folder = self.dir.join(format!("log/default_p_{UID}/{name}"));
         std::fs::create_dir_all(&folder).unwrap();
         let config = ContainerConfig {
             name: name.to_owned(),
             attempt: 0,
             annotations: Default::default(),
-            rootfs: Rootfs::Layers(vec![self.dir.path().join("root")]),
+            rootfs: Rootfs::Layers(vec![self.dir.join("root")]),
             oci: spec(script),
             io: Io {
                 tty: false,
@@ -320,7 +321,7 @@ async fn from_kubectl_to_a_container() {
     let runtime = Runtime::open_with_program(config, program).await.unwrap();
     runtime.create_pod(pod()).await.unwrap();
     let body = async {
-        let lab = Lab::new(runtime.clone(), dir).await;
+        let lab = Lab::new(runtime.clone(), dir.path()).await;
         let netns = runtime.netns(UID).await.unwrap().unwrap();
         netns::Namespace::from(netns).run(lo_up).unwrap();
         lab.add_container("main", MAIN, false).await;
