@@ -9,6 +9,7 @@
 //! - Only what carries our own record is touched.
 
 pub mod config;
+pub mod confined;
 pub mod image;
 pub mod seccomp;
 pub mod supervisor;

@@ -16,12 +16,12 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
+    fcntl::OFlag,
     mount::{MsFlags, mount},
     sys::stat::{Mode, SFlag, fstat, mkdirat},
 };
 
-use super::sys;
+use super::{confined::open_in_root, sys};
 
 /// The kernel takes one page of option text from mount(2).
 const LONGEST_OPTIONS: usize = 4095;
@@ -125,16 +125,7 @@ pub struct Root(pub OwnedFd);
 impl Root {
     /// Opens a path inside, links followed as if this were `/`.
     pub fn open(&self, path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
-        let how = OpenHow::new()
-            .flags(flags | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        loop {
-            match openat2(&self.0, path, how) {
-                // Something was renamed while the kernel looked; it cannot tell whether we left.
-                Err(Errno::EAGAIN) => {}
-                other => return Ok(other?),
-            }
-        }
+        Ok(open_in_root(&self.0, path, flags)?)
     }
 
     /// A handle on `path`, which is made if it is not there, with the folders above it.

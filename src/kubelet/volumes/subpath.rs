@@ -9,7 +9,7 @@ use std::{
     ffi::OsStr,
     fs, io,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        fd::{AsRawFd, OwnedFd},
         unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     },
     path::{Component, Path},
@@ -17,10 +17,12 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
+    fcntl::OFlag,
     mount::{MntFlags, MsFlags, mount, umount2},
     sys::stat::{Mode, SFlag, fchmod, fstat, mkdirat},
 };
+
+use crate::runtime::confined::open_beneath;
 
 /// Relative, without `..`.
 pub fn check(path: &str) -> Result<(), String> {
@@ -35,32 +37,13 @@ pub fn check(path: &str) -> Result<(), String> {
 
 /// Opens `path` beneath the volume, for use as a place or for reading.
 pub fn open(volume: &Path, path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
-    Ok(open_beneath(fs::File::open(volume)?.as_fd(), path, flags)?)
-}
-
-fn open_beneath(volume: BorrowedFd<'_>, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
-    let path = if path.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        path
-    };
-    let how = OpenHow::new()
-        .flags(flags | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    // The kernel asks for another try when something was renamed meanwhile.
-    let mut tries = 0;
-    loop {
-        match openat2(volume, path, how) {
-            Err(Errno::EAGAIN) if tries < 64 => tries += 1,
-            done => return done,
-        }
-    }
+    Ok(open_beneath(fs::File::open(volume)?, path, flags)?)
 }
 
 /// Opens `path` beneath the volume; missing folders are made like the volume's own.
 fn open_or_make(volume: &Path, path: &Path) -> io::Result<OwnedFd> {
     let root = fs::File::open(volume)?;
-    match open_beneath(root.as_fd(), path, OFlag::O_PATH) {
+    match open_beneath(&root, path, OFlag::O_PATH) {
         Err(Errno::ENOENT) => {}
         done => return Ok(done?),
     }
@@ -77,17 +60,17 @@ fn open_or_make(volume: &Path, path: &Path) -> io::Result<OwnedFd> {
 }
 
 fn enter(at: &OwnedFd, name: &OsStr, mode: Mode, flags: OFlag) -> io::Result<OwnedFd> {
-    match open_beneath(at.as_fd(), Path::new(name), flags) {
+    match open_beneath(at, Path::new(name), flags) {
         Err(Errno::ENOENT) => {}
         done => return Ok(done?),
     }
     match mkdirat(at, name, mode) {
         Ok(()) => {
-            let made = open_beneath(at.as_fd(), Path::new(name), flags | OFlag::O_NOFOLLOW)?;
+            let made = open_beneath(at, Path::new(name), flags | OFlag::O_NOFOLLOW)?;
             fchmod(&made, mode)?;
             Ok(made)
         }
-        Err(Errno::EEXIST) => Ok(open_beneath(at.as_fd(), Path::new(name), flags)?),
+        Err(Errno::EEXIST) => Ok(open_beneath(at, Path::new(name), flags)?),
         Err(error) => Err(error.into()),
     }
 }

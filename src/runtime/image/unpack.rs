@@ -15,7 +15,7 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2},
+    fcntl::{AT_FDCWD, AtFlags, OFlag, openat},
     sys::{
         stat::{
             FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmodat, makedev, mkdirat, mknodat,
@@ -27,6 +27,8 @@ use nix::{
 };
 use tar::{Archive, Entry, EntryType};
 use xattr::FileExt;
+
+use crate::runtime::confined::open_in_root;
 
 /// A layer that unpacks to more than this is refused: a bomb, or a mistake.
 const MAX_UNPACKED_BYTES: u64 = 64 << 30;
@@ -219,8 +221,8 @@ impl Target {
             .link_name()?
             .ok_or_else(|| invalid("a hard link without a target"))?;
         let to = clean(&to)?.ok_or_else(|| invalid("a hard link to the root"))?;
-        let folder = beneath(
-            self.root.as_fd(),
+        let folder = open_in_root(
+            &self.root,
             to.parent().unwrap_or(Path::new("")),
             OFlag::O_PATH | OFlag::O_DIRECTORY,
         )?;
@@ -255,16 +257,10 @@ impl Target {
     fn parent_of(&mut self, folder: &Path) -> io::Result<&OwnedFd> {
         let cached = self.parent.as_ref().is_some_and(|(path, _)| path == folder);
         if !cached {
-            let fd = match beneath(
-                self.root.as_fd(),
-                folder,
-                OFlag::O_PATH | OFlag::O_DIRECTORY,
-            ) {
+            let fd = match open_in_root(&self.root, folder, OFlag::O_PATH | OFlag::O_DIRECTORY) {
                 Ok(fd) => fd,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    self.make_folders(folder)?
-                }
-                Err(error) => return Err(error),
+                Err(Errno::ENOENT) => self.make_folders(folder)?,
+                Err(error) => return Err(error.into()),
             };
             self.parent = Some((folder.to_owned(), fd));
         }
@@ -276,7 +272,7 @@ impl Target {
 
     fn make_folders(&self, folder: &Path) -> io::Result<OwnedFd> {
         let mut done = PathBuf::new();
-        let mut fd = beneath(self.root.as_fd(), &done, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+        let mut fd = open_in_root(&self.root, &done, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
         for part in folder.components() {
             match mkdirat(
                 fd.as_fd(),
@@ -287,7 +283,7 @@ impl Target {
                 Err(errno) => return Err(errno.into()),
             }
             done.push(part);
-            fd = beneath(self.root.as_fd(), &done, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+            fd = open_in_root(&self.root, &done, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
         }
         Ok(fd)
     }
@@ -295,8 +291,7 @@ impl Target {
     fn set_dir_times(&self) -> io::Result<()> {
         for (path, modified) in self.dir_times.iter().rev() {
             let time = seconds(*modified);
-            let Ok(fd) = beneath(self.root.as_fd(), path, OFlag::O_PATH | OFlag::O_DIRECTORY)
-            else {
+            let Ok(fd) = open_in_root(&self.root, path, OFlag::O_PATH | OFlag::O_DIRECTORY) else {
                 continue; // a later entry replaced it
             };
             utimensat(fd.as_fd(), ".", &time, &time, UtimensatFlags::FollowSymlink)?;
@@ -316,18 +311,6 @@ fn clean(path: &Path) -> io::Result<Option<PathBuf>> {
         }
     }
     Ok((!clean.as_os_str().is_empty()).then_some(clean))
-}
-
-fn beneath(root: BorrowedFd<'_>, path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
-    let path = if path.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        path
-    };
-    let how = OpenHow::new()
-        .flags(flags | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    Ok(openat2(root, path, how)?)
 }
 
 /// An ordinary descriptor for what an `O_PATH` one names.
