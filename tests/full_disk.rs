@@ -31,11 +31,12 @@ fn free(cluster: &Cluster) {
     cluster.host.sh(&format!("rm {}", filler.display()));
 }
 
-/// More than the rest of the last page of the store's file.
+/// More than the room that the store's file has before it must grow.
 fn large_config_map(cluster: &Cluster, name: &str) -> std::process::Output {
     let value = "v".repeat(100_000);
-    let literal = format!("--from-literal=k={value}");
-    cluster.kubectl_with(&["create", "configmap", name, &literal])
+    let literals = ["a", "b", "c", "d"].map(|key| format!("--from-literal={key}={value}"));
+    let [a, b, c, d] = &literals;
+    cluster.kubectl_with(&["create", "configmap", name, a, b, c, d])
 }
 
 #[test]

@@ -41,7 +41,7 @@ pub enum Durability {
     /// Acknowledged after it is synced (group commit).
     Synced,
     /// Heartbeats and Events: acknowledged when logged, on disk with the next synced write or
-    /// within some seconds. Lost at a power cut at worst, never torn, never reordered.
+    /// within a minute. Lost at a power cut at worst, never torn, never reordered.
     Relaxed,
 }
 

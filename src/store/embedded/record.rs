@@ -121,7 +121,7 @@ impl Record {
 #[derive(Debug)]
 pub struct Scan {
     pub records: Vec<Record>,
-    /// Bytes from the start that are good; what follows is a torn tail.
+    /// Bytes from the start that are good; what follows is free or a torn tail.
     pub good: usize,
 }
 
@@ -132,8 +132,8 @@ pub struct Damage {
     pub reason: &'static str,
 }
 
-/// Reads all records. A tail that was never acknowledged may be torn and is left out; anything
-/// else that cannot be read is damage, never skipped.
+/// Reads all records. Zeros may follow the last, and a tail that was never acknowledged may be torn
+/// and is left out; anything else that cannot be read is damage, never skipped.
 pub fn scan(bytes: &Bytes) -> Result<Scan, Damage> {
     if bytes.len() < MAGIC.len() {
         // A crash while the file was made; nothing was ever acknowledged from it.
@@ -154,7 +154,9 @@ pub fn scan(bytes: &Bytes) -> Result<Scan, Damage> {
         good += length;
     }
     let batch = records.last().map_or(0, Record::batch);
-    let later = (good + 1..bytes.len())
+    // No record begins in the zeros at the end.
+    let written = bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0);
+    let later = (good + 1..=written)
         .filter_map(|at| Record::decode(&bytes.slice(at..)))
         .any(|(record, _)| record.batch() > batch + 1);
     if later {
@@ -220,6 +222,21 @@ mod tests {
                 "cut at {cut}"
             );
         }
+    }
+
+    #[test]
+    fn zeros_after_the_last_record_are_free() {
+        let mut bytes = log(&[put(1, 1), put(2, 2)]);
+        let good = bytes.len();
+        bytes.resize(good + 1000, 0);
+        let free = scan(&Bytes::from(bytes.clone())).unwrap();
+        assert_eq!((free.records.len(), free.good), (2, good));
+        // Zeros where acknowledged records were are damage.
+        bytes.truncate(good);
+        let first = log(&[put(1, 1)]).len();
+        bytes[first..].fill(0);
+        bytes.extend(&log(&[put(3, 3)])[MAGIC.len()..]);
+        assert_eq!(scan(&Bytes::from(bytes)).unwrap_err().offset, first);
     }
 
     #[test]

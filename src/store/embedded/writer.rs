@@ -5,6 +5,7 @@ use std::{
     collections::{BinaryHeap, HashMap},
     fs::{File, OpenOptions},
     io::{self, Write as _},
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, mpsc},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -18,8 +19,11 @@ use crate::store::{Committed, Durability, Entry, Error, Event, Expect, Op, Revis
 
 /// Writes that go out with one sync at most.
 const BATCH: usize = 1024;
-/// A relaxed write is on disk after this, if no synced one took it along.
-const RELAXED: Duration = Duration::from_secs(5);
+/// A relaxed write is on disk after this, if neither a synced one nor the kernel took it along.
+const RELAXED: Duration = Duration::from_secs(60);
+/// Zeros kept behind the last record. A write into them changes neither the file's size nor its
+/// blocks, so its sync waits for the data alone and not for the filesystem's journal.
+const ROOM: usize = 256 << 10;
 /// The log is written anew when it is over this and over four times what it holds.
 const REWRITE_BYTES: u64 = 4 << 20;
 /// Revisions that may be given out before the next one must be promised on disk.
@@ -30,12 +34,14 @@ pub enum Request {
     Compact(Revision, oneshot::Sender<()>),
 }
 
-/// The log file, open at its end.
 #[derive(Debug)]
 pub struct Log {
     path: PathBuf,
     file: File,
+    /// Where the last record ends.
     length: u64,
+    /// Where the zeros behind it end.
+    room: u64,
     batch: u64,
     /// Revisions up to this are promised never to be given out again.
     ceiling: Revision,
@@ -99,15 +105,18 @@ impl Log {
         state.compacted = state.revision;
         let file = OpenOptions::new()
             .create(true)
-            .read(true)
-            .append(true)
+            .truncate(false)
+            .write(true)
             .open(&path)
             .map_err(io_error("open", &path))?;
         let good = scan.good as u64;
-        if good < bytes.len() as u64 {
+        let torn = bytes.iter().skip(scan.good).any(|byte| *byte != 0);
+        if torn {
             file.set_len(good)
                 .map_err(io_error("cut the torn end of", &path))?;
         }
+        // What a killed daemon wrote may not be on disk yet; it counts from now on.
+        file.sync_data().map_err(io_error("sync", &path))?;
         let expiries = expiries
             .into_iter()
             .filter(|(_, (expires, _))| *expires > 0)
@@ -117,6 +126,7 @@ impl Log {
             path,
             file,
             length: good,
+            room: if torn { good } else { bytes.len() as u64 },
             batch: batch + 1,
             ceiling,
             unsynced: None,
@@ -133,15 +143,26 @@ impl Log {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match self.file.write_all(bytes) {
+        let end = self.length + bytes.len() as u64;
+        if end > self.room && self.length > 0 {
+            let mut padded = bytes.to_vec();
+            padded.resize(bytes.len() + ROOM, 0);
+            if self.file.write_all_at(&padded, self.length).is_ok() {
+                (self.length, self.room) = (end, end + ROOM as u64);
+                return Ok(());
+            }
+            // A disk without that much room may still have enough for the records.
+        }
+        match self.file.write_all_at(bytes, self.length) {
             Ok(()) => {
-                self.length += bytes.len() as u64;
+                (self.length, self.room) = (end, self.room.max(end));
                 Ok(())
             }
             Err(error) => {
                 // Half a record must not stay in front of later ones.
-                if self.file.set_len(self.length).is_err() {
-                    self.must_rewrite = true;
+                match self.file.set_len(self.length) {
+                    Ok(()) => self.room = self.length,
+                    Err(_) => self.must_rewrite = true,
                 }
                 Err(error)
             }
@@ -191,12 +212,9 @@ impl Log {
         file.sync_all().map_err(io_error("sync", &staging))?;
         std::fs::rename(&staging, &self.path).map_err(io_error("rename", &staging))?;
         sync_dir(self.path.parent().unwrap_or(Path::new("/")))?;
-        self.file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .open(&self.path)
-            .map_err(io_error("open", &self.path))?;
-        (self.length, self.batch, self.ceiling) = (length, self.batch + 1, ceiling);
+        self.file = file;
+        (self.length, self.room) = (length, length);
+        (self.batch, self.ceiling) = (self.batch + 1, ceiling);
         (self.unsynced, self.must_rewrite) = (None, false);
         Ok(())
     }
