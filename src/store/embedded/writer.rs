@@ -23,7 +23,8 @@ const BATCH: usize = 1024;
 const RELAXED: Duration = Duration::from_secs(60);
 /// Zeros kept behind the last record. A write into them changes neither the file's size nor its
 /// blocks, so its sync waits for the data alone and not for the filesystem's journal.
-const ROOM: usize = 256 << 10;
+const ROOM: u64 = 256 << 10;
+const PAGE: u64 = 4096;
 /// The log is written anew when it is over this and over four times what it holds.
 const REWRITE_BYTES: u64 = 4 << 20;
 /// Revisions that may be given out before the next one must be promised on disk.
@@ -143,19 +144,12 @@ impl Log {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let end = self.length + bytes.len() as u64;
-        if end > self.room && self.length > 0 {
-            let mut padded = bytes.to_vec();
-            padded.resize(bytes.len() + ROOM, 0);
-            if self.file.write_all_at(&padded, self.length).is_ok() {
-                (self.length, self.room) = (end, end + ROOM as u64);
-                return Ok(());
-            }
-            // A disk without that much room may still have enough for the records.
-        }
         match self.file.write_all_at(bytes, self.length) {
             Ok(()) => {
-                (self.length, self.room) = (end, self.room.max(end));
+                self.length += bytes.len() as u64;
+                if self.length > self.room {
+                    self.make_room();
+                }
                 Ok(())
             }
             Err(error) => {
@@ -166,6 +160,21 @@ impl Log {
                 }
                 Err(error)
             }
+        }
+    }
+
+    /// Page by page: of what was written at once the kernel keeps one large page in its cache, and
+    /// counts each later write into it as a write of all of it.
+    fn make_room(&mut self) {
+        self.room = self.length;
+        while self.room < self.length + ROOM {
+            let part = PAGE - self.room % PAGE;
+            let zeros = &[0; PAGE as usize][..part as usize];
+            if self.file.write_all_at(zeros, self.room).is_err() {
+                // A disk without this room may still have enough for the records.
+                break;
+            }
+            self.room += part;
         }
     }
 
