@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     ops::Bound,
     sync::{Arc, PoisonError, RwLock},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
@@ -11,8 +12,12 @@ use tokio::sync::watch;
 use super::Object;
 use crate::store::Revision;
 
-/// Changes kept for watchers that resume; a watcher further behind must list again.
-const HISTORY: usize = 4096;
+/// Changes are kept this long for watchers that resume; one further behind must list again.
+const KEPT: Duration = Duration::from_secs(300);
+/// Changes kept of a kind that changes rarely, however old they are.
+const LEAST: usize = 100;
+/// Changes kept at most.
+const MOST: usize = 4096;
 
 #[derive(Debug)]
 pub struct Kind {
@@ -24,9 +29,24 @@ pub struct Kind {
 #[derive(Debug)]
 struct State {
     objects: BTreeMap<Arc<str>, Arc<Object>>,
-    history: VecDeque<Change>,
+    /// With when they came.
+    history: VecDeque<(Instant, Change)>,
     /// Changes up to and including this revision are gone from `history`.
     forgotten: Revision,
+}
+
+impl State {
+    fn forget(&mut self, now: Instant) {
+        while let Some((came, oldest)) = self.history.front() {
+            let count = self.history.len();
+            let old = now.saturating_duration_since(*came) > KEPT && count > LEAST;
+            if !old && count <= MOST {
+                break;
+            }
+            self.forgotten = oldest.object.revision;
+            self.history.pop_front();
+        }
+    }
 }
 
 /// One change. `previous` is absent for an added object.
@@ -70,22 +90,25 @@ impl Kind {
         self.changed.send_replace(revision);
     }
 
-    pub fn apply(&self, object: Arc<Object>, deleted: bool) {
+    pub fn apply(&self, object: Arc<Object>, deleted: bool, now: Instant) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         let previous = match deleted {
             true => state.objects.remove(&object.key),
             false => state.objects.insert(object.key.clone(), object.clone()),
         };
-        state.history.push_back(Change {
+        let change = Change {
             object,
             previous,
             deleted,
-        });
-        if state.history.len() > HISTORY
-            && let Some(oldest) = state.history.pop_front()
-        {
-            state.forgotten = oldest.object.revision;
-        }
+        };
+        state.history.push_back((now, change));
+        state.forget(now);
+    }
+
+    /// Lets go of changes that are too old.
+    pub fn forget(&self, now: Instant) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.forget(now);
     }
 
     /// Wakes watchers, after the change can be seen.
@@ -94,7 +117,7 @@ impl Kind {
             .read()
             .history
             .back()
-            .map(|change| change.object.revision);
+            .map(|(_, change)| change.object.revision);
         if let Some(last) = last {
             self.changed.send_replace(last);
         }
@@ -140,7 +163,46 @@ impl Kind {
         }
         let start = state
             .history
-            .partition_point(|change| change.object.revision <= after);
-        Past::Changes(state.history.range(start..).take(limit).cloned().collect())
+            .partition_point(|(_, change)| change.object.revision <= after);
+        let changes = state.history.range(start..).take(limit);
+        Past::Changes(changes.map(|(_, change)| change.clone()).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn add(kind: &Kind, revisions: std::ops::RangeInclusive<Revision>, now: Instant) {
+        for revision in revisions {
+            let (key, value) = ("/registry/pods/d/p".into(), br#"{"metadata":{}}"#);
+            let object = Object::new(key, "d/p", value, revision).unwrap();
+            kind.apply(Arc::new(object), false, now);
+        }
+    }
+
+    /// How many changes after a revision are told, if they are.
+    fn told(kind: &Kind, after: Revision) -> Option<usize> {
+        match kind.past(after, usize::MAX) {
+            Past::Changes(changes) => Some(changes.len()),
+            Past::Forgotten => None,
+        }
+    }
+
+    #[test]
+    fn changes_are_forgotten_by_age_and_number() {
+        let start = Instant::now();
+        let kind = Kind::new(0);
+        add(&kind, 1..=300, start);
+        kind.forget(start + KEPT);
+        assert_eq!(told(&kind, 0), Some(300));
+        kind.forget(start + 2 * KEPT);
+        assert_eq!((told(&kind, 199), told(&kind, 200)), (None, Some(LEAST)));
+        // A change of the same kind forgets older ones as well.
+        add(&kind, 301..=301, start + 2 * KEPT);
+        assert_eq!((told(&kind, 200), told(&kind, 201)), (None, Some(LEAST)));
+        add(&kind, 302..=5000, start + 2 * KEPT);
+        assert_eq!(told(&kind, 5000 - MOST as Revision), Some(MOST));
+        assert_eq!(told(&kind, 4999 - MOST as Revision), None);
     }
 }

@@ -14,6 +14,7 @@ pub use object::Object;
 use std::{
     collections::HashMap,
     sync::{Arc, PoisonError, RwLock},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
@@ -22,6 +23,8 @@ use crate::store::{Event, Range, Revision, Store};
 
 /// All keys of the API lie under this.
 pub const ROOT: &str = "/registry/";
+/// Old changes are let go of this often.
+const TIDY: Duration = Duration::from_secs(60);
 
 pub struct Cache {
     store: Arc<dyn Store>,
@@ -54,13 +57,21 @@ impl Cache {
         let mut events = cache.store.watch(ROOT, slice.revision).await?;
         let feeding = Arc::downgrade(&cache);
         tokio::spawn(async move {
+            let mut tidied = Instant::now();
             loop {
                 let batch = events.recv().await;
                 let Some(cache) = feeding.upgrade() else {
                     return;
                 };
                 match batch {
-                    Ok(batch) => cache.apply(batch),
+                    Ok(batch) => {
+                        cache.apply(batch);
+                        // Heartbeats come all the time, so quiet kinds are tidied too.
+                        if tidied.elapsed() >= TIDY {
+                            tidied = Instant::now();
+                            cache.forget(tidied);
+                        }
+                    }
                     Err(error) => {
                         // The process reads its own store as fast as memory is; this is the store
                         // ending, or a defect that must not be hidden by stale answers.
@@ -118,8 +129,17 @@ impl Cache {
         self.applied.subscribe()
     }
 
+    /// Lets go of changes that no watcher may ask for any more.
+    fn forget(&self, now: Instant) {
+        let kinds = self.kinds.read().unwrap_or_else(PoisonError::into_inner);
+        for kind in kinds.values() {
+            kind.forget(now);
+        }
+    }
+
     fn apply(&self, batch: Vec<Event>) {
         let mut last = None;
+        let now = Instant::now();
         let mut touched: HashMap<*const Kind, Arc<Kind>> = HashMap::new();
         for event in batch {
             let revision = event.revision();
@@ -131,7 +151,7 @@ impl Cache {
                 }
             };
             if let Some((kind, object)) = placed {
-                kind.apply(object, matches!(event, Event::Delete { .. }));
+                kind.apply(object, matches!(event, Event::Delete { .. }), now);
                 touched.insert(Arc::as_ptr(&kind), kind);
             }
             last = Some(revision);
