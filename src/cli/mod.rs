@@ -3,6 +3,7 @@
 //! Knows every part and is known by none but `main`. Exit codes: 0 done, 1 it failed (the message
 //! says what and how to mend it), 2 the arguments make no sense.
 
+mod allocator;
 mod check;
 mod completion;
 mod control;
@@ -66,6 +67,7 @@ pub fn main() -> ExitCode {
     {
         return supervisor::main(&args.collect::<Vec<_>>());
     }
+    allocator::give_back();
     let result = match Cli::parse().command {
         Command::Up(up) => up.run(),
         Command::Down(down) => down.run(),
