@@ -12,7 +12,7 @@ use crate::store::{Entry, Error, Event, Expect, Range, Revision, Slice};
 const HISTORY_SECONDS: u64 = 300;
 /// ... but no more than this, and never less than the last events.
 const HISTORY_BYTES: usize = 32 << 20;
-const HISTORY_LEAST: usize = 2048;
+const HISTORY_LEAST: usize = 256;
 
 #[derive(Debug, Default)]
 pub struct State {
