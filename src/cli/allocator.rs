@@ -20,6 +20,21 @@ pub fn give_back() {
     }
 }
 
+/// Gives back the pages that lie free between used ones, every minute.
+#[cfg(target_env = "gnu")]
+pub async fn keep_small() {
+    let mut minutes = tokio::time::interval(std::time::Duration::from_secs(60));
+    loop {
+        minutes.tick().await;
+        // SAFETY: any thread may call it at any time; it touches free memory only.
+        let trim = || unsafe { libc::malloc_trim(0) };
+        let _ = tokio::task::spawn_blocking(trim).await;
+    }
+}
+
 /// Other C libraries' allocators keep nothing.
 #[cfg(not(target_env = "gnu"))]
 pub fn give_back() {}
+
+#[cfg(not(target_env = "gnu"))]
+pub async fn keep_small() {}

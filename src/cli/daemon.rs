@@ -108,6 +108,7 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     write_kubeconfig(&config.paths, &pki, port)?;
 
     let shutdown = CancellationToken::new();
+    tokio::spawn(super::allocator::keep_small());
     let serving = tokio::spawn({
         let (handle, shutdown) = (handle.clone(), shutdown.clone());
         async move { handle.serve(listener, tls, shutdown).await }

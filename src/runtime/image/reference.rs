@@ -6,6 +6,12 @@ use oci_client::Reference;
 
 use super::Error;
 
+const DEFAULT_REGISTRY: &str = "docker.io";
+const DEFAULT_TAG: &str = "latest";
+/// Of registry and repository together.
+const LONGEST: usize = 255;
+const LONGEST_TAG: usize = 128;
+
 /// A full name: registry, repository, and a tag or digest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Name {
@@ -14,14 +20,50 @@ pub struct Name {
 
 impl Name {
     /// `nginx` is `docker.io/library/nginx:latest`. With a tag and a digest the digest decides.
+    ///
+    /// Written out by hand: the library's own parser holds 7 MB of compiled expressions for good.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        let invalid = |reason: String| Error::InvalidName {
+        let invalid = |reason| Error::InvalidName {
             name: text.to_owned(),
             reason,
         };
-        let reference: Reference = text
-            .parse()
-            .map_err(|error: oci_client::ParseError| invalid(error.to_string()))?;
+        let (rest, digest) = match text.split_once('@') {
+            Some((rest, digest)) => (rest, Some(digest)),
+            None => (text, None),
+        };
+        let last = rest.rfind('/').map_or(0, |slash| slash + 1);
+        let (name, tag) = match rest[last..].split_once(':') {
+            Some((end, tag)) => (&rest[..last + end.len()], Some(tag)),
+            None => (rest, None),
+        };
+        let (registry, path) = match name.split_once('/') {
+            Some(("index.docker.io", path)) => (DEFAULT_REGISTRY, path),
+            Some((first, path)) if is_registry(first) => (first, path),
+            _ => (DEFAULT_REGISTRY, name),
+        };
+        let repository = match registry == DEFAULT_REGISTRY && !path.contains('/') {
+            true => format!("library/{path}"),
+            false => path.to_owned(),
+        };
+        check_registry(registry)
+            .and_then(|()| check_path(path))
+            .and_then(|()| tag.map_or(Ok(()), check_tag))
+            .and_then(|()| digest.map_or(Ok(()), check_digest))
+            .map_err(|reason| invalid(reason.to_owned()))?;
+        if registry.len() + 1 + repository.len() > LONGEST {
+            return Err(invalid(format!("it is longer than {LONGEST} characters")));
+        }
+        let registry = registry.to_owned();
+        let reference = match (tag.map(str::to_owned), digest.map(str::to_owned)) {
+            (Some(tag), Some(digest)) => {
+                Reference::with_tag_and_digest(registry, repository, tag, digest)
+            }
+            (None, Some(digest)) => Reference::with_digest(registry, repository, digest),
+            (tag, None) => {
+                let tag = tag.unwrap_or_else(|| DEFAULT_TAG.to_owned());
+                Reference::with_tag(registry, repository, tag)
+            }
+        };
         Ok(Self { reference })
     }
 
@@ -85,6 +127,96 @@ impl fmt::Display for Name {
     }
 }
 
+/// Whether the part before the first slash names a registry, rather than a folder of the default one.
+fn is_registry(first: &str) -> bool {
+    first == "localhost" || first.contains(['.', ':']) || first.contains(char::is_uppercase)
+}
+
+fn check_registry(registry: &str) -> Result<(), &'static str> {
+    let (host, port) = match registry.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (registry, None),
+    };
+    let v6 = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    let good = match v6 {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => host.split('.').all(|label| {
+            label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+                && !label.is_empty()
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        }),
+    };
+    let port_is_good = port.is_none_or(|port| port.parse::<u16>().is_ok());
+    match good && port_is_good {
+        true => Ok(()),
+        false => Err("the registry must be a host, with a port after a colon if it needs one"),
+    }
+}
+
+/// Parts of small letters and digits; within a part `.`, `_`, `__` or dashes may join them.
+fn check_path(path: &str) -> Result<(), &'static str> {
+    if path.contains(char::is_uppercase) {
+        return Err("the repository must be in lower case");
+    }
+    let is_word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_good = |part: &str| {
+        let ends = [part.bytes().next(), part.bytes().next_back()];
+        ends.iter().all(|end| end.is_some_and(is_word))
+            && part
+                .split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+                .all(|joint| {
+                    matches!(joint, "" | "." | "_" | "__") || joint.bytes().all(|b| b == b'-')
+                })
+    };
+    match path.split('/').all(is_good) {
+        true => Ok(()),
+        false => Err(
+            "the repository must be parts of letters and digits, joined by '.', '_' or '-', with \
+             '/' between parts",
+        ),
+    }
+}
+
+fn check_tag(tag: &str) -> Result<(), &'static str> {
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let good = tag.bytes().next().is_some_and(is_word)
+        && tag
+            .bytes()
+            .all(|byte| is_word(byte) || matches!(byte, b'.' | b'-'))
+        && tag.len() <= LONGEST_TAG;
+    match good {
+        true => Ok(()),
+        false => Err(
+            "the tag must be at most 128 letters, digits, '_', '.' and '-', and not begin with \
+             '.' or '-'",
+        ),
+    }
+}
+
+fn check_digest(digest: &str) -> Result<(), &'static str> {
+    let length = match digest.split_once(':') {
+        Some(("sha256", hex)) => Some((hex, 64)),
+        Some(("sha384", hex)) => Some((hex, 96)),
+        Some(("sha512", hex)) => Some((hex, 128)),
+        _ => None,
+    };
+    let good = length.is_some_and(|(hex, length)| {
+        hex.len() == length
+            && hex
+                .bytes()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    });
+    match good {
+        true => Ok(()),
+        false => Err("the digest must be sha256, sha384 or sha512, a colon and its hex digits"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,6 +230,11 @@ mod tests {
             ("localhost/a", "localhost/a:latest"),
             ("127.0.0.1:5000/a/b:c", "127.0.0.1:5000/a/b:c"),
             ("registry.k8s.io/pause:3.2", "registry.k8s.io/pause:3.2"),
+            ("index.docker.io/nginx", "docker.io/library/nginx:latest"),
+            ("[::1]:5000/a", "[::1]:5000/a:latest"),
+            ("HOST/a", "HOST/a:latest"),
+            ("a__b/c--d.e:_V.1-", "docker.io/a__b/c--d.e:_V.1-"),
+            ("localhost:5000", "docker.io/library/localhost:5000"),
         ] {
             assert_eq!(Name::parse(text).unwrap().to_string(), want, "{text}");
         }
@@ -116,7 +253,30 @@ mod tests {
 
     #[test]
     fn bad_names_say_so() {
-        for text in ["", "UPPER", "a//b", "a:b:c", "nginx@sha256:12"] {
+        let long = format!("localhost/{}", "a".repeat(LONGEST));
+        let long_tag = format!("a:{}", "b".repeat(LONGEST_TAG + 1));
+        for text in [
+            "",
+            "UPPER",
+            "a//b",
+            "a:b:c",
+            "a:",
+            "a:-b",
+            "a b",
+            "/a",
+            "a/",
+            "-a",
+            "a.-b",
+            "a___b",
+            "http://a.b/c",
+            "a.b:port/c",
+            "a..b/c",
+            "nginx@sha256:12",
+            "nginx@md5:00",
+            "nginx@",
+            &long,
+            &long_tag,
+        ] {
             assert!(
                 matches!(Name::parse(text), Err(Error::InvalidName { .. })),
                 "{text}"
