@@ -7,16 +7,18 @@ use std::{
 };
 
 /// What each part of `src` may use of the others. `cli` may use everything.
-const ALLOWED: [(&str, &[&str]); 13] = [
-    ("apiserver", &["listener", "store", "pki"]),
+const ALLOWED: [(&str, &[&str]); 14] = [
+    ("addresses", &[]),
+    ("apiserver", &["addresses", "listener", "store", "pki"]),
     ("controllers", &["events", "informer", "placement"]),
-    ("dns", &["informer"]),
+    ("dns", &["addresses", "informer"]),
     ("events", &[]),
     ("informer", &[]),
     ("listener", &[]),
     (
         "kubelet",
         &[
+            "addresses",
             "runtime",
             "events",
             "listener",
@@ -27,8 +29,8 @@ const ALLOWED: [(&str, &[&str]); 13] = [
     ),
     ("pki", &[]),
     ("placement", &[]),
-    ("proxy", &["informer"]),
-    ("runtime", &[]),
+    ("proxy", &["addresses", "informer"]),
+    ("runtime", &["addresses"]),
     ("scheduler", &["events", "informer", "placement"]),
     ("store", &[]),
 ];

@@ -10,6 +10,7 @@
 
 pub mod config;
 pub mod confined;
+pub mod files;
 pub mod image;
 pub mod seccomp;
 pub mod supervisor;

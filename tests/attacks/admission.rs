@@ -1,0 +1,1 @@
+//! What nodes and tenants may create and change.

@@ -1,0 +1,1 @@
+//! Requests that authorization could understand otherwise than the handler.

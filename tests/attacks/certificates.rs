@@ -1,0 +1,1 @@
+//! Certificate requests and tokens.

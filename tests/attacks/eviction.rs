@@ -1,0 +1,1 @@
+//! Pods that fill disks and memory.

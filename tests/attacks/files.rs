@@ -1,0 +1,1 @@
+//! Trees and files that pods and images make.

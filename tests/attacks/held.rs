@@ -1,0 +1,1 @@
+//! What was tried and held before: it must go on holding.

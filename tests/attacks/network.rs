@@ -1,0 +1,1 @@
+//! Frames, addresses and ports that are not the pod's own.

@@ -1,0 +1,1 @@
+//! Patches that cost more than they should.

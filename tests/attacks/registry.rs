@@ -1,0 +1,1 @@
+//! Registries that send too much, or lead elsewhere.

@@ -1,0 +1,1 @@
+//! Exec, attach, port-forward and the proxies.
