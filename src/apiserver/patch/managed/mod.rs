@@ -14,6 +14,7 @@ use self::{
     set::Set,
 };
 use crate::apiserver::{
+    metadata,
     registry::{Resource, Subresource},
     status::{Cause, CauseType, Details, Reason, Status},
 };
@@ -77,7 +78,7 @@ fn entries(object: &Value) -> Vec<Entry> {
 fn write(object: &mut Value, mut entries: Vec<Entry>) {
     entries.retain(|entry| !entry.set.is_empty());
     let list: Vec<Value> = entries.iter().map(Entry::to_json).collect();
-    object["metadata"]["managedFields"] = list.into();
+    metadata::of(object).insert("managedFields".to_owned(), list.into());
 }
 
 fn root(row: &Resource) -> Node<'static> {
