@@ -13,7 +13,7 @@ use std::{
 use k8s_openapi::api::core::v1::Service;
 use netns::{
     Namespace,
-    route::{Change, Prefix, Socket, Veth},
+    route::{Change, Port, Prefix, Socket, Veth},
     sysctl,
 };
 use serde_json::{Value, json};
@@ -193,8 +193,8 @@ impl Lab {
             }
             let out = socket.link("out")?.index;
             socket.apply(vec![
-                Change::set_hairpin("pod0"),
-                Change::set_hairpin("pod1"),
+                Change::set_port("pod0", Port::Learning),
+                Change::set_port("pod1", Port::Learning),
                 Change::add_address(out, Prefix::new(NODE, 24)),
             ])?;
             Ok(())

@@ -118,21 +118,6 @@ pub fn batch(
             .masquerade();
         batch.add_rule(&table, "postrouting", rule);
     }
-    // The bridge may route loopback addresses now: pods must not reach the node's by them.
-    batch
-        .add_base_chain(
-            &table,
-            "guard",
-            base(ChainKind::Filter, Hook::Prerouting, -300),
-        )
-        .add_rule(
-            &table,
-            "guard",
-            Rule::new()
-                .input_link(bridge)
-                .destination_in(LOOPBACK.0, LOOPBACK.1, true)
-                .verdict(&Verdict::Drop),
-        );
     batch
 }
 
