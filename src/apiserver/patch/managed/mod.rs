@@ -20,6 +20,8 @@ use crate::apiserver::{
 };
 
 const BEFORE: &str = "before-first-apply";
+/// Conflicts named at most; how many there are is said.
+const MAX_NAMED: usize = 100;
 
 /// One who applies or updates.
 #[derive(Clone, Copy, Debug)]
@@ -171,9 +173,10 @@ pub fn apply(
             entry.set = entry.set.minus(&contested);
         }
         if let Some(before) = &before {
-            let others = all
-                .iter()
-                .fold(Set::default(), |sum, entry| sum.union(&entry.set));
+            let mut others = Set::default();
+            for entry in &all {
+                others.add(&entry.set);
+            }
             let gone = before.set.minus(&owned).minus(&others);
             remove(node, &mut merged, &gone, &owned.union(&others));
         }
@@ -199,9 +202,10 @@ pub fn apply(
 fn conflict(conflicts: &[(String, Set)], row: &Resource, live: &Value) -> Status {
     let mut causes = Vec::new();
     let mut words = Vec::new();
+    let count: usize = conflicts.iter().map(|(_, set)| set.count()).sum();
     for (manager, set) in conflicts {
         let message = format!("conflict with {manager:?}");
-        for path in set.paths() {
+        for path in set.paths(MAX_NAMED - causes.len()) {
             words.push(format!("{message}: {path}"));
             causes.push(Cause {
                 reason: CauseType::FieldManagerConflict,
@@ -210,14 +214,12 @@ fn conflict(conflicts: &[(String, Set)], row: &Resource, live: &Value) -> Status
             });
         }
     }
-    let many = if causes.len() == 1 {
-        "conflict"
-    } else {
-        "conflicts"
-    };
+    if count > causes.len() {
+        words.push(format!("and {} more", count - causes.len()));
+    }
+    let many = if count == 1 { "conflict" } else { "conflicts" };
     let message = format!(
-        "Apply failed with {} {many}: {}",
-        causes.len(),
+        "Apply failed with {count} {many}: {}",
         words.join("\n")
     );
     let mut status = Status::new(Reason::Conflict, message);
@@ -335,6 +337,26 @@ mod tests {
             apply_to(Some(&forced), &config, "me", false).expect("the same"),
             forced
         );
+    }
+
+    /// Quadratic, this would take minutes.
+    #[test]
+    fn many_fields_are_compared_in_one_pass() {
+        let begun = std::time::Instant::now();
+        let row = table::find("", "v1", "configmaps").expect("served");
+        let map = |value: &str| {
+            let data: serde_json::Map<String, Value> =
+                (0..50_000).map(|at| (format!("k{at}"), value.into())).collect();
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": data})
+        };
+        let made = apply(row, None, &map("a"), by("me"), false).expect("new");
+        let refused = apply(row, Some(&made), &map("b"), by("you"), false).expect_err("conflicts");
+        assert!(refused.message.starts_with("Apply failed with 50000 conflicts: "));
+        assert!(refused.message.ends_with("and 49900 more"));
+        assert_eq!(refused.details.expect("details").causes.len(), MAX_NAMED);
+        let again = apply(row, Some(&made), &map("b"), by("me"), false).expect("its own");
+        assert_eq!(again["data"]["k7"], "b");
+        assert!(begun.elapsed().as_secs() < 30, "{:?}", begun.elapsed());
     }
 
     #[test]
