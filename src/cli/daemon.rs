@@ -35,10 +35,13 @@ use crate::{
     pki::{self, Leaf, Pki, kubeconfig},
     runtime::image::Images,
     scheduler,
-    store::embedded::Embedded,
+    store::embedded::{Embedded, Quota},
 };
 
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
+
+/// Where Events lie in the store.
+const EVENTS: &str = "/registry/events/";
 
 const LOCK_WITHIN: Duration = Duration::from_millis(500);
 const LOCK_RETRY: Duration = Duration::from_millis(10);
@@ -53,6 +56,8 @@ pub struct Config {
     pub node_name: String,
     pub kubelet_port: u16,
     pub limits: node::PodLimits,
+    /// Bytes that the store may hold.
+    pub store_quota: usize,
     /// How the user would spell `--root` again, for messages.
     pub root_flag: String,
     /// Make the demo's application before saying that the cluster is ready.
@@ -68,6 +73,7 @@ pub fn install_crypto() {
 /// Runs until asked to stop, by signal or through the control socket.
 pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     install_crypto();
+    raise_open_files();
     make_folders(&config.paths)?;
     // Held to the process's very end: whoever waits for it then finds the store free as well.
     std::mem::forget(lock(&config.paths, &config.root_flag).await?);
@@ -75,7 +81,10 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     let port = listener.local_addr()?.port();
 
     say(notifier, "opening the store");
-    let store = Arc::new(Embedded::open(&config.paths.state.join("store"))?);
+    // A flood of Events must not take the place of what they are about.
+    let quota = Quota::new(config.store_quota).with_share(EVENTS, config.store_quota / 8);
+    let store = Embedded::open_with(&config.paths.state.join("store"), quota)?;
+    let store = Arc::new(store);
     let pki = Pki::open(&config.paths.state.join("pki"))?;
     let address = node_address();
 
@@ -282,6 +291,16 @@ async fn wait_for_end(stopped: &mut mpsc::Receiver<Pods>) -> Result<Pods, Error>
         _ = terminate.recv() => Ok(Pods::Keep),
         _ = interrupt.recv() => Ok(Pods::Keep),
         pods = stopped.recv() => Ok(pods.unwrap_or(Pods::Keep)),
+    }
+}
+
+/// As many descriptors as the process may have. Containers get limits of their own.
+fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }
 

@@ -48,6 +48,9 @@ pub struct Up {
     /// How many processes and threads a pod may have [default: as many as the node]
     #[arg(long, value_name = "N")]
     pod_pids_limit: Option<NonZeroU32>,
+    /// How much all objects and their recent history may take; writes are refused beyond
+    #[arg(long, default_value = "256Mi", value_name = "SIZE", value_parser = size)]
+    store_quota: usize,
     /// How much swap pods may use whose annotations do not say so themselves
     #[arg(long, value_enum, default_value_t = Swap::None, value_name = "HOW")]
     swap: Swap,
@@ -97,6 +100,7 @@ impl Up {
                 swap: self.swap.into(),
                 processes: self.pod_pids_limit,
             },
+            store_quota: self.store_quota,
             root_flag: self.root.flag(),
             demo: self.demo,
         };
@@ -159,6 +163,17 @@ impl Up {
                 None => return Err(failure(paths, before)),
             }
         }
+    }
+}
+
+/// A size as Kubernetes writes it: `256Mi`.
+fn size(text: &str) -> Result<usize, String> {
+    /// Less would not hold what every cluster has.
+    const LEAST: usize = 16 << 20;
+    let quantity = proto::quantity::Quantity::parse(text).map_err(|error| error.to_string())?;
+    match usize::try_from(quantity.value()) {
+        Ok(bytes) if bytes >= LEAST => Ok(bytes),
+        _ => Err("must be at least 16Mi".to_owned()),
     }
 }
 

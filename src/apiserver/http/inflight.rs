@@ -255,16 +255,18 @@ impl Lane {
         who: &Who,
         work: impl Future<Output = Result<T, Status>> + Send + 'static,
     ) -> Result<T, Status> {
-        // Nobody closes the semaphores.
-        let own = match who {
-            Some(who) => Some(self.of(who).acquire_owned().await.map_err(Status::internal)?),
+        let turn = match who {
+            Some(who) => {
+                // Nobody closes the semaphores.
+                let own = self.of(who).acquire_owned().await;
+                let thread = self.threads.clone().acquire_owned().await;
+                Some((own.map_err(Status::internal)?, thread.map_err(Status::internal)?))
+            }
             None => None,
         };
-        let thread = self.threads.clone().acquire_owned();
-        let thread = thread.await.map_err(Status::internal)?;
         let runtime = tokio::runtime::Handle::current();
         let worked = tokio::task::spawn_blocking(move || {
-            let _held = (own, thread);
+            let _held = turn;
             runtime.block_on(work)
         });
         worked.await.map_err(Status::internal)?
