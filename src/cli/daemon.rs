@@ -53,6 +53,7 @@ pub struct Config {
     pub node_name: String,
     pub kubelet_port: u16,
     pub limits: node::PodLimits,
+    pub resources: crate::kubelet::settings::ResourceSettings,
     /// How the user would spell `--root` again, for messages.
     pub root_flag: String,
     /// Make the demo's application before saying that the cluster is ready.
@@ -68,6 +69,7 @@ pub fn install_crypto() {
 /// Runs until asked to stop, by signal or through the control socket.
 pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     install_crypto();
+    super::oom::be_spared();
     make_folders(&config.paths)?;
     // Held to the process's very end: whoever waits for it then finds the store free as well.
     std::mem::forget(lock(&config.paths, &config.root_flag).await?);
@@ -239,6 +241,7 @@ fn node_config(config: &Config, address: IpAddr) -> node::Config {
         services: config.services,
         kubelet_port: config.kubelet_port,
         limits: config.limits,
+        resources: config.resources.clone(),
     }
 }
 
