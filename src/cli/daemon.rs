@@ -58,6 +58,7 @@ pub struct Config {
     pub limits: node::PodLimits,
     /// Bytes that the store may hold.
     pub store_quota: usize,
+    pub resources: crate::kubelet::settings::ResourceSettings,
     /// How the user would spell `--root` again, for messages.
     pub root_flag: String,
     /// Make the demo's application before saying that the cluster is ready.
@@ -74,6 +75,7 @@ pub fn install_crypto() {
 pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     install_crypto();
     raise_open_files();
+    super::oom::be_spared();
     make_folders(&config.paths)?;
     // Held to the process's very end: whoever waits for it then finds the store free as well.
     std::mem::forget(lock(&config.paths, &config.root_flag).await?);
@@ -248,6 +250,7 @@ fn node_config(config: &Config, address: IpAddr) -> node::Config {
         services: config.services,
         kubelet_port: config.kubelet_port,
         limits: config.limits,
+        resources: config.resources.clone(),
     }
 }
 

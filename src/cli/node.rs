@@ -35,6 +35,7 @@ use crate::{
         self,
         container::SwapBehavior,
         network::{self, PodNetwork},
+        settings::ResourceSettings,
     },
     pki::{self, Leaf, Pki},
     proxy,
@@ -59,6 +60,7 @@ pub struct Config {
     pub services: IpNet,
     pub kubelet_port: u16,
     pub limits: PodLimits,
+    pub resources: ResourceSettings,
 }
 
 /// What the node gives to every pod alike.
@@ -247,6 +249,7 @@ pub async fn remove(paths: &Paths) -> Result<(), Error> {
         services: recorded.services.parse()?,
         kubelet_port: 0,
         limits: PodLimits::default(),
+        resources: ResourceSettings::default(),
     };
     let network = PodNetwork::open(network_config(&config, &names)).await?;
     let pki = Pki::open(&paths.state.join("pki"))?;
@@ -357,6 +360,7 @@ fn kubelet_config(config: &Config, names: &Names, cluster_dns: IpAddr) -> kubele
         max_pods: MAX_PODS,
         pod_pids_limit: config.limits.processes,
         swap: config.limits.swap,
+        resources: config.resources.clone(),
     }
 }
 

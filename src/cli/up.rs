@@ -16,6 +16,7 @@ use super::{
     node::{PodLimits, Ranges},
     notify::{Listener, Message, Notifier, VARIABLE},
     paths::{Paths, RootArg},
+    reservations::Reservations,
 };
 use crate::kubelet::container::SwapBehavior;
 
@@ -54,6 +55,8 @@ pub struct Up {
     /// How much swap pods may use whose annotations do not say so themselves
     #[arg(long, value_enum, default_value_t = Swap::None, value_name = "HOW")]
     swap: Swap,
+    #[command(flatten)]
+    reservations: Reservations,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -77,6 +80,7 @@ impl Up {
     pub fn run(self) -> Result<ExitCode, Error> {
         need_root("up")?;
         let paths = self.root.paths()?;
+        let resources = self.reservations.settings()?;
         if self.detach {
             return self.start_detached(&paths);
         }
@@ -101,6 +105,7 @@ impl Up {
                 processes: self.pod_pids_limit,
             },
             store_quota: self.store_quota,
+            resources,
             root_flag: self.root.flag(),
             demo: self.demo,
         };

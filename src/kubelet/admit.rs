@@ -12,6 +12,7 @@ pub struct Room {
     pub pods: u32,
     pub milli_cpu: i64,
     pub memory: i64,
+    pub ephemeral: i64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +71,12 @@ pub fn refusal<'a>(
     for (what, needed, used, capacity) in [
         ("cpu", needed.milli_cpu, used.milli_cpu, room.milli_cpu),
         ("memory", needed.memory, used.memory, room.memory),
+        (
+            "ephemeral-storage",
+            needed.ephemeral,
+            used.ephemeral,
+            room.ephemeral,
+        ),
     ] {
         if needed > 0 && needed > capacity - used {
             return Some(short(what, needed, used, capacity));
@@ -118,6 +125,7 @@ mod tests {
         pods: 2,
         milli_cpu: 2000,
         memory: 1 << 30,
+        ephemeral: 1 << 30,
     };
 
     fn pod(spec: Value) -> Pod {
@@ -140,6 +148,12 @@ mod tests {
         for (new, others, want) in [
             (asking("500m", 81), vec![&one], None),
             (asking("501m", 81), vec![&one], Some("OutOfcpu")),
+            (
+                pod(json!({"containers": [{"name": "c",
+                    "resources": {"requests": {"ephemeral-storage": "2Gi"}}}]})),
+                vec![&one],
+                Some("OutOfephemeral-storage"),
+            ),
             (asking("0", 81), vec![&one, &one], Some("OutOfpods")),
             (asking("100m", 80), vec![&one], Some("NodePorts")),
             (apparmor("Unconfined"), vec![], None),

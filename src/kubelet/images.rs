@@ -16,6 +16,7 @@ use serde::Deserialize;
 
 use super::{
     events::{Level, Recorder},
+    image_gc::Uses,
     pod::Member,
 };
 use crate::runtime::image::{self, Credentials, Image, Images, Name};
@@ -46,6 +47,7 @@ struct Shared {
     images: Images,
     client: Client,
     events: Recorder,
+    uses: Uses,
     /// Held while an image is pulled, by its full name.
     pulling: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     at_once: tokio::sync::Semaphore,
@@ -67,12 +69,13 @@ enum Policy {
 }
 
 impl Puller {
-    pub fn new(images: Images, client: Client, events: Recorder) -> Self {
+    pub fn new(images: Images, client: Client, events: Recorder, uses: Uses) -> Self {
         Self {
             shared: Arc::new(Shared {
                 images,
                 client,
                 events,
+                uses,
                 pulling: Mutex::default(),
                 at_once: tokio::sync::Semaphore::new(AT_ONCE),
                 failed: Mutex::default(),
@@ -83,6 +86,7 @@ impl Puller {
     /// The member's image, pulled if its policy says so.
     pub async fn ensure(&self, pod: &Pod, member: &Member<'_>) -> Result<Image, Failure> {
         let reference = member.spec.image.as_deref().unwrap_or_default();
+        self.shared.uses.note(reference);
         let result = self.find_or_pull(pod, member, reference).await;
         if let Err(failure) = &result {
             let events = &self.shared.events;

@@ -213,6 +213,31 @@ impl Images {
         .await
     }
 
+    /// Removes an image with all its names and its unused layers, if `unused` says so; says whether
+    /// it did. Nobody looks the image up while `unused` decides, and nobody finds it afterwards.
+    pub async fn remove_if(
+        &self,
+        id: &str,
+        unused: impl FnOnce(&Image) -> bool + Send + 'static,
+    ) -> Result<bool, Error> {
+        let _alone = self.shared.sweeping.write().await;
+        let _changing = self.shared.changing.lock().await;
+        let (shared, id) = (self.shared.clone(), id.to_owned());
+        blocking(move || {
+            {
+                let mut images = shared.write();
+                match images.get(&id) {
+                    Some(image) if unused(image) => images.remove(&id),
+                    _ => return Ok(false),
+                };
+            }
+            shared.records.delete(&id)?;
+            shared.sweep()?;
+            Ok(true)
+        })
+        .await
+    }
+
     /// The folders that hold layers; for measuring the disk they use.
     pub fn dir(&self) -> &Path {
         &self.shared.dir
