@@ -231,7 +231,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
     }
     let (runtime, until) = (deps.runtime, stop.clone());
     parts.spawn(async move {
-        logs::rotate(runtime, until).await;
+        logs::compress_rotated(runtime, until).await;
         Ok(())
     });
     let admission = table::Admission { room, pressures };

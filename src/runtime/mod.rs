@@ -33,6 +33,7 @@ mod teardown;
 mod users;
 
 pub use config::{ContainerConfig, Identity, Io, PodConfig, Rootfs};
+pub use log_writer::{MAX_BYTES as MAX_LOG_BYTES, rotated as rotated_logs};
 
 use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration, time::SystemTime};
 

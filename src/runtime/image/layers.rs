@@ -136,6 +136,9 @@ impl Layers {
     }
 }
 
+/// A frame's own word decides how much memory its window takes: 8 MiB, as RFC 8878 recommends.
+const MAX_ZSTD_WINDOW_LOG: u32 = 23;
+
 /// The tar stream inside, told by its first bytes: media types are often wrong.
 pub fn decompress<'a>(reader: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut reader = BufReader::with_capacity(64 << 10, reader);
@@ -144,7 +147,9 @@ pub fn decompress<'a>(reader: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> 
         return Ok(Box::new(flate2::bufread::MultiGzDecoder::new(reader)));
     }
     if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        return Ok(Box::new(zstd::Decoder::with_buffer(reader)?));
+        let mut decoder = zstd::Decoder::with_buffer(reader)?;
+        decoder.window_log_max(MAX_ZSTD_WINDOW_LOG)?;
+        return Ok(Box::new(decoder));
     }
     Ok(Box::new(reader))
 }

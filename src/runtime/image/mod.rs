@@ -8,15 +8,21 @@
 //!
 //! Start at [`Images::pull`]; `layers.rs` and `unpack.rs` put bytes on disk.
 
+mod archive;
 mod content;
+mod digest;
 mod import;
+mod json;
 mod layers;
+mod manifest;
 mod platform;
 mod pull;
 mod records;
 mod reference;
+mod registry;
 mod unpack;
 
+pub use json::excerpt;
 pub use reference::Name;
 
 use std::{
@@ -132,7 +138,8 @@ impl Images {
     ) -> Result<Image, Error> {
         let name = Name::parse(reference)?;
         let _no_sweep = self.shared.sweeping.read().await;
-        let content = pull::pull(&self.shared.layers, &name, credentials, progress).await?;
+        let shared = &self.shared;
+        let content = pull::pull(&shared.layers, &shared.dir, &name, credentials, progress).await?;
         self.add(content.record(Some(&name))).await
     }
 
@@ -325,7 +332,7 @@ fn image(record: &Record, layers: &Layers) -> Result<Image, Error> {
         what: record.id.clone(),
         reason,
     };
-    let config = content::parse(&record.config).map_err(|error| malformed(error.to_string()))?;
+    let config = content::parse(&record.config).map_err(malformed)?;
     if let Some(missing) = record
         .diff_ids
         .iter()
