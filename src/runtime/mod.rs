@@ -28,11 +28,13 @@ mod protocol;
 mod records;
 mod rootfs;
 mod session;
+mod stalls;
 mod sys;
 mod teardown;
 mod users;
 
 pub use config::{ContainerConfig, Identity, Io, PodConfig, Rootfs};
+pub use stalls::MemoryStalls;
 
 use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration, time::SystemTime};
 

@@ -14,7 +14,6 @@ mod decide;
 mod local;
 mod message;
 mod rank;
-mod stall;
 mod threshold;
 mod usage;
 
@@ -45,7 +44,6 @@ use self::{
     local::LocalUsage,
     message::{Told, Usages},
     rank::Candidate,
-    stall::MemoryStalls,
     threshold::Resource,
     usage::Places,
 };
@@ -56,7 +54,7 @@ use super::{
     node, pod,
     stats::Space,
 };
-use crate::runtime::{PodState, Runtime};
+use crate::runtime::{MemoryStalls, PodState, Runtime};
 
 /// How often the node is looked at, and pods with limits are measured.
 const EVERY: Duration = Duration::from_secs(10);
