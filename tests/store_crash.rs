@@ -11,7 +11,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use vetch::store::{Durability, Expect, Op, Space, Range, Revision, Store, Write, embedded::Embedded};
+use vetch::store::{
+    Durability, Expect, Op, Range, Revision, Space, Store, Write, embedded::Embedded,
+};
 
 /// Set in the child: the folder to write in.
 const FOLDER: &str = "STORE_CRASH_FOLDER";

@@ -141,13 +141,17 @@ impl ImageGc {
     /// Keeps the disk of images below the limit until told to stop.
     pub async fn run(self, shutdown: CancellationToken) {
         let known = self.shared.images.list().await.unwrap_or_default();
-        self.shared.seen.lock().await.extend(known.iter().map(|image| {
-            let seen = Seen {
-                first: None,
-                used: None,
-            };
-            (image.id.clone(), seen)
-        }));
+        self.shared
+            .seen
+            .lock()
+            .await
+            .extend(known.iter().map(|image| {
+                let seen = Seen {
+                    first: None,
+                    used: None,
+                };
+                (image.id.clone(), seen)
+            }));
         let mut ticks = tokio::time::interval(EVERY);
         loop {
             tokio::select! {
@@ -174,10 +178,17 @@ impl ImageGc {
         if wanted == 0 {
             return;
         }
-        tracing::info!(wanted, "the disk of images is nearly full, removing unused ones");
+        tracing::info!(
+            wanted,
+            "the disk of images is nearly full, removing unused ones"
+        );
         for id in candidates {
             self.remove(&id, &mut seen).await;
-            if self.space().await.is_none_or(|space| space.available_bytes >= enough) {
+            if self
+                .space()
+                .await
+                .is_none_or(|space| space.available_bytes >= enough)
+            {
                 return;
             }
         }
@@ -200,7 +211,10 @@ impl ImageGc {
 
     async fn remove(&self, id: &str, seen: &mut HashMap<String, Seen>) {
         let uses = self.shared.uses.clone();
-        let removed = self.shared.images.remove_if(id, move |image| !uses.covers(image));
+        let removed = self
+            .shared
+            .images
+            .remove_if(id, move |image| !uses.covers(image));
         match removed.await {
             Ok(true) => {
                 seen.remove(id);

@@ -111,9 +111,12 @@ impl Connections {
         let mut state = self.lock();
         let address = state.addresses.entry(from).or_default();
         let full = address.count >= self.limits.of(from);
-        if full && !address.evict() || !full && state.count >= self.limits.total && !state.evict()
-        {
-            if state.addresses.get(&from).is_some_and(|address| address.count == 0) {
+        if full && !address.evict() || !full && state.count >= self.limits.total && !state.evict() {
+            if state
+                .addresses
+                .get(&from)
+                .is_some_and(|address| address.count == 0)
+            {
                 state.addresses.remove(&from);
             }
             return None;
@@ -302,7 +305,13 @@ mod tests {
         let others = [admitted(&all, 2), admitted(&all, 3)].map(|slot| slot.expect("room"));
         // Full now: of those that wait one goes, whoever comes.
         let _fifth = admitted(&all, 4).expect("a place that another waited at");
-        assert_eq!(others.iter().filter(|slot| slot.token.is_cancelled()).count(), 1);
+        assert_eq!(
+            others
+                .iter()
+                .filter(|slot| slot.token.is_cancelled())
+                .count(),
+            1
+        );
         drop(asking);
         drop(first);
         drop(others);

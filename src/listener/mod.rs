@@ -183,7 +183,10 @@ impl Failures {
     /// How long to rest now.
     fn rest(&mut self, error: &io::Error) -> Duration {
         self.untold += 1;
-        if self.told.is_none_or(|told| told.elapsed() >= COMPLAIN_EVERY) {
+        if self
+            .told
+            .is_none_or(|told| told.elapsed() >= COMPLAIN_EVERY)
+        {
             tracing::warn!(%error, times = self.untold, "connections cannot be accepted");
             self.told = Some(Instant::now());
             self.untold = 0;

@@ -62,7 +62,11 @@ pub fn set_ceilings(
         cpu_shares: Some(LEAST_SHARES),
         ..Limits::default()
     });
-    applied.chain([least]).collect::<Vec<_>>().into_iter().collect()
+    applied
+        .chain([least])
+        .collect::<Vec<_>>()
+        .into_iter()
+        .collect()
 }
 
 /// `<root>/<pod>/<child>`.

@@ -28,12 +28,14 @@ mod protocol;
 mod records;
 mod rootfs;
 mod session;
+mod stalls;
 mod sys;
 mod teardown;
 mod users;
 
 pub use config::{ContainerConfig, Identity, Io, PodConfig, Rootfs};
 pub use log_writer::{MAX_BYTES as MAX_LOG_BYTES, rotated as rotated_logs};
+pub use stalls::MemoryStalls;
 
 use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration, time::SystemTime};
 

@@ -78,7 +78,10 @@ pub fn remove_pod(
     if let Ok(record) = records::read::<PodRecord>(&dir.pod()) {
         let (root, pod) = (&config.cgroup_root, &record.config.cgroup);
         // Without its supervisor nothing of the pod is started again.
-        for group in [cgroup::supervisor_name(root, pod), cgroup::pod_name(root, pod)] {
+        for group in [
+            cgroup::supervisor_name(root, pod),
+            cgroup::pod_name(root, pod),
+        ] {
             first.note(remove_group(hierarchy, &group));
         }
     }

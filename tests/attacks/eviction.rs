@@ -21,7 +21,9 @@ fn evicted(cluster: &Cluster, pod: &str) -> String {
         told.starts_with("Failed/")
     });
     let message = told.strip_prefix("Failed/Evicted/");
-    message.unwrap_or_else(|| panic!("{pod}: {told}")).to_owned()
+    message
+        .unwrap_or_else(|| panic!("{pod}: {told}"))
+        .to_owned()
 }
 
 fn condition(kind: &str) -> String {
@@ -59,14 +61,28 @@ fn a_pod_gets_no_more_disk_than_its_limits_say() {
          command: [sh, -c, 'head -c 4000000 /dev/zero >/x/f; sleep 1000']}]";
     let layer = limited("c", "2Mi", &fill("/f"));
     let other = limited("d", "20Mi", "true");
-    tenant.create(&[
-        pod("volume", volume, mounted),
-        pod("layer", forged, &format!("[{layer}, {other}]")),
-        pod("log", plain, &format!("[{}]", limited("c", "2Mi", "yes | head -c 4000000"))),
-        pod("hosts", plain, &format!("[{}]", limited("c", "2Mi", &fill("/etc/hosts")))),
-        pod("modest", plain, &format!("[{}]", limited("c", "20Mi", &fill("/f")))),
-    ]
-    .concat());
+    tenant.create(
+        &[
+            pod("volume", volume, mounted),
+            pod("layer", forged, &format!("[{layer}, {other}]")),
+            pod(
+                "log",
+                plain,
+                &format!("[{}]", limited("c", "2Mi", "yes | head -c 4000000")),
+            ),
+            pod(
+                "hosts",
+                plain,
+                &format!("[{}]", limited("c", "2Mi", &fill("/etc/hosts"))),
+            ),
+            pod(
+                "modest",
+                plain,
+                &format!("[{}]", limited("c", "20Mi", &fill("/f"))),
+            ),
+        ]
+        .concat(),
+    );
     for (name, want) in [
         (
             "volume",
@@ -101,12 +117,15 @@ fn a_pod_gets_no_more_disk_than_its_limits_say() {
     let class = |name: &str| format!("}}, spec: {{runtimeClassName: {name}, ");
     let sleep = "[{name: c, image: busybox:1, command: [sleep, \"1000\"], \
          securityContext: {seLinuxOptions: {level: s0}}}]";
-    tenant.create(&[
-        pod("isolated", &class("safe"), sleep),
-        pod("native", &class("native"), sleep),
-    ]
-    .concat());
-    let about = |pod: &str| format!("get events -n greedy --field-selector=involvedObject.name={pod}");
+    tenant.create(
+        &[
+            pod("isolated", &class("safe"), sleep),
+            pod("native", &class("native"), sleep),
+        ]
+        .concat(),
+    );
+    let about =
+        |pod: &str| format!("get events -n greedy --field-selector=involvedObject.name={pod}");
     let refused = "no runtime for \"gvisor\" is configured";
     let events = cluster.wait_for(&about("isolated"), |events| events.contains(refused));
     assert!(events.contains("FailedCreatePodSandBox"), "{events}");
@@ -147,8 +166,7 @@ fn pods_without_limits_do_not_take_the_node() {
     assert_eq!(capacity, format!("{total}Ki"));
     let health = Health::watch(&cluster);
     let one = |name: &str, command: &str| {
-        let containers =
-            format!("[{{name: c, image: busybox:1, command: [sh, -c, '{command}']}}]");
+        let containers = format!("[{{name: c, image: busybox:1, command: [sh, -c, '{command}']}}]");
         pod(name, "}, spec: {restartPolicy: Never, ", &containers)
     };
 
@@ -181,7 +199,10 @@ fn pods_without_limits_do_not_take_the_node() {
         "{message}"
     );
     let disruption = ".status.conditions[?(@.type==\"DisruptionTarget\")].reason";
-    assert_eq!(cluster.field("pod/large", disruption), "TerminationByKubelet");
+    assert_eq!(
+        cluster.field("pod/large", disruption),
+        "TerminationByKubelet"
+    );
     let event = cluster.ok(
         "get events --field-selector=reason=Evicted -o jsonpath={.items[0].metadata.annotations}",
     );
@@ -223,8 +244,7 @@ fn a_full_disk_is_emptied_by_whoever_filled_it() {
     let health = Health::watch(&cluster);
     let one = |name: &str, command: &str| {
         let command = format!("{command}; sleep 1000");
-        let containers =
-            format!("[{{name: c, image: busybox:1, command: [sh, -c, '{command}']}}]");
+        let containers = format!("[{{name: c, image: busybox:1, command: [sh, -c, '{command}']}}]");
         pod(name, "}, spec: {", &containers)
     };
     cluster.apply(&one("modest", "head -c 4000000 /dev/zero >/f"));
@@ -233,7 +253,8 @@ fn a_full_disk_is_emptied_by_whoever_filled_it() {
     cluster.apply(&one("greedy", "cat /dev/zero >/f"));
     let message = evicted(&cluster, "greedy");
     assert!(
-        message.starts_with("The node was low on resource: ephemeral-storage. Threshold quantity: ")
+        message
+            .starts_with("The node was low on resource: ephemeral-storage. Threshold quantity: ")
             && message.contains("Container c was using ")
             && message.contains(", request is 0, has larger consumption of ephemeral-storage."),
         "{message}"

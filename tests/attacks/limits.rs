@@ -76,7 +76,11 @@ pub fn send(tenant: &Tenant<'_>, request: [&str; 3], body: &[u8]) -> (String, St
         .output()
         .unwrap();
     let answer = std::fs::read_to_string(&answer_file).unwrap_or_default();
-    assert!(answer.len() < 1 << 20, "an answer of {} bytes", answer.len());
+    assert!(
+        answer.len() < 1 << 20,
+        "an answer of {} bytes",
+        answer.len()
+    );
     (String::from_utf8(output.stdout).unwrap(), answer)
 }
 
@@ -214,24 +218,60 @@ fn objects_that_grow_are_refused_early() {
     protobuf.extend(&raw);
     let big = "x".repeat(3_200_000);
     let cases: [(&str, &[u8], &str, &str); 8] = [
-        (JSON, pod(990_000).as_bytes(), "422", "Too many: 990000: must have at most 20000 items"),
-        (JSON, pod(19_000).as_bytes(), "422", "too many errors, only the first 100 are shown"),
-        (JSON, heavy.as_bytes(), "413", "more than 67108864 bytes of memory"),
+        (
+            JSON,
+            pod(990_000).as_bytes(),
+            "422",
+            "Too many: 990000: must have at most 20000 items",
+        ),
+        (
+            JSON,
+            pod(19_000).as_bytes(),
+            "422",
+            "too many errors, only the first 100 are shown",
+        ),
+        (
+            JSON,
+            heavy.as_bytes(),
+            "413",
+            "more than 67108864 bytes of memory",
+        ),
         (JSON, deep.as_bytes(), "400", "recursion limit"),
-        (JSON, big.as_bytes(), "413", "Request entity too large: limit is 3145728"),
+        (
+            JSON,
+            big.as_bytes(),
+            "413",
+            "Request entity too large: limit is 3145728",
+        ),
         ("application/yaml", bomb.as_bytes(), "400", "not YAML"),
         ("application/yaml", deep.as_bytes(), "400", "not YAML"),
-        ("application/vnd.kubernetes.protobuf", &protobuf, "413", "bytes of memory"),
+        (
+            "application/vnd.kubernetes.protobuf",
+            &protobuf,
+            "413",
+            "bytes of memory",
+        ),
     ];
     for (content_type, body, code, words) in cases {
         let begun = Instant::now();
         let (got, answer) = send(&tenant, ["POST", PODS, content_type], body);
         assert_eq!(got, code, "{words}: {answer:.500}");
         assert!(answer.contains(words), "{words}: {answer:.500}");
-        assert!(begun.elapsed() < Duration::from_secs(10), "{words}: {:?}", begun.elapsed());
+        assert!(
+            begun.elapsed() < Duration::from_secs(10),
+            "{words}: {:?}",
+            begun.elapsed()
+        );
     }
-    let wide = (0..2000).map(|at| format!("k{at}")).collect::<Vec<_>>().join(",");
-    let (code, answer) = send(&tenant, ["GET", &format!("{CONFIGMAPS}?labelSelector={wide}"), JSON], b"");
+    let wide = (0..2000)
+        .map(|at| format!("k{at}"))
+        .collect::<Vec<_>>()
+        .join(",");
+    let (code, answer) = send(
+        &tenant,
+        ["GET", &format!("{CONFIGMAPS}?labelSelector={wide}"), JSON],
+        b"",
+    );
     assert_eq!(code, "400", "{answer:.500}");
     assert!(answer.contains("at most 1000 are allowed"), "{answer:.500}");
     defaults_of_a_custom_resource(&cluster);
@@ -263,5 +303,8 @@ fn defaults_of_a_custom_resource(cluster: &Cluster) {
     let refused = create(&tab);
     assert!(!refused.status.success());
     let words = text(&refused);
-    assert!(words.contains("its defaults add more than 16777216 bytes"), "{words:.500}");
+    assert!(
+        words.contains("its defaults add more than 16777216 bytes"),
+        "{words:.500}"
+    );
 }

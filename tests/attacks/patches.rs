@@ -37,7 +37,11 @@ fn long_lists_and_many_keys_are_merged_in_seconds() {
         "selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}},
         "spec": {"containers": [{"name": "c", "image": "i", "env": environment(0, 9000, "a")}]}}}});
     let collection = DEPLOYMENT.replace("/d?", "?");
-    quick(["POST", &collection, "application/json"], &deployment, "201");
+    quick(
+        ["POST", &collection, "application/json"],
+        &deployment,
+        "201",
+    );
 
     // Merged by key, in an order of its own.
     let names: Vec<Value> = (0..18_000)
@@ -56,7 +60,10 @@ fn long_lists_and_many_keys_are_merged_in_seconds() {
         &json!(vec![operation; 10_000]),
         "422",
     );
-    assert!(answer.contains("move more than 50000000 list items"), "{answer:.500}");
+    assert!(
+        answer.contains("move more than 50000000 list items"),
+        "{answer:.500}"
+    );
 
     // One field more than may be named, fifty thousand times.
     let data = |value: &str| -> Value {
@@ -69,9 +76,16 @@ fn long_lists_and_many_keys_are_merged_in_seconds() {
     let map = format!("{CONFIGMAPS}/m?fieldManager=");
     quick(["PATCH", &format!("{map}one"), apply], &data("a"), "201");
     let answer = quick(["PATCH", &format!("{map}two"), apply], &data("b"), "409");
-    assert!(answer.contains("Apply failed with 50000 conflicts"), "{answer:.200}");
+    assert!(
+        answer.contains("Apply failed with 50000 conflicts"),
+        "{answer:.200}"
+    );
     assert!(answer.contains("and 49900 more"));
-    assert!(answer.len() < 64 << 10, "an answer of {} bytes", answer.len());
+    assert!(
+        answer.len() < 64 << 10,
+        "an answer of {} bytes",
+        answer.len()
+    );
     neighbour.assert();
     health.assert();
 }

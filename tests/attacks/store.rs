@@ -10,7 +10,12 @@ use crate::{
 fn resident(cluster: &Cluster) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", cluster.daemon())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib: u64 = line.unwrap().trim().trim_end_matches(" kB").parse().unwrap();
+    let kib: u64 = line
+        .unwrap()
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap();
     kib << 10
 }
 
@@ -50,13 +55,19 @@ fn a_full_store_takes_what_is_needed_to_empty_it() {
     // Events have a share of their own: with it used up there is room for everything else.
     let event = r#"'{"metadata":{"name":"e' + str(n) + '","annotations":{"a":"' + "x" * 200000 + '"}},"involvedObject":{"namespace":"' + namespace + '"}}'"#;
     let said = fill(&tenant, "events", event);
-    assert!(said.contains("etcdserver: mvcc: database space exceeded"), "{said:.500}");
+    assert!(
+        said.contains("etcdserver: mvcc: database space exceeded"),
+        "{said:.500}"
+    );
     let map = r#"'{"metadata":{"name":"m' + str(n) + '"},"data":{"a":"' + "x" * 1000000 + '"}}'"#;
     let said = fill(&tenant, "configmaps", map);
     let (count, why) = said.split_once(' ').unwrap();
     assert!((20..48).contains(&count.parse().unwrap()), "{said:.500}");
     assert!(why.starts_with("500 "), "{said:.500}");
-    assert!(why.contains("\"message\":\"etcdserver: mvcc: database space exceeded\""), "{said:.500}");
+    assert!(
+        why.contains("\"message\":\"etcdserver: mvcc: database space exceeded\""),
+        "{said:.500}"
+    );
     let refused = tenant.kubectl("create configmap small");
     assert!(!refused.status.success());
     assert!(
@@ -82,7 +93,12 @@ fn a_full_store_takes_what_is_needed_to_empty_it() {
         std::thread::sleep(std::time::Duration::from_millis(500));
     }
     let after = resident(&cluster);
-    assert!(after < most, "{} MiB before, {} MiB after", before >> 20, after >> 20);
+    assert!(
+        after < most,
+        "{} MiB before, {} MiB after",
+        before >> 20,
+        after >> 20
+    );
     assert!(cluster.vetch(&["down"]).status.success());
     until("the store opens again", || {
         cluster

@@ -107,7 +107,10 @@ impl Object {
             let json = self.json.get_or_init(|| encode(&self.value));
             return (json.bytes.clone(), json.rest);
         }
-        let mut weak = self.large_json.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut weak = self
+            .large_json
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let json = weak.upgrade().unwrap_or_else(|| {
             let made = Arc::new(encode(&self.value));
             *weak = Arc::downgrade(&made);

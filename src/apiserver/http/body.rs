@@ -38,7 +38,9 @@ pub(super) async fn read(mut body: Body, limits: &Inflight, who: &Who) -> Result
     if announced.lower() > MAX_BODY_BYTES as u64 {
         return Err(Status::too_large(MAX_BODY_BYTES));
     }
-    let announced = announced.exact().and_then(|size| usize::try_from(size).ok());
+    let announced = announced
+        .exact()
+        .and_then(|size| usize::try_from(size).ok());
     let announced = announced.unwrap_or(MAX_BODY_BYTES);
     let mut memory = None;
     let mut bytes = bytes::BytesMut::new();

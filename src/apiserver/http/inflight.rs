@@ -23,9 +23,18 @@ use crate::apiserver::{
 /// A request has this long, but for those that are held open on purpose.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// How many requests are answered at once, as in the original, and how many of one user.
-const READING: Bound = Bound { total: 400, each: 100 };
-const WRITING: Bound = Bound { total: 200, each: 50 };
-const WATCHING: Bound = Bound { total: 5000, each: 1000 };
+const READING: Bound = Bound {
+    total: 400,
+    each: 100,
+};
+const WRITING: Bound = Bound {
+    total: 200,
+    each: 50,
+};
+const WATCHING: Bound = Bound {
+    total: 5000,
+    each: 1000,
+};
 /// KiB of larger bodies and lists in memory, and how much of it one user may have.
 const MEMORY_KIB: usize = 64 << 10;
 const MEMORY_KIB_EACH: usize = 16 << 10;
@@ -72,9 +81,10 @@ fn streams(path: &ResourcePath) -> bool {
 }
 
 fn is_health(path: &str) -> bool {
-    ["/readyz", "/livez", "/healthz"]
-        .iter()
-        .any(|health| path.strip_prefix(health).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+    ["/readyz", "/livez", "/healthz"].iter().any(|health| {
+        path.strip_prefix(health)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    })
 }
 
 /// Who shares limits. `None`: nobody limits them.
@@ -219,7 +229,11 @@ struct Taken {
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        let mut state = self.pool.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self
+            .pool
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let (all, of) = &mut *state;
         *all -= self.count;
         if let Some(own) = of.get_mut(&self.who) {
@@ -260,7 +274,10 @@ impl Lane {
                 // Nobody closes the semaphores.
                 let own = self.of(who).acquire_owned().await;
                 let thread = self.threads.clone().acquire_owned().await;
-                Some((own.map_err(Status::internal)?, thread.map_err(Status::internal)?))
+                Some((
+                    own.map_err(Status::internal)?,
+                    thread.map_err(Status::internal)?,
+                ))
             }
             None => None,
         };
@@ -295,8 +312,16 @@ mod tests {
         for (name, groups, want) in [
             ("jane", &[][..], Some("jane")),
             ("root", &["system:masters"], None),
-            ("system:serviceaccount:a:x", &[], Some("system:serviceaccounts:a")),
-            ("system:serviceaccount:a:y", &[], Some("system:serviceaccounts:a")),
+            (
+                "system:serviceaccount:a:x",
+                &[],
+                Some("system:serviceaccounts:a"),
+            ),
+            (
+                "system:serviceaccount:a:y",
+                &[],
+                Some("system:serviceaccounts:a"),
+            ),
         ] {
             assert_eq!(who(&user(name, groups), &remote).as_deref(), want, "{name}");
         }

@@ -20,10 +20,10 @@ use super::{
     inflight::{Memory, REQUEST_TIMEOUT, Ticket},
 };
 use crate::apiserver::{
-    response::BoxError,
     encode::{self, Encoded, Include},
     negotiate::{self, CUSTOM, CUSTOM_WATCHES, OBJECTS, WATCHES},
     registry::Resource,
+    response::BoxError,
     status::Status,
     write::Written,
 };
@@ -162,7 +162,10 @@ pub(super) fn in_pieces(
                 Some(piece) => Some((Ok(Frame::data(piece)), Some(receiver))),
                 None if complete.load(Ordering::Acquire) => None,
                 // An end here would look as if the list were whole.
-                None => Some((Err(BoxError::from("the answer was not taken in time")), None)),
+                None => Some((
+                    Err(BoxError::from("the answer was not taken in time")),
+                    None,
+                )),
             }
         }
     });

@@ -157,9 +157,7 @@ impl Frontend {
             (Method::POST, _, subresource) => {
                 self.post(&incoming, &writing, subresource, body).await
             }
-            (Method::DELETE, named, None) => {
-                self.delete(&incoming, &writing, named, body).await
-            }
+            (Method::DELETE, named, None) => self.delete(&incoming, &writing, named, body).await,
             (Method::PUT, true, None) => {
                 self.allow(&path, "update")?;
                 let (value, duplicates) = decode(&incoming.headers, body, path.row.type_name)?;

@@ -270,7 +270,8 @@ mod tests {
         let container = |at: usize| json!({"name": format!("c{at}"), "image": "i"});
         let names = |at: usize| json!({"name": format!("c{at}")});
         let many: Vec<Value> = (0..30_000).map(container).collect();
-        let current = json!({"metadata": {"name": "p", "finalizers": ["a/b"]}, "spec": {"containers": many}});
+        let current =
+            json!({"metadata": {"name": "p", "finalizers": ["a/b"]}, "spec": {"containers": many}});
         let patch = json!({
             "metadata": {"$deleteFromPrimitiveList/finalizers": (0..30_000).map(|at| format!("f/{at}")).collect::<Vec<_>>()},
             "spec": {
@@ -278,7 +279,12 @@ mod tests {
                 "$setElementOrder/containers": (0..45_000).map(names).collect::<Vec<_>>(),
             },
         });
-        let patched = apply(PatchType::Strategic, pod, &current, patch.to_string().as_bytes());
+        let patched = apply(
+            PatchType::Strategic,
+            pod,
+            &current,
+            patch.to_string().as_bytes(),
+        );
         let patched = patched.expect("merges");
         let merged = patched["spec"]["containers"].as_array().expect("a list");
         assert_eq!(merged.len(), 45_000);
@@ -286,7 +292,12 @@ mod tests {
             .map(|at| json!({"name": format!("c{at}"), "$patch": "delete"}))
             .collect();
         let patch = json!({"spec": {"containers": deletes}});
-        let patched = apply(PatchType::Strategic, pod, &current, patch.to_string().as_bytes());
+        let patched = apply(
+            PatchType::Strategic,
+            pod,
+            &current,
+            patch.to_string().as_bytes(),
+        );
         assert_eq!(patched.expect("deletes")["spec"]["containers"], json!([]));
         assert!(begun.elapsed().as_secs() < 30, "{:?}", begun.elapsed());
     }

@@ -344,7 +344,10 @@ mod tests {
         assert!(causes.is_full());
         assert_eq!(causes.0.len(), MAX_CAUSES + 1);
         let (last, others) = causes.0.split_last().expect("some");
-        assert_eq!(last.message, "too many errors, only the first 100 are shown");
+        assert_eq!(
+            last.message,
+            "too many errors, only the first 100 are shown"
+        );
         assert!(others.iter().all(|cause| cause.message.len() < 2100));
     }
 }

@@ -65,8 +65,7 @@ impl State {
                     Some(_) => Reclaim::AndMore,
                     None => Reclaim::Enough,
                 };
-                is_met(threshold, observations, reclaim)
-                    .then(|| (*threshold, since.unwrap_or(now)))
+                is_met(threshold, observations, reclaim).then(|| (*threshold, since.unwrap_or(now)))
             })
             .collect();
         for (threshold, _) in &self.met {
@@ -158,7 +157,9 @@ mod tests {
     #[test]
     fn what_is_pressure() {
         let settings = settings(TypedThresholds {
-            hard: Some("memory.available<100,nodefs.available<10%,imagefs.inodesFree<5%,pid.available<5%"),
+            hard: Some(
+                "memory.available<100,nodefs.available<10%,imagefs.inodesFree<5%,pid.available<5%",
+            ),
             ..TypedThresholds::default()
         });
         let (memory, disk, pid) = ("memory", "disk", "pid");
@@ -219,9 +220,9 @@ mod tests {
             (0, 150, 0),
             (59, 150, 0),
             (60, 150, 1),
-            (61, 250, 0),  // it is over
-            (62, 150, 0),  // and begins again
-            (63, 50, 1),   // the hard one does not wait
+            (61, 250, 0), // it is over
+            (62, 150, 0), // and begins again
+            (63, 50, 1),  // the hard one does not wait
             (130, 50, 2),
         ] {
             let now = start + Duration::from_secs(seconds);

@@ -71,7 +71,10 @@ fn parse(text: &Text) -> Option<Quantity> {
 
 /// In memory it is the filesystem's own size that limits it.
 fn empty_dirs(pod: &Pod) -> impl Iterator<Item = (&str, &EmptyDirVolumeSource)> {
-    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    let volumes = pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.volumes.iter().flatten());
     volumes.filter_map(|volume| Some((volume.name.as_str(), volume.empty_dir.as_ref()?)))
 }
 
@@ -84,7 +87,9 @@ fn size_limit(wanted: &EmptyDirVolumeSource) -> Option<Quantity> {
 fn lasting(pod: &Pod) -> impl Iterator<Item = &Container> {
     pod.spec.iter().flat_map(|spec| {
         let init = spec.init_containers.iter().flatten();
-        spec.containers.iter().chain(init.filter(|one| is_sidecar(one)))
+        spec.containers
+            .iter()
+            .chain(init.filter(|one| is_sidecar(one)))
     })
 }
 
@@ -184,8 +189,16 @@ mod tests {
         for (containers, volumes, want) in [
             (json!([{"name": "c"}]), json!([]), false),
             (json!([{"name": "c"}]), volume(json!({})), false),
-            (json!([{"name": "c"}]), volume(json!({"sizeLimit": "0"})), false),
-            (json!([{"name": "c"}]), volume(json!({"sizeLimit": "1"})), true),
+            (
+                json!([{"name": "c"}]),
+                volume(json!({"sizeLimit": "0"})),
+                false,
+            ),
+            (
+                json!([{"name": "c"}]),
+                volume(json!({"sizeLimit": "1"})),
+                true,
+            ),
             (json!([limited("c", "1Mi")]), json!([]), true),
         ] {
             let pod = pod(json!({"containers": containers, "volumes": volumes}));

@@ -14,7 +14,6 @@ mod decide;
 mod local;
 mod message;
 mod rank;
-mod stall;
 mod threshold;
 mod usage;
 
@@ -45,7 +44,6 @@ use self::{
     local::LocalUsage,
     message::{Told, Usages},
     rank::Candidate,
-    stall::MemoryStalls,
     threshold::Resource,
     usage::Places,
 };
@@ -56,7 +54,7 @@ use super::{
     node, pod,
     stats::Space,
 };
-use crate::runtime::{PodState, Runtime};
+use crate::runtime::{MemoryStalls, PodState, Runtime};
 
 /// How often the node is looked at, and pods with limits are measured.
 const EVERY: Duration = Duration::from_secs(10);
@@ -70,9 +68,14 @@ const REST: u32 = 20;
 /// For the pods' table to pass on.
 #[derive(Debug)]
 pub enum Order {
-    Evict { uid: String, eviction: Eviction },
+    Evict {
+        uid: String,
+        eviction: Eviction,
+    },
     /// Give back the files of a pod's containers that have ended and run anew since.
-    RemoveDead { uid: String },
+    RemoveDead {
+        uid: String,
+    },
 }
 
 #[derive(Debug)]
@@ -284,7 +287,8 @@ impl Manager {
             let Some(usage) = self.measure(&active).await else {
                 continue;
             };
-            self.rest.insert(uid, Instant::now() + began.elapsed() * REST);
+            self.rest
+                .insert(uid, Instant::now() + began.elapsed() * REST);
             if rank::is_critical(&active.pod) {
                 continue;
             }

@@ -24,7 +24,10 @@ pub fn is_critical(pod: &Pod) -> bool {
 }
 
 fn priority(pod: &Pod) -> i32 {
-    pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or(0)
+    pod.spec
+        .as_ref()
+        .and_then(|spec| spec.priority)
+        .unwrap_or(0)
 }
 
 /// What the pod asked for of the resource.

@@ -222,8 +222,9 @@ pub fn thresholds(typed: &TypedThresholds<'_>) -> Result<Vec<Threshold>, Invalid
         let signal = Signal::parse(SOFT, name)?;
         let grace = graces.iter().find(|(other, _)| *other == signal);
         let Some((_, grace)) = grace else {
-            let problem =
-                format!("grace period must be specified for the soft eviction threshold {name}, by {GRACE}");
+            let problem = format!(
+                "grace period must be specified for the soft eviction threshold {name}, by {GRACE}"
+            );
             return Err(Invalid::new(SOFT, problem));
         };
         if let Some(amount) = Amount::parse(SOFT, name, text)? {
@@ -313,7 +314,10 @@ mod tests {
         for (typed, want) in [
             (hard("memory.available"), "malformed pair"),
             (hard("memory.free<1Gi"), "unsupported eviction signal"),
-            (hard("containerfs.available<1Gi"), "containers lie on nodefs"),
+            (
+                hard("containerfs.available<1Gi"),
+                "containers lie on nodefs",
+            ),
             (hard("memory.available<-1Gi"), "must be positive"),
             (hard("memory.available<0"), "must be positive"),
             (hard("memory.available<much"), "must match"),

@@ -44,7 +44,10 @@ impl Places {
             let taken = self.add(&mut usage, upper);
             *usage.containers.entry(name.clone()).or_default() += taken;
         }
-        let folders = std::fs::read_dir(&self.logs).into_iter().flatten().flatten();
+        let folders = std::fs::read_dir(&self.logs)
+            .into_iter()
+            .flatten()
+            .flatten();
         for folder in folders {
             let taken = self.add(&mut usage, &folder.path());
             let name = folder.file_name().to_string_lossy().into_owned();

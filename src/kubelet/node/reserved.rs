@@ -133,7 +133,9 @@ impl Budget {
     /// Capacity without reservations and without what the hard thresholds keep free.
     pub fn allocatable(&self, disk: u64) -> Amounts {
         let kept = Amounts {
-            memory: self.eviction.kept_free(Signal::Memory, self.capacity.memory),
+            memory: self
+                .eviction
+                .kept_free(Signal::Memory, self.capacity.memory),
             ephemeral: self.eviction.kept_free(Signal::NodefsBytes, disk),
             ..Amounts::default()
         };

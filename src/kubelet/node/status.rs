@@ -203,8 +203,16 @@ pub fn news(before: &Node, after: &Node) -> Vec<&'static str> {
             "NodeHasSufficientMemory",
             "NodeHasInsufficientMemory",
         ),
-        ("DiskPressure", "NodeHasNoDiskPressure", "NodeHasDiskPressure"),
-        ("PIDPressure", "NodeHasSufficientPID", "NodeHasInsufficientPID"),
+        (
+            "DiskPressure",
+            "NodeHasNoDiskPressure",
+            "NodeHasDiskPressure",
+        ),
+        (
+            "PIDPressure",
+            "NodeHasSufficientPID",
+            "NodeHasInsufficientPID",
+        ),
     ];
     let holds = |node: &Node, kind: &str| {
         let conditions = node.status.as_ref()?.conditions.as_ref()?;
@@ -361,7 +369,11 @@ mod tests {
             (Some("True"), "True", vec![]),
             (Some("True"), "False", vec!["NodeHasNoDiskPressure"]),
         ] {
-            assert_eq!(news(&node(before), &node(Some(after))), want, "{before:?} {after}");
+            assert_eq!(
+                news(&node(before), &node(Some(after))),
+                want,
+                "{before:?} {after}"
+            );
         }
     }
 

@@ -104,7 +104,8 @@ pub fn unsupported(pod: &Pod, member: &Member<'_>) -> Vec<String> {
         ));
     }
     if asks_for_selinux(pod, member) {
-        let message = "seLinuxOptions are not applied: this node's runtime has no support for SELinux";
+        let message =
+            "seLinuxOptions are not applied: this node's runtime has no support for SELinux";
         messages.push(message.to_owned());
     }
     let spec = pod.spec.as_ref();
@@ -124,7 +125,10 @@ pub fn unsupported(pod: &Pod, member: &Member<'_>) -> Vec<String> {
 }
 
 fn asks_for_selinux(pod: &Pod, member: &Member<'_>) -> bool {
-    let whole = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    let whole = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.security_context.as_ref());
     let own = member.spec.security_context.as_ref();
     own.is_some_and(|context| context.se_linux_options.is_some())
         || whole.is_some_and(|context| context.se_linux_options.is_some())
@@ -209,8 +213,14 @@ mod tests {
         let selinux = json!({"seLinuxOptions": {"level": "s0"}});
         for (spec, want) in [
             (json!({"containers": [{"name": "c"}]}), 0),
-            (json!({"containers": [{"name": "c", "securityContext": selinux}]}), 1),
-            (json!({"containers": [{"name": "c"}], "securityContext": selinux}), 1),
+            (
+                json!({"containers": [{"name": "c", "securityContext": selinux}]}),
+                1,
+            ),
+            (
+                json!({"containers": [{"name": "c"}], "securityContext": selinux}),
+                1,
+            ),
         ] {
             let pod = pod(spec.clone());
             let told = unsupported(&pod, &member(&pod, "c").unwrap());

@@ -8,7 +8,10 @@ use super::{collect::folder_name, make};
 
 /// Volumes that end with the pod and lie on disk; those that may be limited with their names.
 pub fn on_node_disk(pod: &Pod, folder: &Path) -> Vec<(Option<String>, PathBuf)> {
-    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    let volumes = pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.volumes.iter().flatten());
     volumes
         .filter_map(|volume| {
             let place = make::place(folder, folder_name(volume)?, &volume.name);
@@ -54,6 +57,10 @@ mod tests {
         let found = on_node_disk(&pod, Path::new("/p"));
         let names: Vec<Option<&str>> = found.iter().map(|(name, _)| name.as_deref()).collect();
         assert_eq!(names, [Some("scratch"), None]);
-        assert!(found[0].1.ends_with("volumes/kubernetes.io~empty-dir/scratch"));
+        assert!(
+            found[0]
+                .1
+                .ends_with("volumes/kubernetes.io~empty-dir/scratch")
+        );
     }
 }

@@ -442,7 +442,10 @@ impl Worker {
             let of_same = |one: &Record| one.name == old.name && one.attempt > old.attempt;
             self.records.iter().any(of_same)
         };
-        let dead = self.records.iter().filter(|one| one.is_exited() && newer(one));
+        let dead = self
+            .records
+            .iter()
+            .filter(|one| one.is_exited() && newer(one));
         let ids: Vec<String> = dead.map(|one| one.id.clone()).collect();
         for id in ids {
             self.remove_container(&id).await;

@@ -104,7 +104,11 @@ mod tests {
             ("/events/b", 1 << 19, 0, Space::Ordinary, true),
             ("/events/b", 1 << 20, 0, Space::Ordinary, false),
         ] {
-            assert_eq!(quota.allows(key, growth, used, space), want, "{key} {growth} {used}");
+            assert_eq!(
+                quota.allows(key, growth, used, space),
+                want,
+                "{key} {growth} {used}"
+            );
         }
         quota.removed("/events/a", 9 << 20);
         assert!(quota.allows("/events/b", 1 << 20, 0, Space::Ordinary));

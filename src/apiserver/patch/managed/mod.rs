@@ -218,10 +218,7 @@ fn conflict(conflicts: &[(String, Set)], row: &Resource, live: &Value) -> Status
         words.push(format!("and {} more", count - causes.len()));
     }
     let many = if count == 1 { "conflict" } else { "conflicts" };
-    let message = format!(
-        "Apply failed with {count} {many}: {}",
-        words.join("\n")
-    );
+    let message = format!("Apply failed with {count} {many}: {}", words.join("\n"));
     let mut status = Status::new(Reason::Conflict, message);
     status.details = Some(Details {
         group: row.group.to_owned(),
@@ -345,13 +342,18 @@ mod tests {
         let begun = std::time::Instant::now();
         let row = table::find("", "v1", "configmaps").expect("served");
         let map = |value: &str| {
-            let data: serde_json::Map<String, Value> =
-                (0..50_000).map(|at| (format!("k{at}"), value.into())).collect();
+            let data: serde_json::Map<String, Value> = (0..50_000)
+                .map(|at| (format!("k{at}"), value.into()))
+                .collect();
             json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": data})
         };
         let made = apply(row, None, &map("a"), by("me"), false).expect("new");
         let refused = apply(row, Some(&made), &map("b"), by("you"), false).expect_err("conflicts");
-        assert!(refused.message.starts_with("Apply failed with 50000 conflicts: "));
+        assert!(
+            refused
+                .message
+                .starts_with("Apply failed with 50000 conflicts: ")
+        );
         assert!(refused.message.ends_with("and 49900 more"));
         assert_eq!(refused.details.expect("details").causes.len(), MAX_NAMED);
         let again = apply(row, Some(&made), &map("b"), by("me"), false).expect("its own");

@@ -80,13 +80,7 @@ fn prune_value(
         }
         Value::Array(list) if schema["items"].is_object() => {
             for (index, item) in list.iter_mut().enumerate() {
-                prune_value(
-                    &schema["items"],
-                    item,
-                    &at(path, index),
-                    false,
-                    unknown,
-                );
+                prune_value(&schema["items"], item, &at(path, index), false, unknown);
             }
         }
         _ => {}
@@ -227,8 +221,7 @@ fn check(schema: &Value, value: &Value, path: &str, causes: &mut Causes) {
             &said("must validate one and only one schema (oneOf)"),
         );
     }
-    if schema["not"].is_object()
-        && causes.probe(|inner| check(&schema["not"], value, path, inner))
+    if schema["not"].is_object() && causes.probe(|inner| check(&schema["not"], value, path, inner))
     {
         causes.invalid(path, value, &said("must not validate the schema (not)"));
     }

@@ -6,9 +6,12 @@
 use std::{
     fs::File,
     io::{self, Write},
+    os::fd::OwnedFd,
 };
 
 use tokio::io::{Interest, unix::AsyncFd};
+
+use super::sys;
 
 const FILE: &str = "/proc/pressure/memory";
 /// Microseconds that processes have waited, within one second.
@@ -17,15 +20,15 @@ const TRIGGER: &[u8] = b"some 150000 1000000\0";
 /// Rings at most once a second. Without it, on kernels that cannot, the regular looks remain.
 #[derive(Debug)]
 pub struct MemoryStalls {
-    file: Option<AsyncFd<File>>,
+    file: Option<AsyncFd<OwnedFd>>,
 }
 
 impl MemoryStalls {
     pub fn watch() -> Self {
-        let open = || -> io::Result<AsyncFd<File>> {
+        let open = || -> io::Result<AsyncFd<OwnedFd>> {
             let mut file = File::options().read(true).write(true).open(FILE)?;
             file.write_all(TRIGGER)?;
-            AsyncFd::register_with_interest(file, Interest::PRIORITY)
+            sys::watch_priority(file.into())
         };
         let file = open().inspect_err(
             |error| tracing::debug!(%error, "the kernel does not say when memory runs short"),
