@@ -202,6 +202,23 @@ mod tests {
     }
 
     #[test]
+    fn a_window_that_takes_much_memory_is_refused() {
+        for (log, want) in [
+            (MAX_ZSTD_WINDOW_LOG, true),
+            (MAX_ZSTD_WINDOW_LOG + 1, false),
+        ] {
+            let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+            encoder.window_log(log).unwrap();
+            encoder.write_all(&tar()).unwrap();
+            let stream = encoder.finish().unwrap();
+            let mut plain = Vec::new();
+            let read =
+                decompress(stream.as_slice()).and_then(|mut stream| stream.read_to_end(&mut plain));
+            assert_eq!(read.is_ok(), want, "{log}");
+        }
+    }
+
+    #[test]
     #[ignore = "needs root"]
     fn each_compression_unpacks_and_a_wrong_digest_leaves_nothing() {
         let plain = tar();

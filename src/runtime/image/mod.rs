@@ -35,6 +35,9 @@ use layers::Layers;
 use records::{Record, Records};
 use tokio::sync::Mutex;
 
+/// Names of one image, and digests; the oldest are forgotten.
+const MOST_NAMES: usize = 256;
+
 /// The node's images; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Images {
@@ -354,9 +357,10 @@ fn image(record: &Record, layers: &Layers) -> Result<Image, Error> {
     })
 }
 
+/// Adds older names, as far as there is room: a registry may serve the same image under any.
 fn merge(into: &mut Vec<String>, from: &[String]) {
     for text in from {
-        if !into.contains(text) {
+        if into.len() < MOST_NAMES && !into.contains(text) {
             into.push(text.clone());
         }
     }

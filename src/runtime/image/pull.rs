@@ -13,7 +13,7 @@ use std::{
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 
 use super::{
-    Credentials, Error, Progress,
+    Credentials, Error, Progress, blocking,
     content::{Content, MAX_CONFIG_BYTES},
     layers::Layers,
     manifest::{self, Descriptor, Document, MAX_INDEX_DEPTH, Manifest},
@@ -44,7 +44,8 @@ pub async fn pull(
         .registry
         .small_blob("configuration", &manifest.config, MAX_CONFIG_BYTES)
         .await?;
-    let content = Content::new(&name.to_string(), digest, config, manifest.layers.len())?;
+    let (what, count) = (name.to_string(), manifest.layers.len());
+    let content = blocking(move || Content::new(&what, digest, config, count)).await?;
     let meter = Meter::new(total, progress);
     // Boxed, since the compiler cannot see that futures which borrow may cross threads otherwise.
     let downloads: Vec<_> = manifest
@@ -123,7 +124,7 @@ impl Pull<'_> {
         let counted = meter.clone();
         let (reader, trouble) = Download::new(
             body,
-            descriptor.digest.clone(),
+            &descriptor.digest,
             descriptor.size,
             Arc::new(move |bytes| counted.add(bytes)),
         );

@@ -53,8 +53,8 @@ pub enum Trouble {
     More(u64),
     #[error("it sends {0} bytes fewer than it announced")]
     Fewer(u64),
-    #[error("it sends other content than {0}")]
-    Digest(Digest),
+    #[error("it sends other content than the digest says")]
+    Digest,
     #[error("it sends too slowly: fewer than {least} bytes in {window:?}")]
     Slow { least: u64, window: Duration },
     #[error("it does not end within {0:?}")]
@@ -154,7 +154,6 @@ pub struct Download {
     left: u64,
     /// Until the end was seen.
     check: Option<Check>,
-    digest: Digest,
     trouble: TroubleSlot,
     counted: Arc<dyn Fn(u64) + Send + Sync>,
 }
@@ -172,7 +171,7 @@ impl TroubleSlot {
 impl Download {
     pub fn new(
         body: Body,
-        digest: Digest,
+        digest: &Digest,
         size: u64,
         counted: Arc<dyn Fn(u64) + Send + Sync>,
     ) -> (Self, TroubleSlot) {
@@ -184,7 +183,6 @@ impl Download {
             size,
             left: size,
             check: Some(digest.check()),
-            digest,
             trouble: trouble.clone(),
             counted,
         };
@@ -202,7 +200,7 @@ impl Download {
             }
             return match self.check.take().is_some_and(Check::is_right) {
                 true => Ok(false),
-                false => Err(Trouble::Digest(self.digest.clone())),
+                false => Err(Trouble::Digest),
             };
         };
         let length = piece.len() as u64;

@@ -242,9 +242,13 @@ fn refused(host: &str, address: IpAddr) -> io::Error {
         Scope::Private => "a private",
         Scope::Global => "a public",
     };
+    let leads = match host.parse::<IpAddr>() {
+        Ok(_) => "is".to_owned(),
+        Err(_) => format!("leads to {address},"),
+    };
     io::Error::new(
         io::ErrorKind::PermissionDenied,
-        format!("{host} leads to {address}, {kind} address, which is refused"),
+        format!("{host} {leads} {kind} address, which is refused"),
     )
 }
 

@@ -113,17 +113,22 @@ impl<'a> Registry<'a> {
             .whole(limit)
             .await
             .map_err(|trouble| self.trouble(&format!("manifest {by}"), &trouble))?;
-        let digest = Digest::parse(by).unwrap_or_else(|| Digest::of(&bytes));
-        if !digest.matches(&bytes) {
-            return Err(self.trouble(&format!("manifest {by}"), &Trouble::Digest(digest)));
-        }
         let called = match called.map(|called| called.media_type.as_str()) {
             None | Some("") => content_type,
             Some(media_type) => media_type.to_owned(),
         };
-        let document = manifest::parse(&bytes, &called)
-            .map_err(|reason| self.malformed(&format!("manifest {by}: {reason}")))?;
-        Ok((document, digest))
+        let named = Digest::parse(by);
+        // Megabytes are not parsed where others wait for their turn.
+        let read = move || {
+            let digest = named.unwrap_or_else(|| Digest::of(&bytes));
+            match digest.matches(&bytes) {
+                true => Ok((manifest::parse(&bytes, &called)?, digest)),
+                false => Err(Trouble::Digest.to_string()),
+            }
+        };
+        let read = tokio::task::spawn_blocking(read).await;
+        read.unwrap_or_else(|error| Err(error.to_string()))
+            .map_err(|reason| self.malformed(&format!("manifest {by}: {reason}")))
     }
 
     /// A small blob, whole.
@@ -146,7 +151,7 @@ impl<'a> Registry<'a> {
         })?;
         match blob.digest.matches(&bytes) {
             true => Ok(bytes),
-            false => Err(trouble(Trouble::Digest(blob.digest.clone()))),
+            false => Err(trouble(Trouble::Digest)),
         }
     }
 
@@ -216,7 +221,7 @@ impl<'a> Registry<'a> {
             let response = match tokio::time::timeout(deadline, self.client.request(request)).await
             {
                 Ok(Ok(response)) => response,
-                Ok(Err(error)) => return Err(self.failed(&chain(&error))),
+                Ok(Err(error)) => return Err(self.failed(&said_of(&error))),
                 Err(_) => {
                     let host = uri.authority().map_or("", |authority| authority.as_str());
                     return Err(self.failed(&format!("{host} does not answer within {deadline:?}")));
@@ -479,6 +484,14 @@ fn target(from: &Uri, location: &str) -> Result<Uri, String> {
     match (uri.scheme(), uri.authority()) {
         (Some(_), Some(_)) => Ok(uri),
         _ => Err(bad()),
+    }
+}
+
+/// Where no connection came about, the reason says it all.
+fn said_of(error: &hyper_util::client::legacy::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) if error.is_connect() => chain(cause),
+        _ => chain(error),
     }
 }
 

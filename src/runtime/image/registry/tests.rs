@@ -92,7 +92,10 @@ fn hostile(path: &str, stream: &mut TcpStream) {
         "headers" => endless(stream, "HTTP/1.1 200 OK\r\n", "x: y\r\n", Duration::ZERO),
         "error" => endless(stream, "HTTP/1.1 500 Oh\r\n\r\n", &many, Duration::ZERO),
         "said" => {
-            let body = format!(r#"{{"errors":[{{"message":"no\nway {many}"}}]}}"#);
+            let body = format!(
+                r#"{{"errors":[{{"message":"no\nway {}"}}]}}"#,
+                &many[..50_000]
+            );
             say(stream, "429 Too Many Requests", "", &body);
         }
         "loop" => redirect(stream, path),
