@@ -17,7 +17,7 @@ use super::{
     notify::{Listener, Message, Notifier, VARIABLE},
     paths::{Paths, RootArg},
 };
-use crate::kubelet::container::SwapBehavior;
+use crate::{apiserver::admission::ExternalIps, kubelet::container::SwapBehavior};
 
 /// Start the cluster on this machine
 #[derive(clap::Args)]
@@ -48,6 +48,9 @@ pub struct Up {
     /// How many processes and threads a pod may have [default: as many as the node]
     #[arg(long, value_name = "N")]
     pod_pids_limit: Option<NonZeroU32>,
+    /// Refuse Services that name external addresses to take traffic for
+    #[arg(long)]
+    deny_service_external_ips: bool,
     /// How much swap pods may use whose annotations do not say so themselves
     #[arg(long, value_enum, default_value_t = Swap::None, value_name = "HOW")]
     swap: Swap,
@@ -96,6 +99,10 @@ impl Up {
             limits: PodLimits {
                 swap: self.swap.into(),
                 processes: self.pod_pids_limit,
+            },
+            external_ips: match self.deny_service_external_ips {
+                true => ExternalIps::Denied,
+                false => ExternalIps::Allowed,
             },
             root_flag: self.root.flag(),
             demo: self.demo,

@@ -50,7 +50,7 @@ use crate::{
 const REMOVAL_GRACE: Duration = Duration::from_secs(5);
 
 /// Where this machine asks for the kubelet's health, as everywhere.
-const HEALTH: (IpAddr, u16) = (IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10248);
+pub const HEALTH: (IpAddr, u16) = (IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10248);
 
 /// All that the kubelet is told about its node.
 #[derive(Clone, Debug)]
@@ -79,6 +79,8 @@ pub struct Config {
     /// How many processes and threads a pod may have, of those started from now on.
     pub pod_pids_limit: Option<std::num::NonZeroU32>,
     pub swap: container::SwapBehavior,
+    /// No pod is given one of these.
+    pub own_ports: crate::own_ports::OwnPorts,
 }
 
 /// What the kubelet works with.
@@ -99,9 +101,14 @@ pub trait Pods: Send + Sync {
     fn pods(&self) -> Vec<Arc<Pod>>;
 }
 
-/// Runs until told to stop; pods go on without it.
-pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
-    let listener = listen(config.port).await?;
+/// Runs until told to stop; pods go on without it. `listener` is for the kubelet's own API, see
+/// [`listen`].
+pub async fn run(
+    config: Config,
+    deps: Deps,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
     let port = listener
         .local_addr()
         .map_err(during("read the port"))?
@@ -186,7 +193,8 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
     Ok(())
 }
 
-async fn listen(port: u16) -> Result<TcpListener, Error> {
+/// Takes the port of the kubelet's own API; 0 for any that is free.
+pub async fn listen(port: u16) -> Result<TcpListener, Error> {
     let address = SocketAddr::from(([0, 0, 0, 0], port));
     TcpListener::bind(address).await.map_err(|source| {
         let action = match source.kind() {
