@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     apiserver::{
-        admission::{self, Late, ServiceConfig},
+        admission::{self, ExternalIps, Late, ServiceConfig},
         authn::{Reference, Subject, TokenIssuer},
         request::User,
         special,
@@ -59,6 +59,8 @@ pub struct Config {
     /// Bytes that the store may hold.
     pub store_quota: usize,
     pub resources: crate::kubelet::settings::ResourceSettings,
+    /// Whether Services may name addresses to take traffic for.
+    pub external_ips: ExternalIps,
     /// How the user would spell `--root` again, for messages.
     pub root_flag: String,
     /// Make the demo's application before saying that the cluster is ready.
@@ -103,6 +105,8 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     let services = ServiceConfig {
         cidrs: vec![config.services],
         node_ports: NODE_PORTS,
+        reserved_ports: vec![port, config.kubelet_port],
+        external_ips: config.external_ips,
     };
     handle.start(admission::chain(late, services)).await?;
     let service = config
@@ -154,19 +158,25 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     });
 
     say(notifier, "starting the node");
-    let result =
-        match Node::start(node_config(&config, address), &handle, &pki, images.clone()).await {
-            Ok(node) => {
-                let serving = Serving {
-                    handle: &handle,
-                    config: &config,
-                    images: &images,
-                    notifier,
-                };
-                serving.until_the_end(node, &mut stopped).await
-            }
-            Err(error) => Err(error),
-        };
+    let result = match Node::start(
+        node_config(&config, address, port),
+        &handle,
+        &pki,
+        images.clone(),
+    )
+    .await
+    {
+        Ok(node) => {
+            let serving = Serving {
+                handle: &handle,
+                config: &config,
+                images: &images,
+                notifier,
+            };
+            serving.until_the_end(node, &mut stopped).await
+        }
+        Err(error) => Err(error),
+    };
     shutdown.cancel();
     let _ = tokio::join!(serving, scheduling, controlling);
     answering.abort();
@@ -241,13 +251,14 @@ impl Serving<'_> {
     }
 }
 
-fn node_config(config: &Config, address: IpAddr) -> node::Config {
+fn node_config(config: &Config, address: IpAddr, api_port: u16) -> node::Config {
     node::Config {
         paths: config.paths.clone(),
         name: config.node_name.clone(),
         address,
         pod_cidr: config.pod_cidr,
         services: config.services,
+        api_port,
         kubelet_port: config.kubelet_port,
         limits: config.limits,
         resources: config.resources.clone(),

@@ -18,7 +18,7 @@ use super::{
     paths::{Paths, RootArg},
     reservations::Reservations,
 };
-use crate::kubelet::container::SwapBehavior;
+use crate::{apiserver::admission::ExternalIps, kubelet::container::SwapBehavior};
 
 /// Start the cluster on this machine
 #[derive(clap::Args)]
@@ -52,6 +52,9 @@ pub struct Up {
     /// How much all objects and their recent history may take; writes are refused beyond
     #[arg(long, default_value = "256Mi", value_name = "SIZE", value_parser = size)]
     store_quota: usize,
+    /// Refuse Services that name external addresses to take traffic for
+    #[arg(long)]
+    deny_service_external_ips: bool,
     /// How much swap pods may use whose annotations do not say so themselves
     #[arg(long, value_enum, default_value_t = Swap::None, value_name = "HOW")]
     swap: Swap,
@@ -106,6 +109,10 @@ impl Up {
             },
             store_quota: self.store_quota,
             resources,
+            external_ips: match self.deny_service_external_ips {
+                true => ExternalIps::Denied,
+                false => ExternalIps::Allowed,
+            },
             root_flag: self.root.flag(),
             demo: self.demo,
         };

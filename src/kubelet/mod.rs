@@ -56,7 +56,7 @@ const REMOVAL_GRACE: Duration = Duration::from_secs(5);
 const ORDERS: usize = 64;
 
 /// Where this machine asks for the kubelet's health, as everywhere.
-const HEALTH: (IpAddr, u16) = (IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10248);
+pub const HEALTH: (IpAddr, u16) = (IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10248);
 
 /// All that the kubelet is told about its node.
 #[derive(Clone, Debug)]
@@ -86,6 +86,8 @@ pub struct Config {
     pub pod_pids_limit: Option<std::num::NonZeroU32>,
     pub swap: container::SwapBehavior,
     pub resources: settings::ResourceSettings,
+    /// No pod is given one of these.
+    pub own_ports: crate::own_ports::OwnPorts,
 }
 
 /// What the kubelet works with.
@@ -106,13 +108,18 @@ pub trait Pods: Send + Sync {
     fn pods(&self) -> Vec<Arc<Pod>>;
 }
 
-/// Runs until told to stop; pods go on without it.
-pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
+/// Runs until told to stop; pods go on without it. `listener` is for the kubelet's own API, see
+/// [`listen`].
+pub async fn run(
+    config: Config,
+    deps: Deps,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
     let read = node::facts().map_err(during("read what this machine has"))?;
     let (_, pids) = node::processes().map_err(during("read how many processes there may be"))?;
     let budget = node::reserved::Budget::new(&read, pids, &config.resources)?;
     let disk = stats::Space::of(&config.state_dir).map_err(during("measure the node's disk"))?;
-    let listener = listen(config.port).await?;
     let port = listener
         .local_addr()
         .map_err(during("read the port"))?
@@ -277,7 +284,8 @@ fn room(config: &Config, allocatable: node::reserved::Amounts) -> admit::Room {
     }
 }
 
-async fn listen(port: u16) -> Result<TcpListener, Error> {
+/// Takes the port of the kubelet's own API; 0 for any that is free.
+pub async fn listen(port: u16) -> Result<TcpListener, Error> {
     let address = SocketAddr::from(([0, 0, 0, 0], port));
     TcpListener::bind(address).await.map_err(|source| {
         let action = match source.kind() {

@@ -291,7 +291,8 @@ impl Table {
         let counts = |entry: &&Entry| entry.wish != Wish::Gone && !pod::is_over(&entry.pod);
         let others = self.entries.values().filter(counts);
         let others = others.map(|entry| entry.pod.as_ref());
-        match admit::refusal(pod, others, self.admission.room) {
+        let own_ports = &self.context.config.own_ports;
+        match admit::refusal(pod, others, self.admission.room, own_ports) {
             None => Wish::Run,
             Some(Refusal { reason, message }) => Wish::Reject { reason, message },
         }

@@ -25,8 +25,9 @@ use std::{
 use ipnet::{IpNet, Ipv4Net};
 use netns::{nft, route::Link, sysctl};
 
-pub use self::ports::{Forward, forwards};
+pub use self::ports::{Forward, forwards, host_address};
 use self::{pool::Pool, records::Records};
+use crate::own_ports::OwnPorts;
 
 const FORWARD: &str = "net/ipv4/ip_forward";
 const GUARD: &str = "set up the check of what pods send (it needs a kernel with \
@@ -43,6 +44,8 @@ pub struct Config {
     pub table: String,
     /// Traffic inside these is not masqueraded (the cluster's pod range).
     pub cluster_cidr: IpNet,
+    /// Never led to a pod.
+    pub own_ports: OwnPorts,
 }
 
 /// The node's pod network; cheap to clone.
@@ -222,7 +225,12 @@ impl Shared {
     ) -> Result<(), Error> {
         let mut forwards = self.forwards.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut forwards);
-        let batch = ports::batch(&self.ports_table(), &self.config.bridge, &forwards);
+        let batch = ports::batch(
+            &self.ports_table(),
+            &self.config.bridge,
+            &self.config.own_ports,
+            &forwards,
+        );
         nft::Socket::open()
             .and_then(|mut socket| socket.commit(batch))
             .map_err(during("lead ports of the node to pods".into()))
