@@ -85,7 +85,7 @@ pub struct Pieces {
 
 const PIECE: usize = 64 << 10;
 
-/// `None` for forms that are made as a whole.
+/// The page comes back for forms that are made as a whole.
 pub fn pieces(
     row: &'static Resource,
     page: Page,

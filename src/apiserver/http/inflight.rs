@@ -38,6 +38,8 @@ const WATCHING: Bound = Bound {
 /// KiB of larger bodies and lists in memory, and how much of it one user may have.
 const MEMORY_KIB: usize = 64 << 10;
 const MEMORY_KIB_EACH: usize = 16 << 10;
+/// How long a heavy request waits for another one of the same user.
+const OWN_TURN_WITHIN: Duration = Duration::from_secs(10);
 /// How long a request waits for memory.
 const MEMORY_WITHIN: Duration = Duration::from_secs(10);
 
@@ -133,7 +135,7 @@ impl Default for Inflight {
 
 impl Inflight {
     /// A place among the requests of this kind. `None`: there are too many.
-    pub fn enter(&self, kind: Kind, who: &Who) -> Option<Ticket> {
+    pub(super) fn enter(&self, kind: Kind, who: &Who) -> Option<Ticket> {
         let pool = match kind {
             Kind::Reading => &self.reading,
             Kind::Writing => &self.writing,
@@ -147,7 +149,7 @@ impl Inflight {
     }
 
     /// Memory for a large body or answer; what this process asks itself has it in any case.
-    pub async fn memory(&self, who: &Who, bytes: usize) -> Result<Option<Memory>, Status> {
+    pub(super) async fn memory(&self, who: &Who, bytes: usize) -> Result<Option<Memory>, Status> {
         let Some(who) = who else {
             return Ok(None);
         };
@@ -172,7 +174,7 @@ impl Inflight {
         }
     }
 
-    pub fn lane(&self) -> &Lane {
+    pub(super) fn lane(&self) -> &Lane {
         &self.lane
     }
 }
@@ -271,13 +273,12 @@ impl Lane {
     ) -> Result<T, Status> {
         let turn = match who {
             Some(who) => {
-                // Nobody closes the semaphores.
-                let own = self.of(who).acquire_owned().await;
+                // Who waits for longer may be asked by a webhook of the request that it waits for.
+                let own = self.of(who).acquire_owned();
+                let own = tokio::time::timeout(OWN_TURN_WITHIN, own).await;
+                // Nobody closes the semaphore.
                 let thread = self.threads.clone().acquire_owned().await;
-                Some((
-                    own.map_err(Status::internal)?,
-                    thread.map_err(Status::internal)?,
-                ))
+                Some((own, thread.map_err(Status::internal)?))
             }
             None => None,
         };
