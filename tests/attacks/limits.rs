@@ -217,25 +217,11 @@ fn objects_that_grow_are_refused_early() {
     protobuf.extend(varint(raw.len()));
     protobuf.extend(&raw);
     let big = "x".repeat(3_200_000);
+    let (most, many) = (pod(990_000), pod(19_000));
     let cases: [(&str, &[u8], &str, &str); 8] = [
-        (
-            JSON,
-            pod(990_000).as_bytes(),
-            "422",
-            "Too many: 990000: must have at most 20000 items",
-        ),
-        (
-            JSON,
-            pod(19_000).as_bytes(),
-            "422",
-            "too many errors, only the first 100 are shown",
-        ),
-        (
-            JSON,
-            heavy.as_bytes(),
-            "413",
-            "more than 67108864 bytes of memory",
-        ),
+        (JSON, most.as_bytes(), "422", "Too many: 990000: must have at most 20000 items"),
+        (JSON, many.as_bytes(), "422", "too many errors, only the first 100 are shown"),
+        (JSON, heavy.as_bytes(), "413", "more than 67108864 bytes of memory"),
         (JSON, deep.as_bytes(), "400", "recursion limit"),
         (
             JSON,

@@ -188,7 +188,7 @@ struct Effort {
 }
 
 /// Values that may be held against schemas for one object; alternatives multiply them.
-const MAX_STEPS: usize = 5_000_000;
+const MAX_STEPS: usize = 1_000_000;
 
 impl Causes {
     pub fn required(&mut self, field: impl Into<String>, detail: &str) {
