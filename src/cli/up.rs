@@ -49,7 +49,7 @@ pub struct Up {
     /// How many processes and threads a pod may have [default: as many as the node]
     #[arg(long, value_name = "N")]
     pod_pids_limit: Option<NonZeroU32>,
-    /// How much all objects and their recent history may take; writes are refused beyond
+    /// How much all objects may take; writes that add to them are refused beyond
     #[arg(long, default_value = "256Mi", value_name = "SIZE", value_parser = size)]
     store_quota: usize,
     /// Refuse Services that name external addresses to take traffic for

@@ -68,6 +68,9 @@ fn a_full_store_takes_what_is_needed_to_empty_it() {
         why.contains("\"message\":\"etcdserver: mvcc: database space exceeded\""),
         "{said:.500}"
     );
+    let map = r#"'{"metadata":{"name":"s' + str(n) + '"}}'"#;
+    let said = fill(&tenant, "configmaps", map);
+    assert!(said.contains("database space exceeded"), "{said:.500}");
     let refused = tenant.kubectl("create configmap small");
     assert!(!refused.status.success());
     assert!(

@@ -23,6 +23,8 @@ const MAX_BODY_BYTES: usize = 3 << 20;
 
 /// Memory is counted for bodies over this: the small ones always have it.
 const SMALL: usize = 64 << 10;
+/// Of a body that is too large so much is read and thrown away.
+const DISCARDED_BYTES: usize = 16 << 20;
 /// Something must come within this.
 const STALL: Duration = Duration::from_secs(10);
 
@@ -36,6 +38,7 @@ pub(super) struct Read {
 pub(super) async fn read(mut body: Body, limits: &Inflight, who: &Who) -> Result<Read, Status> {
     let announced = body.size_hint();
     if announced.lower() > MAX_BODY_BYTES as u64 {
+        discard(body).await;
         return Err(Status::too_large(MAX_BODY_BYTES));
     }
     let announced = announced
@@ -60,6 +63,8 @@ pub(super) async fn read(mut body: Body, limits: &Inflight, who: &Who) -> Result
         };
         let length = bytes.len() + data.len();
         if length > MAX_BODY_BYTES {
+            drop((bytes, memory));
+            discard(body).await;
             return Err(Status::too_large(MAX_BODY_BYTES));
         }
         if length > SMALL && memory.is_none() {
@@ -71,6 +76,22 @@ pub(super) async fn read(mut body: Body, limits: &Inflight, who: &Who) -> Result
         bytes: bytes.freeze(),
         _memory: memory,
     })
+}
+
+/// Lets the rest of a body pass, as far as it is not too much: many clients do not look at an answer
+/// before they have sent everything.
+async fn discard(mut body: Body) {
+    let mut left = DISCARDED_BYTES;
+    let passing = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let length = frame.data_ref().map_or(0, Bytes::len);
+            match left.checked_sub(length) {
+                Some(rest) => left = rest,
+                None => return,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(STALL, passing).await;
 }
 
 /// A body as JSON, and the fields that stood twice in it.

@@ -7,7 +7,7 @@ const ENTRY_OVERHEAD: usize = 1024;
 /// What the reserve has at least.
 const LEAST_RESERVE: usize = 4 << 20;
 
-/// Bytes that entries and history may have, and the parts of it that some prefixes may use.
+/// Bytes that entries may have, and the parts of it that some prefixes may use.
 #[derive(Clone, Debug)]
 pub struct Quota {
     bytes: usize,

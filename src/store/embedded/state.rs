@@ -65,9 +65,10 @@ impl State {
         }
     }
 
-    /// What counts against the quota.
+    /// What counts against the quota. History has a limit of its own, and shares the bytes of what
+    /// is still there.
     pub fn used(&self) -> usize {
-        self.live_bytes + self.history_bytes + Quota::cost("", 0) * self.current.len()
+        self.live_bytes + Quota::cost("", 0) * self.current.len()
     }
 
     /// Whether there is room for `growth` more bytes of `key` when `more` than what is here is used.

@@ -675,7 +675,10 @@ mod tests {
             schema = json!({"oneOf": [schema.clone(), schema]});
         }
         let deep = json!({"type": "array", "items": {"type": "integer", "not": schema}});
-        let causes = validated(&kind(json!({"deep": deep})), &json!({"deep": vec![1; 2000]}));
+        let causes = validated(
+            &kind(json!({"deep": deep})),
+            &json!({"deep": vec![1; 2000]}),
+        );
         assert!(causes.iter().any(|cause| cause.message.contains("steps")));
         // Defaults in each of many items.
         let large = kind(json!({"list": {"type": "array", "items":
