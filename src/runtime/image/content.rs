@@ -5,6 +5,8 @@ use oci_spec::image::ImageConfiguration;
 use super::{Error, digest::Digest, json, manifest, platform, records::Record, reference::Name};
 
 pub const MAX_CONFIG_BYTES: u64 = 4 << 20;
+/// Of a configuration, without its history and labels.
+const MAX_KEPT_BYTES: usize = 256 << 10;
 /// Of environment, labels, volumes, ports and words of a command, each.
 const MOST_ENTRIES: usize = 4096;
 
@@ -80,14 +82,32 @@ impl Content {
     }
 }
 
-/// Reads a configuration; the reason says what is wrong with it.
+/// Reads a configuration, without its history and labels: nobody asks for them, and each image's
+/// stays in memory. The reason says what is wrong with it.
 pub fn parse(config: &str) -> Result<ImageConfiguration, String> {
     if config.len() as u64 > MAX_CONFIG_BYTES {
         return Err(format!("it has more than {MAX_CONFIG_BYTES} bytes"));
     }
-    let parsed: ImageConfiguration = json::read(config.as_bytes())?;
+    let mut parsed: ImageConfiguration = json::read(config.as_bytes())?;
+    check_numbers(&parsed)?;
+    parsed.set_history(None);
+    if let Some(mut settings) = parsed.config().clone() {
+        settings.set_labels(None);
+        parsed.set_config(Some(settings));
+    }
+    let kept = serde_json::to_vec(&parsed).map_err(|error| error.to_string())?;
+    match kept.len() <= MAX_KEPT_BYTES {
+        true => Ok(parsed),
+        false => Err(format!(
+            "without history and labels it has {} bytes, more than {MAX_KEPT_BYTES}",
+            kept.len()
+        )),
+    }
+}
+
+fn check_numbers(parsed: &ImageConfiguration) -> Result<(), String> {
     let Some(settings) = parsed.config() else {
-        return Ok(parsed);
+        return Ok(());
     };
     let number = |list: &Option<Vec<String>>| list.as_ref().map_or(0, Vec::len);
     for (field, count) in [
@@ -107,7 +127,7 @@ pub fn parse(config: &str) -> Result<ImageConfiguration, String> {
             ));
         }
     }
-    Ok(parsed)
+    Ok(())
 }
 
 /// `sha256:` and 64 lower-case hex digits; such a text is safe as a file name.
@@ -145,6 +165,11 @@ mod tests {
             .collect();
         let map = format!("{{{}}}", map.join(","));
         let million = format!("[{}\"\"]", "\"\",".repeat(1_000_000));
+        let large = format!("[\"{}\"]", "x".repeat(1 << 20));
+        let labels = format!("{{\"a\":\"{}\"}}", "x".repeat(1 << 20));
+        let labelled = many("Labels", &labels);
+        assert!(Content::new("x", String::new(), labelled.clone().into(), 1).is_ok());
+        assert!(parse(&labelled).unwrap().to_string().unwrap().len() < 1000);
         let big = format!("[\"{}\"]", "x".repeat(5 << 20));
         for (config, layers, want) in [
             (config("s390x", &good), 1, "it has linux/s390x"),
@@ -164,6 +189,7 @@ mod tests {
             (many("Labels", &map), 1, "Labels has 4097 entries"),
             (many("Env", &million), 1, "more than 65536 values"),
             (many("Env", &big), 1, "more than 4194304 bytes"),
+            (many("Env", &large), 1, "more than 262144"),
         ] {
             let error = Content::new("x", String::new(), config.into(), layers)
                 .unwrap_err()

@@ -16,7 +16,7 @@ pub struct Record {
     pub names: Vec<String>,
     pub digests: Vec<String>,
     pub size_bytes: u64,
-    /// The configuration blob, byte for byte.
+    /// The configuration, as much as is kept of it.
     pub config: String,
     pub diff_ids: Vec<String>,
 }

@@ -115,7 +115,11 @@ impl Reader {
         if self.file.stream_position()? < here.len() {
             return Ok(true);
         }
-        self.file = self.after(&here)?;
+        self.file = match self.after(&here) {
+            // Moved aside again, and the next one not begun.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            file => file?,
+        };
         self.forget_line();
         Ok(true)
     }

@@ -272,6 +272,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn passwords_go_home_alone() {
+        for (home, uri, want) in [
+            ("https://a.b", "https://a.b/x", true),
+            ("https://a.b", "https://A.B:443/x", true),
+            ("https://a.b", "https://a.b:444/x", false),
+            ("https://a.b", "http://a.b/x", false),
+            ("https://a.b", "https://x.a.b/x", false),
+            ("http://127.0.0.1:5000", "http://127.0.0.1:5000/x", true),
+            ("http://127.0.0.1:5000", "http://localhost:5000/x", false),
+            ("http://127.0.0.1:5000", "http://127.0.0.1/x", false),
+        ] {
+            let (home, uri): (Uri, Uri) = (home.parse().unwrap(), uri.parse().unwrap());
+            assert_eq!(is_home(&home, &uri), want, "{home} {uri}");
+        }
+    }
+
+    #[test]
     fn where_a_registry_may_send_us() {
         let reached: HashSet<IpAddr> = ["10.0.0.5".parse().unwrap()].into();
         for (home, uri, address, want) in [

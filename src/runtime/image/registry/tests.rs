@@ -155,7 +155,7 @@ async fn a_hostile_registry_gets_nowhere() {
         ("mapped", "a loopback address, which is refused"),
         ("metadata", "a link-local address, which is refused"),
         ("private", "a private address, which is refused"),
-        ("decimal", "a loopback address, which is refused"),
+        ("decimal", "invalid dns name"),
         ("any", "an unspecified address, which is refused"),
         ("user", "a user name in the address is refused"),
         ("realm", "a loopback address, which is refused"),
