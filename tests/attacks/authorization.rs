@@ -573,10 +573,11 @@ fn strangers_see_what_is_for_everybody() {
         ),
     ] {
         for path in paths {
-            for method in ["GET", "HEAD"] {
-                let (got, body) = curl(&cluster, method, path, &[]);
-                assert_eq!(got, code, "{method} {path}: {body}");
-            }
+            let (got, body) = curl(&cluster, "GET", path, &[]);
+            assert_eq!(got, code, "{path}: {body}");
+            // Reading without a body is a verb of its own, as in the original, which nobody has.
+            let (got, body) = curl(&cluster, "HEAD", path, &[]);
+            assert_eq!(got, 403, "HEAD {path}: {body}");
         }
     }
     for method in ["POST", "PUT", "PATCH", "DELETE"] {
@@ -653,8 +654,6 @@ fn rights_do_not_grow() {
     let base = format!("/apis/{rbac}/v1");
     let inside = format!("{base}/namespaces/shop");
     let json = "Content-Type: application/json";
-    let own = r#"{"name":"clerk","uid":"x"}"#;
-    let _ = own;
     let tries: Vec<(&str, String, String)> = vec![
         (
             "another verb",

@@ -149,10 +149,7 @@ fn parse_subject(subject: &Value, namespace: Option<&str>) -> Option<(Subject, S
         "User" => Some((Subject::User(name.to_owned()), format!("User {name:?}"))),
         "Group" => Some((Subject::Group(name.to_owned()), format!("Group {name:?}"))),
         "ServiceAccount" => {
-            let named = subject["namespace"]
-                .as_str()
-                .filter(|name| !name.is_empty());
-            let place = named.or(namespace)?;
+            let place = subject["namespace"].as_str().or(namespace)?;
             let user = format!("system:serviceaccount:{place}:{name}");
             let to = format!("ServiceAccount {:?}", format!("{name}/{place}"));
             Some((Subject::User(user), to))

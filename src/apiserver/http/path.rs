@@ -346,4 +346,25 @@ mod tests {
             assert_eq!(read(path), want, "{path}");
         }
     }
+
+    #[test]
+    fn what_was_understood_is_said_again() {
+        for (path, again) in [
+            ("/apis/g.example/v1/tabs", ""),
+            ("/apis/g.example/v1/namespaces/n/tabs/t/status", ""),
+            ("/apis/g.example/v1/watch/namespaces/n/tabs", ""),
+            ("/apis/g.example/v1/namespaces/n", ""),
+            ("/apis/g.example/v1/namespaces/n/status", ""),
+            ("/apis/g.example/v1/tabs/a%20b", ""),
+            ("/apis/g.example/v1/tabs/a%3fwatch=1", "/apis/g.example/v1/tabs/a%3Fwatch=1"),
+            ("/apis/g.example/v1/tabs/t%2Fstatus/", "/apis/g.example/v1/tabs/t/status"),
+        ] {
+            let place = parse(path, &Rows::default(), &Remotes::default());
+            let Place::Unserved(names) = place else {
+                panic!("{path}: {place:?}")
+            };
+            let want = if again.is_empty() { path } else { again };
+            assert_eq!(names.path(), want);
+        }
+    }
 }
