@@ -158,10 +158,6 @@ impl Frontend {
             (Operation::Create, subresource) => {
                 self.post(&incoming, &writing, subresource, body).await
             }
-<<<<<<< HEAD
-            (Method::DELETE, named, None) => self.delete(&incoming, &writing, named, body).await,
-            (Method::PUT, true, None) => {
-=======
             (Operation::DeleteCollection(selection), _) => {
                 self.delete_collection(&incoming, &writing, selection, body)
                     .await
@@ -174,7 +170,6 @@ impl Frontend {
             (Operation::Get, None) => self.get(&incoming, &path).await,
             (Operation::Delete, None) => self.delete(&incoming, &writing, body).await,
             (Operation::Update, None) => {
->>>>>>> 179b007 (Understand a request once: what is authorized is what is served; one table for what is passed on)
                 self.allow(&path, "update")?;
                 let (value, duplicates) = decode(&incoming.headers, body, path.row.type_name)?;
                 let missing = match path.row.behaviour.create_on_update {
