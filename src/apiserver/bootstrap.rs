@@ -17,6 +17,8 @@ use super::{
     status::{Reason, Status, qualified},
 };
 
+use crate::addresses::may_be_proxied_to;
+
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
 /// Certificates that extension API servers must know.
@@ -125,13 +127,20 @@ fn service(config: &Config) -> Result<[Value; 3], Error> {
 }
 
 fn subsets(config: &Config) -> Value {
+    if !may_be_proxied_to(config.advertise) {
+        return json!([]);
+    }
     json!([{
         "addresses": [{"ip": config.advertise}],
         "ports": [{"name": "https", "port": config.port, "protocol": "TCP"}],
     }])
 }
 
+/// On a host without a network the server is on its loopback address, where no pod reaches it.
 fn slice_endpoints(address: IpAddr) -> Value {
+    if !may_be_proxied_to(address) {
+        return json!([]);
+    }
     json!([{"addresses": [address], "conditions": {"ready": true}}])
 }
 

@@ -23,6 +23,7 @@ use super::{
             value::{items, set, text, texts},
         },
     },
+    selector::Selection,
     server::ApiServer,
     start::own_user,
     status::{Reason, Status},
@@ -170,7 +171,7 @@ impl Keeper {
                 manager: "vetch".to_owned(),
                 applies: false,
             };
-            let every = ListOptions::parse(row, &Query::parse(""))?;
+            let every = ListOptions::parse(row, Selection::default(), &Query::parse(""))?;
             loop {
                 changes.borrow_and_update();
                 server.cache.caught_up().await;

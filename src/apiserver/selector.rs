@@ -1,14 +1,24 @@
 //! Label and field selectors: text to a predicate. Pure.
+//!
+//! A selector is parsed once for each request, into a [`Selection`]: authorization reads off it which
+//! object is meant, and the verbs make their [`Selector`] of the same.
 
 use serde_json::Value;
 
-use super::{cache::Object, registry::Resource, status::Status};
+use super::{cache::Object, registry::Resource, request::FieldTerm, status::Status};
+
+/// The selectors of a request, taken apart; not yet those of a certain kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    labels: Vec<Requirement>,
+    fields: Vec<FieldTerm>,
+}
 
 /// What a list or watch wants to see.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selector {
     labels: Vec<Requirement>,
-    fields: Vec<FieldRequirement>,
+    fields: Vec<FieldTerm>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,18 +37,11 @@ enum Test {
     Less(i64),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct FieldRequirement {
-    label: String,
-    value: String,
-    equal: bool,
-}
-
 /// Requirements of one selector, with their values: each is held against each object.
 const MAX_REQUIREMENTS: usize = 1000;
 
-impl Selector {
-    pub fn parse(row: &Resource, labels: &str, fields: &str) -> Result<Self, Status> {
+impl Selection {
+    pub fn parse(labels: &str, fields: &str) -> Result<Self, Status> {
         let labels = parse_labels(labels).map_err(|reason| {
             Status::bad_request(format!("unable to parse requirement: {reason}"))
         })?;
@@ -49,6 +52,30 @@ impl Selector {
                 "unable to parse requirement: {count} requirements and values, at most {MAX_REQUIREMENTS} are allowed"
             )));
         }
+        Ok(Self { labels, fields })
+    }
+
+    /// The only name that can match; `None` where others can, or where it could not be one.
+    pub fn name(&self) -> Option<&str> {
+        exact_name(&self.fields)
+            .filter(|name| !matches!(*name, "" | "." | "..") && !name.contains(['/', '%']))
+    }
+
+    pub fn fields(&self) -> &[FieldTerm] {
+        &self.fields
+    }
+}
+
+/// The value that `metadata.name` must have. Every term must hold, hence the first that asks for
+/// one decides.
+fn exact_name(fields: &[FieldTerm]) -> Option<&str> {
+    let named = |field: &&FieldTerm| field.equal && field.label == "metadata.name";
+    fields.iter().find(named).map(|field| field.value.as_str())
+}
+
+impl Selector {
+    pub fn new(row: &Resource, selection: Selection) -> Result<Self, Status> {
+        let Selection { labels, fields } = selection;
         for requirement in &fields {
             let known = requirement.label == "metadata.name"
                 || (requirement.label == "metadata.namespace"
@@ -67,17 +94,13 @@ impl Selector {
         Ok(Self { labels, fields })
     }
 
-    /// Everything, or what has this name.
-    pub fn named(name: &str) -> Self {
-        let requirement = FieldRequirement {
+    /// From now on also this name and no other.
+    pub fn only(&mut self, name: &str) {
+        self.fields.push(FieldTerm {
             label: "metadata.name".to_owned(),
             value: name.to_owned(),
             equal: true,
-        };
-        Self {
-            labels: Vec::new(),
-            fields: vec![requirement],
-        }
+        });
     }
 
     pub fn is_empty(&self) -> bool {
@@ -86,18 +109,14 @@ impl Selector {
 
     /// The one name that can match.
     pub fn name(&self) -> Option<&str> {
-        let named = |field: &&FieldRequirement| field.equal && field.label == "metadata.name";
-        self.fields
-            .iter()
-            .find(named)
-            .map(|field| field.value.as_str())
+        exact_name(&self.fields)
     }
 
     pub fn matches(&self, row: &Resource, object: &Object) -> bool {
         self.matches_value(row, &object.value, object.labels())
     }
 
-    fn matches_value(
+    pub(super) fn matches_value(
         &self,
         row: &Resource,
         value: &Value,
@@ -261,56 +280,76 @@ fn is_label_key(key: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b))
 }
 
-fn parse_fields(text: &str) -> Result<Vec<FieldRequirement>, String> {
-    let mut requirements = Vec::new();
-    for part in split_escaped(text) {
-        if part.is_empty() {
-            continue;
-        }
-        let (label, value, equal) = if let Some((label, value)) = part.split_once("!=") {
-            (label, value, false)
-        } else if let Some((label, value)) = part.split_once("==").or_else(|| part.split_once('='))
-        {
-            (label, value, true)
-        } else {
-            return Err(format!(
-                "invalid selector: {text:?}; can't understand {part:?}"
-            ));
-        };
-        requirements.push(FieldRequirement {
+/// The terms of a field selector. Shared with the reviews of access, which are told selectors too.
+pub fn parse_fields(text: &str) -> Result<Vec<FieldTerm>, String> {
+    let parts = split_escaped(text).into_iter();
+    let term = |part: &str| {
+        let (label, equal, value) = split_term(part)
+            .ok_or_else(|| format!("invalid selector: '{text}'; can't understand '{part}'"))?;
+        Ok(FieldTerm {
             label: label.to_owned(),
-            value: unescape(value),
+            value: unescape(value)?,
             equal,
-        });
-    }
-    Ok(requirements)
+        })
+    };
+    parts.filter(|part| !part.is_empty()).map(term).collect()
 }
 
-fn split_escaped(text: &str) -> Vec<String> {
-    let (mut parts, mut current, mut escaped) = (Vec::new(), String::new(), false);
-    for character in text.chars() {
-        if character == ',' && !escaped {
-            parts.push(std::mem::take(&mut current));
-            continue;
+/// Label, whether it must be equal, and the value as it was written: by the first operator.
+fn split_term(part: &str) -> Option<(&str, bool, &str)> {
+    let starts = |at: &usize| part[*at..].starts_with('=') || part[*at..].starts_with("!=");
+    let at = part.char_indices().map(|(at, _)| at).find(starts)?;
+    let (label, rest) = part.split_at(at);
+    let (equal, value) = match rest.strip_prefix("!=") {
+        Some(value) => (false, value),
+        None => (true, rest.strip_prefix("==").or(rest.strip_prefix('='))?),
+    };
+    Some((label, equal, value))
+}
+
+/// Parts between commas that are not escaped.
+fn split_escaped(text: &str) -> Vec<&str> {
+    let (mut parts, mut start, mut escaped) = (Vec::new(), 0, false);
+    for (at, character) in text.char_indices() {
+        match character {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            ',' => {
+                parts.push(&text[start..at]);
+                start = at + 1;
+            }
+            _ => {}
         }
-        escaped = character == '\\' && !escaped;
-        current.push(character);
     }
-    parts.push(current);
+    parts.push(&text[start..]);
     parts
 }
 
-fn unescape(text: &str) -> String {
-    let (mut out, mut escaped) = (String::new(), false);
-    for character in text.chars() {
-        if character == '\\' && !escaped {
-            escaped = true;
-            continue;
+/// A value without its escapes: `\\`, `\,` and `\=`; there are no others, and a bare `,` or `=` is
+/// no part of a value.
+fn unescape(text: &str) -> Result<String, String> {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text.chars();
+    while let Some(character) = rest.next() {
+        match character {
+            '\\' => match rest.next() {
+                Some(escaped @ ('\\' | ',' | '=')) => out.push(escaped),
+                other => {
+                    let sequence: String = std::iter::once('\\').chain(other).collect();
+                    return Err(format!(
+                        "invalid field selector: invalid escape sequence: {sequence}"
+                    ));
+                }
+            },
+            ',' | '=' => {
+                return Err(format!(
+                    "invalid field selector: unescaped character in value: {character}"
+                ));
+            }
+            plain => out.push(plain),
         }
-        escaped = false;
-        out.push(character);
     }
-    out
+    Ok(out)
 }
 
 #[cfg(test)]
@@ -350,21 +389,72 @@ mod tests {
 
     #[test]
     fn field_selectors() {
-        let parsed =
-            parse_fields(r"metadata.name=a\,b,status.phase!=Failed,involvedObject.namespace=")
-                .unwrap();
-        let plain: Vec<_> = parsed
-            .iter()
-            .map(|f| (f.label.as_str(), f.value.as_str(), f.equal))
-            .collect();
-        assert_eq!(
-            plain,
-            [
-                ("metadata.name", "a,b", true),
-                ("status.phase", "Failed", false),
-                ("involvedObject.namespace", "", true)
-            ]
-        );
-        assert!(parse_fields("nonsense").is_err());
+        let terms = |text: &str| {
+            let parsed = parse_fields(text)?;
+            let plain = |f: &FieldTerm| {
+                format!("{}{}{}", f.label, if f.equal { "=" } else { "!=" }, f.value)
+            };
+            Ok::<_, String>(parsed.iter().map(plain).collect::<Vec<_>>())
+        };
+        for (text, want) in [
+            ("", &[][..]),
+            (",,", &[]),
+            ("a=b", &["a=b"]),
+            ("a==b,c!=d", &["a=b", "c!=d"]),
+            ("a=,b!=", &["a=", "b!="]),
+            (r"a=x\,y\=z\\,b=c", &[r"a=x,y=z\", "b=c"]),
+            // An escaped comma ends no term, so what follows it is no term either.
+            (
+                r"a!=x\,metadata.name\=public",
+                &["a!=x,metadata.name=public"],
+            ),
+            ("!a=b", &["!a=b"]),
+        ] {
+            assert_eq!(terms(text).expect("terms"), want, "{text}");
+        }
+        for (bad, why) in [
+            (
+                "nonsense",
+                "invalid selector: 'nonsense'; can't understand 'nonsense'",
+            ),
+            // What made authorization see a name where the list saw none.
+            (
+                r"metadata.namespace!=x\,metadata.name=public",
+                "invalid field selector: unescaped character in value: =",
+            ),
+            (
+                r"a=\b",
+                r"invalid field selector: invalid escape sequence: \b",
+            ),
+            (
+                r"a=b\",
+                r"invalid field selector: invalid escape sequence: \",
+            ),
+            (
+                "a===b",
+                "invalid field selector: unescaped character in value: =",
+            ),
+        ] {
+            assert_eq!(terms(bad), Err(why.to_owned()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn which_name_a_selection_means() {
+        for (fields, want) in [
+            ("", None),
+            ("metadata.name=a", Some("a")),
+            ("metadata.name==a", Some("a")),
+            ("metadata.name!=a", None),
+            ("metadata.name=a,metadata.name=b", Some("a")),
+            ("metadata.name=", None),
+            ("metadata.name=..", None),
+            ("metadata.name=a/b", None),
+            ("x.metadata.name=a", None),
+            (r"metadata.namespace!=x\,y,metadata.name=a", Some("a")),
+        ] {
+            let selection = Selection::parse("", fields).unwrap();
+            assert_eq!(selection.name(), want, "{fields}");
+        }
     }
 }

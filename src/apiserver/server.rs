@@ -14,7 +14,7 @@ use super::{
     request::User,
     special::Special,
     status::{Reason, Status},
-    verbs,
+    verbs::{self, Missing},
     write::Writing,
 };
 
@@ -211,7 +211,7 @@ impl Objects for ApiServer {
             change(&mut new)?;
             let result = match trusted {
                 true => self.store_changed(&writing, new, &old, Vec::new()).await,
-                false => verbs::update(self, &writing, new, Vec::new()).await,
+                false => verbs::update(self, &writing, new, Vec::new(), Missing::Refuse).await,
             };
             match result {
                 Err(status) if status.reason == Reason::Conflict => {}

@@ -105,7 +105,11 @@ impl Handle {
             authenticator,
             authorizer: authorizer.clone(),
             documents: Documents::new(address(config.advertise, config.port)),
-            proxy: Proxy::new(pki::client_config(pki.ca_pem(), Some(&identity))?),
+            proxy: Proxy::new(
+                pki::client_config(pki.ca_pem(), Some(&identity))?,
+                pki.ca_pem(),
+                config.advertise,
+            )?,
             counters: http::Counters::default(),
             limits: http::Inflight::default(),
         };

@@ -103,9 +103,15 @@ pub fn families(service: &Service) -> Vec<Family> {
 pub fn address(pod: &Pod, family: Family) -> Option<String> {
     let status = pod.status.as_ref()?;
     let listed = status.pod_ips.iter().flatten().map(|one| one.ip.clone());
+    // On a host without a network, pods in the host's network have its loopback address: nobody
+    // else reaches them there, and no Service may lead there.
+    let leads = |address: &String| {
+        let ip = address.parse::<std::net::IpAddr>();
+        !address.is_empty() && !ip.is_ok_and(|ip| ip.is_loopback())
+    };
     listed
         .chain(status.pod_ip.clone())
-        .find(|address| !address.is_empty() && Family::of(address) == family)
+        .find(|address| leads(address) && Family::of(address) == family)
 }
 
 /// A Service's port as one pod serves it.

@@ -13,9 +13,17 @@ use vetch::pki::{Leaf, Pki, Usage};
 
 use super::*;
 
+/// This host's own address: no Service may lead to its loopback.
+fn host_address() -> Result<std::net::IpAddr, std::io::Error> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    socket.connect("192.0.2.1:9")?;
+    Ok(socket.local_addr()?.ip())
+}
+
 /// A server on this host that takes part in the API: its port, and the authority behind it.
 async fn partner(
     dir: &std::path::Path,
+    address: std::net::IpAddr,
     name: &str,
     answer: fn(http::request::Parts, Value) -> Value,
 ) -> Result<(u16, String), Box<dyn Error + Send + Sync>> {
@@ -39,7 +47,7 @@ async fn partner(
         PrivateKeyDer::from_pem_slice(identity.key.as_bytes())?,
     )?;
     let tls = Arc::new(tls);
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let listener = tokio::net::TcpListener::bind((address, 0)).await?;
     let port = listener.local_addr()?.port();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
@@ -112,7 +120,8 @@ async fn another_servers_api_is_part_of_this_one() -> TestResult {
     let lab = Lab::new().await?;
     let params = PostParams::default();
     let place = tempfile::tempdir()?;
-    let (port, authority) = partner(place.path(), "tabs.default.svc", tabs).await?;
+    let address = host_address()?;
+    let (port, authority) = partner(place.path(), address, "tabs.default.svc", tabs).await?;
     let service = json!({"metadata": {"name": "tabs"}, "spec": {"ports": [{"port": 443}]}});
     lab.api::<Service>("default")
         .create(&params, &object(service)?)
@@ -152,7 +161,7 @@ async fn another_servers_api_is_part_of_this_one() -> TestResult {
     );
     let slice = json!({"metadata": {"name": "tabs-1", "labels": {"kubernetes.io/service-name": "tabs"}},
         "addressType": "IPv4", "ports": [{"name": "", "port": port}],
-        "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": true}}]});
+        "endpoints": [{"addresses": [address], "conditions": {"ready": true}}]});
     lab.api::<EndpointSlice>("default")
         .create(&params, &object(slice)?)
         .await?;
@@ -192,7 +201,8 @@ async fn a_webhook_changes_and_refuses() -> TestResult {
     let lab = Lab::new().await?;
     let params = PostParams::default();
     let place = tempfile::tempdir()?;
-    let (port, authority) = partner(place.path(), "localhost", review).await?;
+    let (port, authority) =
+        partner(place.path(), [127, 0, 0, 1].into(), "localhost", review).await?;
     let url = format!("https://localhost:{port}/");
     let hook = |url: &str| {
         json!({"metadata": {"name": "h"}, "webhooks": [{

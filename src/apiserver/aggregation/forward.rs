@@ -71,6 +71,7 @@ async fn fetch(
     let passing = Passing {
         method: Method::GET,
         headers,
+        ours: HeaderMap::new(),
         body: full(""),
         upgrade: None,
     };
@@ -103,41 +104,37 @@ pub async fn send(
         .map_err(|why| unavailable(why.clone()))?;
     let address =
         streaming::service_address(lookup, &remote.namespace, &remote.service, remote.port).await?;
-    identify(&mut passing.headers, user);
-    Proxy::pass_over(&address, (tls.clone(), name.clone()), target, passing)
+    passing.ours = identity(user)?;
+    Proxy::pass_over(address, (tls.clone(), name.clone()), target, passing)
         .await
         .map_err(|error| unavailable(format!("error trying to reach service: {error}")))
 }
 
-/// Says who asks, and takes away what a client may have said about that. Pure.
-fn identify(headers: &mut HeaderMap, user: &User) {
-    let said: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| name.as_str().starts_with("x-remote-"))
-        .cloned()
-        .collect();
-    for name in said {
-        headers.remove(name);
-    }
+/// Says who asks. An identity that cannot be said whole is not said at all. Pure.
+fn identity(user: &User) -> Result<HeaderMap, Status> {
+    let mut headers = HeaderMap::new();
     let mut add = |name: &str, value: &str| {
-        let name = HeaderName::from_bytes(name.as_bytes());
-        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_str(value)) {
-            headers.append(name, value);
-        }
+        let header = HeaderName::from_bytes(name.as_bytes()).ok();
+        let pair = header.zip(HeaderValue::from_bytes(value.as_bytes()).ok());
+        let (header, value) =
+            pair.ok_or_else(|| Status::internal(format!("{value:?} cannot be told as {name}")))?;
+        headers.append(header, value);
+        Ok::<_, Status>(())
     };
-    add("x-remote-user", &user.name);
+    add("x-remote-user", &user.name)?;
     if let Some(uid) = &user.uid {
-        add("x-remote-uid", uid);
+        add("x-remote-uid", uid)?;
     }
     for group in &user.groups {
-        add("x-remote-group", group);
+        add("x-remote-group", group)?;
     }
     for (key, values) in &user.extra {
         let name = format!("x-remote-extra-{}", escaped(key));
         for value in values {
-            add(&name, value);
+            add(&name, value)?;
         }
     }
+    Ok(headers)
 }
 
 /// A key as part of a header's name: what may not stand there is percent-encoded.
@@ -156,19 +153,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_says_himself_who_he_is() {
-        let mut headers = HeaderMap::new();
-        headers.insert("x-remote-user", HeaderValue::from_static("root"));
-        headers.insert("x-remote-extra-a", HeaderValue::from_static("b"));
-        headers.insert("accept", HeaderValue::from_static("*/*"));
-        let mut user = User::internal("jane", &["dev"]);
+    fn who_asks_is_said() {
+        let mut user = User::internal("j\u{fc}rgen", &["dev"]);
         user.extra = [("example.com/a".to_owned(), vec!["1".to_owned()])].into();
-        identify(&mut headers, &user);
-        assert_eq!(headers["x-remote-user"], "jane");
+        let headers = identity(&user).expect("headers");
+        assert_eq!(headers["x-remote-user"].as_bytes(), user.name.as_bytes());
         let groups: Vec<_> = headers.get_all("x-remote-group").iter().collect();
         assert_eq!(groups, ["dev", "system:authenticated"]);
         assert_eq!(headers["x-remote-extra-example.com%2fa"], "1");
-        assert!(!headers.contains_key("x-remote-extra-a"));
-        assert!(headers.contains_key("accept"));
+        user.groups.push("a\nx-remote-user: root".to_owned());
+        assert!(identity(&user).is_err(), "not in part");
     }
 }

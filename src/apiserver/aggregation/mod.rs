@@ -22,10 +22,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use self::remote::Remote;
-pub use self::{
-    forward::send,
-    remotes::{RemotePath, Remotes},
-};
+pub use self::{forward::send, remotes::Remotes};
 use super::{
     metadata::now,
     objects::{Lookup, Named, Objects},

@@ -6,25 +6,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 use serde_json::{Value, json};
 
 use super::remote::Remote;
-use crate::apiserver::registry::custom::Rows;
 
 /// Read with every request; written when an APIService or its availability changes.
 #[derive(Default)]
 pub struct Remotes(RwLock<Arc<Vec<Arc<Remote>>>>);
-
-/// A path below an aggregated group and version.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RemotePath {
-    pub group: String,
-    pub version: String,
-    pub namespace: String,
-    /// Empty: discovery.
-    pub resource: String,
-    pub name: String,
-    pub subresource: String,
-    /// Through the old `/watch/` prefix.
-    pub watch: bool,
-}
 
 impl Remotes {
     pub fn all(&self) -> Arc<Vec<Arc<Remote>>> {
@@ -49,39 +34,6 @@ impl Remotes {
         found
             .find(|one| one.group == group && one.version == version)
             .cloned()
-    }
-
-    /// What a path names, if it is another server's. What this server has rows for stays its own.
-    pub fn claim(&self, path: &str, rows: &Rows) -> Option<RemotePath> {
-        let rest = path.strip_prefix("/apis/")?;
-        if self.all().is_empty() {
-            return None;
-        }
-        let parts: Vec<&str> = rest.trim_end_matches('/').split('/').collect();
-        let [group, version, parts @ ..] = parts.as_slice() else {
-            return None;
-        };
-        if self.find(group, version).is_none() || rows.serves(group, version) {
-            return None;
-        }
-        let (watch, parts) = match parts {
-            ["watch", parts @ ..] if !parts.is_empty() => (true, parts),
-            parts => (false, parts),
-        };
-        let (namespace, parts) = match parts {
-            ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (*namespace, rest),
-            parts => ("", parts),
-        };
-        let part = |index: usize| parts.get(index).copied().unwrap_or_default().to_owned();
-        Some(RemotePath {
-            group: (*group).to_owned(),
-            version: (*version).to_owned(),
-            namespace: namespace.to_owned(),
-            resource: part(0),
-            name: part(1),
-            subresource: part(2),
-            watch,
-        })
     }
 
     /// Adds the groups that can be used to `/apis`.
@@ -157,7 +109,7 @@ mod tests {
     use super::*;
     use crate::pki::Identity;
 
-    fn remotes() -> Remotes {
+    pub(in crate::apiserver) fn remotes() -> Remotes {
         let none = Identity {
             certificate: String::new(),
             key: String::new(),
@@ -172,41 +124,6 @@ mod tests {
         let remotes = Remotes::default();
         remotes.set(vec![Arc::new(remote.serving(Some(list), None))]);
         remotes
-    }
-
-    #[test]
-    fn whose_a_path_is() {
-        let rows = Rows::default();
-        for (path, want) in [
-            ("/apis/apps/v1/deployments", None),
-            ("/apis/w.example", None),
-            ("/apis/w.example/v2/tabs", None),
-            ("/apis/w.example/v1", Some(("", "", "", ""))),
-            ("/apis/w.example/v1/tabs", Some(("", "tabs", "", ""))),
-            (
-                "/apis/w.example/v1/namespaces/n/tabs/t/status",
-                Some(("n", "tabs", "t", "status")),
-            ),
-            (
-                "/apis/w.example/v1/namespaces/n",
-                Some(("", "namespaces", "n", "")),
-            ),
-            (
-                "/apis/w.example/v1/watch/tabs/t",
-                Some(("", "tabs", "t", "")),
-            ),
-        ] {
-            let got = remotes().claim(path, &rows);
-            assert_eq!(
-                got.as_ref().is_some_and(|got| got.watch),
-                path.contains("/watch/")
-            );
-            let got = got.map(|got| (got.namespace, got.resource, got.name, got.subresource));
-            let want = want.map(|(a, b, c, d): (&str, &str, &str, &str)| {
-                (a.to_owned(), b.to_owned(), c.to_owned(), d.to_owned())
-            });
-            assert_eq!(got, want, "{path}");
-        }
     }
 
     #[test]

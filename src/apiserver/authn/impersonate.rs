@@ -27,9 +27,10 @@ const EXTRA: &str = "impersonate-extra-";
 /// sees the request.
 pub fn impersonation(parts: &Parts) -> Result<Option<Impersonation>, Status> {
     let headers = &parts.headers;
-    let name = text(headers, USER)?.pop().unwrap_or_default();
+    // The first of several counts, as in the original.
+    let name = text(headers, USER)?.into_iter().next().unwrap_or_default();
     let groups = text(headers, GROUP)?;
-    let uid = text(headers, UID)?.pop();
+    let uid = text(headers, UID)?.into_iter().next();
     let extra = extra(headers)?;
     if name.is_empty() {
         return if groups.is_empty() && uid.is_none() && extra.is_empty() {
@@ -109,9 +110,12 @@ fn unescape(text: &str) -> Option<String> {
     String::from_utf8(out).ok()
 }
 
-/// A service account by its user name.
+/// A service account by its user name; what only begins like one is a user.
 fn service_account(name: &str) -> Option<(&str, &str)> {
-    name.strip_prefix("system:serviceaccount:")?.split_once(':')
+    let pair = name.strip_prefix("system:serviceaccount:")?.split_once(':');
+    pair.filter(|(namespace, name)| {
+        !namespace.is_empty() && !name.is_empty() && !name.contains(':')
+    })
 }
 
 fn user_check(name: &str) -> Attributes {
@@ -138,6 +142,7 @@ fn check(
             namespace: namespace.map(str::to_owned),
             name: Some(name.to_owned()),
         },
+        fields: Vec::new(),
     }
 }
 
@@ -234,5 +239,36 @@ mod tests {
             wish.checks,
             [check("", "serviceaccounts", None, Some("shop"), "till")]
         );
+    }
+
+    #[test]
+    fn repeated_and_odd_headers() {
+        let user = |headers: &[(&str, &str)]| read(headers).map(|wish| wish.map(|w| w.user));
+        let jane = user(&[("Impersonate-User", "jane"), ("IMPERSONATE-USER", "admin")]);
+        assert_eq!(jane.expect("fine").expect("a wish").name, "jane");
+        assert_eq!(user(&[("Impersonate-User", "")]), Ok(None));
+        for refused in [
+            &[
+                ("Impersonate-User", ""),
+                ("Impersonate-User", "admin"),
+                ("Impersonate-Group", "x"),
+            ][..],
+            &[
+                ("Impersonate-User", ""),
+                ("Impersonate-Group", "system:masters"),
+            ],
+            &[("Impersonate-Uid", "1")],
+            &[("Impersonate-Extra-Scopes", "x")],
+        ] {
+            assert!(user(refused).is_err(), "{refused:?}");
+        }
+        // Not an account of `a`, and in none of its groups.
+        let wish = read(&[("Impersonate-User", "system:serviceaccount:a:b:c")]);
+        let wish = wish.expect("fine").expect("a wish");
+        assert_eq!(
+            wish.checks,
+            [check("", "users", None, None, &wish.user.name)]
+        );
+        assert_eq!(wish.user.groups, [AUTHENTICATED]);
     }
 }

@@ -53,7 +53,7 @@ impl EscalationGuard {
         let mut wanted = rules_of(role);
         if !role["aggregationRule"].is_null() && !same("aggregationRule") {
             // Whatever it will choose one day.
-            wanted.push(everything());
+            wanted.extend(everything());
         }
         let plural = request.resource.plural;
         let name = object_name(request, role);
@@ -103,6 +103,7 @@ impl EscalationGuard {
                 namespace: (!place.is_empty()).then(|| place.to_owned()),
                 name: Some(name.to_owned()),
             },
+            fields: Vec::new(),
         };
         self.0.authorize(user, &attributes).await.is_allowed()
     }
@@ -146,12 +147,18 @@ fn object_name<'a>(request: &Request<'a>, object: &'a Value) -> &'a str {
     }
 }
 
-fn everything() -> Rule {
+fn everything() -> [Rule; 2] {
     let all = || vec!["*".to_owned()];
-    Rule {
+    let resources = Rule {
         verbs: all(),
         api_groups: all(),
         resources: all(),
         ..Rule::default()
-    }
+    };
+    let paths = Rule {
+        verbs: all(),
+        non_resource_urls: all(),
+        ..Rule::default()
+    };
+    [resources, paths]
 }

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use super::{Authorizer, index::compact, rules::Rule};
 use crate::apiserver::{
     registry::{Causes, Resource},
-    request::{Attributes, Target, User},
+    request::{Attributes, FieldTerm, Target, User},
+    selector::parse_fields,
     special::{Call, Special},
     status::Status,
 };
@@ -172,6 +173,7 @@ fn attributes(spec: &Value, causes: &mut Causes) -> Option<Attributes> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let some = |value: &Value| value.as_str().filter(|t| !t.is_empty()).map(str::to_owned);
     if resource.is_object() {
+        let fields = narrowed(resource, causes);
         return Some(Attributes {
             verb: text(&resource["verb"]),
             target: Target::Resource {
@@ -182,12 +184,14 @@ fn attributes(spec: &Value, causes: &mut Causes) -> Option<Attributes> {
                 namespace: some(&resource["namespace"]),
                 name: some(&resource["name"]),
             },
+            fields,
         });
     }
     if path.is_object() {
         return Some(Attributes {
             verb: text(&path["verb"]),
             target: Target::Path(text(&path["path"])),
+            fields: Vec::new(),
         });
     }
     causes.invalid(
@@ -196,4 +200,105 @@ fn attributes(spec: &Value, causes: &mut Causes) -> Option<Attributes> {
         "exactly one of nonResourceAttributes or resourceAttributes must be specified",
     );
     None
+}
+
+/// The field selector of what is asked about. What cannot be understood narrows nothing: the
+/// authorizer then decides about more, hence allows no more.
+fn narrowed(resource: &Value, causes: &mut Causes) -> Vec<FieldTerm> {
+    for list in ["fieldSelector", "labelSelector"] {
+        let selector = &resource[list];
+        if selector.is_null() {
+            continue;
+        }
+        let path = format!("spec.resourceAttributes.{list}");
+        let raw = selector["rawSelector"].as_str().unwrap_or_default();
+        let requirements = selector["requirements"].as_array();
+        match (raw, requirements.is_none_or(Vec::is_empty)) {
+            ("", true) => causes.required(
+                format!("{path}.requirements"),
+                &format!("when {path} is specified, requirements or rawSelector is required"),
+            ),
+            (raw, false) if !raw.is_empty() => causes.invalid(
+                format!("{path}.rawSelector"),
+                raw,
+                "may not specified at the same time as requirements",
+            ),
+            _ => {}
+        }
+    }
+    let selector = &resource["fieldSelector"];
+    if let Some(raw) = selector["rawSelector"]
+        .as_str()
+        .filter(|raw| !raw.is_empty())
+    {
+        return parse_fields(raw).unwrap_or_default();
+    }
+    let requirements = selector["requirements"].as_array();
+    let term = |requirement: &Value| {
+        let equal = match requirement["operator"].as_str()? {
+            "In" => true,
+            "NotIn" => false,
+            _ => return None,
+        };
+        let [value] = requirement["values"].as_array()?.as_slice() else {
+            return None;
+        };
+        Some(FieldTerm {
+            label: requirement["key"].as_str()?.to_owned(),
+            value: value.as_str()?.to_owned(),
+            equal,
+        })
+    };
+    requirements
+        .into_iter()
+        .flatten()
+        .filter_map(term)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_review_is_narrowed_as_a_request_is() {
+        let term = |label: &str, value: &str, equal| FieldTerm {
+            label: label.to_owned(),
+            value: value.to_owned(),
+            equal,
+        };
+        let one = |operator: &str, values: Value| json!({"requirements": [{"key": "spec.nodeName", "operator": operator, "values": values}]});
+        for (selector, want, causes) in [
+            (Value::Null, vec![], 0),
+            (
+                json!({"rawSelector": "spec.nodeName=n,a!=b"}),
+                vec![term("spec.nodeName", "n", true), term("a", "b", false)],
+                0,
+            ),
+            (json!({"rawSelector": "nonsense"}), vec![], 0),
+            (
+                one("In", json!(["n"])),
+                vec![term("spec.nodeName", "n", true)],
+                0,
+            ),
+            (
+                one("NotIn", json!(["n"])),
+                vec![term("spec.nodeName", "n", false)],
+                0,
+            ),
+            (one("In", json!(["n", "m"])), vec![], 0),
+            (one("Exists", json!([])), vec![], 0),
+            (json!({}), vec![], 1),
+        ] {
+            let mut found = Causes::default();
+            let asked = json!({"verb": "list", "resource": "pods", "fieldSelector": selector});
+            assert_eq!(narrowed(&asked, &mut found), want, "{selector}");
+            assert_eq!(found.0.len(), causes, "{selector}");
+        }
+        let mut both = one("In", json!(["n"]));
+        both["rawSelector"] = json!("a=b");
+        let mut found = Causes::default();
+        narrowed(&json!({"fieldSelector": both}), &mut found);
+        assert_eq!(found.0.len(), 1);
+    }
 }

@@ -57,6 +57,7 @@ fn on(verb: &str, group: &str, resource: &str, namespace: &str, name: &str) -> A
             namespace: some(namespace),
             name: some(name),
         },
+        fields: Vec::new(),
     }
 }
 
@@ -64,6 +65,7 @@ fn path(verb: &str, path: &str) -> Attributes {
     Attributes {
         verb: verb.to_owned(),
         target: Target::Path(path.to_owned()),
+        fields: Vec::new(),
     }
 }
 

@@ -42,6 +42,7 @@ pub fn options(path: &ResourcePath, query: &Query) -> Option<Value> {
 mod tests {
     use super::*;
     use crate::apiserver::{
+        aggregation::Remotes,
         http::path::{Place, parse},
         registry::custom::Rows,
     };
@@ -74,8 +75,9 @@ mod tests {
             let place = parse(
                 &format!("/api/v1/namespaces/n/pods/p/{subresource}"),
                 &Rows::default(),
+                &Remotes::default(),
             );
-            let Place::Resource(path) = place else {
+            let Place::Resource(_, path) = place else {
                 panic!("{subresource} is no resource")
             };
             let got = options(&path, &Query::parse(query));

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use super::path::{Place, ResourcePath};
+use super::path::ResourcePath;
 use crate::apiserver::registry::Scope;
 
 /// Upper bounds of the histogram, in seconds.
@@ -55,7 +55,7 @@ impl Drop for Inflight<'_> {
 
 impl Labels {
     /// `verb`: as authorization names it.
-    pub fn new(place: &Place, verb: &str) -> Self {
+    pub fn new(path: Option<&ResourcePath>, verb: &str) -> Self {
         let verb = match verb {
             "get" => "GET",
             "list" => "LIST",
@@ -67,7 +67,7 @@ impl Labels {
             "deletecollection" => "DELETECOLLECTION",
             _ => "OTHER",
         };
-        let Place::Resource(path) = place else {
+        let Some(path) = path else {
             return Self {
                 verb,
                 ..Self::default()
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn what_was_answered_is_told() {
         let counters = Counters::default();
-        let labels = Labels::new(&Place::Other, "get");
+        let labels = Labels::new(None, "get");
         {
             let _one = counters.begin(&labels);
             let mut text = String::new();

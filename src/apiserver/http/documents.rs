@@ -119,10 +119,11 @@ impl Documents {
         query: &Query,
     ) -> Result<Response<Body>, Status> {
         let rows = &frontend.server.rows;
-        let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+        // Byte for byte the path that was authorized.
+        let parts: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
         match parts.as_slice() {
             [""] => json_answer(&json!({"paths": PATHS})),
-            ["version"] => json_answer(&version()),
+            ["version"] | ["version", ""] => json_answer(&version()),
             ["healthz" | "livez" | "readyz"] => Ok(health(parts[0], query)),
             ["healthz" | "livez" | "readyz", check] if CHECKS.contains(check) => {
                 Ok(answer(200, "text/plain; charset=utf-8", full("ok")))

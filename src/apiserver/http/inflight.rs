@@ -13,7 +13,7 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{Peer, path::Place, path::ResourcePath};
+use super::{Peer, asked::Asked, path::ResourcePath};
 use crate::apiserver::{
     authz::MASTERS,
     request::User,
@@ -60,16 +60,15 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// `verb`: as authorization names it.
-    pub fn of(place: &Place, verb: &str, path: &str) -> Self {
-        let streams = matches!(place, Place::Resource(resource) if streams(resource));
-        match verb {
+    pub fn of(asked: &Asked) -> Self {
+        let streams = asked.path().is_some_and(streams);
+        match asked.verb() {
             _ if streams => Self::Free,
             "watch" => Self::Watching,
             "create" | "update" | "patch" | "delete" | "deletecollection" | "post" | "put" => {
                 Self::Writing
             }
-            _ if is_health(path) => Self::Free,
+            _ if asked.document().is_some_and(is_health) => Self::Free,
             _ => Self::Reading,
         }
     }

@@ -1,10 +1,12 @@
 //! HTTP in front of the verbs: who asks, for what, in which form; and the answer.
 //!
-//! `path.rs` names what a URL means, `documents.rs` answers what is no resource, `resources.rs`
-//! the rest, with `body.rs` to read requests and `reply.rs` to answer them. `inflight.rs` says
-//! how much of all this there may be at once. `serve.rs` has the listener and `local.rs` the way
+//! `path.rs` names what a URL means, `asked.rs` what is to be done and which rights that takes;
+//! `documents.rs` answers what is no resource, `resources.rs` the rest, with `body.rs` to read
+//! requests and `reply.rs` to answer them. `inflight.rs` says how much of all this there may be at
+//! once. `serve.rs` has the listener and `local.rs` the way
 //! without a socket.
 
+mod asked;
 mod body;
 mod connect;
 mod counters;
@@ -15,35 +17,36 @@ mod path;
 mod reply;
 mod resources;
 mod serve;
+mod understood;
 
 pub use counters::Counters;
 pub use documents::Documents;
 pub use inflight::Inflight;
 pub use local::client;
 pub use serve::serve;
+pub use understood::{Understood, understand};
 
 use std::sync::Arc;
 
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
-};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::Body as _;
 use rustls_pki_types::CertificateDer;
 
 use super::{
-    aggregation::{RemotePath, send},
+    aggregation::send,
     authn::Authenticator,
     authz::{Authorizer, Decision, forbidden},
     negotiate::{self, Format},
     query::Query,
-    request::{Attributes, Target, User},
+    request::{Attributes, User},
     response::{Body, full, status_value},
     server::ApiServer,
-    status::{Details, Reason, Status},
+    status::{Details, Status},
 };
+use asked::{Action, Asked, Passed};
 use counters::Labels;
 use inflight::{Kind, REQUEST_TIMEOUT, Who};
-use path::{Place, ResourcePath};
+use path::{Names, ResourcePath};
 
 /// Bytes of an answer that is not waited for.
 const SMALL_ANSWER: u64 = 16 << 10;
@@ -68,24 +71,21 @@ pub struct Frontend {
     pub limits: Inflight,
 }
 
-/// A request taken apart; its body, still to be read, goes beside it.
+/// What handlers see of a request beside its [`Action`]; its body, still to be read, goes beside it.
 struct Incoming {
-    method: Method,
     headers: HeaderMap,
+    /// Without what was understood of it already.
     query: Query,
-    raw_query: String,
     user: User,
     /// Who shares this request's limits.
     who: Who,
     upgrade: Option<hyper::upgrade::OnUpgrade>,
-    uri_path: String,
 }
 
-/// What a request's first line means.
-struct Asked {
-    place: Place,
+/// A request understood, with what its handler will see of it besides.
+struct Pending {
+    asked: Asked,
     query: Query,
-    attributes: Attributes,
     kind: Kind,
     upgrade: Option<hyper::upgrade::OnUpgrade>,
 }
@@ -102,26 +102,26 @@ impl Frontend {
         let upgrade = request
             .extensions_mut()
             .remove::<hyper::upgrade::OnUpgrade>();
-        let (path, rows) = (request.uri().path(), &self.server.rows);
-        let place = match self.server.remotes.claim(path, rows) {
-            Some(remote) => Place::Remote(remote),
-            None => path::parse(path, rows),
-        };
-        let query = Query::parse(request.uri().query().unwrap_or_default());
-        let attributes = attributes(request.method(), &place, request.uri().path(), &query);
-        let labels = Labels::new(&place, &attributes.verb);
+        let mut query = Query::parse(request.uri().query().unwrap_or_default());
+        let asked = Asked::new(
+            request.method(),
+            request.uri(),
+            &mut query,
+            request.headers(),
+            (&self.server.rows, &self.server.remotes),
+        );
+        let labels = Labels::new(asked.path(), asked.verb());
         let begun = std::time::Instant::now();
         let inflight = self.counters.begin(&labels);
-        let kind = Kind::of(&place, &attributes.verb, request.uri().path());
-        let incoming = Asked {
-            place,
+        let kind = Kind::of(&asked);
+        let pending = Pending {
+            asked,
             query,
-            attributes,
             kind,
             upgrade,
         };
         let version = request.version();
-        let mut response = match self.in_time(request, peer, incoming).await {
+        let mut response = match self.in_time(request, peer, pending).await {
             Ok(response) => response,
             Err(status) => failure(&status, accept.as_deref()),
         };
@@ -149,11 +149,11 @@ impl Frontend {
         self: &Arc<Self>,
         request: Request<Body>,
         peer: Peer,
-        asked: Asked,
+        pending: Pending,
     ) -> Result<Response<Body>, Status> {
-        let kind = asked.kind;
+        let kind = pending.kind;
         let this = self.clone();
-        let work = async move { this.respond(request, peer, asked).await };
+        let work = async move { this.respond(request, peer, pending).await };
         match kind {
             Kind::Watching | Kind::Free => work.await,
             Kind::Reading => tokio::time::timeout(REQUEST_TIMEOUT, work)
@@ -173,15 +173,14 @@ impl Frontend {
         self: &Arc<Self>,
         request: Request<Body>,
         peer: Peer,
-        asked: Asked,
+        pending: Pending,
     ) -> Result<Response<Body>, Status> {
-        let Asked {
-            place,
+        let Pending {
+            asked,
             query,
-            attributes,
             kind,
             upgrade,
-        } = asked;
+        } = pending;
         let (parts, body) = request.into_parts();
         let user = match &peer {
             Peer::Internal(user) => (**user).clone(),
@@ -195,24 +194,17 @@ impl Frontend {
         let Some(ticket) = self.limits.enter(kind, &who) else {
             return Ok(too_many());
         };
-        let uri_path = parts.uri.path().to_owned();
-        let raw_query = parts.uri.query().unwrap_or_default().to_owned();
         let user = self.impersonate(user, &parts).await?;
-        self.authorize(&user, &attributes).await?;
-        if let Some(more) = also_needed(&attributes, &parts.headers) {
-            self.authorize(&user, &more).await?;
-        }
+        let granted = asked.granted(user, &self.authorizer).await?;
+        let (user, action) = granted.into_parts();
         let incoming = Incoming {
-            method: parts.method,
             headers: parts.headers,
             query,
-            raw_query,
             user,
             who,
             upgrade,
-            uri_path,
         };
-        let response = self.answer(incoming, body, place).await?;
+        let response = self.answer(incoming, body, action).await?;
         // In flight until it has gone out; what is small goes into the socket at once.
         let size = response.body().size_hint().exact();
         Ok(match size.is_some_and(|size| size <= SMALL_ANSWER) {
@@ -225,24 +217,24 @@ impl Frontend {
         self: &Arc<Self>,
         incoming: Incoming,
         body: Body,
-        place: Place,
+        action: Action,
     ) -> Result<Response<Body>, Status> {
-        match place {
-            Place::Resource(path) => self.resource(incoming, body, path).await,
-            Place::Remote(path) => self.remote(incoming, body, path).await,
-            Place::Discovery(parts) => {
+        match action {
+            Action::Resource(path, operation) => {
+                self.resource(incoming, body, path, operation).await
+            }
+            Action::Connect(path, passed) => self.connect(incoming, body, path, passed).await,
+            Action::Remote(names, passed) => self.remote(incoming, body, names, passed).await,
+            Action::Discovery(parts) => {
                 self.documents
                     .discovery(&self.server, &incoming.headers, &parts)
             }
-            Place::Other => {
+            Action::Document(path) => {
                 self.documents
-                    .other(self, &incoming.uri_path, &incoming.headers, &incoming.query)
+                    .other(self, &path, &incoming.headers, &incoming.query)
                     .await
             }
-            Place::Nothing => Err(Status::new(
-                Reason::NotFound,
-                "the server could not find the requested resource",
-            )),
+            Action::Refused(status) => Err(status),
         }
     }
 
@@ -251,22 +243,24 @@ impl Frontend {
         &self,
         incoming: Incoming,
         body: Body,
-        path: RemotePath,
+        names: Names,
+        passed: Passed,
     ) -> Result<Response<Body>, Status> {
-        let remote = self.server.remotes.find(&path.group, &path.version);
+        let remote = self.server.remotes.find(&names.group, &names.version);
         let remote = remote
             .filter(|remote| remote.is_available())
             .ok_or_else(|| {
-                let what = format!("{}/{}: service unavailable", path.group, path.version);
-                Status::new(Reason::ServiceUnavailable, what)
+                let what = format!("{}/{}: service unavailable", names.group, names.version);
+                Status::new(super::status::Reason::ServiceUnavailable, what)
             })?;
         let passing = super::streaming::Passing {
-            method: incoming.method,
+            method: passed.method,
             headers: incoming.headers,
+            ours: HeaderMap::new(),
             body,
-            upgrade: incoming.upgrade,
+            upgrade: incoming.upgrade.filter(|_| passed.upgrades),
         };
-        let target = (incoming.uri_path.as_str(), incoming.raw_query.as_str());
+        let target = (passed.path.as_str(), passed.query.as_str());
         send(&*self.server, &remote, &incoming.user, target, passing).await
     }
 
@@ -286,104 +280,6 @@ impl Frontend {
             Decision::Allow { .. } => Ok(()),
             decision => Err(forbidden(user, attributes, &decision)),
         }
-    }
-}
-
-/// A WebSocket can only be opened by GET, but what it opens is a POST's worth: who may only read
-/// pods must not run commands in them.
-fn also_needed(attributes: &Attributes, headers: &HeaderMap) -> Option<Attributes> {
-    let Target::Resource {
-        resource,
-        subresource: Some(subresource),
-        ..
-    } = &attributes.target
-    else {
-        return None;
-    };
-    let opens = resource == "pods"
-        && matches!(subresource.as_str(), "exec" | "attach" | "portforward")
-        && attributes.verb == "get";
-    let websocket = header_text(headers, &header::UPGRADE)
-        .is_some_and(|protocol| protocol.eq_ignore_ascii_case("websocket"));
-    (opens && websocket).then(|| Attributes {
-        verb: "create".to_owned(),
-        ..attributes.clone()
-    })
-}
-
-/// What is asked for, in the words of authorization.
-fn attributes(method: &Method, place: &Place, path: &str, query: &Query) -> Attributes {
-    let resource = match place {
-        Place::Resource(resource) => resource,
-        Place::Remote(remote) if !remote.resource.is_empty() => {
-            return remote_attributes(method, remote, query);
-        }
-        _ => {
-            return Attributes {
-                verb: method.as_str().to_lowercase(),
-                target: Target::Path(path.to_owned()),
-            };
-        }
-    };
-    let named = resource.name.clone().or_else(|| {
-        if method == Method::POST {
-            return None;
-        }
-        let selector = query.get("fieldSelector").unwrap_or_default();
-        selector
-            .split(',')
-            .find_map(|part| part.strip_prefix("metadata.name="))
-            .map(|name| name.trim_start_matches('=').to_owned())
-    });
-    Attributes {
-        verb: verb(
-            method,
-            resource.name.is_some(),
-            (resource.watch || query.flag("watch")) && resource.subresource.is_none(),
-        )
-        .to_owned(),
-        target: Target::Resource {
-            group: resource.row.group.to_owned(),
-            version: resource.row.version.to_owned(),
-            resource: resource.row.plural.to_owned(),
-            subresource: resource.subresource.clone(),
-            namespace: match (resource.row.plural, resource.row.group) {
-                // A namespace is inside itself, so that a Role can speak of it.
-                ("namespaces", "") => resource.name.clone(),
-                _ => (!resource.namespace.is_empty()).then(|| resource.namespace.clone()),
-            },
-            name: named,
-        },
-    }
-}
-
-fn remote_attributes(method: &Method, path: &RemotePath, query: &Query) -> Attributes {
-    let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    let watching = (path.watch || query.flag("watch")) && path.subresource.is_empty();
-    Attributes {
-        verb: verb(method, !path.name.is_empty(), watching).to_owned(),
-        target: Target::Resource {
-            group: path.group.clone(),
-            version: path.version.clone(),
-            resource: path.resource.clone(),
-            subresource: some(&path.subresource),
-            namespace: some(&path.namespace),
-            name: some(&path.name),
-        },
-    }
-}
-
-fn verb(method: &Method, named: bool, watching: bool) -> &'static str {
-    match (method.as_str(), named) {
-        ("GET" | "HEAD", _) if watching => "watch",
-        ("GET" | "HEAD", false) => "list",
-        ("GET" | "HEAD", true) => "get",
-        ("POST", _) => "create",
-        ("PUT", _) => "update",
-        ("PATCH", _) => "patch",
-        ("DELETE", false) => "deletecollection",
-        ("DELETE", true) => "delete",
-        _ => "get",
     }
 }
 
@@ -440,14 +336,5 @@ fn answer(code: u16, content_type: &'static str, body: Body) -> Response<Body> {
 }
 
 fn not_allowed(path: &ResourcePath) -> Status {
-    let mut status = Status::new(
-        Reason::MethodNotAllowed,
-        "the server does not allow this method on the requested resource",
-    );
-    status.details = Some(Details {
-        group: path.row.group.to_owned(),
-        kind: path.row.plural.to_owned(),
-        ..Details::default()
-    });
-    status
+    asked::not_allowed(path.row.group, path.row.plural)
 }

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use http::{Method, Response, header};
+use http::{Response, header};
 use http_body_util::{BodyExt, StreamBody};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     Body, Frontend, Incoming, ResourcePath, answer,
+    asked::{Operation, Passed},
     body::{Read, body_type, decode, delete_options, fill_kind, read},
     connect, header_text, not_allowed,
     reply::{cut, in_pieces, offer, one, respond, warned, watch_offer},
@@ -22,10 +23,12 @@ use crate::apiserver::{
     query::FieldValidation,
     registry::Subresource,
     request::{Attributes, Target},
+    selector::Selection,
     server::ApiServer,
     special::Call,
     status::{Cause, CauseType, Reason, Status},
-    verbs::{self, Deleted, ListOptions, WatchOptions},
+    streaming::Forward,
+    verbs::{self, Deleted, ListOptions, Missing, WatchOptions},
     write::{Writing, Written},
 };
 
@@ -48,47 +51,48 @@ const LISTED_BYTES: usize = 512;
 const LARGE_LIST: usize = 1 << 20;
 
 impl Frontend {
+    /// Hands a connection to whoever is at its other end.
+    pub(super) async fn connect(
+        self: &Arc<Self>,
+        incoming: Incoming,
+        body: Body,
+        path: ResourcePath,
+        passed: Passed,
+    ) -> Result<Response<Body>, Status> {
+        let warnings = self.admit_connection(&incoming, &path).await?;
+        let forward = Forward {
+            row: path.row,
+            namespace: path.namespace,
+            name: path.name.unwrap_or_default(),
+            subresource: path.subresource.unwrap_or_default(),
+            path: passed.path,
+            rest: path.rest,
+            method: passed.method,
+            headers: incoming.headers,
+            options: incoming.query,
+            query: passed.query,
+            body,
+            upgrade: incoming.upgrade.filter(|_| passed.upgrades),
+        };
+        let response = self.proxy.forward(&self.server, forward).await?;
+        Ok(warned(response, &warnings))
+    }
+
     pub(super) async fn resource(
         self: &Arc<Self>,
         incoming: Incoming,
         body: Body,
         path: ResourcePath,
+        operation: Operation,
     ) -> Result<Response<Body>, Status> {
-        let streams = matches!(
-            path.subresource.as_deref(),
-            Some("log" | "exec" | "attach" | "portforward" | "proxy")
-        );
-        if streams && path.name.is_some() {
-            let warnings = self.admit_connection(&incoming, &path).await?;
-            let response = self
-                .proxy
-                .forward(
-                    &self.server,
-                    crate::apiserver::streaming::Forward {
-                        row: path.row,
-                        namespace: path.namespace,
-                        name: path.name.unwrap_or_default(),
-                        subresource: path.subresource.unwrap_or_default(),
-                        path: incoming.uri_path,
-                        rest: path.rest,
-                        method: incoming.method,
-                        headers: incoming.headers,
-                        query: incoming.raw_query,
-                        body,
-                        upgrade: incoming.upgrade,
-                    },
-                )
-                .await?;
-            return Ok(warned(response, &warnings));
-        }
-        let body = match incoming.method {
-            Method::GET | Method::HEAD => Read::default(),
+        let body = match operation {
+            Operation::Get | Operation::List(_) | Operation::Watch(_) => Read::default(),
             _ => read(body, &self.limits, &incoming.who).await?,
         };
-        let heavy = self.is_heavy(&incoming, &path, &body.bytes)?;
+        let heavy = self.is_heavy(&incoming, (&path, &operation), &body.bytes)?;
         let who = incoming.who.clone();
         let this = self.clone();
-        let work = async move { this.carry_out(incoming, body, path).await };
+        let work = async move { this.carry_out(incoming, body, path, operation).await };
         match heavy {
             true => self.limits.lane().run(&who, work).await,
             false => work.await,
@@ -100,7 +104,7 @@ impl Frontend {
     fn is_heavy(
         &self,
         incoming: &Incoming,
-        path: &ResourcePath,
+        (path, operation): (&ResourcePath, &Operation),
         body: &[u8],
     ) -> Result<bool, Status> {
         let content_type = header_text(&incoming.headers, &header::CONTENT_TYPE);
@@ -116,8 +120,8 @@ impl Frontend {
             return Err(Status::too_heavy());
         }
         let kind = self.server.cache.kind(path.row.storage);
-        let reads = match (&incoming.method, &path.name) {
-            (&Method::POST, _) => 0,
+        let reads = match (operation, &path.name) {
+            (Operation::Create, _) => 0,
             (_, Some(name)) => {
                 let key = crate::apiserver::cache::key(path.row.storage, &path.namespace, name);
                 kind.get(&key).map_or(0, |object| object.size)
@@ -133,6 +137,7 @@ impl Frontend {
         incoming: Incoming,
         body: Read,
         path: ResourcePath,
+        operation: Operation,
     ) -> Result<Response<Body>, Status> {
         let writing = Writing {
             user: incoming.user.clone(),
@@ -147,24 +152,35 @@ impl Frontend {
         };
         let Read { bytes: body, .. } = &body;
         let body = body.clone();
-        let method = incoming.method.clone();
-        match (method, path.name.is_some(), path.subresource.as_deref()) {
-            (Method::GET | Method::HEAD, _, None) if path.watch || incoming.query.flag("watch") => {
-                self.watch(&incoming, &path).await
-            }
-            (Method::GET | Method::HEAD, false, None) => self.list(&incoming, &path).await,
-            (Method::GET | Method::HEAD, true, None) => self.get(&incoming, &path).await,
-            (Method::POST, _, subresource) => {
+        match (operation, path.subresource.as_deref()) {
+            (Operation::Watch(selection), _) => self.watch(&incoming, &path, selection).await,
+            (Operation::List(selection), _) => self.list(&incoming, &path, selection).await,
+            (Operation::Create, subresource) => {
                 self.post(&incoming, &writing, subresource, body).await
             }
-            (Method::DELETE, named, None) => self.delete(&incoming, &writing, named, body).await,
-            (Method::PUT, true, None) => {
+            (Operation::DeleteCollection(selection), _) => {
+                self.delete_collection(&incoming, &writing, selection, body)
+                    .await
+            }
+            (operation, Some(subresource)) => {
+                let what = (operation, subresource);
+                self.subresource(&incoming, body, &path, &writing, what)
+                    .await
+            }
+            (Operation::Get, None) => self.get(&incoming, &path).await,
+            (Operation::Delete, None) => self.delete(&incoming, &writing, body).await,
+            (Operation::Update, None) => {
                 self.allow(&path, "update")?;
                 let (value, duplicates) = decode(&incoming.headers, body, path.row.type_name)?;
-                let written = verbs::update(&self.server, &writing, value, duplicates).await?;
+                let missing = match path.row.behaviour.create_on_update {
+                    true => self.missing(&incoming, &writing).await?,
+                    false => Missing::Refuse,
+                };
+                let written =
+                    verbs::update(&self.server, &writing, value, duplicates, missing).await?;
                 one(&incoming, path.row, 200, written)
             }
-            (Method::PATCH, true, None) => {
+            (Operation::Patch, None) => {
                 self.allow(&path, "patch")?;
                 let kind = PatchType::parse(
                     header_text(&incoming.headers, &header::CONTENT_TYPE).unwrap_or_default(),
@@ -179,12 +195,6 @@ impl Frontend {
                     verbs::patch(&self.server, &writing, kind, &body).await?,
                 )
             }
-            (_, true, Some(subresource)) => {
-                let subresource = subresource.to_owned();
-                self.subresource(&incoming, body, &path, &writing, &subresource)
-                    .await
-            }
-            _ => Err(not_allowed(&path)),
         }
     }
 
@@ -248,9 +258,10 @@ impl Frontend {
         &self,
         incoming: &Incoming,
         path: &ResourcePath,
+        selection: Selection,
     ) -> Result<Response<Body>, Status> {
         self.allow(path, "list")?;
-        let options = ListOptions::parse(path.row, &incoming.query)?;
+        let options = ListOptions::parse(path.row, selection, &incoming.query)?;
         let wanted = incoming.wanted(offer(path.row))?;
         let page = verbs::list(&self.server, path.row, &path.namespace, &options).await?;
         let include = incoming.include()?;
@@ -277,9 +288,11 @@ impl Frontend {
         &self,
         incoming: &Incoming,
         path: &ResourcePath,
+        selection: Selection,
     ) -> Result<Response<Body>, Status> {
         self.allow(path, "watch")?;
-        let options = WatchOptions::parse(path.row, &incoming.query, path.name.as_deref())?;
+        let name = path.name.as_deref();
+        let options = WatchOptions::parse(path.row, selection, &incoming.query, name)?;
         let wanted = incoming.wanted(watch_offer(path.row))?;
         let mut frames = Frames::new(path.row, wanted, incoming.include()?);
         let content_type = frames.content_type();
@@ -361,6 +374,29 @@ impl Frontend {
         one(incoming, row, 201, written)
     }
 
+    /// Whether a write to what is not there may make it: only with the right to create.
+    async fn missing(&self, incoming: &Incoming, writing: &Writing) -> Result<Missing, Status> {
+        let row = writing.row;
+        let there = self.server.read(row, &writing.namespace, &writing.name);
+        if there.await.is_ok() {
+            return Ok(Missing::Refuse);
+        }
+        let creates = Attributes {
+            verb: "create".to_owned(),
+            target: Target::Resource {
+                group: row.group.to_owned(),
+                version: row.version.to_owned(),
+                resource: row.plural.to_owned(),
+                subresource: writing.subresource.clone(),
+                namespace: (!writing.namespace.is_empty()).then(|| writing.namespace.clone()),
+                name: Some(writing.name.clone()),
+            },
+            fields: Vec::new(),
+        };
+        self.authorize(&incoming.user, &creates).await?;
+        Ok(Missing::Create)
+    }
+
     /// Server-side apply; making an object needs the right to.
     async fn apply(
         &self,
@@ -374,39 +410,21 @@ impl Frontend {
             applies: true,
             ..writing
         };
-        let there = self
-            .server
-            .read(row, &writing.namespace, &writing.name)
-            .await;
-        if there.is_err() {
-            let creates = Attributes {
-                verb: "create".to_owned(),
-                target: Target::Resource {
-                    group: row.group.to_owned(),
-                    version: row.version.to_owned(),
-                    resource: row.plural.to_owned(),
-                    subresource: writing.subresource.clone(),
-                    namespace: (!writing.namespace.is_empty()).then(|| writing.namespace.clone()),
-                    name: Some(writing.name.clone()),
-                },
-            };
-            self.authorize(&incoming.user, &creates).await?;
-        }
+        let missing = self.missing(incoming, &writing).await?;
         let force = incoming.query.flag("force");
-        let (written, new) = verbs::apply(&self.server, &writing, body, force).await?;
+        let (written, new) = verbs::apply(&self.server, &writing, body, force, missing).await?;
         one(incoming, row, if new { 201 } else { 200 }, written)
     }
 
-    async fn delete(
+    /// What a deletion is told to do, and the write that it is.
+    fn deletion(
         &self,
         incoming: &Incoming,
         writing: &Writing,
-        named: bool,
+        verb: &str,
         body: Bytes,
-    ) -> Result<Response<Body>, Status> {
-        let row = writing.row;
-        let verb = if named { "delete" } else { "deletecollection" };
-        if !row.verbs.contains(&verb) {
+    ) -> Result<(Writing, Value), Status> {
+        if !writing.row.verbs.contains(&verb) {
             return Err(not_allowed(&path_of(writing)));
         }
         let options = delete_options(incoming, body)?;
@@ -418,24 +436,39 @@ impl Frontend {
             dry_run,
             ..writing.clone()
         };
-        if !named {
-            let select = ListOptions::parse(row, &incoming.query)?;
-            let objects =
-                verbs::delete_collection(&self.server, &writing, &options, &select).await?;
-            let page = crate::apiserver::response::Page {
-                objects,
-                revision: self.server.cache.revision(),
-                next: String::new(),
-                remaining: None,
-            };
-            let encoded = encode::list(
-                row,
-                &page,
-                incoming.wanted(offer(row))?,
-                incoming.include()?,
-            )?;
-            return Ok(respond(incoming, 200, encoded, &[]));
-        }
+        Ok((writing, options))
+    }
+
+    async fn delete_collection(
+        &self,
+        incoming: &Incoming,
+        writing: &Writing,
+        selection: Selection,
+        body: Bytes,
+    ) -> Result<Response<Body>, Status> {
+        let row = writing.row;
+        let (writing, options) = self.deletion(incoming, writing, "deletecollection", body)?;
+        let select = ListOptions::parse(row, selection, &incoming.query)?;
+        let objects = verbs::delete_collection(&self.server, &writing, &options, &select).await?;
+        let page = crate::apiserver::response::Page {
+            objects,
+            revision: self.server.cache.revision(),
+            next: String::new(),
+            remaining: None,
+        };
+        let wanted = incoming.wanted(offer(row))?;
+        let encoded = encode::list(row, &page, wanted, incoming.include()?)?;
+        Ok(respond(incoming, 200, encoded, &[]))
+    }
+
+    async fn delete(
+        &self,
+        incoming: &Incoming,
+        writing: &Writing,
+        body: Bytes,
+    ) -> Result<Response<Body>, Status> {
+        let row = writing.row;
+        let (writing, options) = self.deletion(incoming, writing, "delete", body)?;
         let deleted = verbs::delete(&self.server, &writing, &options).await?;
         match deleted {
             Deleted::Gone(object) if !RETURN_DELETED.contains(&row.plural) => {
@@ -468,7 +501,7 @@ impl Frontend {
         body: Bytes,
         path: &ResourcePath,
         writing: &Writing,
-        name: &str,
+        (operation, name): (Operation, &str),
     ) -> Result<Response<Body>, Status> {
         let found = path
             .row
@@ -487,14 +520,14 @@ impl Frontend {
         };
         let server: &ApiServer = &self.server;
         if let Subresource::Scale(paths) = found {
-            let scale = match incoming.method {
-                Method::GET => verbs::get_scale(server, writing, paths).await?,
-                Method::PUT => {
+            let scale = match operation {
+                Operation::Get => verbs::get_scale(server, writing, paths).await?,
+                Operation::Update => {
                     let (value, _) =
                         decode(&incoming.headers, body, "io.k8s.api.autoscaling.v1.Scale")?;
                     verbs::update_scale(server, writing, paths, &value).await?
                 }
-                Method::PATCH => {
+                Operation::Patch => {
                     let kind = PatchType::parse(
                         header_text(&incoming.headers, &header::CONTENT_TYPE).unwrap_or_default(),
                     )?;
@@ -519,10 +552,10 @@ impl Frontend {
             )?;
             return Ok(respond(incoming, 200, encoded, &[]));
         }
-        let verb = match incoming.method {
-            Method::GET => "get",
-            Method::PUT => "update",
-            Method::PATCH => "patch",
+        let verb = match operation {
+            Operation::Get => "get",
+            Operation::Update => "update",
+            Operation::Patch => "patch",
             _ => return Err(not_allowed(path)),
         };
         if let Subresource::Special(special) = found
@@ -539,7 +572,7 @@ impl Frontend {
             },
             "update" => {
                 let (value, duplicates) = decode(&incoming.headers, body, path.row.type_name)?;
-                verbs::update(server, writing, value, duplicates).await?
+                verbs::update(server, writing, value, duplicates, Missing::Refuse).await?
             }
             _ => {
                 let kind = PatchType::parse(

@@ -35,7 +35,7 @@ impl Proxy {
             Some(upgrade) => Wish::read(&forward.headers)?.map(|wish| (wish, upgrade)),
             None => None,
         };
-        let query = Query::parse(&forward.query);
+        let query = std::mem::take(&mut forward.options);
         check_log_options(&query, &forward.name)?;
         let pod = pod(server, forward.row, &forward.namespace, &forward.name).await?;
         let container = container(&pod, query.get("container").unwrap_or_default())?;
@@ -81,12 +81,12 @@ impl Proxy {
     pub(super) async fn stream(
         &self,
         server: &ApiServer,
-        forward: Forward,
+        mut forward: Forward,
     ) -> Result<Response<Body>, Status> {
         if !matches!(forward.method, Method::GET | Method::POST) {
             return Err(wrong_method());
         }
-        let query = Query::parse(&forward.query);
+        let query = std::mem::take(&mut forward.options);
         if query.get("dryRun").is_some() {
             return Err(Status::bad_request(
                 "dryRun is not supported on this subresource",

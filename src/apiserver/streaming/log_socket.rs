@@ -13,7 +13,7 @@ use tokio_tungstenite::{
     tungstenite::{
         self, Message,
         handshake::derive_accept_key,
-        protocol::{CloseFrame, Role, frame::coding::CloseCode},
+        protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
     },
 };
 
@@ -21,6 +21,9 @@ use crate::apiserver::{
     response::{Body, full},
     status::Status,
 };
+
+/// What a client may say at once: nothing that it says is read.
+const MAX_SAID_BYTES: usize = 64 << 10;
 
 /// How bytes stand in a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +45,8 @@ impl Wish {
     /// `None`: the client wants no WebSocket. Pure.
     pub fn read(headers: &HeaderMap) -> Result<Option<Self>, Status> {
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-        let wanted = text(header::UPGRADE).unwrap_or_default();
-        if !wanted.eq_ignore_ascii_case("websocket") {
+        let wanted = text(header::UPGRADE).unwrap_or_default().split(',');
+        if !{ wanted }.any(|one| one.trim().eq_ignore_ascii_case("websocket")) {
             return Ok(None);
         }
         let key = headers
@@ -111,7 +114,10 @@ async fn send<S>(io: S, encoding: Encoding, mut log: Body) -> Result<(), tungste
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
-    let socket = WebSocketStream::from_raw_socket(io, Role::Server, None).await;
+    let limits = WebSocketConfig::default()
+        .max_message_size(Some(MAX_SAID_BYTES))
+        .max_frame_size(Some(MAX_SAID_BYTES));
+    let socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(limits)).await;
     let (mut writer, mut reader) = socket.split();
     loop {
         tokio::select! {

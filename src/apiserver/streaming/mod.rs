@@ -4,19 +4,25 @@
 //! The server terminates nothing but a log over WebSocket: after a 101 the bytes go both ways
 //! untouched, so that SPDY and WebSocket are the kubelet's business alone.
 //! Called by `http::resources`, after authorization.
-//! Always true: what says who the client is (tokens, impersonation) goes no further than here.
+//! Always true:
+//! - What says who the client is (tokens, impersonation) goes no further than here.
+//! - Only addresses that were judged are connected to, and as a kubelet only who can prove to be
+//!   one: the certificate that we show there opens much.
 //!
-//! `kubelet.rs` says where a pod's streams are, `target.rs` where a proxy's name leads,
+//! `kubelet.rs` says where a pod's streams are, `target.rs` where a proxy's name leads, `reach.rs`
+//! which addresses may be connected to, `headers.rs` what of a message's head is passed on,
 //! `pass.rs` does the exchange, `links.rs` keeps the links of proxied pages inside the proxy.
 
+mod headers;
 mod kubelet;
 mod links;
 mod log_socket;
 mod pass;
+mod reach;
 mod target;
 mod tls;
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
 use futures::{Stream, future::BoxFuture};
@@ -24,15 +30,17 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, hea
 use http_body_util::{BodyExt, StreamBody};
 
 use links::{Links, Page};
-pub use target::service_address;
+pub use target::{encode_path, service_address};
 pub use tls::trust_anyone;
 
 use super::{
+    query::Query,
     registry::Resource,
     response::{Body, BoxError, full},
     server::ApiServer,
     status::{Reason, Status},
 };
+use crate::pki;
 
 /// A request to pass on.
 pub struct Forward {
@@ -46,7 +54,9 @@ pub struct Forward {
     pub rest: String,
     pub method: Method,
     pub headers: HeaderMap,
-    /// The raw query string.
+    /// The query as it was understood, for what is ours to understand.
+    pub options: Query,
+    /// The query as it came, for a backend that is proxied to.
     pub query: String,
     pub body: Body,
     pub upgrade: Option<hyper::upgrade::OnUpgrade>,
@@ -55,7 +65,10 @@ pub struct Forward {
 /// What of a request goes to another server.
 pub struct Passing {
     pub method: Method,
+    /// As the client sent them.
     pub headers: HeaderMap,
+    /// What is said besides, in place of what the client may have said.
+    pub ours: HeaderMap,
     pub body: Body,
     pub upgrade: Option<hyper::upgrade::OnUpgrade>,
 }
@@ -65,6 +78,7 @@ impl From<Forward> for Passing {
         Self {
             method: forward.method,
             headers: forward.headers,
+            ours: HeaderMap::new(),
             body: forward.body,
             upgrade: forward.upgrade,
         }
@@ -77,6 +91,8 @@ pub struct Proxy {
     kubelet: Arc<rustls::ClientConfig>,
     /// For pods and services that speak TLS: their certificates are nobody's we know.
     anyone: Arc<rustls::ClientConfig>,
+    /// Where this server's own node is.
+    own: IpAddr,
 }
 
 /// Where a request goes, and how it is spoken to there.
@@ -101,13 +117,20 @@ enum Transport {
 
 impl Proxy {
     /// `kubelet`: TLS settings that trust kubelets' certificates and show one that they trust.
-    /// Upgrades need HTTP/1.1, hence no other protocol is offered.
-    pub fn new(mut kubelet: rustls::ClientConfig) -> Self {
+    /// Upgrades need HTTP/1.1, hence no other protocol is offered. `ca_pem`: the kubelets'
+    /// authority. `own`: the address of this server's node.
+    pub fn new(
+        mut kubelet: rustls::ClientConfig,
+        ca_pem: &str,
+        own: IpAddr,
+    ) -> Result<Self, pki::Error> {
         kubelet.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Self {
+        tls::trust_only_kubelets(&mut kubelet, ca_pem)?;
+        Ok(Self {
             kubelet: Arc::new(kubelet),
             anyone: Arc::new(tls::trusting_anyone()),
-        }
+            own,
+        })
     }
 
     pub fn forward<'a>(
@@ -156,27 +179,35 @@ impl Proxy {
     ) -> Result<Response<Body>, Status> {
         // What is compressed cannot be rewritten.
         forward.headers.remove(header::ACCEPT_ENCODING);
-        let prefix = forward.path.strip_suffix(&location.path);
-        let prefix = prefix.unwrap_or(&forward.path).to_owned();
+        let path = std::mem::take(&mut forward.path);
+        let prefix = path.strip_suffix(&location.path);
+        let prefix = prefix.unwrap_or(&path).to_owned();
         let asked = forward.headers.get(header::HOST);
         let asked = asked
             .and_then(|host| host.to_str().ok())
             .unwrap_or_default()
             .to_owned();
-        for (name, value) in [
-            ("x-forwarded-uri", &*forward.path),
-            ("x-forwarded-host", &*asked),
-        ] {
+        let mut passing = Passing::from(forward);
+        for (name, value) in [("x-forwarded-uri", &*path), ("x-forwarded-host", &*asked)] {
             if let Ok(value) = HeaderValue::from_str(value) {
-                forward.headers.insert(HeaderName::from_static(name), value);
+                passing.ours.insert(HeaderName::from_static(name), value);
             }
         }
         let links = Links::new(&prefix, &location.address(), &asked);
-        let response = self.pass(location, forward.into()).await.map_err(|error| {
+        let response = self.pass(location, passing).await;
+        let response = response.map_err(|error| not_reached(&error))?;
+        Ok(through_the_proxy(response, links))
+    }
+}
+
+/// Why there is no answer, to who asked for it.
+pub fn not_reached(error: &pass::Error) -> Status {
+    match error {
+        pass::Error::NotAllowed => Status::bad_request(error.to_string()),
+        error => {
             let what = format!("error trying to reach service: {error}");
             Status::new(Reason::ServiceUnavailable, what)
-        })?;
-        Ok(through_the_proxy(response, links))
+        }
     }
 }
 

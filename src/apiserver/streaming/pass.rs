@@ -1,56 +1,70 @@
 //! One exchange with a backend: connect, send, hand the answer back; after a 101, copy bytes.
+//!
+//! Bodies go through piece by piece, as fast as the slower side takes them. Nothing that a backend
+//! sends is kept: its answer's head is bounded, and a redirect is the client's to follow.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::watch,
 };
 
-use super::{Location, Passing, Proxy, Transport};
+use super::{
+    Location, Passing, Proxy, Transport, headers,
+    reach::{self, CONNECT, Reach, resolve},
+};
 use crate::apiserver::response::{Body, full};
 
-/// A backend that does not take the connection in this time is not there.
-const CONNECT: Duration = Duration::from_secs(10);
-
-/// Headers that speak of one connection only, or of who the client is.
-const NOT_PASSED_ON: [&str; 10] = [
-    "connection",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "host",
-];
-const IDENTITY: [&str; 2] = ["authorization", "cookie"];
+/// What a backend may send before its answer begins: headers, and any number of interim answers.
+const MAX_HEAD_BYTES: i64 = 1 << 20;
+/// A stream on which neither side says anything for so long is ended, as kubelets do.
+const IDLE: Duration = Duration::from_secs(4 * 60 * 60);
 
 /// Why a backend did not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// It is somewhere that nobody may be sent to on somebody else's word.
+    #[error("address not allowed")]
+    NotAllowed,
     #[error("dial tcp {address}: {reason}")]
     Dial { address: String, reason: String },
     #[error("{address}: {reason}")]
     Exchange { address: String, reason: String },
 }
 
+impl Error {
+    pub(super) fn dial(address: &str, reason: impl std::fmt::Display) -> Self {
+        Self::Dial {
+            address: address.to_owned(),
+            reason: reason.to_string(),
+        }
+    }
+}
+
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
+/// Settings, and the name that the other side's certificate must have.
+pub type Tls = (Arc<ClientConfig>, ServerName<'static>);
+
 impl Location {
     pub(super) fn address(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
+        reach::host_port(&self.host, self.port)
     }
 }
 
@@ -62,10 +76,10 @@ impl Proxy {
         passing: Passing,
     ) -> Result<Response<Body>, Error> {
         let address = location.address();
-        let config = match location.transport {
-            Transport::Plain => None,
-            Transport::Kubelet => Some(&self.kubelet),
-            Transport::Workload => Some(&self.anyone),
+        let (config, reach) = match location.transport {
+            Transport::Plain => (None, Reach::Workload),
+            Transport::Workload => (Some(&self.anyone), Reach::Workload),
+            Transport::Kubelet => (Some(&self.kubelet), Reach::Kubelet { own: self.own }),
         };
         let tls = match config {
             None => None,
@@ -75,31 +89,22 @@ impl Proxy {
                 Some((config.clone(), name))
             }
         };
-        let stream = connect(&address, tls).await?;
+        let found = resolve(&location.host, location.port, reach).await?;
+        let stream = connect(&address, &found, tls).await?;
         exchange(stream, &address, (&location.path, &location.query), passing).await
     }
 
-    /// The same over TLS of the caller's own. `target`: path, already encoded, and query.
+    /// The same over TLS of the caller's own, to an address that was judged. `target`: path,
+    /// already encoded, and query.
     pub async fn pass_over(
-        address: &str,
+        address: SocketAddr,
         tls: Tls,
         target: (&str, &str),
         passing: Passing,
     ) -> Result<Response<Body>, Error> {
-        let stream = connect(address, Some(tls)).await?;
-        exchange(stream, address, target, passing).await
-    }
-}
-
-/// Settings, and the name that the other side's certificate must have.
-pub type Tls = (Arc<ClientConfig>, ServerName<'static>);
-
-impl Error {
-    fn dial(address: &str, reason: impl std::fmt::Display) -> Self {
-        Self::Dial {
-            address: address.to_owned(),
-            reason: reason.to_string(),
-        }
+        let name = address.to_string();
+        let stream = connect(&name, &[address], Some(tls)).await?;
+        exchange(stream, &name, target, passing).await
     }
 }
 
@@ -112,6 +117,11 @@ async fn exchange(
     let failed = |reason: String| Error::Exchange {
         address: address.to_owned(),
         reason,
+    };
+    let head = Arc::new(AtomicI64::new(MAX_HEAD_BYTES));
+    let stream = Metered {
+        stream,
+        left: head.clone(),
     };
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
@@ -127,25 +137,30 @@ async fn exchange(
         .send_request(request)
         .await
         .map_err(|error| failed(error.to_string()))?;
+    head.store(i64::MAX, Ordering::Relaxed);
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        strip(response.headers_mut());
+        headers::answer(response.headers_mut());
         return Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()));
     }
-    let Some(client) = upgrade else {
+    let Some((client, asked)) = upgrade else {
         return Err(failed("switched protocols unasked".to_owned()));
     };
     let backend = hyper::upgrade::on(&mut response);
+    if headers::switching(response.headers_mut(), &asked).is_none() {
+        let why = format!("switched to another protocol than {asked:?}");
+        return Err(failed(why));
+    }
     tokio::spawn(copy(client, backend));
     Ok(response.map(|_| full("")))
 }
 
-async fn connect(address: &str, tls: Option<Tls>) -> Result<Box<dyn Stream>, Error> {
+async fn connect(
+    address: &str,
+    found: &[SocketAddr],
+    tls: Option<Tls>,
+) -> Result<Box<dyn Stream>, Error> {
     let connecting = async {
-        let stream = TcpStream::connect(address)
-            .await
-            .map_err(|error| Error::dial(address, format!("connect: {error}")))?;
-        // Keystrokes of an exec are small and wanted at once.
-        let _ = stream.set_nodelay(true);
+        let stream = reach::connect(found).await?;
         let Some((config, name)) = tls else {
             return Ok(Box::new(stream) as Box<dyn Stream>);
         };
@@ -161,109 +176,141 @@ async fn connect(address: &str, tls: Option<Tls>) -> Result<Box<dyn Stream>, Err
     }
 }
 
-type Outgoing = (Request<Body>, Option<hyper::upgrade::OnUpgrade>);
+/// The client's side of an upgrade, and the protocols it asks for.
+type Upgrade = (hyper::upgrade::OnUpgrade, HeaderValue);
 
 fn request(
     address: &str,
     (path, query): (&str, &str),
     passing: Passing,
-) -> Result<Outgoing, http::Error> {
+) -> Result<(Request<Body>, Option<Upgrade>), http::Error> {
     let target = match query {
         "" => path.to_owned(),
         query => format!("{path}?{query}"),
     };
-    let wanted = passing
-        .headers
-        .get(header::UPGRADE)
-        .filter(|_| passing.upgrade.is_some())
-        .cloned();
-    let mut headers = passing.headers;
-    strip(&mut headers);
-    for name in IDENTITY {
-        headers.remove(name);
-    }
-    let impersonation: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| name.as_str().starts_with("impersonate-"))
-        .cloned()
-        .collect();
-    for name in impersonation {
-        headers.remove(name);
-    }
-    headers.insert(header::HOST, HeaderValue::from_str(address)?);
-    let upgrading = wanted.is_some();
-    if let Some(protocol) = wanted {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-        headers.insert(header::UPGRADE, protocol);
-    }
-    // A body that is empty has no length to speak of; an upgrade has none at all.
-    let body = if upgrading { full("") } else { passing.body };
+    let asked = passing.headers.get(header::UPGRADE).cloned();
+    let upgrade = passing.upgrade.zip(asked);
+    let host = HeaderValue::from_str(address)?;
+    let protocols = upgrade.as_ref().map(|(_, protocols)| protocols);
+    let headers = headers::request(passing.headers, passing.ours, host, protocols);
+    let body = if upgrade.is_some() {
+        full("")
+    } else {
+        passing.body
+    };
     let mut request = Request::builder()
         .method(passing.method)
         .uri(target)
         .body(body)?;
     *request.headers_mut() = headers;
-    Ok((request, passing.upgrade.filter(|_| upgrading)))
+    Ok((request, upgrade))
 }
 
-/// Takes away what concerns one connection only; those named in `Connection` too.
-fn strip(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in named {
-        headers.remove(name);
-    }
-    for name in NOT_PASSED_ON {
-        headers.remove(name);
-    }
-}
-
-/// Both directions until both have ended.
+/// Both directions until both have ended, or nothing has been said for [`IDLE`].
 async fn copy(client: hyper::upgrade::OnUpgrade, backend: hyper::upgrade::OnUpgrade) {
-    match tokio::try_join!(client, backend) {
-        Ok((client, backend)) => {
-            let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
-            if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut backend).await {
+    let (client, backend) = match tokio::try_join!(client, backend) {
+        Ok(both) => both,
+        Err(error) => return tracing::debug!(%error, "an upgrade did not happen"),
+    };
+    let (said, mut heard) = watch::channel(());
+    let listened = |stream| Listened {
+        stream: TokioIo::new(stream),
+        said: said.clone(),
+    };
+    let (mut client, mut backend) = (listened(client), listened(backend));
+    let silence = async {
+        while tokio::time::timeout(IDLE, heard.changed()).await.is_ok() {
+            // Looked at again when the time is over, not with every byte.
+            tokio::time::sleep(IDLE / 240).await;
+        }
+    };
+    tokio::select! {
+        copied = tokio::io::copy_bidirectional(&mut client, &mut backend) => {
+            if let Err(error) = copied {
                 tracing::debug!(%error, "a stream was cut off");
             }
         }
-        Err(error) => tracing::debug!(%error, "an upgrade did not happen"),
+        () = silence => tracing::debug!("a stream was idle for too long"),
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// A stream from which only so much may be read.
+struct Metered {
+    stream: Box<dyn Stream>,
+    left: Arc<AtomicI64>,
+}
 
-    #[test]
-    fn who_the_client_is_stays_here() {
-        let mut headers = HeaderMap::new();
-        for (name, value) in [
-            ("authorization", "Bearer secret"),
-            ("impersonate-user", "root"),
-            ("connection", "keep-alive, x-mine"),
-            ("x-mine", "1"),
-            ("x-other", "2"),
-            ("host", "api:6443"),
-        ] {
-            headers.insert(name, HeaderValue::from_static(value));
+impl AsyncRead for Metered {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.left.load(Ordering::Relaxed) <= 0 {
+            let what = format!("the answer's head is over {MAX_HEAD_BYTES} bytes");
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, what)));
         }
-        let passing = Passing {
-            method: http::Method::GET,
-            headers,
-            body: full(""),
-            upgrade: None,
-        };
-        let (request, _) = request("[fd00::1]:80", ("/x", "a=b"), passing).expect("a request");
-        assert_eq!(request.uri(), "/x?a=b");
-        let mut names: Vec<&str> = request.headers().keys().map(HeaderName::as_str).collect();
-        names.sort_unstable();
-        assert_eq!(names, ["host", "x-other"]);
-        assert_eq!(request.headers()["host"], "[fd00::1]:80");
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let taken = buffer.filled().len() - before;
+        let taken = i64::try_from(taken).unwrap_or(i64::MAX);
+        self.left.fetch_sub(taken, Ordering::Relaxed);
+        read
+    }
+}
+
+impl AsyncWrite for Metered {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+/// A stream that tells when something was read from it.
+struct Listened<S> {
+    stream: S,
+    said: watch::Sender<()>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Listened<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if read.is_ready() {
+            self.said.send_replace(());
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Listened<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

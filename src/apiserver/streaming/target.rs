@@ -1,11 +1,14 @@
 //! Where `pods/NAME/proxy`, `services/NAME/proxy` and `nodes/NAME/proxy` lead.
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 
 use rand::Rng;
 use serde_json::Value;
 
-use super::{Location, Transport, kubelet};
+use super::{
+    Location, Transport, kubelet, not_reached,
+    reach::{Reach, resolve},
+};
 use crate::apiserver::{
     objects::Lookup,
     registry::Resource,
@@ -80,12 +83,8 @@ pub(super) async fn locate(server: &ApiServer, wanted: Target<'_>) -> Result<Loc
                 .list("endpointslices.discovery.k8s.io", namespace)
                 .await;
             let port = service_port(&service.value, name.port)?;
-            let mut ready = ready_endpoints(slices.iter().map(|slice| &**slice), name.name, port);
-            if ready.is_empty() {
-                let what = format!("no endpoints available for service {:?}", name.name);
-                return Err(Status::new(Reason::ServiceUnavailable, what));
-            }
-            let (host, port) = ready.swap_remove(rand::rng().random_range(0..ready.len()));
+            let slices = slices.iter().map(|slice| &**slice);
+            let (host, port) = any_of(ready_endpoints(slices, name.name, port), name.name)?;
             (host, port, name.workload())
         }
         _ => {
@@ -100,7 +99,7 @@ pub(super) async fn locate(server: &ApiServer, wanted: Target<'_>) -> Result<Loc
         }
     };
     Ok(Location {
-        host: allowed(wanted.row.plural, host)?,
+        host,
         port,
         transport,
         path: format!("/{}", encode_path(wanted.rest)),
@@ -108,56 +107,40 @@ pub(super) async fn locate(server: &ApiServer, wanted: Target<'_>) -> Result<Loc
     })
 }
 
-/// `host:port` of something ready behind a service's port, for the server's own calls.
+/// Something ready behind a service's port, for the server's own calls: an address that may be
+/// connected to.
 pub async fn service_address(
     lookup: &dyn Lookup,
     namespace: &str,
     name: &str,
     port: i64,
-) -> Result<String, Status> {
+) -> Result<SocketAddr, Status> {
     let service = lookup.get("services", namespace, name).await;
     let service = service.ok_or_else(|| Status::not_found("", "services", name))?;
-    if service["spec"]["type"] == "ExternalName" {
+    let (host, port) = if service["spec"]["type"] == "ExternalName" {
         let host = service["spec"]["externalName"].as_str().unwrap_or_default();
-        return Ok(format!("{host}:{port}"));
-    }
-    let port = service_port(&service, &port.to_string())?;
-    let slices = lookup
-        .list("endpointslices.discovery.k8s.io", namespace)
-        .await;
-    let mut ready = ready_endpoints(slices.iter().map(|slice| &**slice), name, port);
-    if ready.is_empty() {
-        let what = format!("no endpoints available for service {name:?}");
-        return Err(Status::new(Reason::ServiceUnavailable, what));
-    }
-    let (host, port) = ready.swap_remove(rand::rng().random_range(0..ready.len()));
-    match host.contains(':') {
-        true => Ok(format!("[{host}]:{port}")),
-        false => Ok(format!("{host}:{port}")),
-    }
+        (host.to_owned(), number(&port.to_string())?)
+    } else {
+        let port = service_port(&service, &port.to_string())?;
+        let slices = lookup
+            .list("endpointslices.discovery.k8s.io", namespace)
+            .await;
+        let slices = slices.iter().map(|slice| &**slice);
+        any_of(ready_endpoints(slices, name, port), name)?
+    };
+    let found = resolve(&host, port, Reach::Workload).await;
+    let found = found.map_err(|error| not_reached(&error))?;
+    let first = found.first().copied();
+    first.ok_or_else(|| Status::bad_request("address not allowed"))
 }
 
-/// Pods and endpoints may not point back at this machine's inside or at link-local services.
-fn allowed(plural: &str, host: String) -> Result<String, Status> {
-    let inside = match host.parse::<IpAddr>() {
-        Ok(IpAddr::V4(address)) => {
-            address.is_loopback()
-                || address.is_link_local()
-                || address.is_multicast()
-                || address.is_unspecified()
-        }
-        Ok(IpAddr::V6(address)) => {
-            address.is_loopback()
-                || address.is_unicast_link_local()
-                || address.is_multicast()
-                || address.is_unspecified()
-        }
-        Err(_) => false,
-    };
-    match inside && plural != "nodes" {
-        true => Err(Status::bad_request("address not allowed")),
-        false => Ok(host),
+/// One of the endpoints, by chance.
+fn any_of(mut ready: Vec<(String, u16)>, service: &str) -> Result<(String, u16), Status> {
+    if ready.is_empty() {
+        let what = format!("no endpoints available for service {service:?}");
+        return Err(Status::new(Reason::ServiceUnavailable, what));
     }
+    Ok(ready.swap_remove(rand::rng().random_range(0..ready.len())))
 }
 
 fn number(port: &str) -> Result<u16, Status> {
@@ -257,7 +240,8 @@ pub(super) fn encode_segment(segment: &str) -> String {
         .collect()
 }
 
-fn encode_path(path: &str) -> String {
+/// As [`encode_segment`], for a whole path.
+pub fn encode_path(path: &str) -> String {
     let segments: Vec<String> = path.split('/').map(encode_segment).collect();
     segments.join("/")
 }
@@ -269,6 +253,7 @@ pub(super) mod tests {
     use super::super::Forward;
     use super::*;
     use crate::apiserver::{
+        query::Query,
         registry::{PLAIN, Resource, Scope},
         response::full,
     };
@@ -312,6 +297,7 @@ pub(super) mod tests {
             rest: rest.to_owned(),
             method: http::Method::GET,
             headers: http::HeaderMap::new(),
+            options: Query::default(),
             query: String::new(),
             body: full(""),
             upgrade: None,
@@ -381,18 +367,6 @@ pub(super) mod tests {
             [("10.1.0.2".to_owned(), 8080), ("10.1.0.4".to_owned(), 8080)]
         );
         assert!(ready_endpoints([&slice].into_iter(), "t", "http").is_empty());
-    }
-
-    #[test]
-    fn addresses_inside_are_refused() {
-        for (host, good) in [
-            ("10.1.0.2", true),
-            ("127.0.0.1", false),
-            ("169.254.169.254", false),
-            ("::1", false),
-        ] {
-            assert_eq!(allowed("pods", host.to_owned()).is_ok(), good, "{host}");
-        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
     scale::{check_replicas, put_replicas, scale_of},
-    update::merged,
+    update::{Missing, merged},
 };
 use crate::apiserver::{
     metadata,
@@ -23,6 +23,7 @@ pub async fn apply(
     writing: &Writing,
     body: &[u8],
     force: bool,
+    missing: Missing,
 ) -> Result<(Written, bool), Status> {
     let row = writing.row;
     let mut config = decoded(body)?;
@@ -59,6 +60,7 @@ pub async fn apply(
             Ok(old) => old,
             Err(status)
                 if status.reason == Reason::NotFound
+                    && missing == Missing::Create
                     && subresource.is_empty()
                     && row.verbs.contains(&"create") =>
             {

@@ -10,7 +10,7 @@ use crate::apiserver::{
     query::{Query, invalid_option},
     registry::Resource,
     response::Page,
-    selector::Selector,
+    selector::{Selection, Selector},
     server::ApiServer,
     status::{Cause, CauseType, Details, Reason, Status},
 };
@@ -46,12 +46,8 @@ pub struct Continue {
 }
 
 impl ListOptions {
-    pub fn parse(row: &Resource, query: &Query) -> Result<Self, Status> {
-        let selector = Selector::parse(
-            row,
-            query.get("labelSelector").unwrap_or_default(),
-            query.get("fieldSelector").unwrap_or_default(),
-        )?;
+    pub fn parse(row: &Resource, selection: Selection, query: &Query) -> Result<Self, Status> {
+        let selector = Selector::new(row, selection)?;
         let limit = query.number("limit")?.unwrap_or(0);
         let next = query
             .get("continue")

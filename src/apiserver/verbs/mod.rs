@@ -15,5 +15,5 @@ pub use delete::{Deleted, delete, delete_collection};
 pub use list::{ListOptions, list};
 pub use patch::patch;
 pub use scale::{get_scale, patch_scale, put_replicas, scale_of, update_scale};
-pub use update::update;
+pub use update::{Missing, update};
 pub use watch::{Event, WatchOptions, watch};

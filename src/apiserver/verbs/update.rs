@@ -17,11 +17,21 @@ use crate::apiserver::{
 /// Unconditional updates that meet another writer look again at most so often.
 const RETRIES: usize = 16;
 
+/// What becomes of a write to a name that has no object, where the kind would have one made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// The writer may create it.
+    Create,
+    /// The writer may not, or was not asked about, since the object was there then.
+    Refuse,
+}
+
 pub async fn update(
     server: &ApiServer,
     writing: &Writing,
     mut body: Value,
     duplicates: Vec<String>,
+    missing: Missing,
 ) -> Result<Written, Status> {
     let row = writing.row;
     check_kind(row, &mut body)?;
@@ -59,6 +69,7 @@ pub async fn update(
             Err(status)
                 if status.reason == Reason::NotFound
                     && row.behaviour.create_on_update
+                    && missing == Missing::Create
                     && version.is_empty() =>
             {
                 return create(server, writing, body, Vec::new(), warnings).await;

@@ -9,9 +9,9 @@ use tokio::time::{Instant, sleep_until};
 use super::list::await_revision;
 use crate::apiserver::{
     cache::{self, Change, Kind, Object, Past},
-    query::{Query, invalid_option},
+    query::{Query, invalid_option, is_true},
     registry::Resource,
-    selector::Selector,
+    selector::{Selection, Selector},
     server::ApiServer,
     status::{CauseType, Reason, Status},
 };
@@ -50,12 +50,13 @@ pub enum Event {
 }
 
 impl WatchOptions {
-    pub fn parse(row: &Resource, query: &Query, name: Option<&str>) -> Result<Self, Status> {
-        let mut selector = Selector::parse(
-            row,
-            query.get("labelSelector").unwrap_or_default(),
-            query.get("fieldSelector").unwrap_or_default(),
-        )?;
+    pub fn parse(
+        row: &Resource,
+        selection: Selection,
+        query: &Query,
+        name: Option<&str>,
+    ) -> Result<Self, Status> {
+        let mut selector = Selector::new(row, selection)?;
         if let Some(name) = name {
             match selector.name() {
                 Some(other) if other != name => {
@@ -63,13 +64,11 @@ impl WatchOptions {
                         "field selector metadata.name={other} does not match the name {name} in the path"
                     )));
                 }
-                _ => selector = Selector::named(name),
+                _ => selector.only(name),
             }
         }
         let bookmarks = query.flag("allowWatchBookmarks");
-        let initial = query
-            .get("sendInitialEvents")
-            .map(|value| matches!(value, "true" | "1" | ""));
+        let initial = query.get("sendInitialEvents").map(is_true);
         let matching = query.get("resourceVersionMatch").unwrap_or_default();
         let forbidden = |why: &str| {
             Err(invalid_option(

@@ -2,7 +2,8 @@
 //!
 //! Called by the API server (through `apiserver::streaming`) and by monitoring. Reads pods through
 //! [`super::Pods`] and the runtime; changes nothing.
-//! Always true: but for health, nothing is answered to who is not known and allowed.
+//! Always true: nothing is answered to who is not known and allowed, health not either; that is for
+//! everybody on a listener of its own, on loopback.
 //!
 //! `route.rs` says which path means what, `auth.rs` who may, `lookup.rs` which container;
 //! `logs/` and `streams/` do the work.
@@ -130,10 +131,10 @@ impl Node {
         certificate: Option<&CertificateDer<'_>>,
     ) -> Result<Response<Body>, Answer> {
         let route = route(&request)?;
-        if let Some(right) = route.right() {
-            let headers = request.headers();
-            self.auth.check(certificate, headers, &right).await?;
-        }
+        let headers = request.headers();
+        self.auth
+            .check(certificate, headers, &route.right())
+            .await?;
         let (server, sessions) = (&self.server, &self.sessions);
         let query = Query::parse(request.uri());
         match &route {

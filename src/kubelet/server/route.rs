@@ -69,13 +69,11 @@ impl Route {
         }
     }
 
-    /// `None`: anybody may.
-    ///
     /// Sessions in containers take `create` even when they begin as a GET (WebSocket): who may
     /// read through the node's proxy may not run programs.
-    pub fn right(&self) -> Option<Right> {
+    pub fn right(&self) -> Right {
         let (verb, subresources): (_, &[&str]) = match self {
-            Self::Health => return None,
+            Self::Health => ("get", &["healthz", "proxy"]),
             Self::Pods | Self::RunningPods => ("get", &["pods", "proxy"]),
             Self::Configz => ("get", &["configz", "proxy"]),
             Self::StatsSummary => ("get", &["stats"]),
@@ -85,7 +83,7 @@ impl Route {
                 ("create", &["proxy"])
             }
         };
-        Some(Right { verb, subresources })
+        Right { verb, subresources }
     }
 }
 
@@ -172,15 +170,26 @@ mod tests {
 
     #[test]
     fn methods_and_rights() {
-        for (path, allowed, verb, subresource) in [
-            ("/pods", &["GET", "HEAD"][..], "get", "pods"),
-            ("/exec/n/p/c", &["GET", "POST"], "create", "proxy"),
-            ("/run/n/p/c", &["POST"], "create", "proxy"),
-            ("/stats/summary", &["GET", "HEAD"], "get", "stats"),
-            ("/containerLogs/n/p/c", &["GET", "HEAD"], "get", "proxy"),
+        let (read, open) = (&["GET", "HEAD"][..], &["GET", "POST"][..]);
+        for (path, allowed, verb, subresources) in [
+            ("/healthz", read, "get", &["healthz", "proxy"][..]),
+            ("/healthz/ping", read, "get", &["healthz", "proxy"]),
+            ("/pods", read, "get", &["pods", "proxy"]),
+            ("/runningpods/", read, "get", &["pods", "proxy"]),
+            ("/configz", read, "get", &["configz", "proxy"]),
+            ("/stats/summary", read, "get", &["stats"]),
+            ("/metrics", read, "get", &["metrics"]),
+            ("/metrics/cadvisor", read, "get", &["metrics"]),
+            ("/containerLogs/n/p/c", read, "get", &["proxy"]),
+            // What enters a container takes `create`, also by GET, with which a WebSocket begins.
+            ("/exec/n/p/c", open, "create", &["proxy"]),
+            ("//exec/n/p/u/c", open, "create", &["proxy"]),
+            ("/attach/n/p/c", open, "create", &["proxy"]),
+            ("/portForward/n/p", open, "create", &["proxy"]),
+            ("/run/n/p/c", &["POST"], "create", &["proxy"]),
         ] {
             let route = Route::parse(path).unwrap();
-            for method in ["GET", "HEAD", "POST", "PUT", "DELETE"] {
+            for method in ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "FOO"] {
                 let parsed: Method = method.parse().unwrap();
                 assert_eq!(
                     route.allows(&parsed),
@@ -188,9 +197,17 @@ mod tests {
                     "{path} {method}"
                 );
             }
-            let right = route.right().unwrap();
-            assert_eq!((right.verb, right.subresources[0]), (verb, subresource));
+            assert_eq!(route.right(), Right { verb, subresources }, "{path}");
         }
-        assert_eq!(Route::parse("/healthz").unwrap().right(), None);
+        for path in [
+            "/%65xec/n/p/c",
+            "/EXEC/n/p/c",
+            "/x/../exec/n/p/c",
+            "/exec/n/p/c/",
+        ] {
+            let served = Route::parse(path);
+            let session = matches!(served, Some(Route::Exec(_)));
+            assert_eq!(session, path.ends_with('/'), "{path}");
+        }
     }
 }

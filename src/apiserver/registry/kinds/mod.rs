@@ -11,6 +11,7 @@ pub mod batch;
 pub mod cells;
 pub mod core;
 pub mod groups;
+pub mod ips;
 pub mod names;
 pub mod pods;
 pub mod row;

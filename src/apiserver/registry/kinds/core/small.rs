@@ -4,11 +4,11 @@
 use serde_json::{Value, json};
 
 use crate::apiserver::registry::{
-    Behaviour, PLAIN, Resource, SpecialSubresource,
+    Behaviour, Causes, PLAIN, Resource, SpecialSubresource,
     Subresource::{Special, Status},
     kinds::{
         cells::{self, NONE, join, len},
-        names,
+        ips, names,
         pods::{
             defaults, resources,
             template::{Restarts, validate_template},
@@ -42,7 +42,7 @@ pub const ENDPOINTS: Resource = Resource {
                 }
             }
         },
-        validate: |endpoints, causes| names::object_name(endpoints, names::dns_subdomain, causes),
+        validate: validate_endpoints,
         create_on_update: true,
         ..PLAIN
     },
@@ -55,6 +55,23 @@ pub const ENDPOINTS: Resource = Resource {
         "io.k8s.api.core.v1.Endpoints",
     )
 };
+
+fn validate_endpoints(endpoints: &Value, causes: &mut Causes) {
+    names::object_name(endpoints, names::dns_subdomain, causes);
+    for (index, subset) in items(endpoints, "subsets").iter().enumerate() {
+        let path = format!("subsets[{index}]");
+        let lists = ["addresses", "notReadyAddresses"];
+        if lists.iter().all(|list| items(subset, list).is_empty()) {
+            causes.required(&path, "must specify `addresses` or `notReadyAddresses`");
+        }
+        for list in lists {
+            for (at, address) in items(subset, list).iter().enumerate() {
+                let path = format!("{path}.{list}[{at}].ip");
+                ips::endpoint(text(address, "ip"), &path, causes);
+            }
+        }
+    }
+}
 
 pub const SERVICEACCOUNT: Resource = Resource {
     short_names: &["sa"],

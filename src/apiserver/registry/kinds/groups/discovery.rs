@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::apiserver::registry::{
     Behaviour, Causes, PLAIN, Resource,
     kinds::{
-        names,
+        ips, names,
         row::{self, AGE, column},
         value::{at, default_text, default_to, items, items_mut, number, text, texts},
     },
@@ -77,18 +77,24 @@ fn validate(slice: &Value, causes: &mut Causes) {
             causes.required(&path, "must contain at least 1 address");
         }
         for (at, address) in addresses.iter().enumerate() {
-            let ip = address.parse::<std::net::IpAddr>();
+            let path = format!("{path}[{at}]");
+            let ip = address.parse::<std::net::IpAddr>().ok();
             let fine = match family {
-                "IPv4" => ip.is_ok_and(|ip| ip.is_ipv4()),
-                "IPv6" => ip.is_ok_and(|ip| ip.is_ipv6()),
+                "IPv4" => ip.is_some_and(|ip| ip.is_ipv4()),
+                "IPv6" => ip.is_some_and(|ip| ip.is_ipv6()),
+                "FQDN" => {
+                    names::report(names::dns_subdomain(address), address, &path, causes);
+                    address.contains('.') || ip.is_some()
+                }
                 _ => true,
             };
-            if !fine {
-                causes.invalid(
-                    format!("{path}[{at}]"),
-                    address,
-                    &format!("must be an {family} address"),
-                );
+            if !fine && family == "FQDN" {
+                let what = "should be a domain with at least two segments separated by dots";
+                causes.invalid(path, address, what);
+            } else if !fine {
+                causes.invalid(path, address, &format!("must be an {family} address"));
+            } else if let Some(ip) = ip {
+                ips::not_special(ip, address, &path, causes);
             }
         }
     }
@@ -129,5 +135,35 @@ fn more(shown: Vec<String>, total: usize, none: &str) -> String {
         _ if total == 0 => none.to_owned(),
         Some(rest) if rest > 0 => format!("{} + {rest} more...", shown.join(",")),
         _ => shown.join(","),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn where_a_slice_may_lead() {
+        for (family, address, want) in [
+            ("IPv4", "10.1.0.2", ""),
+            ("IPv4", "127.0.0.1", "loopback"),
+            ("IPv4", "::1", "must be an IPv4 address"),
+            ("IPv6", "::ffff:127.0.0.1", "loopback"),
+            ("IPv6", "fe80::1", "link-local"),
+            ("FQDN", "db.example.com", ""),
+            ("FQDN", "localhost", "at least two segments"),
+            ("FQDN", "127.0.0.1", "loopback"),
+            ("FQDN", "a.b/c", "RFC 1123"),
+        ] {
+            let slice = json!({"metadata": {"name": "s"}, "addressType": family,
+                "endpoints": [{"addresses": [address]}]});
+            let mut causes = Causes::default();
+            validate(&slice, &mut causes);
+            let said: Vec<&str> = causes.0.iter().map(|cause| &*cause.message).collect();
+            assert_eq!(said.is_empty(), want.is_empty(), "{address}: {said:?}");
+            assert!(said.join("").contains(want), "{address}: {said:?}");
+        }
     }
 }
