@@ -32,6 +32,17 @@ pub struct Attributes {
     /// `get`, `list`, `create`, ...; for non-resource paths the lower-case HTTP method.
     pub verb: String,
     pub target: Target,
+    /// All of them must hold for what is listed, watched or deleted: an authorizer may allow what
+    /// is narrowed so where it would not allow the whole.
+    pub fields: Vec<FieldTerm>,
+}
+
+/// A term of a field selector: `label=value`, or `label!=value`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldTerm {
+    pub label: String,
+    pub value: String,
+    pub equal: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

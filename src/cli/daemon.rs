@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     apiserver::{
-        admission::{self, Late, ServiceConfig},
+        admission::{self, Exemptions, Late, ServiceConfig},
         authn::{Reference, Subject, TokenIssuer},
         request::User,
         special,
@@ -59,6 +59,8 @@ pub struct Config {
     /// Bytes that the store may hold.
     pub store_quota: usize,
     pub resources: crate::kubelet::settings::ResourceSettings,
+    /// From Pod Security.
+    pub exemptions: Exemptions,
     /// How the user would spell `--root` again, for messages.
     pub root_flag: String,
     /// Make the demo's application before saying that the cluster is ready.
@@ -104,7 +106,9 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
         cidrs: vec![config.services],
         node_ports: NODE_PORTS,
     };
-    handle.start(admission::chain(late, services)).await?;
+    handle
+        .start(admission::chain(late, services, config.exemptions.clone()))
+        .await?;
     let service = config
         .services
         .hosts()

@@ -138,6 +138,7 @@ fn check(
             namespace: namespace.map(str::to_owned),
             name: Some(name.to_owned()),
         },
+        fields: Vec::new(),
     }
 }
 

@@ -103,6 +103,7 @@ impl EscalationGuard {
                 namespace: (!place.is_empty()).then(|| place.to_owned()),
                 name: Some(name.to_owned()),
             },
+            fields: Vec::new(),
         };
         self.0.authorize(user, &attributes).await.is_allowed()
     }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{Authorizer, index::compact, rules::Rule};
 use crate::apiserver::{
     registry::{Causes, Resource},
-    request::{Attributes, Target, User},
+    request::{Attributes, FieldTerm, Target, User},
     special::{Call, Special},
     status::Status,
 };
@@ -96,7 +96,7 @@ impl Special for SelfSubjectRulesReviews {
             .into_iter()
             .partition(|rule| !rule.non_resource_urls.is_empty());
         // What the node authorizer allows depends on pods and is no list of rules.
-        let incomplete = super::node_name(call.user).is_some();
+        let incomplete = super::node_identity(call.user).is_some();
         body["status"] = json!({
             "resourceRules": resources,
             "nonResourceRules": paths,
@@ -182,12 +182,14 @@ fn attributes(spec: &Value, causes: &mut Causes) -> Option<Attributes> {
                 namespace: some(&resource["namespace"]),
                 name: some(&resource["name"]),
             },
+            fields: fields(&resource["fieldSelector"]),
         });
     }
     if path.is_object() {
         return Some(Attributes {
             verb: text(&path["verb"]),
             target: Target::Path(text(&path["path"])),
+            fields: Vec::new(),
         });
     }
     causes.invalid(
@@ -196,4 +198,25 @@ fn attributes(spec: &Value, causes: &mut Causes) -> Option<Attributes> {
         "exactly one of nonResourceAttributes or resourceAttributes must be specified",
     );
     None
+}
+
+/// The requirements that name one value.
+fn fields(selector: &Value) -> Vec<FieldTerm> {
+    let requirements = selector["requirements"].as_array().into_iter().flatten();
+    let term = |requirement: &Value| {
+        let values = requirement["values"].as_array()?;
+        let [value] = values.as_slice() else {
+            return None;
+        };
+        Some(FieldTerm {
+            label: requirement["key"].as_str()?.to_owned(),
+            value: value.as_str()?.to_owned(),
+            equal: match requirement["operator"].as_str()? {
+                "In" => true,
+                "NotIn" => false,
+                _ => return None,
+            },
+        })
+    };
+    requirements.filter_map(term).collect()
 }

@@ -210,6 +210,7 @@ mod tests {
                 namespace: None,
                 name: (!name.is_empty()).then(|| name.to_owned()),
             },
+            fields: Vec::new(),
         }
     }
 
@@ -324,6 +325,7 @@ mod tests {
             let attributes = Attributes {
                 verb: "get".to_owned(),
                 target: Target::Path(path.to_owned()),
+                fields: Vec::new(),
             };
             assert_eq!(rule.allows(&attributes), allowed, "{path}");
         }

@@ -36,8 +36,9 @@ use super::{
     authz::{Authorizer, Decision, forbidden},
     negotiate::{self, Format},
     query::Query,
-    request::{Attributes, Target, User},
+    request::{Attributes, FieldTerm, Target, User},
     response::{Body, full, status_value},
+    selector::Selector,
     server::ApiServer,
     status::{Details, Reason, Status},
 };
@@ -322,6 +323,7 @@ fn attributes(method: &Method, place: &Place, path: &str, query: &Query) -> Attr
             return Attributes {
                 verb: method.as_str().to_lowercase(),
                 target: Target::Path(path.to_owned()),
+                fields: Vec::new(),
             };
         }
     };
@@ -354,7 +356,25 @@ fn attributes(method: &Method, place: &Place, path: &str, query: &Query) -> Attr
             },
             name: named,
         },
+        fields: fields(method, resource, query),
     }
+}
+
+/// What the field selector of a list, a watch or a deletion of many says must be equal.
+fn fields(method: &Method, resource: &ResourcePath, query: &Query) -> Vec<FieldTerm> {
+    if resource.name.is_some() || method == Method::POST {
+        return Vec::new();
+    }
+    let text = query.get("fieldSelector").unwrap_or_default();
+    let Ok(selector) = Selector::parse(resource.row, "", text) else {
+        return Vec::new(); // refused as soon as it is used
+    };
+    let term = |(label, value): (&str, &str)| FieldTerm {
+        label: label.to_owned(),
+        value: value.to_owned(),
+        equal: true,
+    };
+    selector.equalities().map(term).collect()
 }
 
 fn remote_attributes(method: &Method, path: &RemotePath, query: &Query) -> Attributes {
@@ -370,6 +390,7 @@ fn remote_attributes(method: &Method, path: &RemotePath, query: &Query) -> Attri
             namespace: some(&path.namespace),
             name: some(&path.name),
         },
+        fields: Vec::new(),
     }
 }
 

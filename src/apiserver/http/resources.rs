@@ -15,12 +15,13 @@ use super::{
     reply::{cut, in_pieces, offer, one, respond, warned, watch_offer},
 };
 use crate::apiserver::{
+    admission::Operation,
     cache::LARGE,
     encode::{self, Frames},
     negotiate::{ANSWERS, Format, OBJECTS},
     patch::PatchType,
     query::FieldValidation,
-    registry::Subresource,
+    registry::{Resource, Subresource},
     request::{Attributes, Target},
     server::ApiServer,
     special::Call,
@@ -194,7 +195,7 @@ impl Frontend {
         incoming: &Incoming,
         path: &ResourcePath,
     ) -> Result<Vec<String>, Status> {
-        let Some(options) = connect::options(path, &incoming.query) else {
+        let Some(mut options) = connect::options(path, &incoming.query) else {
             return Ok(Vec::new());
         };
         let writing = Writing {
@@ -208,7 +209,9 @@ impl Frontend {
             manager: String::new(),
             applies: false,
         };
-        self.server.admit_connection(&writing, options).await
+        self.server
+            .admit_special(&writing, Operation::Connect, &mut options)
+            .await
     }
 
     fn allow(&self, path: &ResourcePath, verb: &str) -> Result<(), Status> {
@@ -336,6 +339,14 @@ impl Frontend {
             if let Some(ty) = proto::schema().get(&type_name) {
                 proto::prune(ty, &mut value);
             }
+            let warnings = match is_review(row) {
+                true => Vec::new(),
+                false => {
+                    let server = &self.server;
+                    let admitted = server.admit_special(writing, Operation::Create, &mut value);
+                    admitted.await?
+                }
+            };
             let call = Call {
                 user: &writing.user,
                 resource: row,
@@ -351,7 +362,7 @@ impl Frontend {
                 _ => type_name,
             };
             let encoded = encode::plain(&answer, &answer_type, wanted.format)?;
-            return Ok(respond(incoming, 201, encoded, &[]));
+            return Ok(respond(incoming, 201, encoded, &warnings));
         }
         if subresource.is_some() || !writing.name.is_empty() || !row.verbs.contains(&"create") {
             return Err(not_allowed(&path_of(writing)));
@@ -389,6 +400,7 @@ impl Frontend {
                     namespace: (!writing.namespace.is_empty()).then(|| writing.namespace.clone()),
                     name: Some(writing.name.clone()),
                 },
+                fields: Vec::new(),
             };
             self.authorize(&incoming.user, &creates).await?;
         }
@@ -593,6 +605,11 @@ fn named_manager(incoming: &Incoming) -> Result<(), Status> {
         "",
         vec![cause],
     ))
+}
+
+/// Questions about rights and identities change nothing, so there is nothing to admit.
+fn is_review(row: &Resource) -> bool {
+    matches!(row.group, "authentication.k8s.io" | "authorization.k8s.io")
 }
 
 fn path_of(writing: &Writing) -> ResourcePath {
