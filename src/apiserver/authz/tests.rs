@@ -153,7 +153,7 @@ async fn default_roles() {
 #[tokio::test]
 async fn a_change_counts_at_once() {
     let (objects, authorizer) = cluster();
-    let account = json!({ "kind": "ServiceAccount", "name": "till" });
+    let account = json!({ "kind": "ServiceAccount", "namespace": "shop", "name": "till" });
     let user = User::internal("system:serviceaccount:shop:till", &[]);
     let attributes = on("get", "example.com", "widgets", "shop", "x");
     bind(&objects, "shop", ("ClusterRole", "view"), account);
@@ -172,6 +172,21 @@ async fn a_change_counts_at_once() {
     assert!(may(&authorizer, &user, &attributes).await);
     objects.remove("rolebindings.rbac.authorization.k8s.io", "shop", "test");
     assert!(!may(&authorizer, &user, &attributes).await);
+}
+
+#[tokio::test]
+async fn a_service_account_without_a_namespace_is_nobody() {
+    let (objects, authorizer) = cluster();
+    let account = json!({ "kind": "ServiceAccount", "name": "till" });
+    bind(&objects, "shop", ("ClusterRole", "view"), account);
+    let get = on("get", "", "pods", "shop", "web");
+    for name in [
+        "system:serviceaccount:shop:till",
+        "system:serviceaccount::till",
+    ] {
+        let user = User::internal(name, &[]);
+        assert!(!may(&authorizer, &user, &get).await, "{name}");
+    }
 }
 
 #[test]
