@@ -103,6 +103,12 @@ impl Selector {
         });
     }
 
+    /// The terms that say what a field must be.
+    pub fn equalities(&self) -> impl Iterator<Item = (&str, &str)> {
+        let equal = self.fields.iter().filter(|field| field.equal);
+        equal.map(|field| (field.label.as_str(), field.value.as_str()))
+    }
+
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty() && self.fields.is_empty()
     }

@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    admission::Plugin,
+    admission::{NodeRestriction, Plugin},
     aggregation::Aggregator,
     authn::{
         Authenticator, DEFAULT_ISSUER, SelfSubjectReviews, TokenIssuer, TokenRequests, TokenReviews,
@@ -125,12 +125,15 @@ impl Handle {
         })
     }
 
-    /// Sets the chain of admission, the guard against escalation first, and writes what every
+    /// Sets the chain of admission, the guards that ask the authorizer first, and writes what every
     /// cluster has. Call once, before anyone is served.
     pub async fn start(&self, plugins: Vec<Arc<dyn Plugin>>) -> Result<(), Error> {
-        let guard: Arc<dyn Plugin> = Arc::new(EscalationGuard(self.authorizer.clone()));
+        let guards: [Arc<dyn Plugin>; 2] = [
+            Arc::new(EscalationGuard(self.authorizer.clone())),
+            Arc::new(NodeRestriction(self.authorizer.clone())),
+        ];
         self.server
-            .set_plugins(std::iter::once(guard).chain(plugins).collect());
+            .set_plugins(guards.into_iter().chain(plugins).collect());
         let authorities = bootstrap::Authorities {
             cluster: &self.ca_pem,
             front_proxy: &self.front_proxy_ca_pem,

@@ -492,19 +492,20 @@ impl ApiServer {
         Ok(())
     }
 
-    /// Lets the plugins see a connection to a part of an object; `options` say how it is to be.
-    /// Answers with warnings.
-    pub async fn admit_connection(
+    /// Lets the plugins see what is not an object of its own in the store: a connection to a part of
+    /// one (`body` says how it is to be), a binding, an eviction, a request for a token. Answers with
+    /// warnings.
+    pub async fn admit_special(
         &self,
         writing: &Writing,
-        mut options: Value,
+        operation: Operation,
+        body: &mut Value,
     ) -> Result<Vec<String>, Status> {
         let mut warnings = Vec::new();
-        let (operation, name) = (Operation::Connect, writing.name.as_str());
-        self.admit(writing, operation, name, &mut options, None, &mut warnings)
+        let name = writing.name.as_str();
+        self.admit(writing, operation, name, body, None, &mut warnings)
             .await?;
-        let options = Some(&options);
-        self.admit_last(writing, operation, name, options, None, &mut warnings)
+        self.admit_last(writing, operation, name, Some(body), None, &mut warnings)
             .await?;
         Ok(warnings)
     }

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     apiserver::{
-        admission::{self, ExternalIps, Late, ServiceConfig},
+        admission::{self, Exemptions, ExternalIps, Late, ServiceConfig},
         authn::{Reference, Subject, TokenIssuer},
         request::User,
         special,
@@ -61,6 +61,8 @@ pub struct Config {
     pub resources: crate::kubelet::settings::ResourceSettings,
     /// Whether Services may name addresses to take traffic for.
     pub external_ips: ExternalIps,
+    /// From Pod Security.
+    pub exemptions: Exemptions,
     /// How the user would spell `--root` again, for messages.
     pub root_flag: String,
     /// Make the demo's application before saying that the cluster is ready.
@@ -108,7 +110,9 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
         reserved_ports: vec![port, config.kubelet_port],
         external_ips: config.external_ips,
     };
-    handle.start(admission::chain(late, services)).await?;
+    handle
+        .start(admission::chain(late, services, config.exemptions.clone()))
+        .await?;
     let service = config
         .services
         .hosts()

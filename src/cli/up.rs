@@ -18,7 +18,10 @@ use super::{
     paths::{Paths, RootArg},
     reservations::Reservations,
 };
-use crate::{apiserver::admission::ExternalIps, kubelet::container::SwapBehavior};
+use crate::{
+    apiserver::admission::{Exemptions, ExternalIps},
+    kubelet::container::SwapBehavior,
+};
 
 /// Start the cluster on this machine
 #[derive(clap::Args)]
@@ -60,6 +63,43 @@ pub struct Up {
     swap: Swap,
     #[command(flatten)]
     reservations: Reservations,
+    /// Exempt from Pod Security: namespace=NAME, user=NAME or runtime-class=NAME; may be repeated
+    #[arg(long, value_name = "WHAT=NAME", value_parser = exemption)]
+    pod_security_exempt: Vec<Exemption>,
+}
+
+/// One exemption from Pod Security.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Exemption {
+    Namespace(String),
+    User(String),
+    RuntimeClass(String),
+}
+
+fn exemption(text: &str) -> Result<Exemption, String> {
+    let (what, name) = text.split_once('=').unwrap_or((text, ""));
+    let name = name.to_owned();
+    match what {
+        _ if name.is_empty() => Err("must be WHAT=NAME".to_owned()),
+        "namespace" => Ok(Exemption::Namespace(name)),
+        "user" => Ok(Exemption::User(name)),
+        "runtime-class" => Ok(Exemption::RuntimeClass(name)),
+        other => Err(format!(
+            "{other:?} is not one of namespace, user, runtime-class"
+        )),
+    }
+}
+
+fn exemptions(given: &[Exemption]) -> Exemptions {
+    let mut all = Exemptions::default();
+    for one in given.iter().cloned() {
+        match one {
+            Exemption::Namespace(name) => all.namespaces.push(name),
+            Exemption::User(name) => all.users.push(name),
+            Exemption::RuntimeClass(name) => all.runtime_classes.push(name),
+        }
+    }
+    all
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -113,6 +153,7 @@ impl Up {
                 true => ExternalIps::Denied,
                 false => ExternalIps::Allowed,
             },
+            exemptions: exemptions(&self.pod_security_exempt),
             root_flag: self.root.flag(),
             demo: self.demo,
         };
@@ -198,4 +239,24 @@ fn failure(paths: &Paths, before: u64) -> Error {
     let said = String::from_utf8_lossy(said);
     let last = said.lines().last().unwrap_or_default();
     format!("it did not start: {}", last.trim_start_matches("vetch: ")).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exemptions_are_told_apart() {
+        let given: Vec<Exemption> = ["namespace=kube-system", "user=jane", "runtime-class=vm"]
+            .into_iter()
+            .map(|text| exemption(text).unwrap())
+            .collect();
+        let all = exemptions(&given);
+        assert_eq!(all.namespaces, ["kube-system"]);
+        assert_eq!(all.users, ["jane"]);
+        assert_eq!(all.runtime_classes, ["vm"]);
+        for bad in ["kube-system", "namespace=", "group=x"] {
+            assert!(exemption(bad).is_err(), "{bad}");
+        }
+    }
 }

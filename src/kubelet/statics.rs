@@ -10,10 +10,10 @@ use std::{
 };
 
 use k8s_openapi::{
-    api::core::v1::{Pod, Toleration},
+    api::core::v1::{Node, Pod, Toleration},
     jiff::Timestamp,
 };
-use kube::ResourceExt;
+use kube::{Resource, ResourceExt};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use sha2::{Digest, Sha256};
 use tokio::net::unix::pipe;
@@ -55,9 +55,13 @@ pub fn hash(pod: &Pod) -> Option<&str> {
     hash.map(String::as_str)
 }
 
-/// The object that shows the static pod in the API.
-pub fn mirror(pod: &Pod) -> Pod {
+/// The object that shows the static pod in the API. It is its Node's, and goes with it.
+pub fn mirror(pod: &Pod, node: &Node) -> Pod {
     let mut mirror = pod.clone();
+    mirror.metadata.owner_references = node.controller_owner_ref(&()).map(|mut owner| {
+        owner.block_owner_deletion = None;
+        vec![owner]
+    });
     let hash = hash(pod).unwrap_or_default().to_owned();
     mirror.annotations_mut().insert(MIRROR.into(), hash);
     mirror.metadata.uid = None;
@@ -188,6 +192,7 @@ fn parse(text: &str, node: &str) -> Result<Pod, String> {
     annotations.insert(HASH.into(), hash);
     annotations.insert(SEEN.into(), seen);
     annotations.insert(SOURCE.into(), "file".into());
+    annotations.remove(MIRROR);
     Ok(pod)
 }
 
@@ -227,8 +232,15 @@ mod tests {
         assert!(is_static(&pod) && !is_mirror(&pod));
         assert_eq!(pod.uid(), parse(text, "n1").unwrap().uid());
         assert_ne!(pod.uid(), parse(text, "n2").unwrap().uid());
-        let mirror = mirror(&pod);
+        let mut node = Node::default();
+        node.metadata.name = Some("n1".into());
+        node.metadata.uid = Some("u".into());
+        let mirror = mirror(&pod, &node);
         assert!(is_mirror(&mirror) && mirror.uid().is_none());
+        let owners = mirror.metadata.owner_references.as_deref().unwrap();
+        let owner = serde_json::to_value(owners).unwrap();
+        let want = serde_json::json!([{"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "u", "controller": true}]);
+        assert_eq!(owner, want);
         assert_eq!(hash(&mirror), hash(&pod));
         let secret = text.replace(
             "spec: {",

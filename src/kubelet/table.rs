@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Node, Pod, PodStatus};
 use kube::{
     Api, ResourceExt,
     api::{DeleteParams, PostParams, Preconditions},
@@ -33,6 +33,7 @@ use super::{
 };
 use crate::informer::Key;
 
+const FIRST_RETRY: Duration = Duration::from_millis(50);
 const RETRY: Duration = Duration::from_secs(5);
 
 /// The pods for whoever looks them up.
@@ -185,7 +186,7 @@ impl Table {
     async fn take(&mut self, source: Source, change: Change) {
         match change {
             Change::Applied(pod) => self.applied(source, pod),
-            Change::Deleted(pod) if statics::is_mirror(&pod) => {
+            Change::Deleted(pod) if self.is_mirror(&pod) => {
                 self.mirrors.remove(&Key::of(&pod));
                 self.mirror(&Key::of(&pod));
             }
@@ -234,7 +235,7 @@ impl Table {
         if source == Source::Api {
             statics::disown(&mut pod);
         }
-        if source == Source::Api && statics::is_mirror(&pod) {
+        if source == Source::Api && self.is_mirror(&pod) {
             let key = Key::of(&pod);
             self.mirrors.insert(key.clone(), Arc::new(pod));
             return self.mirror(&key);
@@ -274,6 +275,13 @@ impl Table {
             wish,
         };
         self.entries.insert(uid, entry);
+    }
+
+    /// Whether the pod only stands for one that runs here. What this node runs itself does not become
+    /// a mirror by a word in its annotations: it would go on running, and nobody would know of it.
+    fn is_mirror(&self, pod: &Pod) -> bool {
+        let runs = |uid: String| self.entries.contains_key(&uid);
+        statics::is_mirror(pod) && !pod.uid().is_some_and(runs)
     }
 
     /// Whether this node takes a new pod. One that it has taken before is not refused any more.
@@ -359,7 +367,8 @@ impl Table {
             .map(|entry| entry.pod.clone());
         match (running, self.mirrors.get(key)) {
             (Some(pod), None) => {
-                self.tasks.spawn(create(api, statics::mirror(&pod)));
+                let node = self.context.config.node.clone();
+                self.tasks.spawn(create(api, node, pod));
             }
             (Some(pod), Some(mirror))
                 if statics::hash(mirror) == statics::hash(&pod)
@@ -436,18 +445,29 @@ async fn remove(context: Arc<Context>, uid: String) {
     }
 }
 
-async fn create(api: Api<Pod>, mirror: Pod) {
+/// Makes the mirror of a static pod. It belongs to the Node, which may be registered only now.
+async fn create(api: Api<Pod>, node: String, pod: Arc<Pod>) {
+    let nodes: Api<Node> = Api::all(api.clone().into_client());
+    let mut pause = FIRST_RETRY;
     loop {
-        match api.create(&PostParams::default(), &mirror).await {
-            Ok(_) => return,
-            // Refused for good, or there already: another try says nothing new.
-            Err(kube::Error::Api(status)) if (400..500).contains(&status.code) => {
-                tracing::warn!(pod = mirror.name_any(), %status, "no mirror pod");
-                return;
+        match nodes.get_opt(&node).await {
+            Ok(Some(node)) => {
+                let mirror = statics::mirror(&pod, &node);
+                match api.create(&PostParams::default(), &mirror).await {
+                    Ok(_) => return,
+                    // Refused for good, or there already: another try says nothing new.
+                    Err(kube::Error::Api(status)) if (400..500).contains(&status.code) => {
+                        tracing::warn!(pod = mirror.name_any(), %status, "no mirror pod");
+                        return;
+                    }
+                    Err(error) => tracing::debug!(%error, "no mirror pod yet"),
+                }
             }
+            Ok(None) => tracing::debug!(node, "no mirror pod before the node is registered"),
             Err(error) => tracing::debug!(%error, "no mirror pod yet"),
         }
-        tokio::time::sleep(RETRY).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY);
     }
 }
 

@@ -6,7 +6,9 @@
 mod late;
 mod lifecycle;
 mod limits;
+mod node_restriction;
 mod parts;
+mod pod_security;
 mod priority;
 mod quota;
 mod requester;
@@ -15,6 +17,7 @@ mod service;
 mod service_account;
 mod storage;
 mod tolerations;
+mod unapplied;
 mod webhook;
 #[cfg(test)]
 mod whole;
@@ -26,12 +29,18 @@ use serde_json::Value;
 use super::{objects::Lookup, registry::Resource, request::User, status::Status};
 
 pub use late::Late;
+pub use node_restriction::NodeRestriction;
+pub use pod_security::Exemptions;
 pub use priority::system_classes;
 pub use service::{ExternalIps, ServiceConfig};
 
 /// Every plugin in order. `objects` is set once the verbs exist, before the first request: they
 /// hold the chain, and some plugins write.
-pub fn chain(objects: Arc<Late>, config: ServiceConfig) -> Vec<Arc<dyn Plugin>> {
+pub fn chain(
+    objects: Arc<Late>,
+    config: ServiceConfig,
+    exemptions: Exemptions,
+) -> Vec<Arc<dyn Plugin>> {
     vec![
         Arc::new(lifecycle::NamespaceLifecycle),
         Arc::new(limits::LimitRanger),
@@ -45,6 +54,9 @@ pub fn chain(objects: Arc<Late>, config: ServiceConfig) -> Vec<Arc<dyn Plugin>> 
         Arc::new(requester::CertificateRequester),
         Arc::new(service::ExternalIpsCheck::new(&config)),
         Arc::new(webhook::Webhooks::default()),
+        // Sees what all before it have made of a pod.
+        Arc::new(pod_security::PodSecurity::new(exemptions)),
+        Arc::new(unapplied::UnappliedFields),
         // Last, so that nothing is taken for an object that another plugin refuses.
         Arc::new(service::Allocator::new(objects.clone(), config)),
         // Checks after all have validated: nothing but the commit is left to fail.

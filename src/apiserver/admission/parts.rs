@@ -9,7 +9,7 @@ use crate::apiserver::{
     registry::{
         Causes,
         kinds::{
-            core::pod_update::validate_ephemeral,
+            core::pod_update::{validate_annotations, validate_ephemeral},
             value::{at, default_to, items, keep, set, text},
         },
     },
@@ -52,6 +52,13 @@ impl Plugin for Parts {
                         request.name,
                         causes.0,
                     ));
+                }
+            }
+            ("pods", Some("status")) => {
+                let mut causes = Causes::default();
+                validate_annotations(object, old, &mut causes);
+                if !causes.0.is_empty() {
+                    return Err(Status::invalid("", "Pod", request.name, causes.0));
                 }
             }
             ("pods", Some("ephemeralcontainers")) => {

@@ -8,7 +8,10 @@ use serde_json::{Value, json};
 use super::{Late, Operation, Plugin, Request};
 use crate::apiserver::{
     objects::Lookup,
-    registry::kinds::value::{at, default_text, has, items, items_mut, object_mut, set, text},
+    registry::kinds::{
+        pods::references,
+        value::{at, default_text, has, items, items_mut, object_mut, set, text},
+    },
     request::User,
     status::{Reason, Status},
 };
@@ -81,11 +84,10 @@ impl Plugin for ServiceAccount {
         if !request.is(Operation::Create, "", "pods") {
             return Ok(());
         }
-        let mirror = "kubernetes.io/config.mirror";
-        if pod["metadata"]["annotations"].get(mirror).is_some() {
-            return match text(pod, "spec.serviceAccountName") {
-                "" => Ok(()),
-                _ => Err(request.forbidden("a mirror pod may not reference service accounts")),
+        if references::is_mirror(pod) {
+            return match refers_to(pod) {
+                Some(what) => Err(request.forbidden(&format!("a mirror pod may not {what}"))),
+                None => Ok(()),
             };
         }
         default_text(pod, "spec.serviceAccountName", DEFAULT);
@@ -105,6 +107,18 @@ impl Plugin for ServiceAccount {
         }
         Ok(())
     }
+}
+
+/// What a mirror pod cannot have: it stands for a pod that runs without the API.
+fn refers_to(pod: &Value) -> Option<&'static str> {
+    if !text(pod, "spec.serviceAccountName").is_empty() {
+        return Some("reference service accounts");
+    }
+    if references::secrets(pod).next().is_some() {
+        return Some("reference secrets");
+    }
+    let token = references::projections(pod).any(|source| has(source, "serviceAccountToken"));
+    token.then_some("use ServiceAccountToken volume projections")
 }
 
 /// Adds the token's volume and mounts it where nothing is mounted yet.

@@ -43,7 +43,10 @@ impl Server {
         let late = Arc::new(Late::default());
         let objects: Arc<dyn Objects> = handle.server.clone();
         late.set(&objects);
-        handle.start(chain(late, services)).await.unwrap();
+        handle
+            .start(chain(late, services, Exemptions::default()))
+            .await
+            .unwrap();
         Self {
             handle,
             user: User::internal("test", &["system:masters"]),

@@ -87,7 +87,7 @@ impl Index {
             Some(namespace) => format!("RoleBinding {:?}", format!("{name}/{namespace}")),
         };
         for subject in binding["subjects"].as_array().into_iter().flatten() {
-            let Some((subject, to)) = parse_subject(subject, namespace) else {
+            let Some((subject, to)) = parse_subject(subject) else {
                 continue;
             };
             self.grants.entry(subject).or_default().push(Grant {
@@ -142,14 +142,15 @@ impl Grant {
 }
 
 /// Whom a binding's subject means, and how to say it. A service account without a namespace is
-/// one of the binding's.
-fn parse_subject(subject: &Value, namespace: Option<&str>) -> Option<(Subject, String)> {
+/// nobody.
+fn parse_subject(subject: &Value) -> Option<(Subject, String)> {
     let name = subject["name"].as_str()?;
     match subject["kind"].as_str()? {
         "User" => Some((Subject::User(name.to_owned()), format!("User {name:?}"))),
         "Group" => Some((Subject::Group(name.to_owned()), format!("Group {name:?}"))),
         "ServiceAccount" => {
-            let place = subject["namespace"].as_str().or(namespace)?;
+            let place = subject["namespace"].as_str();
+            let place = place.filter(|place| !place.is_empty())?;
             let user = format!("system:serviceaccount:{place}:{name}");
             let to = format!("ServiceAccount {:?}", format!("{name}/{place}"));
             Some((Subject::User(user), to))

@@ -37,7 +37,7 @@ use super::{
 /// May do everything, whatever the roles say.
 pub const MASTERS: &str = "system:masters";
 const RBAC: &str = "rbac.authorization.k8s.io";
-const NODES: &str = "system:nodes";
+pub const NODES: &str = "system:nodes";
 
 /// What an authorizer says; `reason` may be empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,11 +97,13 @@ impl Authorizer {
             };
         }
         let mut reason = String::new();
-        if let Some(node) = node_name(user) {
-            match node::decide(node, attributes, &*self.lookup).await {
+        match node_identity(user) {
+            None => {}
+            Some("") => reason = format!("unknown node for user {:?}", user.name),
+            Some(node) => match node::decide(node, attributes, &*self.lookup).await {
                 Decision::NoOpinion { reason: why } => reason = why,
                 allowed @ Decision::Allow { .. } => return allowed,
-            }
+            },
         }
         match self.index().await.allows(user, attributes) {
             Some(grant) => Decision::Allow {
@@ -164,11 +166,11 @@ fn is_master(user: &User) -> bool {
     user.groups.iter().any(|group| group == MASTERS)
 }
 
-/// The node a user is, if it is one.
-fn node_name(user: &User) -> Option<&str> {
+/// The node a user is, if it is one; an empty name is that of no node, and may do nothing.
+pub fn node_identity(user: &User) -> Option<&str> {
     let name = user.name.strip_prefix("system:node:")?;
     let member = user.groups.iter().any(|group| group == NODES);
-    (member && !name.is_empty()).then_some(name)
+    member.then_some(name)
 }
 
 /// The 403 of a request that `decision` did not allow.

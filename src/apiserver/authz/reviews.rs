@@ -97,7 +97,7 @@ impl Special for SelfSubjectRulesReviews {
             .into_iter()
             .partition(|rule| !rule.non_resource_urls.is_empty());
         // What the node authorizer allows depends on pods and is no list of rules.
-        let incomplete = super::node_name(call.user).is_some();
+        let incomplete = super::node_identity(call.user).is_some();
         body["status"] = json!({
             "resourceRules": resources,
             "nonResourceRules": paths,

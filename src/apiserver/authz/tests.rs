@@ -3,6 +3,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::apiserver::{
     admission::{Operation, Plugin, Request, Round},
+    request::FieldTerm,
     special::{Call, Special},
     status::qualified,
     testing::{InMemory, row},
@@ -59,6 +60,16 @@ fn on(verb: &str, group: &str, resource: &str, namespace: &str, name: &str) -> A
         },
         fields: Vec::new(),
     }
+}
+
+/// The same, of objects whose field has that value.
+fn where_equal(mut attributes: Attributes, label: &str, value: &str) -> Attributes {
+    attributes.fields.push(FieldTerm {
+        label: label.to_owned(),
+        value: value.to_owned(),
+        equal: true,
+    });
+    attributes
 }
 
 fn path(verb: &str, path: &str) -> Attributes {
@@ -142,7 +153,7 @@ async fn default_roles() {
 #[tokio::test]
 async fn a_change_counts_at_once() {
     let (objects, authorizer) = cluster();
-    let account = json!({ "kind": "ServiceAccount", "name": "till" });
+    let account = json!({ "kind": "ServiceAccount", "namespace": "shop", "name": "till" });
     let user = User::internal("system:serviceaccount:shop:till", &[]);
     let attributes = on("get", "example.com", "widgets", "shop", "x");
     bind(&objects, "shop", ("ClusterRole", "view"), account);
@@ -161,6 +172,21 @@ async fn a_change_counts_at_once() {
     assert!(may(&authorizer, &user, &attributes).await);
     objects.remove("rolebindings.rbac.authorization.k8s.io", "shop", "test");
     assert!(!may(&authorizer, &user, &attributes).await);
+}
+
+#[tokio::test]
+async fn a_service_account_without_a_namespace_is_nobody() {
+    let (objects, authorizer) = cluster();
+    let account = json!({ "kind": "ServiceAccount", "name": "till" });
+    bind(&objects, "shop", ("ClusterRole", "view"), account);
+    let get = on("get", "", "pods", "shop", "web");
+    for name in [
+        "system:serviceaccount:shop:till",
+        "system:serviceaccount::till",
+    ] {
+        let user = User::internal(name, &[]);
+        assert!(!may(&authorizer, &user, &get).await, "{name}");
+    }
 }
 
 #[test]
@@ -207,11 +233,37 @@ async fn a_node_reaches_what_its_pods_use() {
                 "spec": {
                     "nodeName": node,
                     "serviceAccountName": name,
-                    "volumes": [{ "name": "v", "secret": { "secretName": secret } }],
+                    "volumes": [
+                        { "name": "v", "secret": { "secretName": secret } },
+                        { "name": "c", "persistentVolumeClaim": { "claimName":
+                            if node == "node-1" { "data" } else { "foreign" } } },
+                    ],
                 },
             }),
         );
     }
+    objects.put(
+        "pods",
+        json!({
+            "metadata": { "namespace": "shop", "name": "mirror",
+                "annotations": { "kubernetes.io/config.mirror": "x" } },
+            "spec": { "nodeName": "node-1", "imagePullSecrets": [{ "name": "mirrored" }] },
+        }),
+    );
+    for (name, claim, secret) in [("disk", "data", "key"), ("other", "foreign", "lock")] {
+        objects.put(
+            "persistentvolumes",
+            json!({
+                "metadata": { "name": name },
+                "spec": {
+                    "claimRef": { "namespace": "shop", "name": claim },
+                    "csi": { "nodeStageSecretRef": { "namespace": "storage", "name": secret } },
+                },
+            }),
+        );
+    }
+    let own_pods = |node| where_equal(on("watch", "", "pods", "", ""), "spec.nodeName", node);
+    let nameless = User::internal("system:node:", &[NODES]);
     let node = User::internal("system:node:node-1", &[NODES]);
     let impostor = User::internal("system:node:node-1", &[]);
     for (user, attributes, allowed) in [
@@ -232,11 +284,32 @@ async fn a_node_reaches_what_its_pods_use() {
             on("create", "", "serviceaccounts/token", "shop", "db"),
             false,
         ),
+        (&node, on("get", "", "secrets", "shop", "mirrored"), false),
+        // Which Node or pod is written is for admission to see.
         (&node, on("create", "", "nodes", "", ""), true),
-        (&node, on("patch", "", "nodes/status", "", "node-1"), true),
-        (&node, on("patch", "", "nodes/status", "", "node-2"), false),
-        (&node, on("patch", "", "pods/status", "shop", "web"), true),
-        (&node, on("patch", "", "pods/status", "shop", "db"), false),
+        (&node, on("patch", "", "nodes/status", "", "node-2"), true),
+        (&node, on("patch", "", "pods/status", "shop", "db"), true),
+        (&node, on("get", "", "nodes", "", "node-1"), true),
+        (&node, on("get", "", "nodes", "", "node-2"), false),
+        (&node, on("list", "", "nodes", "", ""), false),
+        (&node, on("delete", "", "nodes", "", "node-1"), false),
+        (&node, on("get", "", "pods", "shop", "web"), true),
+        (&node, on("get", "", "pods", "shop", "db"), false),
+        (&node, on("list", "", "pods", "", ""), false),
+        (&node, own_pods("node-1"), true),
+        (&node, own_pods("node-2"), false),
+        (&node, on("create", "", "pods/binding", "shop", "db"), false),
+        (&node, on("create", "", "pods/exec", "shop", "web"), false),
+        (&node, on("list", "", "persistentvolumes", "", ""), false),
+        (&node, on("get", "", "persistentvolumes", "", "disk"), true),
+        (
+            &node,
+            on("get", "", "persistentvolumes", "", "other"),
+            false,
+        ),
+        (&node, on("get", "", "secrets", "storage", "key"), true),
+        (&node, on("get", "", "secrets", "storage", "lock"), false),
+        (&nameless, on("get", "", "services", "", "x"), false),
         (
             &node,
             on(

@@ -356,8 +356,14 @@ mod tests {
             ("/apis/g.example/v1/namespaces/n", ""),
             ("/apis/g.example/v1/namespaces/n/status", ""),
             ("/apis/g.example/v1/tabs/a%20b", ""),
-            ("/apis/g.example/v1/tabs/a%3fwatch=1", "/apis/g.example/v1/tabs/a%3Fwatch=1"),
-            ("/apis/g.example/v1/tabs/t%2Fstatus/", "/apis/g.example/v1/tabs/t/status"),
+            (
+                "/apis/g.example/v1/tabs/a%3fwatch=1",
+                "/apis/g.example/v1/tabs/a%3Fwatch=1",
+            ),
+            (
+                "/apis/g.example/v1/tabs/t%2Fstatus/",
+                "/apis/g.example/v1/tabs/t/status",
+            ),
         ] {
             let place = parse(path, &Rows::default(), &Remotes::default());
             let Place::Unserved(names) = place else {

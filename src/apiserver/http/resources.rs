@@ -16,12 +16,13 @@ use super::{
     reply::{cut, in_pieces, offer, one, respond, warned, watch_offer},
 };
 use crate::apiserver::{
+    admission,
     cache::LARGE,
     encode::{self, Frames},
     negotiate::{ANSWERS, Format, OBJECTS},
     patch::PatchType,
     query::FieldValidation,
-    registry::Subresource,
+    registry::{Resource, Subresource},
     request::{Attributes, Target},
     selector::Selection,
     server::ApiServer,
@@ -204,7 +205,7 @@ impl Frontend {
         incoming: &Incoming,
         path: &ResourcePath,
     ) -> Result<Vec<String>, Status> {
-        let Some(options) = connect::options(path, &incoming.query) else {
+        let Some(mut options) = connect::options(path, &incoming.query) else {
             return Ok(Vec::new());
         };
         let writing = Writing {
@@ -218,7 +219,9 @@ impl Frontend {
             manager: String::new(),
             applies: false,
         };
-        self.server.admit_connection(&writing, options).await
+        self.server
+            .admit_special(&writing, admission::Operation::Connect, &mut options)
+            .await
     }
 
     fn allow(&self, path: &ResourcePath, verb: &str) -> Result<(), Status> {
@@ -349,6 +352,15 @@ impl Frontend {
             if let Some(ty) = proto::schema().get(&type_name) {
                 proto::prune(ty, &mut value);
             }
+            let warnings = match is_review(row) {
+                true => Vec::new(),
+                false => {
+                    let server = &self.server;
+                    let admitted =
+                        server.admit_special(writing, admission::Operation::Create, &mut value);
+                    admitted.await?
+                }
+            };
             let call = Call {
                 user: &writing.user,
                 resource: row,
@@ -364,7 +376,7 @@ impl Frontend {
                 _ => type_name,
             };
             let encoded = encode::plain(&answer, &answer_type, wanted.format)?;
-            return Ok(respond(incoming, 201, encoded, &[]));
+            return Ok(respond(incoming, 201, encoded, &warnings));
         }
         if subresource.is_some() || !writing.name.is_empty() || !row.verbs.contains(&"create") {
             return Err(not_allowed(&path_of(writing)));
@@ -626,6 +638,11 @@ fn named_manager(incoming: &Incoming) -> Result<(), Status> {
         "",
         vec![cause],
     ))
+}
+
+/// Questions about rights and identities change nothing, so there is nothing to admit.
+fn is_review(row: &Resource) -> bool {
+    matches!(row.group, "authentication.k8s.io" | "authorization.k8s.io")
 }
 
 fn path_of(writing: &Writing) -> ResourcePath {

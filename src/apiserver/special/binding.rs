@@ -7,7 +7,10 @@ use crate::apiserver::{
     objects::Named,
     registry::{
         Causes, Resource,
-        kinds::value::{items, object_mut, pairs, set, text},
+        kinds::{
+            core::pod_update,
+            value::{items, object_mut, pairs, set, text},
+        },
     },
     status::Status,
 };
@@ -65,6 +68,8 @@ fn check(body: &Value, name: &str) -> Result<(), Status> {
     if text(body, "target.name").is_empty() {
         causes.required("target.name", "");
     }
+    // The binding's annotations become the pod's.
+    pod_update::validate_annotations(body, &Value::Null, &mut causes);
     match causes.0.is_empty() {
         true => Ok(()),
         false => Err(Status::invalid("", "Binding", name, causes.0)),

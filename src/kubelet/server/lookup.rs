@@ -7,9 +7,6 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use super::{Server, answer::Answer};
 use crate::runtime::{Phase, PodState};
 
-/// A static pod's copy in the API says here by which UID the node knows it.
-const MIRROR: &str = "kubernetes.io/config.mirror";
-
 /// What a path names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Target {
@@ -37,24 +34,14 @@ impl Server {
             .pods
             .pod(&target.namespace, &target.pod)
             .ok_or_else(missing)?;
-        let uid = runtime_uid(&pod);
-        let own = pod.metadata.uid.as_deref();
-        let asked = target.uid.as_deref();
-        if asked.is_some() && asked != own && asked != Some(&uid) {
+        // Never by an annotation, which whoever may write pods chooses.
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        if target.uid.as_ref().is_some_and(|asked| *asked != uid) {
             return Err(missing());
         }
         let state = self.runtime.pod(&uid).await;
         Ok(Found { pod, uid, state })
     }
-}
-
-pub fn runtime_uid(pod: &Pod) -> String {
-    let annotations = pod.metadata.annotations.as_ref();
-    annotations
-        .and_then(|annotations| annotations.get(MIRROR))
-        .or(pod.metadata.uid.as_ref())
-        .cloned()
-        .unwrap_or_default()
 }
 
 impl Found {

@@ -99,6 +99,8 @@ impl Plugin for Quotas {
         if !matches!(request.operation, Operation::Create | Operation::Update)
             || request.namespace.is_empty()
             || request.resource.storage == "events"
+            // Bindings and the like are not kept.
+            || !request.resource.verbs.contains(&"get")
         {
             return Ok(());
         }

@@ -8,7 +8,11 @@ use crate::apiserver::registry::{
     Subresource::{Special, Status},
     kinds::{
         names,
-        pods::{defaults, qos, validate},
+        pods::{
+            defaults, qos,
+            references::{MIRROR, is_mirror},
+            validate,
+        },
         row::{self, field, read, read_flag, special},
         value::{default_text, items, number, set, text},
     },
@@ -109,6 +113,13 @@ fn prepare_create(pod: &mut Value) {
 
 fn validate_pod(pod: &Value, causes: &mut Causes) {
     names::object_name(pod, names::dns_subdomain, causes);
+    if is_mirror(pod) && text(pod, "spec.nodeName").is_empty() {
+        causes.invalid(
+            format!("metadata.annotations[{MIRROR}]"),
+            &pod["metadata"]["annotations"][MIRROR],
+            "must set spec.nodeName if mirror pod annotation is set",
+        );
+    }
     match pod.get("spec") {
         Some(spec) => validate::spec(spec, "spec", causes),
         None => causes.required("spec", ""),

@@ -4,12 +4,55 @@ use serde_json::{Value, json};
 
 use crate::apiserver::registry::{
     Causes,
-    kinds::value::{at, items, items_mut, keep, number, remove, set, text},
+    kinds::{
+        pods::references::MIRROR,
+        value::{at, items, items_mut, keep, members, number, pairs, remove, set, text},
+    },
 };
 
 const MUTABLE: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 
+/// Annotations that say how a pod is run, hence stay as they were when it was created.
+const FIXED: [(&str, &str); 2] = [
+    (
+        "container.apparmor.security.beta.kubernetes.io/",
+        "AppArmor annotations",
+    ),
+    (MIRROR, "mirror pod annotation"),
+];
+
+/// On every endpoint of a pod that takes annotations.
+pub fn validate_annotations(new: &Value, old: &Value, causes: &mut Causes) {
+    let fixed = |key: &str| {
+        let is_it = |(prefix, _): &&(&str, &str)| match prefix.ends_with('/') {
+            true => key.starts_with(prefix),
+            false => key == *prefix,
+        };
+        FIXED.iter().find(is_it).map(|(_, what)| *what)
+    };
+    let value = |pod: &Value, key: &str| {
+        let annotations = members(pod, "metadata.annotations");
+        annotations
+            .and_then(|annotations| annotations.get(key))
+            .cloned()
+    };
+    let path = |key: &str| format!("metadata.annotations[{key}]");
+    for (key, before) in pairs(old, "metadata.annotations") {
+        let Some(what) = fixed(key) else { continue };
+        if value(new, key).is_none_or(|now| now != before) {
+            causes.forbidden(path(key), &format!("may not remove or update {what}"));
+        }
+    }
+    for (key, _) in pairs(new, "metadata.annotations") {
+        let Some(what) = fixed(key) else { continue };
+        if value(old, key).is_none() {
+            causes.forbidden(path(key), &format!("may not add {what}"));
+        }
+    }
+}
+
 pub fn validate_update(new: &Value, old: &Value, causes: &mut Causes) {
+    validate_annotations(new, old, causes);
     let mut wanted = new.clone();
     for list in ["containers", "initContainers"] {
         if items(&new["spec"], list).len() != items(&old["spec"], list).len() {
@@ -128,6 +171,7 @@ fn tolerations(new: &Value, old: &Value, causes: &mut Causes) {
 
 /// The rules of `pods/ephemeralcontainers`: entries may only be added, and nothing else changes.
 pub fn validate_ephemeral(new: &Value, old: &Value, causes: &mut Causes) {
+    validate_annotations(new, old, causes);
     let (now, before) = (
         items(new, "spec.ephemeralContainers"),
         items(old, "spec.ephemeralContainers"),
@@ -203,6 +247,55 @@ mod tests {
                 want,
                 "{path} {value}"
             );
+        }
+    }
+
+    #[test]
+    fn annotations_of_the_node_stay() {
+        const APPARMOR: &str = "container.apparmor.security.beta.kubernetes.io/c";
+        let with = |key: &str, value: Option<&str>| match value {
+            Some(value) => json!({"metadata": {"annotations": {key: value}}}),
+            None => json!({"metadata": {}}),
+        };
+        for (key, before, now, want) in [
+            (MIRROR, None, None, None),
+            (MIRROR, Some("h"), Some("h"), None),
+            (
+                MIRROR,
+                None,
+                Some("h"),
+                Some("Forbidden: may not add mirror pod annotation"),
+            ),
+            (
+                MIRROR,
+                Some("h"),
+                Some("i"),
+                Some("Forbidden: may not remove or update mirror pod annotation"),
+            ),
+            (
+                MIRROR,
+                Some("h"),
+                None,
+                Some("Forbidden: may not remove or update mirror pod annotation"),
+            ),
+            (
+                APPARMOR,
+                None,
+                Some("x"),
+                Some("Forbidden: may not add AppArmor annotations"),
+            ),
+            ("example.com/x", None, Some("x"), None),
+        ] {
+            let mut causes = Causes::default();
+            validate_annotations(&with(key, now), &with(key, before), &mut causes);
+            let found: Vec<_> = causes
+                .0
+                .iter()
+                .map(|cause| (&*cause.field, &*cause.message))
+                .collect();
+            let path = format!("metadata.annotations[{key}]");
+            let want: Vec<_> = want.into_iter().map(|message| (&*path, message)).collect();
+            assert_eq!(found, want, "{before:?} -> {now:?}");
         }
     }
 

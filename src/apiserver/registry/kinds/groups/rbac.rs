@@ -182,11 +182,24 @@ fn validate_binding(binding: &Value, namespaced: bool, causes: &mut Causes) {
         if text(subject, "name").is_empty() {
             causes.required(format!("{path}.name"), "");
         }
+        let (name, group) = (text(subject, "name"), text(subject, "apiGroup"));
         match text(subject, "kind") {
-            "ServiceAccount" if text(subject, "namespace").is_empty() => {
-                causes.required(format!("{path}.namespace"), "")
+            "ServiceAccount" => {
+                if !name.is_empty() {
+                    let field = format!("{path}.name");
+                    names::report(names::dns_subdomain(name), name, &field, causes);
+                }
+                if !group.is_empty() {
+                    causes.unsupported(format!("{path}.apiGroup"), group, &[""]);
+                }
+                if !namespaced && text(subject, "namespace").is_empty() {
+                    causes.required(format!("{path}.namespace"), "");
+                }
             }
-            "ServiceAccount" | "User" | "Group" => {}
+            "User" | "Group" if group != GROUP => {
+                causes.unsupported(format!("{path}.apiGroup"), group, &[GROUP]);
+            }
+            "User" | "Group" => {}
             other => causes.unsupported(
                 format!("{path}.kind"),
                 other,
@@ -205,4 +218,60 @@ fn subjects(binding: &Value, kind: &str) -> String {
             _ => text(subject, "name").to_owned(),
         });
     names.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn subjects_of_bindings() {
+        for (subject, role_binding, cluster_role_binding) in [
+            (json!({"kind": "User", "name": "jane"}), None, None),
+            (
+                json!({"kind": "ServiceAccount", "name": "a", "namespace": "n"}),
+                None,
+                None,
+            ),
+            (
+                json!({"kind": "ServiceAccount", "name": "a"}),
+                None,
+                Some("subjects[0].namespace: Required value"),
+            ),
+            (
+                json!({"kind": "ServiceAccount", "name": "a", "namespace": "n", "apiGroup": GROUP}),
+                Some(
+                    "subjects[0].apiGroup: Unsupported value: \"rbac.authorization.k8s.io\": supported values: \"\"",
+                ),
+                Some(
+                    "subjects[0].apiGroup: Unsupported value: \"rbac.authorization.k8s.io\": supported values: \"\"",
+                ),
+            ),
+            (
+                json!({"kind": "Group", "name": "g", "apiGroup": "v1"}),
+                Some(
+                    "subjects[0].apiGroup: Unsupported value: \"v1\": supported values: \"rbac.authorization.k8s.io\"",
+                ),
+                Some(
+                    "subjects[0].apiGroup: Unsupported value: \"v1\": supported values: \"rbac.authorization.k8s.io\"",
+                ),
+            ),
+        ] {
+            for (namespaced, want) in [(true, role_binding), (false, cluster_role_binding)] {
+                let mut binding = json!({"metadata": {"name": "b"},
+                    "roleRef": {"kind": "ClusterRole", "name": "edit"}, "subjects": [subject]});
+                default(&mut binding);
+                let mut causes = Causes::default();
+                validate_binding(&binding, namespaced, &mut causes);
+                let found: Vec<String> = causes
+                    .0
+                    .iter()
+                    .map(|cause| format!("{}: {}", cause.field, cause.message))
+                    .collect();
+                assert_eq!(found, want.into_iter().collect::<Vec<_>>(), "{subject}");
+            }
+        }
+    }
 }

