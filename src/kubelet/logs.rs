@@ -14,7 +14,7 @@ use std::{
 use k8s_openapi::jiff::{Timestamp, fmt::strtime};
 use tokio_util::sync::CancellationToken;
 
-use crate::runtime::{Identity, Phase, Runtime};
+use crate::runtime::{Identity, Phase, Runtime, files};
 
 const CHECK_EVERY: Duration = Duration::from_secs(10);
 const MAX_BYTES: u64 = 10 << 20;
@@ -111,7 +111,7 @@ pub async fn remove_attempt(log: PathBuf) {
 pub async fn remove_pod(log_dir: &Path, identity: &Identity) {
     let folder = pod_folder(log_dir, identity);
     blocking(move || {
-        ignore_missing(fs::remove_dir_all(&folder))?;
+        files::remove_tree(&folder)?;
         unlink(&folder)
     })
     .await;
@@ -127,7 +127,7 @@ pub async fn remove_orphans(log_dir: &Path, live: Vec<String>) {
             let uid = name.rsplit('_').next().unwrap_or_default();
             let ours = entry.path().join(MARK).exists();
             if ours && !live.iter().any(|live| live == uid) {
-                fs::remove_dir_all(entry.path())?;
+                files::remove_tree(&entry.path())?;
                 unlink(&entry.path())?;
             }
         }

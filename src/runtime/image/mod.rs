@@ -15,6 +15,7 @@ mod platform;
 mod pull;
 mod records;
 mod reference;
+mod tarball;
 mod unpack;
 
 pub use reference::Name;
