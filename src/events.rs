@@ -5,7 +5,7 @@
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     time::{Duration, Instant},
 };
 
@@ -51,6 +51,7 @@ struct Told {
     level: Level,
     reason: Cow<'static, str>,
     message: String,
+    annotations: BTreeMap<String, String>,
 }
 
 /// Who tells.
@@ -101,11 +102,23 @@ impl Recorder {
         reason: impl Into<Cow<'static, str>>,
         message: impl Into<String>,
     ) {
+        self.record_annotated(about, level, reason, message, BTreeMap::new());
+    }
+
+    pub fn record_annotated(
+        &self,
+        about: ObjectReference,
+        level: Level,
+        reason: impl Into<Cow<'static, str>>,
+        message: impl Into<String>,
+        annotations: BTreeMap<String, String>,
+    ) {
         let told = Told {
             about,
             level,
             reason: reason.into(),
             message: message.into(),
+            annotations,
         };
         if let Err(dropped) = self.queue.try_send(told) {
             let reason = dropped.into_inner().reason;
@@ -219,6 +232,7 @@ fn event(source: &Source, told: Told, now: Timestamp) -> Event {
         metadata: ObjectMeta {
             name: Some(format!("{name}.{:x}", now.as_nanosecond())),
             namespace: Some(namespace(&told.about)),
+            annotations: (!told.annotations.is_empty()).then_some(told.annotations),
             ..ObjectMeta::default()
         },
         reason: Some(told.reason.into_owned()),

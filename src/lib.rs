@@ -11,6 +11,7 @@ pub mod events;
 pub mod informer;
 pub mod kubelet;
 pub mod listener;
+pub mod own_ports;
 pub mod pki;
 pub mod placement;
 pub mod proxy;

@@ -7,7 +7,7 @@ use std::{
 };
 
 /// What each part of `src` may use of the others. `cli` may use everything.
-const ALLOWED: [(&str, &[&str]); 14] = [
+const ALLOWED: [(&str, &[&str]); 15] = [
     ("addresses", &[]),
     ("apiserver", &["addresses", "listener", "store", "pki"]),
     ("controllers", &["events", "informer", "placement"]),
@@ -19,6 +19,7 @@ const ALLOWED: [(&str, &[&str]); 14] = [
         "kubelet",
         &[
             "addresses",
+            "own_ports",
             "runtime",
             "events",
             "listener",
@@ -27,20 +28,25 @@ const ALLOWED: [(&str, &[&str]); 14] = [
             "placement",
         ],
     ),
+    ("own_ports", &[]),
     ("pki", &[]),
     ("placement", &[]),
-    ("proxy", &["addresses", "informer"]),
+    (
+        "proxy",
+        &["addresses", "events", "informer", "listener", "own_ports"],
+    ),
     ("runtime", &["addresses"]),
     ("scheduler", &["events", "informer", "placement"]),
     ("store", &[]),
 ];
 
 /// Which of our crates each part may use.
-const CRATES: [(&str, &[&str]); 8] = [
+const CRATES: [(&str, &[&str]); 9] = [
     ("apiserver", &["proto"]),
     ("controllers", &["proto"]),
     ("kubelet", &["netns", "cgroups", "proto"]),
     ("runtime", &["netns", "cgroups"]),
+    ("own_ports", &["netns"]),
     ("placement", &["proto"]),
     ("proxy", &["netns"]),
     ("scheduler", &["proto"]),

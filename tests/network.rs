@@ -89,6 +89,7 @@ async fn scenario() -> TestResult {
         bridge: "vetch0".into(),
         table: "vetch".into(),
         cluster_cidr: "10.244.0.0/16".parse()?,
+        own_ports: vetch::own_ports::OwnPorts::default(),
     })
     .await?;
     network.attach("uid-0", pods[0].as_fd()).await?;
@@ -113,6 +114,8 @@ async fn scenario() -> TestResult {
         cluster_cidr: "10.244.0.0/16".parse()?,
         service_route: Some(("10.96.0.0/12".parse()?, "vetch0".into())),
         mark: proxy::DEFAULT_MARK,
+        addresses: Vec::new(),
+        own_ports: vetch::own_ports::OwnPorts::default(),
     };
     let proxy = tokio::spawn(proxy::run(
         informers.clone(),

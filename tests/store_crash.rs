@@ -11,7 +11,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use vetch::store::{Durability, Expect, Op, Range, Revision, Store, Write, embedded::Embedded};
+use vetch::store::{
+    Durability, Expect, Op, Range, Revision, Space, Store, Write, embedded::Embedded,
+};
 
 /// Set in the child: the folder to write in.
 const FOLDER: &str = "STORE_CRASH_FOLDER";
@@ -179,6 +181,7 @@ async fn count_up(store: Arc<Embedded>, writer: usize) {
                 ttl: None,
             },
             durability,
+            space: Space::Ordinary,
         };
         let revision = store.commit(write).await.expect("written").revision;
         let mut out = std::io::stdout().lock();

@@ -131,6 +131,8 @@ impl Lab {
         let ports = ServiceConfig {
             cidrs: vec![services],
             node_ports: 30000..=32767,
+            reserved_ports: Vec::new(),
+            external_ips: vetch::apiserver::admission::ExternalIps::default(),
         };
         handle.start(admission::chain(late, ports)).await.unwrap();
         let stop = CancellationToken::new();

@@ -403,7 +403,7 @@ fn signal_kill(pid: i32, group: &Path) -> Result<(), Error> {
 }
 
 /// Value of `name` in lines of `name value`; 0 where this kernel has no such line.
-fn field(text: &str, name: &str) -> u64 {
+pub(crate) fn field(text: &str, name: &str) -> u64 {
     text.lines()
         .filter_map(|line| line.split_once(' '))
         .find(|(key, _)| *key == name)

@@ -15,11 +15,13 @@ mod freezer;
 pub mod group;
 pub mod layout;
 pub mod limits;
+mod root;
 mod wait;
 
 pub use group::{Group, Stats};
 pub use layout::{Hierarchy, Layout};
 pub use limits::{Current, Limits, Write, plan};
+pub use root::MachineMemory;
 
 use std::{io, path::PathBuf, time::Duration};
 

@@ -14,7 +14,7 @@ use netns::{
         BaseChain, Batch, ChainKind, Element, Family, Hook, Policy, Reg, Reject, Rule, Set,
         SetKind, Socket, Table, Type, Value, Verdict,
     },
-    route::{self, Change, Prefix, Veth},
+    route::{self, Change, Port, Prefix, Veth},
 };
 
 type TestResult<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
@@ -52,7 +52,10 @@ fn a_wired_namespace_reaches_its_gateway() -> TestResult {
             mtu: 1400,
             master: Some(bridge.index),
         };
-        socket.apply(vec![Change::add_veth(&veth), Change::set_hairpin("v1")])?;
+        socket.apply(vec![
+            Change::add_veth(&veth),
+            Change::set_port("v1", Port::Learning),
+        ])?;
         assert_eq!(socket.link("v1")?.master, Some(bridge.index));
         let detail = output("ip", &["-d", "link", "show", "v1"])?;
         assert!(detail.contains("hairpin on"), "{detail}");

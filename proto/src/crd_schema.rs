@@ -10,6 +10,7 @@ use super::{
     decode::message as decode_message,
     encode::message as encode_message,
     schema,
+    weigh::Budget,
     wire::{Reader, Value, put_bytes, put_number},
 };
 
@@ -20,7 +21,12 @@ pub(crate) fn props() -> Option<&'static Type> {
 
 const NO_TYPE: Error = Error::Wire("the table has no schema type");
 
-pub(crate) fn decode(shape: &Shape, bytes: &[u8], depth: usize) -> Result<Json, Error> {
+pub(crate) fn decode(
+    shape: &Shape,
+    bytes: &[u8],
+    depth: usize,
+    budget: &mut Budget,
+) -> Result<Json, Error> {
     let props = props().ok_or(NO_TYPE)?;
     let mut one = None;
     let mut many = Vec::new();
@@ -31,12 +37,23 @@ pub(crate) fn decode(shape: &Shape, bytes: &[u8], depth: usize) -> Result<Json, 
             (Shape::SchemaOrBool, 1, Value::Varint(bit)) => allows = bit != 0,
             (Shape::SchemaOrBool, 2, Value::Bytes(bytes))
             | (Shape::SchemaOrArray | Shape::SchemaOrStrings, 1, Value::Bytes(bytes)) => {
-                one = Some(Json::Object(decode_message(props, bytes, depth + 1)?));
+                one = Some(Json::Object(decode_message(
+                    props,
+                    bytes,
+                    depth + 1,
+                    budget,
+                )?));
             }
             (Shape::SchemaOrArray, 2, Value::Bytes(bytes)) => {
-                many.push(Json::Object(decode_message(props, bytes, depth + 1)?));
+                many.push(Json::Object(decode_message(
+                    props,
+                    bytes,
+                    depth + 1,
+                    budget,
+                )?));
             }
             (Shape::SchemaOrStrings, 2, Value::Bytes(bytes)) => {
+                budget.spend_value(bytes.len())?;
                 many.push(Json::String(String::from_utf8_lossy(bytes).into_owned()));
             }
             _ => {}

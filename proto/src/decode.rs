@@ -7,17 +7,25 @@ use super::{
     Error, Field, Shape, Type, crd_schema,
     fill::{drop_empty, fill_object},
     normalize::{micro_time, time},
+    weigh::{Budget, NODE, json_weight},
     wire::{MAX_DEPTH, Reader, Value},
 };
 
 pub fn decode(ty: &Type, bytes: &[u8]) -> Result<Json, Error> {
-    Ok(Json::Object(message(ty, bytes, 0)?))
+    Ok(Json::Object(message(ty, bytes, 0, &mut Budget::new())?))
 }
 
-pub(crate) fn message(ty: &Type, bytes: &[u8], depth: usize) -> Result<Map<String, Json>, Error> {
+pub(crate) fn message(
+    ty: &Type,
+    bytes: &[u8],
+    depth: usize,
+    budget: &mut Budget,
+) -> Result<Map<String, Json>, Error> {
     if depth > MAX_DEPTH {
         return Err(Error::Wire("nested too deep"));
     }
+    // Two nodes: what Go always prints is filled in below.
+    budget.spend(2 * NODE)?;
     let mut object = Map::new();
     let mut reader = Reader::new(bytes);
     while let Some((number, value)) = reader.next()? {
@@ -29,10 +37,10 @@ pub(crate) fn message(ty: &Type, bytes: &[u8], depth: usize) -> Result<Map<Strin
                 .shape
                 .message()
                 .ok_or_else(|| bad(field, "an inlined scalar"))?;
-            object.extend(message(inner, bytes_of(field, value)?, depth + 1)?);
+            object.extend(message(inner, bytes_of(field, value)?, depth + 1, budget)?);
             continue;
         }
-        put(&mut object, field, value, depth)?;
+        put(&mut object, field, value, depth, budget)?;
     }
     drop_empty(ty, &mut object);
     fill_object(ty, &mut object);
@@ -44,23 +52,24 @@ fn put(
     field: &Field,
     value: Value<'_>,
     depth: usize,
+    budget: &mut Budget,
 ) -> Result<(), Error> {
     match field.shape {
         Shape::List(element) => {
             let list = object.entry(field.name).or_insert_with(|| json!([]));
             if let Json::Array(list) = list {
-                packed(field, element, value, depth, list)?;
+                packed(field, element, value, depth, list, budget)?;
             }
         }
         Shape::Map(element) => {
-            let (key, value) = entry(field, element, bytes_of(field, value)?, depth)?;
+            let (key, value) = entry(field, element, bytes_of(field, value)?, depth, budget)?;
             let map = object.entry(field.name).or_insert_with(|| json!({}));
             if let Json::Object(map) = map {
                 map.insert(key, value);
             }
         }
         ref shape => {
-            let value = scalar(field, shape, value, depth)?;
+            let value = scalar(field, shape, value, depth, budget)?;
             if is_zero(&value) && field.omit_empty && !field.pointer {
                 object.remove(field.name);
             } else if !value.is_null() {
@@ -78,6 +87,7 @@ fn packed(
     value: Value<'_>,
     depth: usize,
     list: &mut Vec<Json>,
+    budget: &mut Budget,
 ) -> Result<(), Error> {
     if let (Shape::Bool | Shape::Int32 | Shape::Int64, Value::Bytes(bytes)) = (element, value) {
         let mut prefixed = Vec::with_capacity(bytes.len() + 1);
@@ -87,13 +97,13 @@ fn packed(
             prefixed.push(1 << 3);
             prefixed.extend(rest.get(..=end).unwrap_or_default());
             if let Some((_, value)) = Reader::new(&prefixed).next()? {
-                list.push(scalar(field, element, value, depth)?);
+                list.push(scalar(field, element, value, depth, budget)?);
             }
             rest = rest.get(end + 1..).unwrap_or_default();
         }
         return Ok(());
     }
-    list.push(scalar(field, element, value, depth)?);
+    list.push(scalar(field, element, value, depth, budget)?);
     Ok(())
 }
 
@@ -102,24 +112,37 @@ fn entry(
     element: &Shape,
     bytes: &[u8],
     depth: usize,
+    budget: &mut Budget,
 ) -> Result<(String, Json), Error> {
     let (mut key, mut found) = (String::new(), None);
     let mut reader = Reader::new(bytes);
     while let Some((number, value)) = reader.next()? {
         match number {
             1 => key = text(field, value)?,
-            2 => found = Some(scalar(field, element, value, depth)?),
+            2 => found = Some(scalar(field, element, value, depth, budget)?),
             _ => {}
         }
     }
     let value = match found {
         Some(value) => value,
-        None => scalar(field, element, Value::Bytes(&[]), depth)?,
+        None => scalar(field, element, Value::Bytes(&[]), depth, budget)?,
     };
     Ok((key, value))
 }
 
-fn scalar(field: &Field, shape: &Shape, value: Value<'_>, depth: usize) -> Result<Json, Error> {
+fn scalar(
+    field: &Field,
+    shape: &Shape,
+    value: Value<'_>,
+    depth: usize,
+    budget: &mut Budget,
+) -> Result<Json, Error> {
+    budget.spend_value(match value {
+        // What lies deeper is counted there.
+        Value::Bytes(_) if shape.is_message_on_the_wire() => 0,
+        Value::Bytes(bytes) => bytes.len(),
+        _ => 0,
+    })?;
     Ok(match shape {
         Shape::String | Shape::Enum(_) => json!(text(field, value)?),
         Shape::Bool => json!(number(field, value)? != 0),
@@ -154,17 +177,18 @@ fn scalar(field: &Field, shape: &Shape, value: Value<'_>, depth: usize) -> Resul
             if raw.is_empty() {
                 return Ok(Json::Null);
             }
+            budget.spend(json_weight(raw))?;
             serde_json::from_slice(raw).map_err(|_| bad(field, "bytes that are not JSON"))?
         }
         Shape::SchemaOrArray | Shape::SchemaOrBool | Shape::SchemaOrStrings => {
-            crd_schema::decode(shape, bytes_of(field, value)?, depth)?
+            crd_schema::decode(shape, bytes_of(field, value)?, depth, budget)?
         }
         Shape::NamedList(element) => {
             let mut list = Vec::new();
             let mut reader = Reader::new(bytes_of(field, value)?);
             while let Some((number, value)) = reader.next()? {
                 if number == 1 {
-                    list.push(scalar(field, element, value, depth + 1)?);
+                    list.push(scalar(field, element, value, depth + 1, budget)?);
                 }
             }
             Json::Array(list)
@@ -173,7 +197,7 @@ fn scalar(field: &Field, shape: &Shape, value: Value<'_>, depth: usize) -> Resul
             let inner = shape
                 .message()
                 .ok_or_else(|| bad(field, "an unknown type"))?;
-            Json::Object(message(inner, bytes_of(field, value)?, depth + 1)?)
+            Json::Object(message(inner, bytes_of(field, value)?, depth + 1, budget)?)
         }
         Shape::List(_) | Shape::Map(_) => return Err(bad(field, "a list of lists")),
     })

@@ -5,7 +5,7 @@
 //! Always true: the table is static, so a program that uses it parses nothing at start.
 //!
 //! Start at [`schema`]; `wire.rs`, `decode.rs` and `encode.rs` are protobuf, `prune.rs` takes
-//! unknown fields away, `strategic.rs` merges, `quantity.rs` is the arithmetic of `500m` and `2Gi`.
+//! unknown fields away, `strategic.rs` merges, `weigh.rs` says what a document costs in memory, `quantity.rs` is the arithmetic of `500m` and `2Gi`.
 
 mod check;
 mod crd_schema;
@@ -19,6 +19,7 @@ mod parse;
 mod prune;
 pub mod quantity;
 mod strategic;
+mod weigh;
 mod wire;
 pub use wire::put_bytes;
 
@@ -34,6 +35,7 @@ pub use normalize::normalize;
 pub use parse::parse_json;
 pub use prune::prune;
 pub use strategic::strategic_merge;
+pub use weigh::{MAX_WEIGHT, count_items, json_size, json_weight, weight};
 
 /// One declared type.
 #[derive(Debug)]
@@ -147,6 +149,18 @@ impl Shape {
         }
     }
 
+    /// Whether its bytes hold messages of the table.
+    fn is_message_on_the_wire(&self) -> bool {
+        matches!(
+            self,
+            Self::Message(_)
+                | Self::NamedList(_)
+                | Self::SchemaOrArray
+                | Self::SchemaOrBool
+                | Self::SchemaOrStrings
+        )
+    }
+
     /// The values of an enumeration; empty for other shapes.
     pub fn values(&self) -> &'static [&'static str] {
         match self {
@@ -229,6 +243,9 @@ pub enum Error {
     Patch { fault: PatchFault, reason: String },
     #[error("{0}")]
     Json(String),
+    /// Small on the wire, but not in memory.
+    #[error("it would take more than {MAX_WEIGHT} bytes of memory")]
+    TooHeavy,
 }
 
 /// Whose fault a refused strategic merge patch is.

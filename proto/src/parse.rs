@@ -5,7 +5,11 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use super::{Error, prune::shortened};
+use super::{
+    Error,
+    prune::shortened,
+    weigh::{MAX_WEIGHT, json_weight},
+};
 
 /// Largest JSON text read: the API's limit on request bodies.
 pub const MAX_BYTES: usize = 3 * 1024 * 1024;
@@ -14,10 +18,14 @@ pub const MAX_BYTES: usize = 3 * 1024 * 1024;
 const MAX_NAMED: usize = 100;
 
 /// Reads JSON. Of members given twice the last one counts, as in Go; their paths come back as
-/// `spec.containers[0].image`. Nesting is bounded by serde_json (128 levels), size by 3 MiB.
+/// `spec.containers[0].image`. Nesting is bounded by serde_json (128 levels), size by 3 MiB,
+/// memory by [`MAX_WEIGHT`].
 pub fn parse_json(bytes: &[u8]) -> Result<(Value, Vec<String>), Error> {
     if bytes.len() > MAX_BYTES {
         return Err(Error::Json(format!("more than {MAX_BYTES} bytes")));
+    }
+    if json_weight(bytes) > MAX_WEIGHT {
+        return Err(Error::TooHeavy);
     }
     let mut notes = Notes::default();
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
@@ -85,7 +93,8 @@ impl<'de> Visitor<'de> for Node<'_> {
         let mut list = Vec::new();
         let length = self.0.path.len();
         loop {
-            self.0.path.push_str(&format!("[{}]", list.len()));
+            // Writing to a String cannot fail.
+            let _ = fmt::Write::write_fmt(&mut self.0.path, format_args!("[{}]", list.len()));
             let item = items.next_element_seed(Node(self.0))?;
             self.0.path.truncate(length);
             match item {
@@ -138,6 +147,8 @@ mod tests {
             parse_json(&vec![b' '; MAX_BYTES + 1]),
             Err(Error::Json(_))
         ));
+        let heavy = format!("[{}]", vec![r#"{"a":1}"#; 300_000].join(","));
+        assert_eq!(parse_json(heavy.as_bytes()), Err(Error::TooHeavy));
         for bad in ["", "{", "{} x", "{\"a\":}", "nul"] {
             assert!(parse_json(bad.as_bytes()).is_err(), "{bad}");
         }

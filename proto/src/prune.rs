@@ -1,5 +1,7 @@
 //! Removal of what the schema does not know.
 
+use std::fmt::Write;
+
 use serde_json::{Map, Value, json};
 
 use super::{Shape, Type};
@@ -71,7 +73,8 @@ impl Pruner {
                 for (index, item) in list.iter_mut().enumerate() {
                     no_null(element, item);
                     let length = self.path.len();
-                    self.path.push_str(&format!("[{index}]"));
+                    // Writing to a String cannot fail.
+                    let _ = write!(self.path, "[{index}]");
                     self.shape(element, item);
                     self.path.truncate(length);
                 }
@@ -87,7 +90,8 @@ impl Pruner {
             (Shape::SchemaOrArray, Value::Array(list)) => {
                 for (index, item) in list.iter_mut().enumerate() {
                     let length = self.path.len();
-                    self.path.push_str(&format!("[{index}]"));
+                    // Writing to a String cannot fail.
+                    let _ = write!(self.path, "[{index}]");
                     self.crd_schema(item);
                     self.path.truncate(length);
                 }

@@ -2,10 +2,15 @@
 //!
 //! Source: apimachinery, pkg/util/strategicpatch, with parallel lists merged and unmatched nulls
 //! ignored, as the API server applies patches.
+//!
+//! Always true: the work grows with the sizes of object and patch, never with their product. What
+//! elements are told apart by is looked up as text.
+
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
-use super::{Error, Field, PatchFault, Shape, Type, wire::MAX_DEPTH};
+use super::{Error, Field, PatchFault, Shape, Type, prune::shortened, wire::MAX_DEPTH};
 
 mod order;
 
@@ -144,17 +149,17 @@ fn retain_keys(original: &mut Object, patch: &mut Object) -> Result<(), Error> {
     };
     let bad = || format_error("invalid patch format of retainKeys");
     let listed = listed.as_array().ok_or_else(bad)?;
-    let keep: Vec<&str> = listed.iter().filter_map(Value::as_str).collect();
+    let keep: HashSet<&str> = listed.iter().filter_map(Value::as_str).collect();
     let stray = patch.iter().any(|(name, value)| {
         !value.is_null()
             && !name.starts_with(DELETE_FROM)
             && !name.starts_with(SET_ORDER)
-            && !keep.contains(&name.as_str())
+            && !keep.contains(name.as_str())
     });
     if stray {
         return Err(bad());
     }
-    original.retain(|name, _| keep.contains(&name.as_str()));
+    original.retain(|name, _| keep.contains(name.as_str()));
     Ok(())
 }
 
@@ -163,7 +168,8 @@ fn delete_scalars(original: &mut Object, name: &str, listed: &Value) -> Result<(
         .as_array()
         .ok_or_else(|| format_error("invalid patch format of primitive list"))?;
     if let Some(Value::Array(list)) = original.get_mut(name) {
-        list.retain(|item| !listed.contains(item));
+        let listed: HashSet<String> = listed.iter().map(lookup).collect();
+        list.retain(|item| !listed.contains(&lookup(item)));
     }
     Ok(())
 }
@@ -193,6 +199,12 @@ fn merge_list(
     let (mut merged, patch) = special_elements(original, patch, meta.key)?;
     let server_order = merged.clone();
     let order = patch.clone();
+    let mut places = HashMap::new();
+    for (at, old) in merged.iter().enumerate() {
+        if let Some(value) = old.get(meta.key) {
+            places.entry(lookup(value)).or_insert(at);
+        }
+    }
     for item in patch {
         let Value::Object(item) = item else {
             return Err(content_error("lists of lists are not supported"));
@@ -200,8 +212,9 @@ fn merge_list(
         let key = item
             .get(meta.key)
             .ok_or_else(|| no_merge_key(&item, meta.key))?;
-        let found = merged.iter_mut().find(|old| old.get(meta.key) == Some(key));
-        match found {
+        let (key, end) = (lookup(key), merged.len());
+        let place = *places.entry(key).or_insert(end);
+        match merged.get_mut(place) {
             Some(slot) => {
                 let Value::Object(old) = slot.take() else {
                     return Err(content_error(format!(
@@ -220,7 +233,8 @@ fn merge_list(
 fn no_merge_key(item: &Object, key: &str) -> Error {
     let item = serde_json::to_string(item).unwrap_or_default();
     content_error(format!(
-        "map: {item} does not contain declared merge key: {key}"
+        "map: {} does not contain declared merge key: {key}",
+        shortened(&item)
     ))
 }
 
@@ -240,12 +254,18 @@ fn same_kind(original: &[Value], patch: &[Value]) -> Result<bool, Error> {
 }
 
 fn union(mut all: Vec<Value>, more: Vec<Value>) -> Vec<Value> {
+    let mut known: HashSet<String> = all.iter().map(lookup).collect();
     for item in more {
-        if !all.contains(&item) {
+        if known.insert(lookup(&item)) {
             all.push(item);
         }
     }
     all
+}
+
+/// A value in a form that can be looked up: equal values, and no others, have the same.
+fn lookup(value: &Value) -> String {
+    value.to_string()
 }
 
 /// Carries out `$patch: delete` and `$patch: replace` elements; returns what is left of both.
@@ -256,6 +276,7 @@ fn special_elements(
 ) -> Result<(Vec<Value>, Vec<Value>), Error> {
     let mut plain = Vec::with_capacity(patch.len());
     let mut replace = false;
+    let mut deleted = HashSet::new();
     for item in patch {
         let Value::Object(object) = &item else {
             return Err(content_error("list element types are not identical"));
@@ -267,7 +288,7 @@ fn special_elements(
         match directive.as_str() {
             Some("delete") => {
                 let value = object.get(key).ok_or_else(|| no_merge_key(object, key))?;
-                original.retain(|old| old.get(key) != Some(value));
+                deleted.insert(lookup(value));
             }
             Some("replace") => replace = true,
             Some("merge") => {
@@ -280,6 +301,9 @@ fn special_elements(
     }
     if replace {
         original.clear();
+    } else if !deleted.is_empty() {
+        let named = |old: &Value| old.get(key).map(lookup);
+        original.retain(|old| named(old).is_none_or(|value| !deleted.contains(&value)));
     }
     Ok((original, plain))
 }

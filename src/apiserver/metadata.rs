@@ -156,7 +156,7 @@ pub fn validate(row: &Resource, object: &Value, causes: &mut Causes) {
     } else if let Some(problem) = name_problem(row, name) {
         causes.invalid("metadata.name", name, &problem);
     }
-    let metadata = object.get("metadata").cloned().unwrap_or_default();
+    let metadata = object.get("metadata").unwrap_or(&Value::Null);
     for (key, value) in metadata
         .get("labels")
         .and_then(Value::as_object)
@@ -187,7 +187,7 @@ pub fn validate(row: &Resource, object: &Value, causes: &mut Causes) {
             message,
         );
     }
-    validate_owners(&metadata, causes);
+    validate_owners(metadata, causes);
 }
 
 fn validate_owners(metadata: &Value, causes: &mut Causes) {

@@ -34,12 +34,21 @@ struct FieldRequirement {
     equal: bool,
 }
 
+/// Requirements of one selector, with their values: each is held against each object.
+const MAX_REQUIREMENTS: usize = 1000;
+
 impl Selector {
     pub fn parse(row: &Resource, labels: &str, fields: &str) -> Result<Self, Status> {
         let labels = parse_labels(labels).map_err(|reason| {
             Status::bad_request(format!("unable to parse requirement: {reason}"))
         })?;
         let fields = parse_fields(fields).map_err(Status::bad_request)?;
+        let count = fields.len() + labels.iter().map(Requirement::size).sum::<usize>();
+        if count > MAX_REQUIREMENTS {
+            return Err(Status::bad_request(format!(
+                "unable to parse requirement: {count} requirements and values, at most {MAX_REQUIREMENTS} are allowed"
+            )));
+        }
         for requirement in &fields {
             let known = requirement.label == "metadata.name"
                 || (requirement.label == "metadata.namespace"
@@ -130,6 +139,13 @@ fn field_value(row: &Resource, value: &Value, label: &str) -> String {
 }
 
 impl Requirement {
+    fn size(&self) -> usize {
+        match &self.test {
+            Test::In(values) | Test::NotIn(values) => 1 + values.len(),
+            _ => 1,
+        }
+    }
+
     fn holds(&self, value: Option<&str>) -> bool {
         let number = || value.and_then(|value| value.parse::<i64>().ok());
         match &self.test {

@@ -107,6 +107,7 @@ impl Handle {
             documents: Documents::new(address(config.advertise, config.port)),
             proxy: Proxy::new(pki::client_config(pki.ca_pem(), Some(&identity))?),
             counters: http::Counters::default(),
+            limits: http::Inflight::default(),
         };
         Ok(Self {
             server,

@@ -7,6 +7,7 @@ use serde::Serialize;
 #[error("{message}")]
 pub struct Status {
     pub code: u16,
+    #[serde(skip_serializing_if = "Reason::is_unknown")]
     pub reason: Reason,
     pub message: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -35,9 +36,16 @@ pub enum Reason {
     InternalError,
     ServiceUnavailable,
     Timeout,
+    /// 500 without a reason, as an error of the store comes out.
+    #[serde(rename = "")]
+    Unknown,
 }
 
 impl Reason {
+    fn is_unknown(&self) -> bool {
+        *self == Self::Unknown
+    }
+
     /// The reason of this name; else the one that goes best with the code.
     pub fn of(name: &str, code: u16) -> Self {
         const ALL: [Reason; 16] = [
@@ -81,7 +89,7 @@ impl Reason {
             Self::UnsupportedMediaType => 415,
             Self::Invalid => 422,
             Self::TooManyRequests => 429,
-            Self::InternalError => 500,
+            Self::InternalError | Self::Unknown => 500,
             Self::ServiceUnavailable => 503,
             Self::Timeout => 504,
         }
@@ -155,6 +163,32 @@ impl Status {
             Reason::InternalError,
             format!("Internal error occurred: {message}"),
         )
+    }
+
+    /// A body that is too large, in the words of the original.
+    pub fn too_large(limit: usize) -> Self {
+        let message = format!("Request entity too large: limit is {limit}");
+        Self::new(Reason::RequestEntityTooLarge, message)
+    }
+
+    /// A body that is small on the wire and huge in memory.
+    pub fn too_heavy() -> Self {
+        let message = format!(
+            "Request entity too large: decoded it would take more than {} bytes of memory",
+            proto::MAX_WEIGHT
+        );
+        Self::new(Reason::RequestEntityTooLarge, message)
+    }
+
+    /// An object that the store does not take, in the words of etcd.
+    pub fn not_stored() -> Self {
+        Self::new(Reason::Unknown, "etcdserver: request is too large")
+    }
+
+    /// 504 after the time that every request has.
+    pub fn timed_out() -> Self {
+        let message = "Timeout: request did not complete within the allotted timeout";
+        Self::new(Reason::Timeout, message)
     }
 
     /// `pods "x" not found`, with the group appended to the resource where there is one.

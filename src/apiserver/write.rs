@@ -1,6 +1,6 @@
 //! The path of every write: decoded, pruned, defaulted, admitted, validated, committed.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ use super::{
     server::ApiServer,
     status::{Reason, Status},
 };
-use crate::store::{self, Durability, Expect, Op, Write};
+use crate::store::{self, Durability, Expect, Op, Space, Write};
 
 /// Who writes what, and how careful they want it.
 #[derive(Clone, Debug)]
@@ -97,6 +97,7 @@ fn type_of(row: &Resource) -> Result<&'static proto::Type, Status> {
 /// Makes an object fit its schema: what is of a wrong type is an error, what is unknown is taken
 /// away and told.
 pub fn fit(row: &Resource, object: &mut Value) -> Result<Vec<String>, Status> {
+    bounded(row, object)?;
     let (ty, mut unknown) = match row.custom {
         // Of a custom resource only the metadata has a type; the schema knows the rest.
         Some(custom) => (None, schema::prune(&custom.schema, object)),
@@ -132,6 +133,29 @@ pub fn fit(row: &Resource, object: &mut Value) -> Result<Vec<String>, Status> {
         }
     }
     Ok(unknown)
+}
+
+/// Items of all lists of one object. Each gets defaults of its own, so that ever so many small ones
+/// would become a huge object.
+const MAX_ITEMS: usize = 20_000;
+
+/// What could never be stored is refused before anything is made of it.
+fn bounded(row: &Resource, object: &Value) -> Result<(), Status> {
+    if proto::weight(object) > proto::MAX_WEIGHT {
+        return Err(Status::too_heavy());
+    }
+    // The defaults of a custom resource are counted when they are made.
+    let count = match row.custom {
+        Some(_) => 0,
+        None => proto::count_items(object),
+    };
+    if count <= MAX_ITEMS {
+        return Ok(());
+    }
+    let mut causes = Causes::default();
+    causes.too_many("", count, MAX_ITEMS);
+    let name = metadata::text(object, "name");
+    Err(Status::invalid(row.group, row.kind, name, causes.0))
 }
 
 /// The body must be of the endpoint's kind; what it leaves out is filled in.
@@ -179,7 +203,7 @@ impl ApiServer {
             metadata::of(&mut object).insert("managedFields".to_owned(), owners);
         }
         row.prepare_create(&mut object);
-        row.default_values(&mut object);
+        row.default_values(&mut object)?;
         let name = metadata::text(&object, "name").to_owned();
         self.admit(
             writing,
@@ -190,7 +214,7 @@ impl ApiServer {
             &mut warnings,
         )
         .await?;
-        row.default_values(&mut object);
+        row.default_values(&mut object)?;
         let checked = async {
             let mut causes = Causes::default();
             metadata::validate(row, &object, &mut causes);
@@ -209,7 +233,7 @@ impl ApiServer {
         let committed = match checked.await {
             Ok(()) if writing.dry_run => Ok(0),
             Ok(()) => {
-                self.commit(row, writing.key(&name), Expect::Absent, &object)
+                self.commit(writing, writing.key(&name), Expect::Absent, &object)
                     .await
             }
             Err(status) => Err(status),
@@ -244,7 +268,7 @@ impl ApiServer {
     ) -> Result<Written, Status> {
         let row = writing.row;
         let name = &writing.name;
-        row.default_values(&mut object);
+        row.default_values(&mut object)?;
         self.admit(
             writing,
             Operation::Update,
@@ -254,7 +278,7 @@ impl ApiServer {
             &mut warnings,
         )
         .await?;
-        row.default_values(&mut object);
+        row.default_values(&mut object)?;
         let mut causes = Causes::default();
         metadata::validate(row, &object, &mut causes);
         added_finalizers(&object, &old.value, &mut causes);
@@ -319,7 +343,7 @@ impl ApiServer {
             return self.written(writing, &writing.name, object, revision, warnings);
         }
         let revision = self
-            .commit(row, writing.key(&writing.name), expect, &object)
+            .commit(writing, writing.key(&writing.name), expect, &object)
             .await?;
         for plugin in self.plugins() {
             plugin.replaced(row, &old.value, &object).await;
@@ -330,11 +354,12 @@ impl ApiServer {
     /// Writes the bytes. A conflict is 409.
     pub async fn commit(
         &self,
-        row: &Resource,
+        writing: &Writing,
         key: Arc<str>,
         expect: Expect,
         object: &Value,
     ) -> Result<u64, Status> {
+        let row = writing.row;
         let mut stored = object.clone();
         metadata::of(&mut stored).remove("resourceVersion");
         if let Some(convert) = row.convert {
@@ -343,9 +368,9 @@ impl ApiServer {
         if let Some(custom) = row.custom {
             stored = custom.to_stored(self, stored).await?;
         }
-        let value = serde_json::to_vec(&stored)
-            .map_err(Status::internal)?
-            .into();
+        let value = serde_json::to_vec(&stored).map_err(Status::internal)?;
+        // Kept for as long as the object is: without the room that the vector had to grow.
+        let value = value.into_boxed_slice().into();
         let ttl = (row.storage == "events").then_some(EVENT_TTL);
         self.put(
             row,
@@ -354,6 +379,7 @@ impl ApiServer {
                 expect,
                 op: Op::Put { value, ttl },
                 durability: durability(row),
+                space: space(writing, object),
             },
         )
         .await
@@ -372,6 +398,7 @@ impl ApiServer {
                 expect,
                 op: Op::Delete,
                 durability: durability(row),
+                space: Space::Reserved,
             },
         )
         .await
@@ -390,9 +417,10 @@ impl ApiServer {
                 &name,
                 "the object has been modified; please apply your changes to the latest version and try again",
             )),
-            Err(store::Error::TooLarge { size, limit }) => Err(Status::new(
-                Reason::RequestEntityTooLarge,
-                format!("the object is {size} bytes, the limit is {limit}"),
+            Err(store::Error::TooLarge { .. }) => Err(Status::not_stored()),
+            Err(store::Error::NoSpace) => Err(Status::new(
+                Reason::Unknown,
+                "etcdserver: mvcc: database space exceeded",
             )),
             Err(store::Error::ReadOnly { reason }) => Err(Status::new(
                 Reason::ServiceUnavailable,
@@ -540,6 +568,24 @@ fn durability(row: &Resource) -> Durability {
     }
 }
 
+/// What must go on in a full store: heartbeats of nodes, statuses, the end of what is being deleted.
+fn space(writing: &Writing, object: &Value) -> Space {
+    let metadata = &object["metadata"];
+    let heartbeat = match writing.row.storage {
+        "nodes" => true,
+        "leases" => matches!(
+            metadata["namespace"].as_str(),
+            Some("kube-node-lease" | "kube-system")
+        ),
+        _ => false,
+    };
+    let status = writing.subresource.as_deref() == Some("status");
+    match heartbeat || status || metadata["deletionTimestamp"].is_string() {
+        true => Space::Reserved,
+        false => Space::Ordinary,
+    }
+}
+
 /// Terminating, nothing holds it, and no grace is left.
 pub fn is_finished(row: &Resource, object: &Value) -> bool {
     let metadata = &object["metadata"];
@@ -560,10 +606,11 @@ fn added_finalizers(new: &Value, old: &Value, causes: &mut Causes) {
             .cloned()
             .unwrap_or_default()
     };
-    let before = list(old);
+    let before: HashSet<String> = list(old).iter().map(Value::to_string).collect();
     let added: Vec<Value> = list(new)
         .into_iter()
-        .filter(|finalizer| !before.contains(finalizer))
+        .filter(|finalizer| !before.contains(&finalizer.to_string()))
+        .take(100)
         .collect();
     if !added.is_empty() {
         causes.forbidden("metadata.finalizers", &format!("no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"));

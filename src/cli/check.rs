@@ -54,6 +54,7 @@ struct Host {
     namespaces: Vec<&'static str>,
     seccomp: bool,
     bridge_netfilter: bool,
+    bridge_tables: bool,
     v2_controllers: String,
     v1_swap: bool,
     v2_swap: bool,
@@ -88,6 +89,7 @@ impl Host {
                 .collect(),
             seccomp: text("/proc/self/status").contains("Seccomp:"),
             bridge_netfilter: exists("/proc/sys/net/bridge/bridge-nf-call-iptables"),
+            bridge_tables: crate::kubelet::network::can_guard(),
             v2_controllers: text("/sys/fs/cgroup/cgroup.controllers"),
             v1_swap: exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes"),
             // The root group has no limits of its own: look whether a child has.
@@ -177,6 +179,13 @@ fn findings(host: &Host) -> Vec<Finding> {
             host.has_controller("pids"),
             true,
             "mount the pids controller, or boot with systemd.unified_cgroup_hierarchy=1",
+        ),
+        finding(
+            "nf_tables for bridges",
+            host.bridge_tables,
+            true,
+            "use a kernel with CONFIG_NF_TABLES and CONFIG_NF_TABLES_BRIDGE (Debian, Ubuntu and Fedora have \
+             them), as root; by it pods are kept from sending with others' addresses",
         ),
         finding(
             "swap accounting",

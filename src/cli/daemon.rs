@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     apiserver::{
-        admission::{self, Late, ServiceConfig},
+        admission::{self, ExternalIps, Late, ServiceConfig},
         authn::{Reference, Subject, TokenIssuer},
         request::User,
         special,
@@ -35,10 +35,13 @@ use crate::{
     pki::{self, Leaf, Pki, kubeconfig},
     runtime::image::Images,
     scheduler,
-    store::embedded::Embedded,
+    store::embedded::{Embedded, Quota},
 };
 
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
+
+/// Where Events lie in the store.
+const EVENTS: &str = "/registry/events/";
 
 const LOCK_WITHIN: Duration = Duration::from_millis(500);
 const LOCK_RETRY: Duration = Duration::from_millis(10);
@@ -53,6 +56,11 @@ pub struct Config {
     pub node_name: String,
     pub kubelet_port: u16,
     pub limits: node::PodLimits,
+    /// Bytes that the store may hold.
+    pub store_quota: usize,
+    pub resources: crate::kubelet::settings::ResourceSettings,
+    /// Whether Services may name addresses to take traffic for.
+    pub external_ips: ExternalIps,
     /// How the user would spell `--root` again, for messages.
     pub root_flag: String,
     /// Make the demo's application before saying that the cluster is ready.
@@ -68,6 +76,8 @@ pub fn install_crypto() {
 /// Runs until asked to stop, by signal or through the control socket.
 pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     install_crypto();
+    raise_open_files();
+    super::oom::be_spared();
     make_folders(&config.paths)?;
     // Held to the process's very end: whoever waits for it then finds the store free as well.
     std::mem::forget(lock(&config.paths, &config.root_flag).await?);
@@ -75,7 +85,10 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     let port = listener.local_addr()?.port();
 
     say(notifier, "opening the store");
-    let store = Arc::new(Embedded::open(&config.paths.state.join("store"))?);
+    // A flood of Events must not take the place of what they are about.
+    let quota = Quota::new(config.store_quota).with_share(EVENTS, config.store_quota / 8);
+    let store = Embedded::open_with(&config.paths.state.join("store"), quota)?;
+    let store = Arc::new(store);
     let pki = Pki::open(&config.paths.state.join("pki"))?;
     let address = node_address();
 
@@ -92,6 +105,8 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     let services = ServiceConfig {
         cidrs: vec![config.services],
         node_ports: NODE_PORTS,
+        reserved_ports: vec![port, config.kubelet_port],
+        external_ips: config.external_ips,
     };
     handle.start(admission::chain(late, services)).await?;
     let service = config
@@ -143,19 +158,25 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     });
 
     say(notifier, "starting the node");
-    let result =
-        match Node::start(node_config(&config, address), &handle, &pki, images.clone()).await {
-            Ok(node) => {
-                let serving = Serving {
-                    handle: &handle,
-                    config: &config,
-                    images: &images,
-                    notifier,
-                };
-                serving.until_the_end(node, &mut stopped).await
-            }
-            Err(error) => Err(error),
-        };
+    let result = match Node::start(
+        node_config(&config, address, port),
+        &handle,
+        &pki,
+        images.clone(),
+    )
+    .await
+    {
+        Ok(node) => {
+            let serving = Serving {
+                handle: &handle,
+                config: &config,
+                images: &images,
+                notifier,
+            };
+            serving.until_the_end(node, &mut stopped).await
+        }
+        Err(error) => Err(error),
+    };
     shutdown.cancel();
     let _ = tokio::join!(serving, scheduling, controlling);
     answering.abort();
@@ -230,15 +251,17 @@ impl Serving<'_> {
     }
 }
 
-fn node_config(config: &Config, address: IpAddr) -> node::Config {
+fn node_config(config: &Config, address: IpAddr, api_port: u16) -> node::Config {
     node::Config {
         paths: config.paths.clone(),
         name: config.node_name.clone(),
         address,
         pod_cidr: config.pod_cidr,
         services: config.services,
+        api_port,
         kubelet_port: config.kubelet_port,
         limits: config.limits,
+        resources: config.resources.clone(),
     }
 }
 
@@ -282,6 +305,16 @@ async fn wait_for_end(stopped: &mut mpsc::Receiver<Pods>) -> Result<Pods, Error>
         _ = terminate.recv() => Ok(Pods::Keep),
         _ = interrupt.recv() => Ok(Pods::Keep),
         pods = stopped.recv() => Ok(pods.unwrap_or(Pods::Keep)),
+    }
+}
+
+/// As many descriptors as the process may have. Containers get limits of their own.
+fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }
 

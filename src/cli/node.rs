@@ -35,7 +35,9 @@ use crate::{
         self,
         container::SwapBehavior,
         network::{self, PodNetwork},
+        settings::ResourceSettings,
     },
+    own_ports::{OwnPort, OwnPorts, TCP, UDP},
     pki::{self, Leaf, Pki},
     proxy,
     runtime::{self, Runtime, image::Images},
@@ -57,8 +59,10 @@ pub struct Config {
     pub address: IpAddr,
     pub pod_cidr: IpNet,
     pub services: IpNet,
+    pub api_port: u16,
     pub kubelet_port: u16,
     pub limits: PodLimits,
+    pub resources: ResourceSettings,
 }
 
 /// What the node gives to every pod alike.
@@ -143,12 +147,14 @@ pub struct Node {
 impl Node {
     /// Starts everything; see [`Node::ready`] for when pods can run.
     pub async fn start(
-        config: Config,
+        mut config: Config,
         handle: &Handle,
         pki: &Pki,
         images: Images,
     ) -> Result<Self, Error> {
         let names = Names::of(&config.paths);
+        let listener = kubelet::listen(config.kubelet_port).await?;
+        config.kubelet_port = listener.local_addr()?.port();
         let runtime = Runtime::open(runtime_config(&config.paths, &names)).await?;
         Recorded::save(&config)?;
         let network = PodNetwork::open(network_config(&config, &names)).await?;
@@ -189,7 +195,7 @@ impl Node {
         let config = kubelet_config(&config, &names, cluster_dns);
         tasks.spawn({
             let (config, deps, shutdown) = (config.clone(), deps.clone(), shutdown.clone());
-            async move { Ok(kubelet::run(config, deps, shutdown).await?) }
+            async move { Ok(kubelet::run(config, deps, listener, shutdown).await?) }
         });
         Ok(Self {
             config,
@@ -245,8 +251,10 @@ pub async fn remove(paths: &Paths) -> Result<(), Error> {
         address: IpAddr::V4(Ipv4Addr::LOCALHOST),
         pod_cidr: recorded.pod_cidr.parse()?,
         services: recorded.services.parse()?,
+        api_port: 0,
         kubelet_port: 0,
         limits: PodLimits::default(),
+        resources: ResourceSettings::default(),
     };
     let network = PodNetwork::open(network_config(&config, &names)).await?;
     let pki = Pki::open(&paths.state.join("pki"))?;
@@ -325,7 +333,39 @@ fn network_config(config: &Config, names: &Names) -> network::Config {
         bridge: names.bridge.clone(),
         table: names.table.clone(),
         cluster_cidr: cluster_cidr(config.pod_cidr),
+        own_ports: own_ports(config),
     }
+}
+
+/// Where the parts of this daemon listen on the node.
+fn own_ports(config: &Config) -> OwnPorts {
+    let own = |address, protocol, port, user| OwnPort {
+        address,
+        protocol,
+        port,
+        user,
+    };
+    let v4 = |address| match address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    };
+    let gateway = config.pod_cidr.hosts().next().and_then(v4);
+    let dns = [TCP, UDP].map(|protocol| own(gateway, protocol, DNS_PORT, "cluster DNS"));
+    let health = v4(kubelet::HEALTH.0);
+    OwnPorts::new(
+        [
+            own(None, TCP, config.api_port, "the API server"),
+            own(None, TCP, config.kubelet_port, "the kubelet"),
+            own(
+                health,
+                TCP,
+                kubelet::HEALTH.1,
+                "the kubelet's health checks",
+            ),
+        ]
+        .into_iter()
+        .chain(dns),
+    )
 }
 
 fn proxy_config(config: &Config, names: &Names) -> proxy::Config {
@@ -335,6 +375,11 @@ fn proxy_config(config: &Config, names: &Names) -> proxy::Config {
         cluster_cidr: cluster_cidr(config.pod_cidr),
         service_route: Some((config.services, names.bridge.clone())),
         mark: proxy::DEFAULT_MARK,
+        addresses: [Some(config.address), config.pod_cidr.hosts().next()]
+            .into_iter()
+            .flatten()
+            .collect(),
+        own_ports: own_ports(config),
     }
 }
 
@@ -357,6 +402,8 @@ fn kubelet_config(config: &Config, names: &Names, cluster_dns: IpAddr) -> kubele
         max_pods: MAX_PODS,
         pod_pids_limit: config.limits.processes,
         swap: config.limits.swap,
+        resources: config.resources.clone(),
+        own_ports: own_ports(config),
     }
 }
 

@@ -16,8 +16,9 @@ use super::{
     node::{PodLimits, Ranges},
     notify::{Listener, Message, Notifier, VARIABLE},
     paths::{Paths, RootArg},
+    reservations::Reservations,
 };
-use crate::kubelet::container::SwapBehavior;
+use crate::{apiserver::admission::ExternalIps, kubelet::container::SwapBehavior};
 
 /// Start the cluster on this machine
 #[derive(clap::Args)]
@@ -48,9 +49,17 @@ pub struct Up {
     /// How many processes and threads a pod may have [default: as many as the node]
     #[arg(long, value_name = "N")]
     pod_pids_limit: Option<NonZeroU32>,
+    /// How much all objects and their recent history may take; writes are refused beyond
+    #[arg(long, default_value = "256Mi", value_name = "SIZE", value_parser = size)]
+    store_quota: usize,
+    /// Refuse Services that name external addresses to take traffic for
+    #[arg(long)]
+    deny_service_external_ips: bool,
     /// How much swap pods may use whose annotations do not say so themselves
     #[arg(long, value_enum, default_value_t = Swap::None, value_name = "HOW")]
     swap: Swap,
+    #[command(flatten)]
+    reservations: Reservations,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -74,6 +83,7 @@ impl Up {
     pub fn run(self) -> Result<ExitCode, Error> {
         need_root("up")?;
         let paths = self.root.paths()?;
+        let resources = self.reservations.settings()?;
         if self.detach {
             return self.start_detached(&paths);
         }
@@ -96,6 +106,12 @@ impl Up {
             limits: PodLimits {
                 swap: self.swap.into(),
                 processes: self.pod_pids_limit,
+            },
+            store_quota: self.store_quota,
+            resources,
+            external_ips: match self.deny_service_external_ips {
+                true => ExternalIps::Denied,
+                false => ExternalIps::Allowed,
             },
             root_flag: self.root.flag(),
             demo: self.demo,
@@ -159,6 +175,17 @@ impl Up {
                 None => return Err(failure(paths, before)),
             }
         }
+    }
+}
+
+/// A size as Kubernetes writes it: `256Mi`.
+fn size(text: &str) -> Result<usize, String> {
+    /// Less would not hold what every cluster has.
+    const LEAST: usize = 16 << 20;
+    let quantity = proto::quantity::Quantity::parse(text).map_err(|error| error.to_string())?;
+    match usize::try_from(quantity.value()) {
+        Ok(bytes) if bytes >= LEAST => Ok(bytes),
+        _ => Err("must be at least 16Mi".to_owned()),
     }
 }
 

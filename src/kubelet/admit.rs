@@ -4,7 +4,11 @@
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
-use crate::placement::{Requests, Resources, host_ports};
+use super::network::host_address;
+use crate::{
+    own_ports::{OwnPorts, TCP, UDP},
+    placement::{HostPort, Requests, Resources, host_ports},
+};
 
 /// What the node can give.
 #[derive(Clone, Copy, Debug)]
@@ -12,6 +16,7 @@ pub struct Room {
     pub pods: u32,
     pub milli_cpu: i64,
     pub memory: i64,
+    pub ephemeral: i64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,11 +34,12 @@ impl Refusal {
     }
 }
 
-/// `others` run here, or are going to.
+/// `others` run here, or are going to; `own` are the daemon's ports.
 pub fn refusal<'a>(
     pod: &Pod,
     others: impl Iterator<Item = &'a Pod> + Clone,
     room: Room,
+    own: &OwnPorts,
 ) -> Option<Refusal> {
     let spec = pod.spec.as_ref()?;
     if spec.os.as_ref().is_some_and(|os| os.name != "linux") {
@@ -70,12 +76,24 @@ pub fn refusal<'a>(
     for (what, needed, used, capacity) in [
         ("cpu", needed.milli_cpu, used.milli_cpu, room.milli_cpu),
         ("memory", needed.memory, used.memory, room.memory),
+        (
+            "ephemeral-storage",
+            needed.ephemeral,
+            used.ephemeral,
+            room.ephemeral,
+        ),
     ] {
         if needed > 0 && needed > capacity - used {
             return Some(short(what, needed, used, capacity));
         }
     }
     let wanted = host_ports(spec);
+    if let Some(why) = wanted.iter().find_map(|port| impossible(port, spec, own)) {
+        return Some(Refusal::new(
+            "NodePorts",
+            format!("Predicate NodePorts failed: {why}"),
+        ));
+    }
     let mut taken = others
         .filter_map(|other| other.spec.as_ref())
         .flat_map(host_ports);
@@ -86,6 +104,29 @@ pub fn refusal<'a>(
             "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports",
         )
     })
+}
+
+/// Why no pod can ever have this port of the node.
+fn impossible(port: &HostPort, spec: &PodSpec, own: &OwnPorts) -> Option<String> {
+    let (number, protocol) = (port.port, &port.protocol);
+    let address = match host_address(&port.address) {
+        Some(address) => address,
+        None if spec.host_network == Some(true) => None, // it listens where it likes
+        None => {
+            return Some(format!(
+                "hostIP {} of host port {number}/{protocol} is no IPv4 address, and this node's pods \
+             have no other",
+                port.address
+            ));
+        }
+    };
+    let protocol_number = match &**protocol {
+        "TCP" => TCP,
+        "UDP" => UDP,
+        _ => return None, // nothing of ours
+    };
+    let user = own.user(address, protocol_number, u16::try_from(number).ok()?)?;
+    Some(format!("host port {number}/{protocol} is used by {user}"))
 }
 
 /// A profile that must be enforced: all but "unconfined", in fields or in the older annotations.
@@ -112,12 +153,14 @@ fn wants_apparmor(pod: &Pod, spec: &PodSpec) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::own_ports::OwnPort;
     use serde_json::{Value, json};
 
     const ROOM: Room = Room {
         pods: 2,
         milli_cpu: 2000,
         memory: 1 << 30,
+        ephemeral: 1 << 30,
     };
 
     fn pod(spec: Value) -> Pod {
@@ -137,11 +180,32 @@ mod tests {
                 "securityContext": {"appArmorProfile": {"type": kind}}}]}))
         };
         let one = asking("1500m", 80);
+        let own = OwnPorts::new([OwnPort {
+            address: None,
+            protocol: TCP,
+            port: 6443,
+            user: "the API server",
+        }]);
+        let at = |address: &str, network: bool| {
+            pod(json!({"hostNetwork": network, "containers": [{"name": "c",
+                "ports": [{"containerPort": 6443, "hostPort": 6443, "hostIP": address}]}]}))
+        };
         for (new, others, want) in [
             (asking("500m", 81), vec![&one], None),
             (asking("501m", 81), vec![&one], Some("OutOfcpu")),
+            (
+                pod(json!({"containers": [{"name": "c",
+                    "resources": {"requests": {"ephemeral-storage": "2Gi"}}}]})),
+                vec![&one],
+                Some("OutOfephemeral-storage"),
+            ),
             (asking("0", 81), vec![&one, &one], Some("OutOfpods")),
             (asking("100m", 80), vec![&one], Some("NodePorts")),
+            (asking("0", 6443), vec![], Some("NodePorts")),
+            (at("127.0.0.1", false), vec![], Some("NodePorts")),
+            (at("::ffff:127.0.0.1", false), vec![], Some("NodePorts")),
+            (at("0.0.0.0", true), vec![], Some("NodePorts")),
+            (at("::1", false), vec![], Some("NodePorts")),
             (apparmor("Unconfined"), vec![], None),
             (apparmor("RuntimeDefault"), vec![], Some("AppArmor")),
             (
@@ -150,7 +214,7 @@ mod tests {
                 Some("PodOSNotSupported"),
             ),
         ] {
-            let refusal = refusal(&new, others.into_iter(), ROOM);
+            let refusal = refusal(&new, others.into_iter(), ROOM, &own);
             let reason = refusal.as_ref().map(|refusal| refusal.reason.as_str());
             assert_eq!(reason, want, "{new:?}");
         }

@@ -1,5 +1,7 @@
 //! Events about this node's pods and their containers.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::{Client, Resource};
 
@@ -23,6 +25,31 @@ impl Recorder {
 
     pub fn pod(&self, pod: &Pod, level: Level, reason: &'static str, message: impl Into<String>) {
         self.0.record(pod, level, reason, message);
+    }
+
+    /// As [`Recorder::pod`], with more for programs to read.
+    pub fn annotated(
+        &self,
+        pod: &Pod,
+        level: Level,
+        reason: &'static str,
+        message: &str,
+        annotations: BTreeMap<String, String>,
+    ) {
+        let about = pod.object_ref(&());
+        self.0
+            .record_annotated(about, level, reason, message, annotations);
+    }
+
+    /// About something else: the node.
+    pub fn about(
+        &self,
+        object: ObjectReference,
+        level: Level,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) {
+        self.0.record_ref(object, level, reason, message);
     }
 
     /// About one container of the pod.

@@ -1,10 +1,10 @@
 //! Images for containers about to start: policy, credentials, back-off, events.
 //!
 //! Called by the pod worker. One pull of an image at a time; an image that is there costs a look
-//! into memory.
+//! into memory. One namespace never takes all places for pulls: its registries may be slow.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -12,18 +12,28 @@ use std::{
 use base64::Engine;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::{Api, Client, ResourceExt};
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor},
+};
 
 use super::{
     events::{Level, Recorder},
+    image_gc::Uses,
     pod::Member,
 };
-use crate::runtime::image::{self, Credentials, Image, Images, Name};
+use crate::runtime::image::{self, Credentials, Image, Images, Name, excerpt};
 
 const FIRST_DELAY: Duration = Duration::from_secs(10);
 const LONGEST_DELAY: Duration = Duration::from_secs(300);
-/// Pulls of different images at once.
-const AT_ONCE: usize = 4;
+/// Pulls of different images at once, and of one namespace.
+const AT_ONCE: usize = 6;
+const AT_ONCE_OF_NAMESPACE: usize = 3;
+/// Pull secrets of one pod that are read, and credentials of them that are tried.
+const MOST_SECRETS: usize = 64;
+const MOST_CREDENTIALS: usize = 16;
+/// Of an image's name in an event.
+const LONGEST_TOLD: usize = 300;
 /// Failures remembered; when there are more, old ones are forgotten.
 const REMEMBERED: usize = 1024;
 
@@ -46,9 +56,12 @@ struct Shared {
     images: Images,
     client: Client,
     events: Recorder,
+    uses: Uses,
     /// Held while an image is pulled, by its full name.
     pulling: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     at_once: tokio::sync::Semaphore,
+    /// By namespace.
+    few: Mutex<HashMap<String, Arc<tokio::sync::Semaphore>>>,
     /// By pod UID and image.
     failed: Mutex<HashMap<(String, String), Failed>>,
 }
@@ -67,14 +80,16 @@ enum Policy {
 }
 
 impl Puller {
-    pub fn new(images: Images, client: Client, events: Recorder) -> Self {
+    pub fn new(images: Images, client: Client, events: Recorder, uses: Uses) -> Self {
         Self {
             shared: Arc::new(Shared {
                 images,
                 client,
                 events,
+                uses,
                 pulling: Mutex::default(),
                 at_once: tokio::sync::Semaphore::new(AT_ONCE),
+                few: Mutex::default(),
                 failed: Mutex::default(),
             }),
         }
@@ -83,6 +98,7 @@ impl Puller {
     /// The member's image, pulled if its policy says so.
     pub async fn ensure(&self, pod: &Pod, member: &Member<'_>) -> Result<Image, Failure> {
         let reference = member.spec.image.as_deref().unwrap_or_default();
+        self.shared.uses.note(reference);
         let result = self.find_or_pull(pod, member, reference).await;
         if let Err(failure) = &result {
             let events = &self.shared.events;
@@ -94,7 +110,7 @@ impl Puller {
 
     /// Says that the pull waits.
     pub fn backing_off(&self, pod: &Pod, member: &Member<'_>) -> String {
-        let reference = member.spec.image.as_deref().unwrap_or_default();
+        let reference = told(member.spec.image.as_deref().unwrap_or_default());
         let message = format!("Back-off pulling image {reference:?}");
         let events = &self.shared.events;
         events.container(pod, member, Level::Normal, "BackOff", &message);
@@ -109,6 +125,7 @@ impl Puller {
     ) -> Result<Image, Failure> {
         let events = &self.shared.events;
         let name = Name::parse(reference).map_err(|error| {
+            let reference = told(reference);
             let message = format!("Failed to apply default image tag {reference:?}: {error}");
             events.container(pod, member, Level::Warning, "InspectFailed", &message);
             failure("InvalidImageName", message)
@@ -150,7 +167,9 @@ impl Puller {
         events.container(pod, member, Level::Normal, "Pulling", message);
         let lock = self.shared.lock(&name.to_string());
         let _alone = lock.lock().await;
-        let _few = self.shared.at_once.acquire().await;
+        let few = self.shared.few(&pod.namespace().unwrap_or_default());
+        let _few = few.acquire().await;
+        let _at_once = self.shared.at_once.acquire().await;
         if policy == Policy::IfNotPresent
             && let Ok(Some(image)) = self.shared.images.get(reference).await
         {
@@ -213,9 +232,25 @@ impl Puller {
         let namespace = pod.namespace().unwrap_or_default();
         let secrets: Api<Secret> = Api::namespaced(self.shared.client.clone(), &namespace);
         let named = pod.spec.iter().flat_map(|spec| &spec.image_pull_secrets);
-        let named: Vec<String> = named.flatten().map(|named| named.name.clone()).collect();
+        let named: BTreeSet<String> = named.flatten().map(|named| named.name.clone()).collect();
+        if named.len() > MOST_SECRETS {
+            let message = format!(
+                "The pod names {} image pull secrets; the first {MOST_SECRETS} by name are read.",
+                named.len()
+            );
+            let events = &self.shared.events;
+            events.pod(
+                pod,
+                Level::Warning,
+                "FailedToRetrieveImagePullSecret",
+                message,
+            );
+        }
         let mut found = Vec::new();
-        for reference in named {
+        for reference in named.into_iter().take(MOST_SECRETS) {
+            if found.len() >= MOST_CREDENTIALS {
+                break;
+            }
             match secrets.get(&reference).await {
                 Ok(secret) => found.extend(matching(&secret, name)),
                 Err(error) => {
@@ -233,11 +268,22 @@ impl Puller {
                 }
             }
         }
+        found.truncate(MOST_CREDENTIALS);
         found
     }
 }
 
 impl Shared {
+    /// The places of a namespace.
+    fn few(&self, namespace: &str) -> Arc<tokio::sync::Semaphore> {
+        let mut few = self.few.lock().unwrap_or_else(PoisonError::into_inner);
+        few.retain(|_, places| Arc::strong_count(places) > 1);
+        let places = || Arc::new(tokio::sync::Semaphore::new(AT_ONCE_OF_NAMESPACE));
+        few.entry(namespace.to_owned())
+            .or_insert_with(places)
+            .clone()
+    }
+
     fn lock(&self, name: &str) -> Arc<tokio::sync::Mutex<()>> {
         let mut pulling = self.pulling.lock().unwrap_or_else(PoisonError::into_inner);
         // Nobody pulls what only this map knows.
@@ -285,12 +331,6 @@ fn policy(member: &Member<'_>, name: &Name) -> Policy {
 }
 
 #[derive(Deserialize)]
-struct DockerConfig {
-    #[serde(default)]
-    auths: BTreeMap<String, Auth>,
-}
-
-#[derive(Deserialize)]
 struct Auth {
     #[serde(default)]
     username: String,
@@ -325,22 +365,86 @@ impl Auth {
 fn matching(secret: &Secret, name: &Name) -> Vec<Credentials> {
     let data = secret.data.as_ref();
     let file = |key: &str| data.and_then(|data| data.get(key)).map(|bytes| &bytes.0);
+    let repository = &name.repository();
     let auths = match (file(".dockerconfigjson"), file(".dockercfg")) {
-        (Some(bytes), _) => serde_json::from_slice::<DockerConfig>(bytes).map(|file| file.auths),
-        (None, Some(bytes)) => serde_json::from_slice(bytes),
+        (Some(bytes), _) => {
+            DockerConfig(repository).deserialize(&mut serde_json::Deserializer::from_slice(bytes))
+        }
+        (None, Some(bytes)) => {
+            Auths(repository).deserialize(&mut serde_json::Deserializer::from_slice(bytes))
+        }
         (None, None) => return Vec::new(),
     };
-    let mut auths: Vec<(String, Auth)> = auths
-        .unwrap_or_default()
-        .into_iter()
-        .map(|(place, auth)| (normal(&place), auth))
-        .filter(|(place, _)| covers(place, &name.repository()))
-        .collect();
+    let mut auths = auths.unwrap_or_default();
     auths.sort_by_key(|(place, _)| std::cmp::Reverse(place.len()));
     auths
         .iter()
         .filter_map(|(_, auth)| auth.credentials())
+        .take(MOST_CREDENTIALS)
         .collect()
+}
+
+/// Reads the `auths` of a `config.json` for one repository, and keeps nothing of the others.
+struct DockerConfig<'r>(&'r str);
+
+/// Reads credentials by place for one repository.
+struct Auths<'r>(&'r str);
+
+type Found = Vec<(String, Auth)>;
+
+impl<'de> DeserializeSeed<'de> for DockerConfig<'_> {
+    type Value = Found;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Found, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for DockerConfig<'_> {
+    type Value = Found;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a Docker configuration")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Found, A::Error> {
+        let mut found = Vec::new();
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                "auths" => found = map.next_value_seed(Auths(self.0))?,
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Auths<'_> {
+    type Value = Found;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Found, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Auths<'_> {
+    type Value = Found;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("credentials by registry")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Found, A::Error> {
+        let mut found = Vec::new();
+        while let Some(place) = map.next_key::<String>()? {
+            let place = normal(&place);
+            match covers(&place, self.0) && found.len() < MOST_CREDENTIALS {
+                true => found.push((place, map.next_value()?)),
+                false => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(found)
+    }
 }
 
 /// `https://index.docker.io/v1/` is `docker.io`.
@@ -375,6 +479,11 @@ fn covers(place: &str, repository: &str) -> bool {
             .zip(&host)
             .all(|(pattern, label)| pattern == "*" || pattern == label)
         && (prefix.is_empty() || path == prefix || path.starts_with(&format!("{prefix}/")))
+}
+
+/// An image's name in an event: pods may give one of a megabyte.
+fn told(reference: &str) -> String {
+    excerpt(reference, LONGEST_TOLD)
 }
 
 /// An error and its causes on one line.
@@ -413,6 +522,20 @@ mod tests {
                 "{image}"
             );
         }
+    }
+
+    #[test]
+    fn huge_secrets_give_few_credentials() {
+        let many: String = (0..100_000)
+            .map(|n| format!("\"r{n}.example\":{{}},"))
+            .collect();
+        let same = "\"r.example\":{\"username\":\"u\",\"password\":\"p\"},".repeat(1000);
+        let file = format!("{{\"x\":[1],\"auths\":{{{many}{same}\"last.example\":{{}}}}}}");
+        let secret: Secret = serde_json::from_value(json!({"data": {".dockerconfigjson":
+            base64::engine::general_purpose::STANDARD.encode(file)}}))
+        .unwrap();
+        let found = matching(&secret, &Name::parse("r.example/a").unwrap());
+        assert_eq!(found.len(), MOST_CREDENTIALS);
     }
 
     #[test]

@@ -1,25 +1,33 @@
-//! Containers' log files: where they lie, rotation, removal.
+//! Containers' log files: where they lie, compression, removal.
 //!
-//! The supervisors write them; this renames, compresses and deletes. A rotated file is named
-//! `<attempt>.log.<time>`, older ones end in `.gz`.
-//! Always true: a pod's folder is removed only if it carries our mark, since other kubelets of this
-//! machine may keep theirs beside it.
+//! The supervisors write them and keep them in bounds (`runtime/log_writer.rs`); this compresses what
+//! they have moved aside (`<attempt>.log.<time>`), and deletes. Always true:
+//! - A pod's folder is removed only if it carries our mark, since other kubelets of this machine may
+//!   keep theirs beside it.
+//! - Logs are for root alone.
+//! - Nothing waits for a compression; one runs at a time, most of it asleep.
 
 use std::{
-    fs, io,
+    collections::HashMap,
+    fs,
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant, SystemTime},
 };
 
 use k8s_openapi::jiff::{Timestamp, fmt::strtime};
 use tokio_util::sync::CancellationToken;
 
-use crate::runtime::{Identity, Phase, Runtime, files};
+use crate::runtime::{Identity, MAX_LOG_BYTES, Phase, Runtime, files, rotated_logs as rotated};
 
 const CHECK_EVERY: Duration = Duration::from_secs(10);
-const MAX_BYTES: u64 = 10 << 20;
-/// The one being written included.
-const MAX_FILES: usize = 5;
+/// A log that is so large is of a supervisor that does not rotate by itself: one from before an
+/// update.
+const NOT_ROTATED_BYTES: u64 = 2 * MAX_LOG_BYTES;
+/// After each piece of a compression, so many times as long as it took is slept.
+const REST: u32 = 4;
+const PIECE: usize = 256 << 10;
 /// How much of a log tells why a container failed.
 const TAIL_BYTES: u64 = 2048;
 const TAIL_LINES: usize = 80;
@@ -56,7 +64,13 @@ pub async fn make_folder(log_dir: &Path, identity: &Identity, log: &Path) -> io:
     let folder = pod_folder(log_dir, identity);
     let of_container = log.parent().unwrap_or(&folder).to_owned();
     let make = move || {
-        fs::create_dir_all(of_container)?;
+        fs::create_dir_all(folder.parent().unwrap_or(&folder))?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(of_container)?;
+        // One that an older version made is open to all.
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))?;
         fs::File::create(folder.join(MARK)).map(drop)
     };
     tokio::task::spawn_blocking(make)
@@ -136,61 +150,125 @@ pub async fn remove_orphans(log_dir: &Path, live: Vec<String>) {
     .await;
 }
 
-/// Keeps logs of running containers in bounds until told to stop.
-pub async fn rotate(runtime: Runtime, shutdown: CancellationToken) {
+/// Compresses what lies beside logs until told to stop.
+pub async fn compress_rotated(runtime: Runtime, shutdown: CancellationToken) {
+    // Folders whose content was seen: a change of it changes the folder's time.
+    let mut seen: HashMap<PathBuf, SystemTime> = HashMap::new();
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(CHECK_EVERY) => {}
         }
+        let mut logs = Vec::new();
         for pod in runtime.pods().await {
             for container in pod.containers {
-                if matches!(container.phase, Phase::Running { .. })
-                    && is_large(&container.log_path)
-                    && rename(container.log_path.clone()).await
-                    && let Err(error) = runtime.reopen_log(&container.id).await
-                {
-                    tracing::warn!(%error, container = container.name, "log not reopened");
+                let log = container.log_path;
+                if !matches!(container.phase, Phase::Running { .. }) {
+                    continue;
                 }
+                if is_large(&log) {
+                    rotate(&runtime, &container.id, log.clone()).await;
+                }
+                logs.push(log);
             }
+        }
+        let before = std::mem::take(&mut seen);
+        for log in logs {
+            let Some(folder) = log.parent().map(Path::to_owned) else {
+                continue;
+            };
+            let changed = fs::metadata(&folder)
+                .and_then(|found| found.modified())
+                .ok();
+            let Some(changed) = changed else { continue };
+            if before.get(&folder) != Some(&changed) {
+                let stop = shutdown.clone();
+                blocking(move || compress_beside(&log, &stop)).await;
+            }
+            seen.insert(folder, changed);
         }
     }
 }
 
 fn is_large(log: &Path) -> bool {
-    fs::metadata(log).is_ok_and(|data| data.len() > MAX_BYTES)
+    fs::metadata(log).is_ok_and(|data| data.len() > NOT_ROTATED_BYTES)
 }
 
-/// Makes room and moves the log aside; true if a new one must be opened.
-async fn rename(log: PathBuf) -> bool {
-    blocking(move || {
-        let mut older = rotated(&log)?;
-        // The one being written and the one about to be rotated count too.
-        while older.len() > MAX_FILES - 2 {
-            fs::remove_file(older.remove(0))?;
-        }
-        for file in older.iter().filter(|file| !is_compressed(file)) {
-            compress(file)?;
-        }
+/// Moves a log aside for a supervisor that does not.
+async fn rotate(runtime: &Runtime, id: &str, log: PathBuf) {
+    let aside = move || {
         let time = strtime::format("%Y%m%d-%H%M%S", Timestamp::now()).map_err(io::Error::other)?;
         fs::rename(&log, with_suffix(&log, &time))
-    })
-    .await
+    };
+    if blocking(aside).await
+        && let Err(error) = runtime.reopen_log(id).await
+    {
+        tracing::warn!(%error, container = id, "log not reopened");
+    }
 }
 
-fn compress(file: &Path) -> io::Result<()> {
-    let target = with_suffix(file, "gz");
+/// The newest stays as it is: a reader may be at it.
+fn compress_beside(log: &Path, stop: &CancellationToken) -> io::Result<()> {
+    let mut files = rotated(log)?;
+    files.pop();
+    for file in files {
+        if is_partial(&file) {
+            // Nobody else compresses, so it was left behind.
+            ignore_missing(fs::remove_file(file))?;
+        } else if !is_compressed(&file) {
+            match compress(&file, stop) {
+                // The supervisor has deleted it meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                done => done?,
+            }
+        }
+        if stop.is_cancelled() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Slowly, for whatever pods do comes first.
+fn compress(file: &Path, stop: &CancellationToken) -> io::Result<()> {
     let partial = with_suffix(file, "tmp");
-    let mut writer =
-        flate2::write::GzEncoder::new(fs::File::create(&partial)?, flate2::Compression::fast());
-    io::copy(&mut fs::File::open(file)?, &mut writer)?;
-    writer.finish()?;
-    fs::rename(partial, target)?;
+    let compressed = write_compressed(file, &partial, stop);
+    // A file that is gone must not come back in another form.
+    if compressed.is_err() || stop.is_cancelled() || !file.exists() {
+        ignore_missing(fs::remove_file(&partial))?;
+        return compressed;
+    }
+    fs::rename(partial, with_suffix(file, "gz"))?;
     fs::remove_file(file)
+}
+
+fn write_compressed(file: &Path, to: &Path, stop: &CancellationToken) -> io::Result<()> {
+    let mut reader = fs::File::open(file)?;
+    let target = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(to)?;
+    let mut writer = flate2::write::GzEncoder::new(target, flate2::Compression::fast());
+    let mut piece = vec![0; PIECE];
+    while !stop.is_cancelled() {
+        let begun = Instant::now();
+        match reader.read(&mut piece)? {
+            0 => break,
+            count => writer.write_all(piece.get(..count).unwrap_or_default())?,
+        }
+        std::thread::sleep(begun.elapsed() * REST);
+    }
+    writer.finish().map(drop)
 }
 
 fn is_compressed(file: &Path) -> bool {
     file.extension().is_some_and(|extension| extension == "gz")
+}
+
+fn is_partial(file: &Path) -> bool {
+    file.extension().is_some_and(|extension| extension == "tmp")
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
@@ -198,27 +276,6 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.push(".");
     name.push(suffix);
     name.into()
-}
-
-/// The rotated files of a log, oldest first.
-fn rotated(log: &Path) -> io::Result<Vec<PathBuf>> {
-    let (Some(folder), Some(name)) = (log.parent(), log.file_name()) else {
-        return Ok(Vec::new());
-    };
-    let prefix = format!("{}.", name.to_string_lossy());
-    let mut files = Vec::new();
-    let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(files),
-        entries => entries?,
-    };
-    for entry in entries {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(&prefix) {
-            files.push(entry.path());
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 /// The text of the log's last lines, without times and stream names.
@@ -314,27 +371,69 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn five_files_and_no_more() {
+    async fn what_lies_aside_is_compressed_but_for_the_newest() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("0.log");
         for time in [
             "20260101-000000",
             "20260101-000001.gz",
-            "20260102-000000",
+            "20260102-000000.000000001",
+            "20260102-000000.000000002.tmp",
             "20260103-000000",
         ] {
             fs::write(with_suffix(&log, time), "old").unwrap();
         }
         fs::write(folder.path().join("1.log"), "another").unwrap();
         fs::write(&log, "now").unwrap();
-        assert!(rename(log.clone()).await);
-        let files = rotated(&log).unwrap();
-        assert_eq!(files.len(), MAX_FILES - 1);
-        assert!(files[..3].iter().all(|file| is_compressed(file)));
-        assert_eq!(fs::read(&files[3]).unwrap(), b"now");
-        assert!(!log.exists());
+        compress_beside(&log, &CancellationToken::new()).unwrap();
+        let names = |files: Vec<PathBuf>| -> Vec<String> {
+            let names = files.iter().filter_map(|file| file.file_name()?.to_str());
+            names.map(str::to_owned).collect()
+        };
+        assert_eq!(
+            names(rotated(&log).unwrap()),
+            [
+                "0.log.20260101-000000.gz",
+                "0.log.20260101-000001.gz",
+                "0.log.20260102-000000.000000001.gz",
+                "0.log.20260103-000000",
+            ]
+        );
+        let compressed = with_suffix(&log, "20260101-000000.gz");
+        let mode = fs::metadata(&compressed).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let mut text = String::new();
+        flate2::read::GzDecoder::new(fs::File::open(compressed).unwrap())
+            .read_to_string(&mut text)
+            .unwrap();
+        assert_eq!(text, "old");
+        // One that was told to stop leaves nothing half done.
+        fs::write(with_suffix(&log, "20250101-000000"), "old").unwrap();
+        let stopped = CancellationToken::new();
+        stopped.cancel();
+        compress_beside(&log, &stopped).unwrap();
+        assert_eq!(rotated(&log).unwrap().len(), 5);
         remove_attempt(log.clone()).await;
         assert!(rotated(&log).unwrap().is_empty());
         assert!(folder.path().join("1.log").exists());
+    }
+
+    #[tokio::test]
+    async fn logs_are_for_root_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let identity = Identity {
+            uid: "u".into(),
+            namespace: "n".into(),
+            name: "p".into(),
+        };
+        let folder = pod_folder(root.path(), &identity);
+        fs::create_dir_all(&folder).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+        let log = path(root.path(), &identity, "c", 0);
+        make_folder(root.path(), &identity, &log).await.unwrap();
+        for folder in [folder.as_path(), log.parent().unwrap()] {
+            let mode = fs::metadata(folder).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o700, "{}", folder.display());
+        }
     }
 }

@@ -10,6 +10,8 @@
 mod admit;
 pub mod container;
 pub mod events;
+pub mod eviction;
+pub mod image_gc;
 mod images;
 mod logs;
 pub mod network;
@@ -18,6 +20,7 @@ pub mod pod;
 pub mod probe;
 mod reporter;
 pub mod server;
+pub mod settings;
 mod sources;
 mod statics;
 pub mod stats;
@@ -49,8 +52,11 @@ use crate::{
 /// How long containers may take to stop when all pods are removed.
 const REMOVAL_GRACE: Duration = Duration::from_secs(5);
 
+/// Orders to pods' workers that may wait; whoever gives one more waits too.
+const ORDERS: usize = 64;
+
 /// Where this machine asks for the kubelet's health, as everywhere.
-const HEALTH: (IpAddr, u16) = (IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10248);
+pub const HEALTH: (IpAddr, u16) = (IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10248);
 
 /// All that the kubelet is told about its node.
 #[derive(Clone, Debug)]
@@ -79,6 +85,9 @@ pub struct Config {
     /// How many processes and threads a pod may have, of those started from now on.
     pub pod_pids_limit: Option<std::num::NonZeroU32>,
     pub swap: container::SwapBehavior,
+    pub resources: settings::ResourceSettings,
+    /// No pod is given one of these.
+    pub own_ports: crate::own_ports::OwnPorts,
 }
 
 /// What the kubelet works with.
@@ -99,9 +108,18 @@ pub trait Pods: Send + Sync {
     fn pods(&self) -> Vec<Arc<Pod>>;
 }
 
-/// Runs until told to stop; pods go on without it.
-pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
-    let listener = listen(config.port).await?;
+/// Runs until told to stop; pods go on without it. `listener` is for the kubelet's own API, see
+/// [`listen`].
+pub async fn run(
+    config: Config,
+    deps: Deps,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let read = node::facts().map_err(during("read what this machine has"))?;
+    let (_, pids) = node::processes().map_err(during("read how many processes there may be"))?;
+    let budget = node::reserved::Budget::new(&read, pids, &config.resources)?;
+    let disk = stats::Space::of(&config.state_dir).map_err(during("measure the node's disk"))?;
     let port = listener
         .local_addr()
         .map_err(during("read the port"))?
@@ -110,7 +128,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         cluster_domain: config.cluster_domain.clone(),
         swap: config.swap,
         pod_pids_limit: config.pod_pids_limit,
-        ..node::facts().map_err(during("read what this machine has"))?
+        ..read
     };
     // One part that fails ends all.
     let stop = shutdown.child_token();
@@ -121,8 +139,20 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
     ));
     let (updates, probed) = mpsc::unbounded_channel();
     let events = events::Recorder::start(client.clone(), config.node.clone());
+    hold_pods(&budget, &deps.runtime, &events, &config.node).await;
+    let uses = image_gc::Uses::default();
+    let collector = image_gc::ImageGc::new(
+        deps.images.clone(),
+        deps.runtime.clone(),
+        uses.clone(),
+        config.resources.image_gc,
+        events.clone(),
+        config.node.clone(),
+    );
+    let (press, pressures) = watch::channel(eviction::Pressures::default());
+    let (order, orders) = mpsc::channel(ORDERS);
     let context = Arc::new(worker::Context {
-        puller: images::Puller::new(deps.images.clone(), client.clone(), events.clone()),
+        puller: images::Puller::new(deps.images.clone(), client.clone(), events.clone(), uses),
         volumes: Volumes::new(volumes_config(&config, &facts), client.clone()),
         prober: probe::Prober::new(deps.runtime.clone(), updates),
         services: deps.informers.get(),
@@ -131,7 +161,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         config: config.clone(),
         client: client.clone(),
         facts,
-        events,
+        events: events.clone(),
     });
     let book = Arc::new(table::Book::default());
     let server = server::Server {
@@ -141,6 +171,24 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         log_dir: logs::folder(&config.log_dir),
         client: client.clone(),
     };
+    let room = room(&config, budget.allocatable(disk.capacity_bytes));
+    let manager = eviction::Parts {
+        runtime: deps.runtime.clone(),
+        images: collector.clone(),
+        pods: book.clone(),
+        events: events.clone(),
+        node: config.node.clone(),
+        dirs: eviction::Dirs {
+            state: config.state_dir.clone(),
+            pods: config.state_dir.join("pods"),
+            logs: config.log_dir.clone(),
+            images: deps.images.dir().to_owned(),
+        },
+        pods_memory: budget.ceilings().memory_bytes,
+        orders: order,
+        pressures: press,
+    };
+    let thresholds = config.resources.eviction.clone();
     let node = node::Config {
         node: config.node.clone(),
         addresses: config.addresses.clone(),
@@ -150,9 +198,27 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
         pod_cidr: Some(config.pod_cidr.to_string()),
     };
 
+    let node = node::Parts {
+        config: node,
+        budget,
+        images: deps.images,
+        events,
+    };
+
     let mut parts = JoinSet::new();
     let until = stop.clone();
+    parts.spawn(async move {
+        eviction::run(thresholds, manager, until).await;
+        Ok(())
+    });
+    let until = stop.clone();
+    parts.spawn(async move {
+        collector.run(until).await;
+        Ok(())
+    });
+    let until = stop.clone();
     let informers = deps.informers.clone();
+    let pressed = pressures.clone();
     parts.spawn(async move {
         // A node that was ready before must not be told unready while its daemon starts: its pods
         // would be taken for unready too.
@@ -160,7 +226,7 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
             _ = healthy.wait_for(|health| *health == node::Health::Ready) => {}
             () = until.cancelled() => return Ok(()),
         }
-        node::run(node, &informers, deps.images, healthy, until).await
+        node::run(node, &informers, healthy, pressed, until).await
     });
     parts.spawn(server.serve_with(config, listener, deps.server_tls, stop.clone()));
     match TcpListener::bind(HEALTH).await {
@@ -172,12 +238,13 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
     }
     let (runtime, until) = (deps.runtime, stop.clone());
     parts.spawn(async move {
-        logs::rotate(runtime, until).await;
+        logs::compress_rotated(runtime, until).await;
         Ok(())
     });
-    let table = table::Table::new(context, book, health);
+    let admission = table::Admission { room, pressures };
+    let table = table::Table::new(context, book, health, admission);
     parts.spawn(async move {
-        table.run(probed, stop).await;
+        table.run(probed, orders, stop).await;
         Ok(())
     });
     while let Some(part) = parts.join_next().await {
@@ -186,7 +253,39 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
     Ok(())
 }
 
-async fn listen(port: u16) -> Result<TcpListener, Error> {
+/// Has the kernel hold all pods together to what is not reserved. A node whose kernel will not is
+/// still one: it says so, and goes on.
+async fn hold_pods(
+    budget: &node::reserved::Budget,
+    runtime: &Runtime,
+    events: &events::Recorder,
+    node: &str,
+) {
+    let about = eviction::node_ref(node);
+    match runtime.set_ceilings(budget.ceilings()).await {
+        Ok(()) => tracing::debug!(ceilings = ?budget.ceilings(), "pods are held to what is theirs"),
+        Err(error) => {
+            let error = images::chain(&error);
+            tracing::warn!(error, "the pods' limits as a whole are not set");
+            let message = format!("Failed to update Node Allocatable Limits: {error}");
+            let level = events::Level::Warning;
+            events.about(about, level, "FailedNodeAllocatableEnforcement", message);
+        }
+    }
+}
+
+fn room(config: &Config, allocatable: node::reserved::Amounts) -> admit::Room {
+    let signed = |amount: u64| i64::try_from(amount).unwrap_or(i64::MAX);
+    admit::Room {
+        pods: config.max_pods,
+        milli_cpu: signed(allocatable.cpu_milli),
+        memory: signed(allocatable.memory),
+        ephemeral: signed(allocatable.ephemeral),
+    }
+}
+
+/// Takes the port of the kubelet's own API; 0 for any that is free.
+pub async fn listen(port: u16) -> Result<TcpListener, Error> {
     let address = SocketAddr::from(([0, 0, 0, 0], port));
     TcpListener::bind(address).await.map_err(|source| {
         let action = match source.kind() {
@@ -277,6 +376,8 @@ pub enum Error {
         action: String,
         source: Box<kube::Error>,
     },
+    #[error(transparent)]
+    Setting(#[from] settings::Invalid),
     #[error("runtime")]
     Runtime(#[from] crate::runtime::Error),
 }

@@ -40,6 +40,13 @@ pub fn is_static(pod: &Pod) -> bool {
         .is_some_and(|source| source != "api")
 }
 
+/// Takes away what a pod of the API says of where it comes from: it would count as a static one.
+pub fn disown(pod: &mut Pod) {
+    if is_static(pod) {
+        pod.annotations_mut().remove(SOURCE);
+    }
+}
+
 pub fn is_mirror(pod: &Pod) -> bool {
     pod.annotations().contains_key(MIRROR)
 }

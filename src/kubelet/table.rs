@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Pods,
     admit::{self, Refusal, Room},
+    eviction::{self, Order, Pressures},
     logs,
     node::Health,
     pod, probe,
@@ -72,10 +73,18 @@ struct Entry {
     wish: Wish,
 }
 
+/// What decides whether the node takes a new pod.
+#[derive(Debug)]
+pub struct Admission {
+    pub room: Room,
+    pub pressures: watch::Receiver<Pressures>,
+}
+
 pub struct Table {
     context: Arc<Context>,
     book: Arc<Book>,
     health: watch::Sender<Health>,
+    admission: Admission,
     /// By UID.
     entries: HashMap<String, Entry>,
     workers: JoinSet<String>,
@@ -88,11 +97,17 @@ pub struct Table {
 }
 
 impl Table {
-    pub fn new(context: Arc<Context>, book: Arc<Book>, health: watch::Sender<Health>) -> Self {
+    pub fn new(
+        context: Arc<Context>,
+        book: Arc<Book>,
+        health: watch::Sender<Health>,
+        admission: Admission,
+    ) -> Self {
         Self {
             context,
             book,
             health,
+            admission,
             entries: HashMap::new(),
             workers: JoinSet::new(),
             mirrors: BTreeMap::new(),
@@ -106,6 +121,7 @@ impl Table {
     pub async fn run(
         mut self,
         mut probed: mpsc::UnboundedReceiver<probe::Update>,
+        mut orders: mpsc::Receiver<Order>,
         shutdown: CancellationToken,
     ) {
         let mut events = self.context.runtime.events();
@@ -124,6 +140,10 @@ impl Table {
                     let uid = update.pod_uid.clone();
                     self.note(&uid, Note::Probe(update));
                 }
+                Some(order) = orders.recv() => match order {
+                    Order::Evict { uid, eviction } => self.note(&uid, Note::Evict(eviction)),
+                    Order::RemoveDead { uid } => self.note(&uid, Note::RemoveDead),
+                },
                 changed = volumes.recv() => match changed {
                     Ok(uid) => self.note(&uid, Note::Volumes),
                     Err(broadcast::error::RecvError::Lagged(_)) => self.note_all(|| Note::Volumes),
@@ -210,6 +230,10 @@ impl Table {
     }
 
     fn applied(&mut self, source: Source, pod: Pod) {
+        let mut pod = pod;
+        if source == Source::Api {
+            statics::disown(&mut pod);
+        }
         if source == Source::Api && statics::is_mirror(&pod) {
             let key = Key::of(&pod);
             self.mirrors.insert(key.clone(), Arc::new(pod));
@@ -258,23 +282,19 @@ impl Table {
         if pod::is_over(pod) || status.is_some_and(|status| status.start_time.is_some()) {
             return Wish::Run;
         }
+        let pressures = *self.admission.pressures.borrow();
+        if let Some(message) = eviction::refusal(pod, pressures) {
+            let reason = eviction::REASON.to_owned();
+            return Wish::Reject { reason, message };
+        }
         // A pod that is gone from the API no longer counts for whoever placed this one.
         let counts = |entry: &&Entry| entry.wish != Wish::Gone && !pod::is_over(&entry.pod);
         let others = self.entries.values().filter(counts);
         let others = others.map(|entry| entry.pod.as_ref());
-        match admit::refusal(pod, others, self.room()) {
+        let own_ports = &self.context.config.own_ports;
+        match admit::refusal(pod, others, self.admission.room, own_ports) {
             None => Wish::Run,
             Some(Refusal { reason, message }) => Wish::Reject { reason, message },
-        }
-    }
-
-    fn room(&self) -> Room {
-        let facts = &self.context.facts;
-        let signed = |amount: u64| i64::try_from(amount).unwrap_or(i64::MAX);
-        Room {
-            pods: self.context.config.max_pods,
-            milli_cpu: signed(facts.cpu_milli),
-            memory: signed(facts.memory_bytes),
         }
     }
 

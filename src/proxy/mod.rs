@@ -6,6 +6,7 @@
 //! - A batch of changes is one transaction: packets see all of it or nothing.
 //! - A change costs what changed; a packet costs the same with one service or ten thousand.
 //! - Foreign tables are never touched.
+//! - The daemon's own ports and the node's addresses are never led elsewhere by what a Service says.
 //!
 //! `model.rs` says what a Service asks for, `render.rs` which elements that is, `table.rs` has the
 //! rules, `sync.rs` talks to the kernel. IPv4 only, so far. Node ports answer on every address of
@@ -19,16 +20,27 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use ipnet::IpNet;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::{core::v1::ObjectReference, discovery::v1::EndpointSlice};
 use tokio_util::sync::CancellationToken;
 
-use self::{model::Plan, sync::Programmer};
-use crate::informer::{
-    Informers, Key,
-    services::{Joined, Services},
+use self::{
+    model::{Node, Plan},
+    render::Notice,
+    sync::Programmer,
+};
+use crate::{
+    events::{Level, Recorder, Source},
+    informer::{
+        Informers, Key,
+        services::{Joined, Services},
+    },
+    own_ports::OwnPorts,
 };
 
 /// The bit of the packet mark that asks for masquerade, where nothing else is chosen.
@@ -47,6 +59,21 @@ pub struct Config {
     pub service_route: Option<(IpNet, String)>,
     /// One bit of the packet mark: [`DEFAULT_MARK`].
     pub mark: u32,
+    /// The node's addresses: no Service takes traffic for them, but by node ports.
+    pub addresses: Vec<IpAddr>,
+    /// Ports of the node that no Service takes.
+    pub own_ports: OwnPorts,
+}
+
+impl Config {
+    fn node(&self) -> Node {
+        let services = self.service_route.iter().map(|(range, _)| *range);
+        Node {
+            name: self.node.clone(),
+            cluster: services.chain([self.cluster_cidr]).collect(),
+            addresses: self.addresses.clone(),
+        }
+    }
 }
 
 /// Keeps the table as the API says, until `shutdown`; the table stays then, for running pods.
@@ -55,10 +82,16 @@ pub async fn run(
     config: Config,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let node = config.node.clone();
+    let node = config.node();
+    let source = Source {
+        component: "kube-proxy",
+        host: Some(config.node.clone()),
+    };
+    let events = Recorder::start(informers.client().clone(), source);
     let mut services = Services::start(&informers).await;
     let first = plans(services.all(), &node);
-    let programmer = blocking(move || Programmer::start(config, first)).await?;
+    let (programmer, notices) = blocking(move || Programmer::start(config, first)).await?;
+    tell(&events, notices);
     let programmer = Arc::new(Mutex::new(programmer));
     loop {
         let changed = tokio::select! {
@@ -74,11 +107,12 @@ pub async fn run(
             programmer.apply(changed)
         })
         .await;
-        if let Err(error) = applied {
-            tracing::error!(
+        match applied {
+            Ok(notices) => tell(&events, notices),
+            Err(error) => tracing::error!(
                 error = &error as &dyn std::error::Error,
                 "services are not up to date"
-            );
+            ),
         }
     }
 }
@@ -88,7 +122,22 @@ pub async fn remove(config: Config) -> Result<(), Error> {
     blocking(move || sync::remove(&config)).await
 }
 
-fn plans(services: Vec<Joined>, node: &str) -> Vec<(Key, Plan)> {
+/// Leaves what owners of Services should hear on the Services.
+fn tell(events: &Recorder, notices: Vec<Notice>) {
+    for notice in notices {
+        let service = ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Service".into()),
+            namespace: Some(notice.service.namespace),
+            name: Some(notice.service.name),
+            uid: Some(notice.uid),
+            ..ObjectReference::default()
+        };
+        events.record_ref(service, Level::Warning, "AddressNotServed", notice.message);
+    }
+}
+
+fn plans(services: Vec<Joined>, node: &Node) -> Vec<(Key, Plan)> {
     let plan = |joined: &Joined| match &joined.service {
         Some(service) => {
             let slices: Vec<&EndpointSlice> = joined.slices.iter().map(|slice| &**slice).collect();

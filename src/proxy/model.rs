@@ -1,14 +1,36 @@
 //! What one Service should do on this node. Pure: Service and EndpointSlices in, fronts out.
 
+//!
+//! Always true: whatever objects say, no connection is led to an address that is only on this host or
+//! its links, and no front stands on one of the cluster's own addresses except a cluster IP.
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
 };
 
+use ipnet::{IpNet, Ipv4Net};
 use k8s_openapi::api::{
-    core::v1::{Service, ServicePort, ServiceSpec},
+    core::v1::{LoadBalancerIngress, Service, ServicePort, ServiceSpec},
     discovery::v1::{Endpoint, EndpointSlice},
 };
+use kube::ResourceExt;
+
+use crate::addresses::may_be_proxied_to;
+
+/// A Service may name so many ranges of clients; with more, nobody gets in.
+const MOST_SOURCES: usize = 1024;
+
+/// What a Service must not take.
+#[derive(Clone, Debug, Default)]
+pub struct Node {
+    /// As endpoints carry it.
+    pub name: String,
+    /// The ranges of pods and of services.
+    pub cluster: Vec<IpNet>,
+    /// The node's own addresses.
+    pub addresses: Vec<IpAddr>,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
@@ -65,6 +87,8 @@ pub enum Outcome {
         backends: BTreeSet<Backend>,
         /// Seconds that a client stays with its backend.
         affinity: Option<u32>,
+        /// Clients outside these are dropped; without any, everybody may come.
+        sources: BTreeSet<Ipv4Net>,
     },
     /// Nobody serves it anywhere: say so.
     Refuse,
@@ -81,11 +105,31 @@ pub struct Plan {
     pub masqueraded: BTreeSet<Front>,
     /// Backends on this node: they may be their own clients.
     pub local: BTreeSet<Ipv4Addr>,
+    /// Addresses that a load balancer's controller has given, which may be on the node's links.
+    pub balanced: BTreeSet<Ipv4Addr>,
+    /// External addresses that are not served, and why.
+    pub ignored: BTreeMap<String, &'static str>,
+    /// When the Service was made, in seconds, and its UID: the older one wins.
+    pub since: (i64, String),
 }
 
-/// The fronts of `service` on the node named `node`.
-pub fn plan(service: &Service, slices: &[&EndpointSlice], node: &str) -> Plan {
-    let mut plan = Plan::default();
+impl Plan {
+    /// Whether it asks for nothing and has nothing to say.
+    pub fn is_nothing(&self) -> bool {
+        self.cluster_ips.is_empty() && self.fronts.is_empty() && self.ignored.is_empty()
+    }
+}
+
+/// The fronts of `service` on `node`.
+pub fn plan(service: &Service, slices: &[&EndpointSlice], node: &Node) -> Plan {
+    let created = service.metadata.creation_timestamp.as_ref();
+    let mut plan = Plan {
+        since: (
+            created.map(|at| at.0.as_second()).unwrap_or_default(),
+            service.uid().unwrap_or_default(),
+        ),
+        ..Plan::default()
+    };
     let Some(spec) = service.spec.as_ref().filter(|_| is_ours(service)) else {
         return plan;
     };
@@ -94,8 +138,9 @@ pub fn plan(service: &Service, slices: &[&EndpointSlice], node: &str) -> Plan {
         return plan;
     }
     let affinity = affinity(spec);
+    let external = externals(service, spec, node, &mut plan);
     let everywhere = |_: &Endpoint| true;
-    let here = |endpoint: &Endpoint| endpoint.node_name.as_deref() == Some(node);
+    let here = |endpoint: &Endpoint| endpoint.node_name.as_deref() == Some(&*node.name);
     let local_inside = spec.internal_traffic_policy.as_deref() == Some("Local");
     let local_outside = spec.external_traffic_policy.as_deref() == Some("Local");
     for port in spec.ports.iter().flatten() {
@@ -125,16 +170,21 @@ pub fn plan(service: &Service, slices: &[&EndpointSlice], node: &str) -> Plan {
             plan.fronts.insert(front, outcome(local_inside));
         }
         let node_port = port.node_port.and_then(|port| u16::try_from(port).ok());
-        let outer = external_addresses(service, spec)
-            .into_iter()
-            .map(|address| (Some(address), number))
-            .chain(node_port.filter(|port| *port != 0).map(|port| (None, port)));
-        for (address, number) in outer {
+        let open = BTreeSet::new();
+        let outer = external
+            .iter()
+            .map(|(address, sources)| (Some(*address), number, sources))
+            .chain(
+                node_port
+                    .filter(|port| *port != 0)
+                    .map(|port| (None, port, &open)),
+            );
+        for (address, number, sources) in outer {
             let everyone = front(address, number, Audience::Everyone);
-            plan.fronts.insert(everyone, outcome(false));
+            plan.fronts.insert(everyone, gated(outcome(false), sources));
             if local_outside && !all.is_empty() {
                 let outside = front(address, number, Audience::Outside);
-                plan.fronts.insert(outside, outcome(true));
+                plan.fronts.insert(outside, gated(outcome(true), sources));
             } else {
                 plan.masqueraded.insert(everyone);
             }
@@ -147,6 +197,21 @@ fn forward(backends: &BTreeSet<Backend>, affinity: Option<u32>) -> Outcome {
     Outcome::Forward {
         backends: backends.clone(),
         affinity,
+        sources: BTreeSet::new(),
+    }
+}
+
+fn gated(outcome: Outcome, only: &BTreeSet<Ipv4Net>) -> Outcome {
+    match outcome {
+        Outcome::Forward { .. } if only.len() > MOST_SOURCES => Outcome::Drop,
+        Outcome::Forward {
+            backends, affinity, ..
+        } => Outcome::Forward {
+            backends,
+            affinity,
+            sources: only.clone(),
+        },
+        other => other,
     }
 }
 
@@ -168,22 +233,77 @@ fn cluster_ips(spec: &ServiceSpec) -> BTreeSet<Ipv4Addr> {
     listed
         .chain(&spec.cluster_ip)
         .filter_map(|address| address.parse().ok())
+        .filter(|address: &Ipv4Addr| may_be_proxied_to((*address).into()))
         .collect()
 }
 
-fn external_addresses(service: &Service, spec: &ServiceSpec) -> BTreeSet<Ipv4Addr> {
-    let balanced = service
-        .status
-        .iter()
+/// External addresses with the clients that may use them; those that cannot be served are noted.
+fn externals(
+    service: &Service,
+    spec: &ServiceSpec,
+    node: &Node,
+    plan: &mut Plan,
+) -> BTreeMap<Ipv4Addr, BTreeSet<Ipv4Net>> {
+    let mut found = BTreeMap::new();
+    let mut take = |text: &String, sources: BTreeSet<Ipv4Net>| {
+        let address: Ipv4Addr = text.parse().ok()?; // the other family is somebody else's
+        match unfit(address, node) {
+            Some(why) => {
+                plan.ignored.insert(text.clone(), why);
+                None
+            }
+            None => {
+                found.insert(address, sources);
+                Some(address)
+            }
+        }
+    };
+    for text in spec.external_ips.iter().flatten() {
+        take(text, BTreeSet::new());
+    }
+    let mut balanced = BTreeSet::new();
+    for text in balanced_addresses(service, spec) {
+        balanced.extend(take(text, sources(spec)));
+    }
+    plan.balanced = balanced;
+    found
+}
+
+/// Only who may write a Service's status has a say here.
+fn balanced_addresses<'a>(
+    service: &'a Service,
+    spec: &ServiceSpec,
+) -> impl Iterator<Item = &'a String> {
+    let balanced = spec.type_.as_deref() == Some("LoadBalancer");
+    let by_us = |ingress: &&LoadBalancerIngress| ingress.ip_mode.as_deref() != Some("Proxy");
+    let status = service.status.as_ref().filter(|_| balanced);
+    status
+        .into_iter()
         .flat_map(|status| &status.load_balancer)
         .flat_map(|balancer| balancer.ingress.iter().flatten())
-        .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
-        .filter_map(|ingress| ingress.ip.as_ref());
-    let external = spec.external_ips.iter().flatten();
-    external
-        .chain(balanced)
-        .filter_map(|address| address.parse().ok())
+        .filter(by_us)
+        .filter_map(|ingress| ingress.ip.as_ref())
+}
+
+fn sources(spec: &ServiceSpec) -> BTreeSet<Ipv4Net> {
+    let ranges = spec.load_balancer_source_ranges.iter().flatten();
+    ranges
+        .filter_map(|range| range.trim().parse::<Ipv4Net>().ok())
+        .map(|range| range.trunc())
         .collect()
+}
+
+/// Why a Service cannot have this address.
+fn unfit(address: Ipv4Addr, node: &Node) -> Option<&'static str> {
+    let address = IpAddr::from(address);
+    if !may_be_proxied_to(address) {
+        return Some("it is only on this host or its links");
+    }
+    if node.addresses.contains(&address) {
+        return Some("it is the node's own");
+    }
+    let inside = node.cluster.iter().any(|range| range.contains(&address));
+    inside.then_some("it is in a range of the cluster's own")
 }
 
 fn affinity(spec: &ServiceSpec) -> Option<u32> {
@@ -227,7 +347,10 @@ fn backends(
             let is_ending = condition(|c| c.terminating).unwrap_or(false)
                 && condition(|c| c.serving).unwrap_or(is_ready);
             // All addresses of an endpoint are the same one; only the first counts.
-            let Some(address) = endpoint.addresses.first().and_then(|a| a.parse().ok()) else {
+            let address = endpoint.addresses.first().and_then(|a| a.parse().ok());
+            let Some(address) =
+                address.filter(|address: &Ipv4Addr| may_be_proxied_to((*address).into()))
+            else {
                 continue;
             };
             if is_ready {

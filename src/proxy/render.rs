@@ -7,12 +7,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::Ipv4Addr,
+    sync::Arc,
 };
 
+use ipnet::Ipv4Net;
 use netns::nft::{Element, Value, Verdict};
 
+use sha2::{Digest, Sha256};
+
 use super::{
-    model::{Audience, Backend, Front, Outcome, Plan},
+    model::{Audience, Backend, Front, Outcome, Plan, Protocol},
     slots::{Places, assign},
 };
 use crate::informer::Key;
@@ -69,6 +73,7 @@ pub enum SetName {
     RefusedAddresses,
     RefusedPorts,
     Hairpin,
+    Balanced,
 }
 
 impl SetName {
@@ -82,6 +87,7 @@ impl SetName {
             Self::RefusedAddresses => "refused-addresses".into(),
             Self::RefusedPorts => "refused-ports".into(),
             Self::Hairpin => "hairpin".into(),
+            Self::Balanced => "balanced".into(),
         }
     }
 }
@@ -103,69 +109,204 @@ impl Dealer {
     }
 }
 
+/// A chain that lets clients of these ranges through to a dealer, and drops all others.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Gate {
+    pub dealer: Dealer,
+    pub sources: BTreeSet<Ipv4Net>,
+}
+
+impl Gate {
+    pub fn name(&self) -> String {
+        let mut digest = Sha256::new();
+        for range in &self.sources {
+            digest.update(format!("{range} "));
+        }
+        let hex: String = digest.finalize()[..8]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        format!("{}-from-{hex}", self.dealer.name())
+    }
+}
+
+/// Chains that fronts point to; they are never changed, and go when the table is made anew.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chains {
+    pub dealers: BTreeSet<Dealer>,
+    pub gates: BTreeSet<Gate>,
+}
+
+impl Chains {
+    pub fn len(&self) -> usize {
+        self.dealers.len() + self.gates.len()
+    }
+
+    fn add(&mut self, more: Self) {
+        self.dealers.extend(more.dealers);
+        self.gates.extend(more.gates);
+    }
+
+    fn without(&self, known: &Self) -> Self {
+        Self {
+            dealers: self.dealers.difference(&known.dealers).copied().collect(),
+            gates: self.gates.difference(&known.gates).cloned().collect(),
+        }
+    }
+}
+
+/// What the owner of a Service should hear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    pub service: Key,
+    pub uid: String,
+    pub message: String,
+}
+
 /// What one step sends to the kernel: deletions, then chains, then additions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Step {
     pub delete: Vec<(SetName, Element)>,
-    pub dealers: BTreeSet<Dealer>,
+    pub chains: Chains,
     pub add: Vec<(SetName, Element)>,
-    /// Fronts whose backends changed, with those they have now.
+    /// Fronts whose backends changed, with those that are left.
     pub moved: Vec<(Front, BTreeSet<Backend>)>,
+    pub notices: Vec<Notice>,
 }
 
 impl Step {
+    /// Whether the kernel has nothing to do.
     pub fn is_empty(&self) -> bool {
         self.delete.is_empty() && self.add.is_empty()
     }
 }
 
 type Place = (SetName, Vec<u8>);
+/// Where clients knock, whoever they are: one Service has it whole.
+type Spot = (Option<Ipv4Addr>, Protocol, u16);
+
+/// Who comes first where several want one spot: the Service whose cluster IP it is, then the oldest.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    foreign: bool,
+    since: (i64, String),
+    key: Key,
+}
 
 /// Everything the table should hold.
 #[derive(Debug, Default)]
 pub struct State {
     services: HashMap<Key, Service>,
-    /// Who wants an element, first come first served: two services may claim one external
-    /// address, and many share a local backend.
+    spots: HashMap<Spot, BTreeSet<Rank>>,
+    /// Who wants an element: many services share a local backend.
     claims: HashMap<Place, Vec<(Key, Value)>>,
-    dealers: BTreeSet<Dealer>,
+    chains: Chains,
 }
 
 #[derive(Debug, Default)]
 struct Service {
-    plan: Plan,
+    /// What it asks for.
+    wish: Arc<Plan>,
+    /// Of that, what no other Service has.
+    plan: Arc<Plan>,
     slots: BTreeMap<Front, Vec<Backend>>,
     elements: BTreeMap<Place, Value>,
 }
 
 impl State {
-    /// Takes one Service's new plan over (an empty one if it went) and adds what that changes.
+    /// Takes one Service's new plan over (an empty one if it went) and adds what that changes, for
+    /// others too if it gives up or takes a spot.
     pub fn update(&mut self, key: &Key, plan: Plan, step: &mut Step) {
-        let before = self.services.remove(key).unwrap_or_default();
-        if before.plan == plan {
-            self.keep(key, before);
+        let before = self
+            .services
+            .get(key)
+            .map(|service| service.wish.clone())
+            .unwrap_or_default();
+        if *before == plan {
             return;
         }
-        let mut after = Service {
-            slots: slots(&before.slots, &plan),
-            plan,
-            elements: BTreeMap::new(),
+        if before.ignored != plan.ignored {
+            step.notices.extend(ignored(key, &plan));
+        }
+        let mut affected = BTreeSet::from([key.clone()]);
+        let spots: BTreeSet<Spot> = before
+            .fronts
+            .keys()
+            .chain(plan.fronts.keys())
+            .map(spot)
+            .collect();
+        for spot in spots {
+            let wanting = self.spots.entry(spot).or_default();
+            let first = wanting.first().cloned();
+            wanting.retain(|rank| rank.key != *key);
+            if plan.fronts.keys().any(|front| self::spot(front) == spot) {
+                wanting.insert(rank(key, &plan, spot));
+            }
+            let now = wanting.first();
+            if first.as_ref() != now {
+                affected.extend(first.iter().chain(now).map(|rank| rank.key.clone()));
+            }
+            if wanting.is_empty() {
+                self.spots.remove(&spot);
+            }
+        }
+        self.services.entry(key.clone()).or_default().wish = Arc::new(plan);
+        for key in affected {
+            self.settle(&key, step);
+        }
+    }
+
+    /// Brings one Service's elements to what it wishes and has.
+    fn settle(&mut self, key: &Key, step: &mut Step) {
+        let Some(mut service) = self.services.remove(key) else {
+            return;
         };
-        let dealers = elements(&mut after);
-        step.dealers.extend(dealers.difference(&self.dealers));
-        self.dealers.extend(dealers);
-        for (place, value) in &before.elements {
-            if after.elements.get(place) != Some(value) {
+        let plan = self.won(key, &service.wish, step);
+        if service.plan == plan {
+            return self.keep(key, service);
+        }
+        let before = std::mem::replace(&mut service.plan, plan);
+        service.slots = slots(&service.slots, &service.plan);
+        let old = std::mem::take(&mut service.elements);
+        let chains = elements(&mut service);
+        step.chains.add(chains.without(&self.chains));
+        self.chains.add(chains);
+        for (place, value) in &old {
+            if service.elements.get(place) != Some(value) {
                 self.release(key, place, step);
             }
         }
-        for (place, value) in &after.elements {
-            if before.elements.get(place) != Some(value) {
+        for (place, value) in &service.elements {
+            if old.get(place) != Some(value) {
                 self.claim(key, place, value, step);
             }
         }
-        step.moved.extend(moved(&before.plan, &after.plan));
-        self.keep(key, after);
+        step.moved.extend(moved(&before, &service.plan));
+        self.keep(key, service);
+    }
+
+    /// The part of a wish whose spots no other Service has before it.
+    fn won(&self, key: &Key, wish: &Arc<Plan>, step: &mut Step) -> Arc<Plan> {
+        let owner = |front: &Front| self.spots.get(&spot(front))?.first();
+        let has = |front: &Front| owner(front).is_some_and(|first| first.key == *key);
+        let lost = wish.fronts.keys().find(|front| !has(front));
+        let Some(lost) = lost else {
+            return wish.clone();
+        };
+        if let (Some(first), Some(address)) = (owner(lost), lost.address) {
+            step.notices.push(Notice {
+                service: key.clone(),
+                uid: wish.since.1.clone(),
+                message: format!(
+                    "{address}:{} is not served for this Service: {}/{} has it",
+                    lost.port, first.key.namespace, first.key.name
+                ),
+            });
+        }
+        let mut plan = (**wish).clone();
+        plan.fronts.retain(|front, _| has(front));
+        plan.masqueraded.retain(has);
+        Arc::new(plan)
     }
 
     /// Everything, for a table that is made anew.
@@ -176,13 +317,27 @@ impl State {
         });
         Step {
             add: add.collect(),
-            dealers: self.dealers.clone(),
+            chains: self.chains.clone(),
             ..Step::default()
         }
     }
 
+    /// How many chains there are, used or not.
+    pub fn chains(&self) -> usize {
+        self.chains.len()
+    }
+
+    /// Forgets the chains that nothing points to any more, for a table that is made anew.
+    pub fn forget_chains(&mut self) {
+        let mut used = Chains::default();
+        for service in self.services.values() {
+            used.add(chains(&service.plan, &service.slots));
+        }
+        self.chains = used;
+    }
+
     fn keep(&mut self, key: &Key, service: Service) {
-        if !service.elements.is_empty() {
+        if !service.wish.is_nothing() {
             self.services.insert(key.clone(), service);
         }
     }
@@ -231,7 +386,9 @@ fn slots(before: &BTreeMap<Front, Vec<Backend>>, plan: &Plan) -> BTreeMap<Front,
     plan.fronts
         .iter()
         .filter_map(|(front, outcome)| match outcome {
-            Outcome::Forward { backends, affinity } => {
+            Outcome::Forward {
+                backends, affinity, ..
+            } => {
                 let before = before.get(front).map_or(&[][..], Vec::as_slice);
                 let places = match affinity {
                     Some(_) => Places::Sticky,
@@ -244,13 +401,48 @@ fn slots(before: &BTreeMap<Front, Vec<Backend>>, plan: &Plan) -> BTreeMap<Front,
         .collect()
 }
 
+/// The chain of a front, and the gate before it if there is one.
+fn chain(
+    front: &Front,
+    places: usize,
+    affinity: Option<u32>,
+    sources: &BTreeSet<Ipv4Net>,
+) -> (Dealer, Option<Gate>) {
+    let dealer = Dealer {
+        door: Door::of(front),
+        places: places as u32,
+        affinity,
+    };
+    let gate = (!sources.is_empty()).then(|| Gate {
+        dealer,
+        sources: sources.clone(),
+    });
+    (dealer, gate)
+}
+
+fn chains(plan: &Plan, slots: &BTreeMap<Front, Vec<Backend>>) -> Chains {
+    let mut chains = Chains::default();
+    for (front, outcome) in &plan.fronts {
+        if let Outcome::Forward {
+            affinity, sources, ..
+        } = outcome
+        {
+            let places = slots.get(front).map_or(0, Vec::len);
+            let (dealer, gate) = chain(front, places, *affinity, sources);
+            chains.dealers.insert(dealer);
+            chains.gates.extend(gate);
+        }
+    }
+    chains
+}
+
 /// Fills in a service's elements; returns the chains they point to.
-fn elements(service: &mut Service) -> BTreeSet<Dealer> {
-    let mut dealers = BTreeSet::new();
+fn elements(service: &mut Service) -> Chains {
     let Service {
         plan,
         slots,
         elements,
+        ..
     } = service;
     let mut put = |set, key: Vec<u8>, value| {
         elements.insert((set, key), value);
@@ -270,15 +462,13 @@ fn elements(service: &mut Service) -> BTreeSet<Dealer> {
                 };
                 put(set, key(front), Value::None);
             }
-            Outcome::Forward { affinity, .. } => {
+            Outcome::Forward {
+                affinity, sources, ..
+            } => {
                 let slots = slots.get(front).map_or(&[][..], Vec::as_slice);
-                let dealer = Dealer {
-                    door,
-                    places: slots.len() as u32,
-                    affinity: *affinity,
-                };
-                dealers.insert(dealer);
-                let verdict = Value::Verdict(Verdict::Goto(dealer.name()));
+                let (dealer, gate) = chain(front, slots.len(), *affinity, sources);
+                let to = gate.map_or_else(|| dealer.name(), |gate| gate.name());
+                let verdict = Value::Verdict(Verdict::Goto(to));
                 put(SetName::Door(door), key(front), verdict);
                 for (slot, (address, port)) in (0u32..).zip(slots) {
                     let key = [key(front), slot.to_ne_bytes().to_vec()].concat();
@@ -292,6 +482,9 @@ fn elements(service: &mut Service) -> BTreeSet<Dealer> {
     for address in &plan.cluster_ips {
         put(SetName::ClusterIps, address.octets().to_vec(), Value::None);
     }
+    for address in &plan.balanced {
+        put(SetName::Balanced, address.octets().to_vec(), Value::None);
+    }
     for front in &plan.masqueraded {
         let set = match front.address {
             Some(_) => SetName::MasqueradedAddresses,
@@ -302,7 +495,30 @@ fn elements(service: &mut Service) -> BTreeSet<Dealer> {
     for address in &plan.local {
         put(SetName::Hairpin, hairpin(*address), Value::None);
     }
-    dealers
+    chains(plan, slots)
+}
+
+fn spot(front: &Front) -> Spot {
+    (front.address, front.protocol, front.port)
+}
+
+fn rank(key: &Key, plan: &Plan, spot: Spot) -> Rank {
+    let own = spot
+        .0
+        .is_some_and(|address| plan.cluster_ips.contains(&address));
+    Rank {
+        foreign: !own,
+        since: plan.since.clone(),
+        key: key.clone(),
+    }
+}
+
+fn ignored(key: &Key, plan: &Plan) -> impl Iterator<Item = Notice> {
+    plan.ignored.iter().map(|(address, why)| Notice {
+        service: key.clone(),
+        uid: plan.since.1.clone(),
+        message: format!("the external address {address} is not served: {why}"),
+    })
 }
 
 /// Fronts whose backends differ between two plans.

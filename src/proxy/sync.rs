@@ -10,25 +10,31 @@ use netns::{
 use super::{
     Config, Error,
     model::{Backend, Front, Plan, Protocol},
-    render::{State, Step},
+    render::{Notice, State, Step},
     table,
 };
 use crate::informer::Key;
+
+/// With more chains than this, and more than twice of what was used last, those that nothing points to
+/// any more are taken away.
+const FEW_CHAINS: usize = 512;
 
 /// The table in the kernel and the picture of it.
 pub struct Programmer {
     config: Config,
     socket: nft::Socket,
     state: State,
+    most_chains: usize,
 }
 
 impl Programmer {
     /// Makes the table anew from all services, in one transaction.
-    pub fn start(config: Config, plans: Vec<(Key, Plan)>) -> Result<Self, Error> {
+    pub fn start(config: Config, plans: Vec<(Key, Plan)>) -> Result<(Self, Vec<Notice>), Error> {
         let mut programmer = Self {
             socket: nft::Socket::open().map_err(Error::Start)?,
             config,
             state: State::default(),
+            most_chains: FEW_CHAINS,
         };
         programmer.route()?;
         let mut step = Step::default();
@@ -37,25 +43,31 @@ impl Programmer {
         }
         programmer.rebuild()?;
         forget(&step.moved)?;
-        Ok(programmer)
+        Ok((programmer, step.notices))
     }
 
     /// Brings the kernel to the new plans. If the change does not fit what is there, because
     /// somebody else changed the table, all of it is made anew.
-    pub fn apply(&mut self, plans: Vec<(Key, Plan)>) -> Result<(), Error> {
+    pub fn apply(&mut self, plans: Vec<(Key, Plan)>) -> Result<Vec<Notice>, Error> {
         let mut step = Step::default();
         for (key, plan) in plans {
             self.state.update(&key, plan, &mut step);
         }
+        let notices = std::mem::take(&mut step.notices);
         if step.is_empty() {
-            return Ok(());
+            return Ok(notices);
         }
         let moved = std::mem::take(&mut step.moved);
-        if let Err(error) = self.socket.commit(table::change(&self.config, step)) {
+        if self.state.chains() > self.most_chains {
+            self.state.forget_chains();
+            self.most_chains = FEW_CHAINS.max(2 * self.state.chains());
+            self.rebuild()?;
+        } else if let Err(error) = self.socket.commit(table::change(&self.config, step)) {
             tracing::warn!(%error, "change refused, making the table anew");
             self.rebuild()?;
         }
-        forget(&moved)
+        forget(&moved)?;
+        Ok(notices)
     }
 
     fn rebuild(&mut self) -> Result<(), Error> {

@@ -10,7 +10,7 @@ use netns::nft::{
 
 use super::{
     Config,
-    render::{Dealer, Door, SetName, Step},
+    render::{Dealer, Door, Gate, SetName, Step},
 };
 
 /// Clients remembered for session affinity, per map.
@@ -27,7 +27,7 @@ pub fn rebuild(config: &Config, step: Step) -> Batch {
     let mut batch = Batch::new();
     batch.remove_table(&table).add_table(&table);
     sets(&mut batch, &table);
-    for chain in ["services", "unserved", "turn-away"] {
+    for chain in ["services", "node", "unserved", "turn-away"] {
         batch.add_chain(&table, chain);
     }
     for (name, kind, hook, priority, target) in [
@@ -70,6 +70,9 @@ pub fn rebuild(config: &Config, step: Step) -> Batch {
     }
     for rule in service_rules(config) {
         batch.add_rule(&table, "services", rule);
+    }
+    for rule in node_rules(config) {
+        batch.add_rule(&table, "node", rule);
     }
     for rule in unserved_rules() {
         batch.add_rule(&table, "unserved", rule);
@@ -115,10 +118,17 @@ fn append(batch: &mut Batch, table: &Table, step: Step) {
     for (set, elements) in by_set(step.delete) {
         batch.delete_elements(table, &set.name(), elements);
     }
-    for dealer in step.dealers {
+    for dealer in step.chains.dealers {
         let chain = dealer.name();
         batch.add_chain(table, &chain);
         for rule in dealer_rules(dealer) {
+            batch.add_rule(table, &chain, rule);
+        }
+    }
+    for gate in step.chains.gates {
+        let chain = gate.name();
+        batch.add_chain(table, &chain);
+        for rule in gate_rules(&gate) {
             batch.add_rule(table, &chain, rule);
         }
     }
@@ -170,6 +180,7 @@ fn sets(batch: &mut Batch, table: &Table) {
         (SetName::RefusedAddresses, &address),
         (SetName::RefusedPorts, &[Protocol, Port]),
         (SetName::Hairpin, &[Ipv4, Ipv4]),
+        (SetName::Balanced, &[Ipv4]),
     ] {
         batch.add_set(table, &Set::new(&set.name(), key, SetKind::Set));
     }
@@ -188,42 +199,69 @@ fn load(rule: Rule, door: Door) -> (Rule, u8) {
     (rule.protocol(Reg(at)).destination_port(Reg(at + 1)), at + 2)
 }
 
-fn service_rules(config: &Config) -> Vec<Rule> {
+/// Clients that are neither pods nor this node.
+fn outside(config: &Config) -> Rule {
     let pods = config.cluster_cidr;
-    let outside = || {
+    Rule::new()
+        .source_in(pods.network(), pods.prefix_len(), false)
+        .source_local(false)
+}
+
+fn door(rule: Rule, door: Door) -> Rule {
+    load(rule, door).0.verdict_of(door.name(), Reg(1))
+}
+
+fn mark(config: &Config, rule: Rule) -> Rule {
+    rule.load_mark(Reg(0))
+        .bitwise(
+            Reg(0),
+            &(!config.mark).to_ne_bytes(),
+            &config.mark.to_ne_bytes(),
+        )
+        .set_mark(Reg(0))
+}
+
+fn marked(config: &Config, at: Door, set: SetName) -> Rule {
+    let rule = load(Rule::new(), at).0;
+    mark(config, rule.in_set(&set.name(), Reg(1)))
+}
+
+/// The daemon's own ports are nobody else's. An address of the node is the node's, whoever names it
+/// as external; only what a load balancer's controller has given may be on a link of the node.
+fn service_rules(config: &Config) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = config.own_ports.spare().collect();
+    rules.extend([
         Rule::new()
-            .source_in(pods.network(), pods.prefix_len(), false)
-            .source_local(false)
-    };
-    // The node's own loopback addresses cannot be led away from it.
-    let node = |rule: Rule| {
-        rule.destination_in([127, 0, 0, 0].into(), 8, false)
+            .destination_v4(Reg(0))
+            .not_in_set(&SetName::Balanced.name(), Reg(0))
             .destination_local()
-    };
-    let door = |rule: Rule, door: Door| load(rule, door).0.verdict_of(door.name(), Reg(1));
-    let mark = |rule: Rule| {
-        rule.load_mark(Reg(0))
-            .bitwise(
-                Reg(0),
-                &(!config.mark).to_ne_bytes(),
-                &config.mark.to_ne_bytes(),
-            )
-            .set_mark(Reg(0))
-    };
-    let marked =
-        |rule: Rule, door: Door, set: SetName| mark(load(rule, door).0.in_set(&set.name(), Reg(1)));
-    vec![
-        door(outside(), Door::OutsideAddresses),
-        door(node(outside()), Door::OutsidePorts),
+            .verdict(&Verdict::Goto("node".into())),
+        door(outside(config), Door::OutsideAddresses),
         mark(
-            outside()
+            config,
+            outside(config)
                 .destination_v4(Reg(0))
                 .in_set(&SetName::ClusterIps.name(), Reg(0)),
         ),
-        marked(Rule::new(), Door::Addresses, SetName::MasqueradedAddresses),
+        marked(config, Door::Addresses, SetName::MasqueradedAddresses),
         door(Rule::new(), Door::Addresses),
-        marked(node(Rule::new()), Door::Ports, SetName::MasqueradedPorts),
-        door(node(Rule::new()), Door::Ports),
+        // A balanced address may be the node's too, with node ports.
+        Rule::new()
+            .destination_local()
+            .verdict(&Verdict::Goto("node".into())),
+    ]);
+    rules
+}
+
+/// Node ports. The node's own loopback addresses cannot be led away from it.
+fn node_rules(config: &Config) -> [Rule; 4] {
+    [
+        Rule::new()
+            .destination_in([127, 0, 0, 0].into(), 8, true)
+            .verdict(&Verdict::Return),
+        door(outside(config), Door::OutsidePorts),
+        marked(config, Door::Ports, SetName::MasqueradedPorts),
+        door(Rule::new(), Door::Ports),
     ]
 }
 
@@ -244,6 +282,20 @@ fn unserved_rules() -> [Rule; 3] {
             .in_set(&SetName::RefusedPorts.name(), Reg(1))
             .verdict(&away),
     ]
+}
+
+/// Lets these clients through to the dealer, and nobody else.
+fn gate_rules(gate: &Gate) -> Vec<Rule> {
+    let through = Verdict::Goto(gate.dealer.name());
+    gate.sources
+        .iter()
+        .map(|range| {
+            Rule::new()
+                .source_in(range.network().into(), range.prefix_len(), true)
+                .verdict(&through)
+        })
+        .chain([Rule::new().verdict(&Verdict::Drop)])
+        .collect()
 }
 
 /// With affinity: a client's place is drawn once, kept in the map and renewed with each connection;

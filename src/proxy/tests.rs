@@ -13,7 +13,7 @@ use std::{
 use k8s_openapi::api::core::v1::Service;
 use netns::{
     Namespace,
-    route::{Change, Prefix, Socket, Veth},
+    route::{Change, Port, Prefix, Socket, Veth},
     sysctl,
 };
 use serde_json::{Value, json};
@@ -22,7 +22,10 @@ use super::{
     model::{Audience, Front, Outcome, Protocol},
     *,
 };
-use crate::informer::services::SERVICE_NAME;
+use crate::{
+    informer::services::SERVICE_NAME,
+    own_ports::{OwnPort, TCP},
+};
 
 type TestResult<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -53,6 +56,17 @@ fn slice(port: u16, protocol: &str, endpoints: &[(&str, &str, bool, bool)]) -> E
     .expect("a slice")
 }
 
+/// A node of this name.
+fn at(name: &str) -> Node {
+    Node {
+        name: name.into(),
+        cluster: ["10.8.0.0/16", "10.96.0.0/12"]
+            .map(|range| range.parse().expect("a literal range"))
+            .into(),
+        addresses: vec![NODE],
+    }
+}
+
 fn front(address: Option<[u8; 4]>, port: u16, audience: Audience) -> Front {
     Front {
         address: address.map(Ipv4Addr::from),
@@ -78,7 +92,7 @@ fn endpoints_of_a_cluster_ip() {
         (&[("10.0.0.2", "a", false, true)], &[2]),
         (&[("10.0.0.2", "a", false, false)], &[]), // not ready, not serving
     ] {
-        let plan = model::plan(&service, &[&slice(8080, "TCP", endpoints)], "a");
+        let plan = model::plan(&service, &[&slice(8080, "TCP", endpoints)], &at("a"));
         let backends: BTreeSet<_> = want
             .iter()
             .map(|last| (Ipv4Addr::from([10, 0, 0, *last]), 8080))
@@ -88,6 +102,7 @@ fn endpoints_of_a_cluster_ip() {
             false => Outcome::Forward {
                 backends,
                 affinity: None,
+                sources: BTreeSet::new(),
             },
         };
         let front = front(Some([10, 96, 0, 1]), 80, Audience::Everyone);
@@ -106,7 +121,7 @@ fn local_policy_binds_only_clients_from_outside() {
         "ports": [{"port": 80, "nodePort": 30080}],
     }));
     let slice = slice(8080, "TCP", &[("10.0.0.1", "b", true, false)]);
-    let plan = model::plan(&service, &[&slice], "a");
+    let plan = model::plan(&service, &[&slice], &at("a"));
     let outside = front(None, 30080, Audience::Outside);
     assert_eq!(plan.fronts.get(&outside), Some(&Outcome::Drop));
     let everyone = front(None, 30080, Audience::Everyone);
@@ -120,7 +135,7 @@ fn local_policy_binds_only_clients_from_outside() {
 #[test]
 fn a_change_costs_what_changed() {
     let service = service(json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}));
-    let plan = |endpoints: &[_]| model::plan(&service, &[&slice(8080, "TCP", endpoints)], "a");
+    let plan = |endpoints: &[_]| model::plan(&service, &[&slice(8080, "TCP", endpoints)], &at("a"));
     let (one, two) = (
         ("10.0.0.1", "b", true, false),
         ("10.0.0.2", "b", true, false),
@@ -139,6 +154,91 @@ fn a_change_costs_what_changed() {
     state.update(&key, Plan::default(), &mut step);
     assert_eq!((step.delete.len(), step.add.len()), (4, 0));
     assert_eq!(state.whole().add, []);
+}
+
+#[test]
+fn what_is_the_clusters_stays_the_clusters() {
+    let external = |ip: &str, status: &str| {
+        let service = service(json!({
+            "type": "LoadBalancer", "clusterIP": "10.96.0.1", "externalIPs": [ip],
+            "ports": [{"port": 80}],
+        }));
+        let mut service = serde_json::to_value(service).unwrap();
+        service["status"] = json!({"loadBalancer": {"ingress": [{"ip": status}]}});
+        let service = serde_json::from_value(service).unwrap();
+        model::plan(&service, &[], &at("a"))
+    };
+    for (ip, why) in [
+        ("198.51.100.7", None),
+        ("192.0.2.1", Some("it is the node's own")),
+        ("10.8.0.1", Some("it is in a range of the cluster's own")),
+        ("10.96.0.10", Some("it is in a range of the cluster's own")),
+        ("127.0.0.1", Some("it is only on this host or its links")),
+        ("0.0.0.0", Some("it is only on this host or its links")),
+        ("169.254.1.1", Some("it is only on this host or its links")),
+        ("224.0.0.5", Some("it is only on this host or its links")),
+    ] {
+        for (ip, status) in [(ip, "198.51.100.8"), ("198.51.100.8", ip)] {
+            let plan = external(ip, status);
+            let wanted: Vec<&str> = why.into_iter().collect();
+            assert_eq!(
+                plan.ignored.values().copied().collect::<Vec<_>>(),
+                wanted,
+                "{ip}"
+            );
+            let fronts = 3 - wanted.len(); // cluster IP and both others
+            assert_eq!(plan.fronts.len(), fronts, "{ip} {status}");
+        }
+    }
+    // Nor is anything led to where only this host is.
+    let service = service(json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}));
+    for address in ["127.0.0.1", "169.254.169.254", "0.0.0.0", "224.0.0.1"] {
+        let slice = slice(8080, "TCP", &[(address, "a", true, false)]);
+        let plan = model::plan(&service, &[&slice], &at("a"));
+        let outcomes: Vec<_> = plan.fronts.into_values().collect();
+        assert_eq!(outcomes, [Outcome::Refuse], "{address}");
+    }
+}
+
+#[test]
+fn the_older_service_keeps_an_address() {
+    let plan = |seconds: i64, spec| Plan {
+        since: (seconds, String::new()),
+        ..model::plan(
+            &service(spec),
+            &[&slice(8080, "TCP", &[("10.0.0.1", "b", true, false)])],
+            &at("a"),
+        )
+    };
+    let spec = |ip: &str, policy: &str| {
+        json!({"type": "NodePort", "clusterIP": ip, "externalIPs": ["198.51.100.7"],
+            "externalTrafficPolicy": policy, "ports": [{"port": 80}]})
+    };
+    let (old, new) = (Key::new("z", "old"), Key::new("a", "new"));
+    let mut state = render::State::default();
+    // In whatever order they come, as after a restart.
+    let mut step = render::Step::default();
+    state.update(&new, plan(2, spec("10.96.0.2", "Local")), &mut step);
+    let alone = state.whole().add.len();
+    state.update(&old, plan(1, spec("10.96.0.1", "Cluster")), &mut step);
+    let messages: Vec<&str> = step.notices.iter().map(|n| n.message.as_str()).collect();
+    assert_eq!(
+        messages,
+        ["198.51.100.7:80 is not served for this Service: z/old has it"]
+    );
+    // Nothing of the younger one is left at the address, not even for clients outside.
+    let outside = |state: &render::State| {
+        let door = render::SetName::Door(render::Door::OutsideAddresses);
+        state
+            .whole()
+            .add
+            .iter()
+            .filter(|(set, _)| *set == door)
+            .count()
+    };
+    assert_eq!(outside(&state), 0);
+    state.update(&old, Plan::default(), &mut render::Step::default());
+    assert_eq!((outside(&state), state.whole().add.len()), (1, alone));
 }
 
 /// A node with two pods and one client outside the cluster.
@@ -193,8 +293,8 @@ impl Lab {
             }
             let out = socket.link("out")?.index;
             socket.apply(vec![
-                Change::set_hairpin("pod0"),
-                Change::set_hairpin("pod1"),
+                Change::set_port("pod0", Port::Learning),
+                Change::set_port("pod1", Port::Learning),
                 Change::add_address(out, Prefix::new(NODE, 24)),
             ])?;
             Ok(())
@@ -251,6 +351,13 @@ impl Lab {
                 "br0".into(),
             )),
             mark: DEFAULT_MARK,
+            addresses: vec![NODE],
+            own_ports: OwnPorts::new([OwnPort {
+                address: None,
+                protocol: TCP,
+                port: 6443,
+                user: "the API server",
+            }]),
         }
     }
 }
@@ -290,8 +397,8 @@ fn services_answer_from_everywhere() -> TestResult {
         "ports": [{"port": 80, "nodePort": 30080}],
     }));
     let key = Key::new("n", "s");
-    let plan = |endpoints| model::plan(&service, &[&slice(8080, "TCP", endpoints)], "a");
-    let mut programmer = lab
+    let plan = |endpoints| model::plan(&service, &[&slice(8080, "TCP", endpoints)], &at("a"));
+    let (mut programmer, _) = lab
         .node
         .run(|| Programmer::start(lab.config(), vec![(key.clone(), plan(BOTH))]))??;
 
@@ -312,6 +419,8 @@ fn services_answer_from_everywhere() -> TestResult {
         }
         assert_eq!(servers, BTreeSet::from(PODS), "{address}:{port}");
     }
+    // What is the daemon's own is refused by who listens there: nobody, in this lab.
+    assert!(refused(&lab.outside, NODE, 6443)?);
     // A pod is seen with its own address, unless it is its own server.
     for _ in 0..10 {
         let (server, client) = ask(&lab.pods[0], CLUSTER_IP, 80)?;
@@ -356,8 +465,8 @@ fn a_client_stays_with_its_endpoint() -> TestResult {
         "clusterIP": "10.96.0.1", "ports": [{"port": 80}], "sessionAffinity": "ClientIP",
     }));
     let key = Key::new("n", "s");
-    let plan = |endpoints| model::plan(&service, &[&slice(8080, "TCP", endpoints)], "a");
-    let mut programmer = lab
+    let plan = |endpoints| model::plan(&service, &[&slice(8080, "TCP", endpoints)], &at("a"));
+    let (mut programmer, _) = lab
         .node
         .run(|| Programmer::start(lab.config(), vec![(key.clone(), plan(BOTH))]))??;
     let rules = lab
@@ -387,9 +496,9 @@ fn a_udp_sender_moves_when_its_endpoint_goes() -> TestResult {
         "clusterIP": "10.96.0.1", "ports": [{"port": 53, "protocol": "UDP"}],
     }));
     let key = Key::new("n", "s");
-    let plan = |endpoints| model::plan(&service, &[&slice(5353, "UDP", endpoints)], "a");
+    let plan = |endpoints| model::plan(&service, &[&slice(5353, "UDP", endpoints)], &at("a"));
     lab.node.run(|| -> TestResult {
-        let mut programmer =
+        let (mut programmer, _) =
             Programmer::start(lab.config(), vec![(key.clone(), plan(&BOTH[..1]))])?;
         let socket = lab.pods[1].run(|| UdpSocket::bind((PODS[1], 0)))??;
         socket.set_read_timeout(Some(TIMEOUT))?;

@@ -6,14 +6,67 @@ use cgroups::{
 };
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources};
 
-use super::{Error, Usage};
+use super::{Ceilings, Error, Usage};
 
-/// Name of the supervisor's own group inside its pod's: no container's limit touches it.
-pub const SUPERVISOR: &str = "supervisor";
+/// All pods' groups lie in it; what all pods together may use is limited there.
+const PODS: &str = "kubepods";
+/// The supervisors' groups lie beside the pods': no limit of a pod or of all pods touches them.
+const SUPERVISORS: &str = "supervisors";
+/// The kernel's least share of the CPU.
+const LEAST_SHARES: u64 = 2;
 
 /// `<root>/<pod>`.
 pub fn pod_name(cgroup_root: &str, pod: &str) -> String {
     format!("{cgroup_root}/{pod}")
+}
+
+/// `<root>/supervisors/<last part of the pod's name>`.
+pub fn supervisor_name(cgroup_root: &str, pod: &str) -> String {
+    let own = pod.rsplit('/').next().unwrap_or(pod);
+    format!("{cgroup_root}/{SUPERVISORS}/{own}")
+}
+
+/// The group around all pods.
+pub fn pods_name(cgroup_root: &str) -> String {
+    format!("{cgroup_root}/{PODS}")
+}
+
+/// Limits the group around all pods, and lets pods without requests have the CPU only when nobody
+/// else wants it. Every limit is tried; returns the first that was refused.
+pub fn set_ceilings(
+    hierarchy: &Hierarchy,
+    cgroup_root: &str,
+    ceilings: Ceilings,
+) -> Result<(), cgroups::Error> {
+    let name = pods_name(cgroup_root);
+    let besteffort = Group::create(hierarchy, &format!("{name}/besteffort"))?;
+    Group::create(hierarchy, &format!("{name}/burstable"))?;
+    let pods = Group::open(hierarchy, &name)?;
+    let signed = |amount: u64| i64::try_from(amount).unwrap_or(i64::MAX);
+    let all = [
+        Limits {
+            memory_bytes: Some(signed(ceilings.memory_bytes)),
+            ..Limits::default()
+        },
+        Limits {
+            pids: Some(signed(ceilings.pids)),
+            ..Limits::default()
+        },
+        Limits {
+            cpu_shares: Some(ceilings.cpu_shares),
+            ..Limits::default()
+        },
+    ];
+    let applied = all.iter().map(|limits| pods.apply(limits));
+    let least = besteffort.apply(&Limits {
+        cpu_shares: Some(LEAST_SHARES),
+        ..Limits::default()
+    });
+    applied
+        .chain([least])
+        .collect::<Vec<_>>()
+        .into_iter()
+        .collect()
 }
 
 /// `<root>/<pod>/<child>`.
@@ -147,6 +200,13 @@ mod tests {
         assert_eq!((found.cpu_shares, found.memory_bytes), (Some(2), Some(5)));
         assert_eq!((found.pids, found.oom_group), (None, None));
         assert_eq!(limits(&resources, Owner::Container).oom_group, Some(true));
+    }
+
+    #[test]
+    fn supervisors_lie_beside_the_pods() {
+        let name = supervisor_name("vetch", "kubepods/besteffort/pod1");
+        assert_eq!(name, "vetch/supervisors/pod1");
+        assert!(!name.starts_with(&pods_name("vetch")));
     }
 
     #[test]

@@ -192,7 +192,7 @@ pub fn start(start: &Start<'_>) -> Result<Infallible, Failed> {
         bind_console(&root, terminal).stage("console")?;
     }
     hide(&root, &linux).stage("masked paths")?;
-    lower_oom_score(process).stage("oom score")?;
+    set_oom_score(process).stage("oom score")?;
     for (name, value) in linux.sysctl().iter().flatten() {
         write_sysctl(name, value).stage("sysctl")?;
     }
@@ -230,7 +230,7 @@ pub fn exec(exec: &Exec<'_>) -> Result<Infallible, Failed> {
     if !exec.in_group {
         exec.group.enter().stage("cgroup")?;
     }
-    lower_oom_score(process).stage("oom score")?;
+    set_oom_score(process).stage("oom score")?;
     let namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWCGROUP;
     setns(exec.container, namespaces).stage("join namespaces")?;
     let here = nix::fcntl::open(
@@ -433,13 +433,23 @@ fn existing(root: &Root, path: &str) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// Lowering takes a privilege that not every host gives us; then it stays as it is.
-fn lower_oom_score(process: &Process) -> io::Result<()> {
+/// What a container gets that shall be spared, on a host that does not let us: the daemon and the
+/// supervisors, at 0 or below, must still be spared before it.
+const SPARED_LAST: i32 = 2;
+
+/// Sets whom the kernel kills first. Going below what was inherited takes a privilege that not every
+/// host gives us.
+fn set_oom_score(process: &Process) -> io::Result<()> {
     let Some(score) = process.oom_score_adj() else {
         return Ok(());
     };
-    match fs::write("/proc/self/oom_score_adj", score.to_string()) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+    let write = |score: i32| fs::write("/proc/self/oom_score_adj", score.to_string());
+    let denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+    match write(score) {
+        Err(error) if denied(&error) => match write(score.max(SPARED_LAST)) {
+            Err(error) if denied(&error) => Ok(()),
+            other => other,
+        },
         other => other,
     }
 }

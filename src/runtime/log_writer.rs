@@ -1,17 +1,28 @@
 //! A container's output as lines of its log file, in the format every log reader of the field takes:
 //! `<time> <stream> <F|P> <text>`.
 //!
-//! Owned by the supervisor. One write per batch of output, so that a reader never sees half of one.
-//! A disk that is full loses lines but never stops the container.
+//! Owned by the supervisor, which bounds the log by itself, whether or not there is a daemon: a full
+//! file is moved aside (`0.log.<time>`), and the oldest goes. The daemon only compresses what lies
+//! aside. Always true:
+//! - A log's files are at most [`MAX_FILES`] of [`MAX_BYTES`], and one being compressed.
+//! - One write per batch of output, so that a reader never sees half of one.
+//! - Whatever fails, a disk that is full or a folder that is gone, loses lines but never stops the
+//!   container, and never lets the file grow.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+/// A full file is moved aside.
+pub const MAX_BYTES: u64 = 10 << 20;
+/// Of one log, the one being written included.
+pub const MAX_FILES: usize = 5;
+/// Output framed at once: what is only line ends grows forty times by its heads.
+const BATCH: usize = 16 << 10;
 /// A longer line is cut into parts tagged `P`; what ends with a line's end is tagged `F`.
 const LONGEST: usize = 16 << 10;
 
@@ -33,6 +44,10 @@ impl Stream {
 pub struct LogWriter {
     path: PathBuf,
     file: File,
+    /// Of the file.
+    size: u64,
+    /// When a file was last moved aside: their names must rise, also when the clock does not.
+    rotated: SystemTime,
     /// The begun line of each stream.
     stdout: Vec<u8>,
     stderr: Vec<u8>,
@@ -40,28 +55,54 @@ pub struct LogWriter {
 
 impl LogWriter {
     pub fn open(path: &Path) -> io::Result<Self> {
+        let file = open(path)?;
         Ok(Self {
-            file: open(path)?,
+            size: file.metadata()?.len(),
+            file,
             path: path.into(),
+            rotated: UNIX_EPOCH,
             stdout: Vec::new(),
             stderr: Vec::new(),
         })
     }
 
-    /// Goes on in a new file at the same path, after the old one was renamed.
+    /// Goes on in a new file at the same path, after the old one was moved away.
     pub fn reopen(&mut self) -> io::Result<()> {
         self.file = open(&self.path)?;
+        self.size = self.file.metadata()?.len();
         Ok(())
     }
 
     pub fn append(&mut self, stream: Stream, data: &[u8], now: SystemTime) {
-        let mut out = Vec::with_capacity(data.len() + 64);
-        let begun = match stream {
-            Stream::Stdout => &mut self.stdout,
-            Stream::Stderr => &mut self.stderr,
-        };
-        frame(&mut out, &stamp(now), stream, begun, data);
-        let _ = self.file.write_all(&out);
+        for batch in data.chunks(BATCH) {
+            let mut out = Vec::with_capacity(batch.len() + 64);
+            let begun = match stream {
+                Stream::Stdout => &mut self.stdout,
+                Stream::Stderr => &mut self.stderr,
+            };
+            frame(&mut out, &stamp(now), stream, begun, batch);
+            self.write(&out, now);
+        }
+    }
+
+    fn write(&mut self, out: &[u8], now: SystemTime) {
+        if self.size > 0 && self.size + out.len() as u64 > MAX_BYTES {
+            self.rotate(now);
+        }
+        match self.file.write_all(out) {
+            Ok(()) => self.size += out.len() as u64,
+            // A part of it may have been written.
+            Err(_) => self.size = self.file.metadata().map_or(MAX_BYTES, |found| found.len()),
+        }
+    }
+
+    fn rotate(&mut self, now: SystemTime) {
+        self.rotated = now.max(self.rotated + Duration::from_nanos(1));
+        let moved = move_aside(&self.path, self.rotated).and_then(|()| self.reopen());
+        // Rather its lines than the disk.
+        if moved.is_err() && self.file.set_len(0).is_ok() {
+            self.size = 0;
+        }
     }
 
     /// Writes a line that was begun and will not be ended: as a part, for readers add a line's end
@@ -76,7 +117,59 @@ impl LogWriter {
         }
         let mut out = Vec::new();
         line(&mut out, &stamp(now), stream, b'P', &std::mem::take(begun));
-        let _ = self.file.write_all(&out);
+        self.write(&out, now);
+    }
+}
+
+/// Makes room among the older files, and moves the log there.
+fn move_aside(log: &Path, now: SystemTime) -> io::Result<()> {
+    let mut older = rotated(log)?;
+    // The one that is moved and the one to be written next count too.
+    let surplus = (older.len() + 2).saturating_sub(MAX_FILES);
+    for file in older.drain(..surplus) {
+        ignore_missing(fs::remove_file(file))?;
+    }
+    ignore_missing(fs::rename(log, aside(log, now)))
+}
+
+/// `<log>.<time>`: names of one log rise with time.
+fn aside(log: &Path, now: SystemTime) -> PathBuf {
+    let stamp = stamp(now);
+    let digits = stamp.iter().filter(|byte| byte.is_ascii_digit());
+    let digits: String = digits.map(|byte| char::from(*byte)).collect();
+    let (date, rest) = digits.split_at(8);
+    let (time, nanoseconds) = rest.split_at(6);
+    let mut name = log.as_os_str().to_owned();
+    name.push(format!(".{date}-{time}.{nanoseconds}"));
+    name.into()
+}
+
+/// The files of a log that were moved aside, oldest first; compressed ones and what a compression
+/// left behind are among them.
+pub fn rotated(log: &Path) -> io::Result<Vec<PathBuf>> {
+    let (Some(folder), Some(name)) = (log.parent(), log.file_name()) else {
+        return Ok(Vec::new());
+    };
+    let prefix = format!("{}.", name.to_string_lossy());
+    let mut files = Vec::new();
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(files),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            files.push(entry.path());
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
     }
 }
 
@@ -84,7 +177,7 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .append(true)
         .create(true)
-        .mode(0o640)
+        .mode(0o600)
         .open(path)
 }
 
@@ -180,6 +273,60 @@ mod tests {
             let stamped = stamp(UNIX_EPOCH + Duration::new(seconds, nanos));
             assert_eq!(std::str::from_utf8(&stamped).unwrap(), want);
         }
+    }
+
+    fn usage(folder: &Path) -> (usize, u64) {
+        let files = fs::read_dir(folder).unwrap().map(Result::unwrap);
+        let sizes: Vec<u64> = files.map(|file| file.metadata().unwrap().len()).collect();
+        (sizes.len(), sizes.iter().sum())
+    }
+
+    #[test]
+    fn a_log_without_end_takes_so_much_and_no_more() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("0.log");
+        fs::write(folder.path().join("1.log"), "another").unwrap();
+        let mut log = LogWriter::open(&path).unwrap();
+        let most = MAX_BYTES * MAX_FILES as u64;
+        // The second is nothing but heads, and the clock stands still.
+        let (long, ends) = ("x".repeat(64 << 10), "\n".repeat(64 << 10));
+        for number in 0..2000 {
+            let data = if number % 50 == 0 { &ends } else { &long };
+            log.append(Stream::Stdout, data.as_bytes(), UNIX_EPOCH);
+        }
+        let (files, bytes) = usage(folder.path());
+        assert_eq!(files, MAX_FILES + 1);
+        assert!(bytes <= most + 7, "{bytes}");
+        for file in rotated(&path).unwrap().iter().chain([&path]) {
+            let mode = fs::metadata(file).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+        }
+        assert_eq!(fs::read(folder.path().join("1.log")).unwrap(), b"another");
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_moved_aside_is_cut_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gone/0.log");
+        fs::create_dir(path.parent().unwrap()).unwrap();
+        let mut log = LogWriter::open(&path).unwrap();
+        fs::remove_dir_all(path.parent().unwrap()).unwrap();
+        let long = "x".repeat(64 << 10);
+        for _ in 0..400 {
+            log.append(Stream::Stdout, long.as_bytes(), UNIX_EPOCH);
+        }
+        let size = log.file.metadata().unwrap().len();
+        assert!(size <= MAX_BYTES, "{size}");
+    }
+
+    #[test]
+    fn names_of_files_aside() {
+        let now = UNIX_EPOCH + Duration::new(951_782_400, 5);
+        assert_eq!(
+            aside(Path::new("/a/0.log"), now),
+            Path::new("/a/0.log.20000229-000000.000000005")
+        );
     }
 
     #[test]

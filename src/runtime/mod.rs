@@ -28,11 +28,14 @@ mod protocol;
 mod records;
 mod rootfs;
 mod session;
+mod stalls;
 mod sys;
 mod teardown;
 mod users;
 
 pub use config::{ContainerConfig, Identity, Io, PodConfig, Rootfs};
+pub use log_writer::{MAX_BYTES as MAX_LOG_BYTES, rotated as rotated_logs};
+pub use stalls::MemoryStalls;
 
 use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration, time::SystemTime};
 
@@ -148,6 +151,16 @@ pub struct Usage {
     pub pids: u64,
 }
 
+/// What all pods of the node together may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ceilings {
+    pub memory_bytes: u64,
+    /// Processes and threads.
+    pub pids: u64,
+    /// Against what runs beside the pods; v1 scale.
+    pub cpu_shares: u64,
+}
+
 impl Runtime {
     /// Opens the node's state and re-adopts every pod whose supervisor lives.
     pub async fn open(config: Config) -> Result<Self, Error> {
@@ -251,6 +264,22 @@ impl Runtime {
     /// What all pods of this node use together.
     pub async fn node_usage(&self) -> Result<Usage, Error> {
         self.node.node_usage().await
+    }
+
+    /// What all pods use together, without their supervisors.
+    pub async fn pods_usage(&self) -> Result<Usage, Error> {
+        self.node.pods_usage().await
+    }
+
+    /// What the machine has of memory, and uses.
+    pub async fn machine_memory(&self) -> Result<cgroups::MachineMemory, Error> {
+        self.node.machine_memory().await
+    }
+
+    /// Limits what all pods together may use. An error names the first limit that the kernel
+    /// refused; the others hold.
+    pub async fn set_ceilings(&self, ceilings: Ceilings) -> Result<(), Error> {
+        self.node.set_ceilings(ceilings).await
     }
 
     /// The folder of what a container has written over its image.

@@ -19,7 +19,7 @@ use oci_spec::runtime::LinuxResources;
 use tokio::sync::broadcast;
 
 use super::{
-    Config, ContainerConfig, Error, Event, ExecConfig, Phase, PodConfig, Session, Usage,
+    Ceilings, Config, ContainerConfig, Error, Event, ExecConfig, Phase, PodConfig, Session, Usage,
     cgroup::{self, Owner},
     link::{Link, lock},
     pod::{Pod, container_state},
@@ -256,7 +256,7 @@ impl Node {
         let resources = config.resources.as_ref().map(|one| (one, Owner::Pod));
         cgroup::create(&self.hierarchy, &name, resources, None)
             .map_err(|error| cgroup::failed(&name, error))?;
-        let own = cgroup::child_name(&self.config.cgroup_root, &config.cgroup, cgroup::SUPERVISOR);
+        let own = cgroup::supervisor_name(&self.config.cgroup_root, &config.cgroup);
         cgroup::create(&self.hierarchy, &own, None, None)
             .map_err(|error| cgroup::failed(&own, error))?;
         let (ours, theirs) = protocol::pair().map_err(io_error("supervisor's socket"))?;
@@ -552,6 +552,37 @@ impl Node {
             cgroups::Group::open(&hierarchy, &root)
                 .and_then(|group| cgroup::usage(&group))
                 .map_err(|error| cgroup::failed(&root, error))
+        })
+        .await
+    }
+
+    /// What all pods use together of what they may.
+    pub async fn pods_usage(&self) -> Result<Usage, Error> {
+        let name = cgroup::pods_name(&self.config.cgroup_root);
+        let hierarchy = self.hierarchy.clone();
+        blocking(move || {
+            cgroups::Group::open(&hierarchy, &name)
+                .and_then(|group| cgroup::usage(&group))
+                .map_err(|error| cgroup::failed(&name, error))
+        })
+        .await
+    }
+
+    pub async fn machine_memory(&self) -> Result<cgroups::MachineMemory, Error> {
+        let hierarchy = self.hierarchy.clone();
+        blocking(move || {
+            let read = hierarchy.machine_memory();
+            read.map_err(|error| cgroup::failed("the machine", error))
+        })
+        .await
+    }
+
+    pub async fn set_ceilings(&self, ceilings: Ceilings) -> Result<(), Error> {
+        let root = self.config.cgroup_root.clone();
+        let hierarchy = self.hierarchy.clone();
+        blocking(move || {
+            cgroup::set_ceilings(&hierarchy, &root, ceilings)
+                .map_err(|error| cgroup::failed("all pods", error))
         })
         .await
     }

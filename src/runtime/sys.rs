@@ -500,3 +500,12 @@ pub fn getdents(folder: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> 
     };
     Ok(check(filled)? as usize)
 }
+
+/// As [`watch`], for what the kernel tells out of the ordinary only.
+pub fn watch_priority(fd: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` keeps its one descriptor open for as long as it lives.
+    let watched = unsafe {
+        tokio::io::unix::AsyncFd::register_with_interest(fd, tokio::io::Interest::PRIORITY)
+    };
+    Ok(watched?)
+}

@@ -76,8 +76,14 @@ pub fn remove_pod(
     let mut first = First::default();
     // Without a record nothing else was made yet: the record comes first.
     if let Ok(record) = records::read::<PodRecord>(&dir.pod()) {
-        let group = cgroup::pod_name(&config.cgroup_root, &record.config.cgroup);
-        first.note(remove_group(hierarchy, &group));
+        let (root, pod) = (&config.cgroup_root, &record.config.cgroup);
+        // Without its supervisor nothing of the pod is started again.
+        for group in [
+            cgroup::supervisor_name(root, pod),
+            cgroup::pod_name(root, pod),
+        ] {
+            first.note(remove_group(hierarchy, &group));
+        }
     }
     first.note(unmount(&dir.shm()));
     for id in dir.container_ids() {

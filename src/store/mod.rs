@@ -45,6 +45,16 @@ pub enum Durability {
     Relaxed,
 }
 
+/// What a write may take of a store that is nearly full. One that does not make its entry larger, and
+/// a deletion, always may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Space {
+    /// Up to the quota.
+    Ordinary,
+    /// Of the reserve behind the quota too: what is needed to recover.
+    Reserved,
+}
+
 /// What a write does to its key.
 #[derive(Clone, Debug)]
 pub enum Op {
@@ -63,6 +73,7 @@ pub struct Write {
     pub expect: Expect,
     pub op: Op,
     pub durability: Durability,
+    pub space: Space,
 }
 
 /// A write that happened.
@@ -139,6 +150,9 @@ pub enum Error {
     Future { asked: Revision, latest: Revision },
     #[error("value of {size} bytes is over the limit of {limit}")]
     TooLarge { size: usize, limit: usize },
+    /// The quota is used up, or the share of it that this key's prefix has.
+    #[error("the store's quota is used up")]
+    NoSpace,
     /// Writes are refused (disk full, say) while reads go on; clears by itself.
     #[error("the store is read-only: {reason}")]
     ReadOnly { reason: String },

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use vetch::store::{Durability, Expect, Op, Revision, Store, Write, embedded::Embedded};
+use vetch::store::{Durability, Expect, Op, Revision, Space, Store, Write, embedded::Embedded};
 
 const VALUE: usize = 1024;
 const LASTS: Duration = Duration::from_secs(2);
@@ -77,6 +77,7 @@ async fn put(
             ttl: None,
         },
         durability,
+        space: Space::Ordinary,
     };
     store.commit(write).await.expect("committed").revision
 }

@@ -66,6 +66,8 @@ impl Lab {
             ServiceConfig {
                 cidrs: vec![services],
                 node_ports: 30000..=32767,
+                reserved_ports: Vec::new(),
+                external_ips: vetch::apiserver::admission::ExternalIps::default(),
             },
         );
         handle.start(plugins).await?;

@@ -224,7 +224,7 @@ impl Lab {
     }
 
     fn supervisor(&self, uid: &str) -> Result<i32> {
-        let group = format!("{}/burstable/pod{uid}/supervisor", self.config.cgroup_root);
+        let group = format!("{}/supervisors/pod{uid}", self.config.cgroup_root);
         let hierarchy = cgroups::Hierarchy::detect()?;
         let pids = cgroups::Group::open(&hierarchy, &group)?.processes()?;
         Ok(*pids.first().ok_or("no supervisor")?)

@@ -46,6 +46,16 @@ impl Rule {
         self.payload(1, to, offset, length)
     }
 
+    /// Loads the sender's hardware address: six bytes, two registers.
+    pub fn source_ether(self, to: Reg) -> Self {
+        self.payload(0, to, 6, 6)
+    }
+
+    /// Loads what the frame says that it carries; of a tagged frame, that it is tagged.
+    pub fn ether_type(self, to: Reg) -> Self {
+        self.payload(0, to, 12, 2)
+    }
+
     pub fn destination_port(self, to: Reg) -> Self {
         self.payload(2, to, 2, 2)
     }
@@ -98,6 +108,22 @@ impl Rule {
         self.expression("meta", |e| {
             e.be32(2, 3).be32(3, from.number());
         })
+    }
+
+    /// Goes on only if the frame is (or, not `to_host`, is not) for this machine itself: neither
+    /// broadcast, nor multicast, nor for somebody else on the link.
+    pub fn for_host(self, to_host: bool) -> Self {
+        const PACKET_HOST: [u8; 1] = [0];
+        let rule = self.meta(19, Reg(0));
+        match to_host {
+            true => rule.equal(Reg(0), &PACKET_HOST),
+            false => rule.not_equal(Reg(0), &PACKET_HOST),
+        }
+    }
+
+    /// Loads the name of the link the packet came in by: sixteen bytes, four registers.
+    pub fn load_input_link(self, to: Reg) -> Self {
+        self.meta(6, to)
     }
 
     /// The packet's queueing priority, which routing sets anew: room for a number between rules.
@@ -268,6 +294,14 @@ impl Rule {
     pub fn in_set(self, set: &str, key: Reg) -> Self {
         self.expression("lookup", |e| {
             e.str(1, set).be32(2, key.number());
+        })
+    }
+
+    /// Goes on only if the set does not have the key.
+    pub fn not_in_set(self, set: &str, key: Reg) -> Self {
+        const INVERTED: u32 = 1;
+        self.expression("lookup", |e| {
+            e.str(1, set).be32(2, key.number()).be32(5, INVERTED);
         })
     }
 

@@ -122,8 +122,14 @@ pub struct BaseChain {
 pub enum Type {
     Ipv4,
     Ipv6,
+    /// A hardware address.
+    Ether,
+    /// What a frame carries, in network byte order.
+    EtherType,
     Protocol,
     Port,
+    /// A link's name: sixteen bytes.
+    Link,
     /// A number of 32 bits in host byte order.
     Mark,
 }
@@ -133,18 +139,22 @@ impl Type {
         match self {
             Self::Ipv4 => 7,
             Self::Ipv6 => 8,
+            Self::Ether => 9,
+            Self::EtherType => 10,
             Self::Protocol => 12,
             Self::Port => 13,
             Self::Mark => 19,
+            Self::Link => 41,
         }
     }
 
     fn length(self) -> u32 {
         match self {
             Self::Ipv4 | Self::Mark => 4,
-            Self::Ipv6 => 16,
+            Self::Ipv6 | Self::Link => 16,
+            Self::Ether => 6,
             Self::Protocol => 1,
-            Self::Port => 2,
+            Self::Port | Self::EtherType => 2,
         }
     }
 
@@ -242,6 +252,10 @@ mod tests {
                 (7 << 12 | 12 << 6 | 13, 12),
             ),
             (&[Type::Ipv6, Type::Port], (8 << 6 | 13, 20)),
+            (
+                &[Type::Link, Type::Ether, Type::EtherType, Type::Ipv4],
+                (41 << 18 | 9 << 12 | 10 << 6 | 7, 32),
+            ),
         ] {
             assert_eq!(Type::concat(fields), want, "{fields:?}");
         }

@@ -9,7 +9,7 @@ use netlink_packet_route::{
     AddressFamily,
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
     link::{InfoBridgePort, InfoData, InfoPortData, InfoPortKind, InfoVeth},
-    neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState},
+    neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope},
 };
 use rtnetlink::{
@@ -34,6 +34,16 @@ pub struct Veth<'a> {
     pub mtu: u32,
     /// Bridge that this end becomes a port of.
     pub master: Option<u32>,
+}
+
+/// How a bridge treats one of its ports. All may have a frame sent back by where it came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// The bridge learns which hardware addresses are behind it, and floods what it does not know.
+    Learning,
+    /// Nothing is learned and nothing is flooded: frames come to the port by
+    /// [`Change::add_forwarding`] alone, and from it with those sender addresses alone.
+    Fixed,
 }
 
 /// One change, ready to be sent.
@@ -81,14 +91,37 @@ impl Change {
         Self::new(libc::RTM_NEWLINK, CREATE, &pair.build(), what)
     }
 
-    /// Lets the bridge send a frame back out of the port it came in by. By name, so that it can
-    /// follow the link's creation in one datagram.
-    pub fn set_hairpin(name: &str) -> Self {
-        let hairpin = InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)]);
-        let port = LinkUnspec::new_with_name(name)
+    /// How a bridge treats its port. By name, so that it can follow the link's creation in one
+    /// datagram.
+    pub fn set_port(name: &str, port: Port) -> Self {
+        let mut settings = vec![InfoBridgePort::HairpinMode(true)];
+        if port == Port::Fixed {
+            settings.extend([
+                InfoBridgePort::Learning(false),
+                InfoBridgePort::UnicastFlood(false),
+                InfoBridgePort::MulticastFlood(false),
+                InfoBridgePort::BroadcastFlood(false),
+                // Kernels before 5.18 pass over it.
+                InfoBridgePort::Locked(true),
+            ]);
+        }
+        let link = LinkUnspec::new_with_name(name)
             .set_port_kind(InfoPortKind::Bridge)
-            .set_port_data(hairpin);
-        Self::set_link(port, format!("set hairpin mode of {name}"))
+            .set_port_data(InfoPortData::BridgePort(settings));
+        Self::set_link(link, format!("set the bridge port {name}"))
+    }
+
+    /// Idempotent: the bridge that the link is a port of sends frames for this hardware address to
+    /// it, for as long as the link is its port.
+    pub fn add_forwarding(index: u32, mac: Mac) -> Self {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Bridge;
+        message.header.ifindex = index;
+        message.header.state = NeighbourState::Noarp;
+        message.header.flags = NeighbourFlags::Controller;
+        message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.to_vec())];
+        let what = format!("add the forwarding entry of the bridge port {index}");
+        Self::new(libc::RTM_NEWNEIGH, REPLACE, &message, what)
     }
 
     pub fn set_up(index: u32) -> Self {

@@ -18,7 +18,7 @@ use crate::{
     wire::{self, Message},
 };
 
-pub use change::{Change, Veth};
+pub use change::{Change, Port, Veth};
 
 const UP: u32 = libc::IFF_UP as u32;
 const INFO_KIND: u16 = 1;

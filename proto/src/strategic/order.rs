@@ -1,10 +1,12 @@
 //! `$setElementOrder`, and the order of merged lists in general.
 
+use std::collections::HashMap;
+
 use serde_json::Value;
 
 use super::{
-    DIRECTIVE, Node, Object, SET_ORDER, clean_list, content_error, format_error, merge_list,
-    no_merge_key,
+    DIRECTIVE, Node, Object, SET_ORDER, clean_list, content_error, format_error, lookup,
+    merge_list, no_merge_key,
 };
 use crate::Error;
 
@@ -95,20 +97,21 @@ pub(super) fn arrange(
     server_order: &[Value],
     key: &str,
 ) -> Result<Vec<Value>, Error> {
-    let places = |list: &[Value]| -> Result<Vec<Value>, Error> {
-        list.iter()
-            .map(|item| identity(item, key).cloned())
-            .collect()
+    let places = |list: &[Value]| -> Result<HashMap<String, usize>, Error> {
+        let mut places = HashMap::with_capacity(list.len());
+        for (at, item) in list.iter().enumerate() {
+            places.entry(lookup(identity(item, key)?)).or_insert(at);
+        }
+        Ok(places)
     };
     let order = places(order)?;
     let server = places(server_order)?;
-    let place = |list: &[Value], value: &Value| list.iter().position(|item| item == value);
     let mut named = Vec::new();
     let mut others = Vec::new();
     for item in merged {
-        let value = identity(&item, key)?;
-        let on_server = place(&server, value);
-        match place(&order, value) {
+        let value = lookup(identity(&item, key)?);
+        let on_server = server.get(&value).copied();
+        match order.get(&value).copied() {
             Some(at) => named.push((at, on_server, item)),
             None => others.push((on_server.unwrap_or(usize::MAX), on_server, item)),
         }

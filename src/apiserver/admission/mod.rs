@@ -27,7 +27,7 @@ use super::{objects::Lookup, registry::Resource, request::User, status::Status};
 
 pub use late::Late;
 pub use priority::system_classes;
-pub use service::ServiceConfig;
+pub use service::{ExternalIps, ServiceConfig};
 
 /// Every plugin in order. `objects` is set once the verbs exist, before the first request: they
 /// hold the chain, and some plugins write.
@@ -43,6 +43,7 @@ pub fn chain(objects: Arc<Late>, config: ServiceConfig) -> Vec<Arc<dyn Plugin>> 
         Arc::new(storage::Storage),
         Arc::new(parts::Parts),
         Arc::new(requester::CertificateRequester),
+        Arc::new(service::ExternalIpsCheck::new(&config)),
         Arc::new(webhook::Webhooks::default()),
         // Last, so that nothing is taken for an object that another plugin refuses.
         Arc::new(service::Allocator::new(objects.clone(), config)),

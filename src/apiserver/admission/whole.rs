@@ -36,6 +36,8 @@ impl Server {
         let services = ServiceConfig {
             cidrs: vec!["10.96.0.0/16".parse().unwrap()],
             node_ports: 30000..=32767,
+            reserved_ports: Vec::new(),
+            external_ips: super::ExternalIps::default(),
         };
         let handle = Handle::new(config, store, &pki, Vec::new()).await.unwrap();
         let late = Arc::new(Late::default());

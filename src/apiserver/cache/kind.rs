@@ -18,6 +18,8 @@ const KEPT: Duration = Duration::from_secs(300);
 const LEAST: usize = 100;
 /// Changes kept at most.
 const MOST: usize = 4096;
+/// Bytes of objects that only changes hold, at most.
+const MOST_BYTES: usize = 16 << 20;
 
 #[derive(Debug)]
 pub struct Kind {
@@ -31,6 +33,7 @@ struct State {
     objects: BTreeMap<Arc<str>, Arc<Object>>,
     /// With when they came.
     history: VecDeque<(Instant, Change)>,
+    history_bytes: usize,
     /// Changes up to and including this revision are gone from `history`.
     forgotten: Revision,
 }
@@ -40,10 +43,11 @@ impl State {
         while let Some((came, oldest)) = self.history.front() {
             let count = self.history.len();
             let old = now.saturating_duration_since(*came) > KEPT && count > LEAST;
-            if !old && count <= MOST {
+            if !old && count <= MOST && self.history_bytes <= MOST_BYTES {
                 break;
             }
             self.forgotten = oldest.object.revision;
+            self.history_bytes -= oldest.size();
             self.history.pop_front();
         }
     }
@@ -55,6 +59,12 @@ pub struct Change {
     pub object: Arc<Object>,
     pub previous: Option<Arc<Object>>,
     pub deleted: bool,
+}
+
+impl Change {
+    fn size(&self) -> usize {
+        self.object.size + self.previous.as_ref().map_or(0, |previous| previous.size)
+    }
 }
 
 /// What a watcher gets when it looks.
@@ -70,6 +80,7 @@ impl Kind {
         let state = State {
             objects: BTreeMap::new(),
             history: VecDeque::new(),
+            history_bytes: 0,
             forgotten: revision,
         };
         Self {
@@ -101,6 +112,7 @@ impl Kind {
             previous,
             deleted,
         };
+        state.history_bytes += change.size();
         state.history.push_back((now, change));
         state.forget(now);
     }
@@ -151,6 +163,15 @@ impl Kind {
             .collect()
     }
 
+    /// The revision of each object, by key.
+    pub fn revisions(&self) -> Vec<(Arc<Object>, Revision)> {
+        let state = self.read();
+        let objects = state.objects.values();
+        objects
+            .map(|object| (object.clone(), object.revision))
+            .collect()
+    }
+
     pub fn count(&self) -> usize {
         self.read().objects.len()
     }
@@ -187,6 +208,18 @@ mod tests {
             Past::Changes(changes) => Some(changes.len()),
             Past::Forgotten => None,
         }
+    }
+
+    #[test]
+    fn changes_of_large_objects_are_forgotten_by_size() {
+        let kind = Kind::new(0);
+        let value = format!(r#"{{"data":"{}"}}"#, "x".repeat(1 << 20));
+        for revision in 1..=100 {
+            let object = Object::new("/registry/a/b".into(), "b", value.as_bytes(), revision);
+            kind.apply(Arc::new(object.unwrap()), false, Instant::now());
+        }
+        let kept = 100 - (MOST_BYTES >> 21) as Revision;
+        assert!(told(&kind, kept).is_none() && told(&kind, kept + 1).is_some());
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod kind;
 mod object;
 
 pub use kind::{Change, Kind, Past};
-pub use object::Object;
+pub use object::{LARGE, Object};
 
 use std::{
     collections::HashMap,
@@ -72,9 +72,17 @@ impl Cache {
                             cache.forget(tidied);
                         }
                     }
+                    // Large objects came faster than they could be read.
+                    Err(crate::store::Error::Compacted { .. }) => match cache.resync().await {
+                        Ok(again) => events = again,
+                        Err(error) => {
+                            tracing::error!(%error, "the watch cache lost the store");
+                            return;
+                        }
+                    },
                     Err(error) => {
-                        // The process reads its own store as fast as memory is; this is the store
-                        // ending, or a defect that must not be hidden by stale answers.
+                        // This is the store ending, or a defect that must not be hidden by stale
+                        // answers.
                         tracing::error!(%error, "the watch cache lost the store");
                         return;
                     }
@@ -135,6 +143,68 @@ impl Cache {
         for kind in kinds.values() {
             kind.forget(now);
         }
+    }
+
+    /// Makes up for changes that were missed: what differs from the store is a change of now.
+    async fn resync(&self) -> Result<Box<dyn crate::store::Watch>, crate::store::Error> {
+        let slice = self
+            .store
+            .range(Range {
+                prefix: ROOT.to_owned(),
+                ..Range::default()
+            })
+            .await?;
+        let now = Instant::now();
+        let mut entries: HashMap<Arc<str>, crate::store::Entry> = slice
+            .entries
+            .into_iter()
+            .map(|entry| (entry.key.clone(), entry))
+            .collect();
+        let kinds: Vec<Arc<Kind>> = {
+            let kinds = self.kinds.read().unwrap_or_else(PoisonError::into_inner);
+            kinds.values().cloned().collect()
+        };
+        let mut gone = Vec::new();
+        for kind in &kinds {
+            for (object, revision) in kind.revisions() {
+                match entries.get(&object.key) {
+                    Some(entry) if entry.mod_revision == revision => {
+                        entries.remove(&object.key);
+                    }
+                    Some(_) => {}
+                    None => gone.push((kind.clone(), object)),
+                }
+            }
+        }
+        let mut changed: Vec<_> = entries.into_values().collect();
+        changed.sort_unstable_by_key(|entry| entry.mod_revision);
+        for entry in changed {
+            if let Some((kind, object)) = self.place(&entry.key, &entry.value, entry.mod_revision) {
+                kind.apply(object, false, now);
+            }
+        }
+        for (kind, object) in gone {
+            let rest = split(&object.key).map_or("", |(_, rest)| rest);
+            let mut stored = (*object.value).clone();
+            if let Some(metadata) = stored["metadata"].as_object_mut() {
+                metadata.remove("resourceVersion");
+            }
+            let last = Object::new(
+                object.key.clone(),
+                rest,
+                stored.to_string().as_bytes(),
+                slice.revision,
+            );
+            match last {
+                Ok(last) => kind.apply(Arc::new(last), true, now),
+                Err(error) => tracing::error!(%error, "an object cannot be read back"),
+            }
+        }
+        self.applied.send_replace(slice.revision);
+        for kind in kinds {
+            kind.wake();
+        }
+        self.store.watch(ROOT, slice.revision).await
     }
 
     fn apply(&self, batch: Vec<Event>) {

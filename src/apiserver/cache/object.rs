@@ -1,11 +1,15 @@
 //! One object as of one revision, in every form that somebody has asked for.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::store::Revision;
+
+/// Forms of larger objects are not kept, but shared by all that need them at the same time: else
+/// each byte in the store would be there three times in memory.
+pub const LARGE: usize = 64 << 10;
 
 /// Compact JSON that begins with kind and apiVersion.
 #[derive(Debug)]
@@ -24,8 +28,20 @@ pub struct Object {
     pub name: Box<str>,
     /// With the resourceVersion in it.
     pub value: Arc<Value>,
+    /// About its bytes as JSON.
+    pub size: usize,
     json: OnceLock<Json>,
+    large_json: Mutex<Weak<Json>>,
     protobuf: OnceLock<Bytes>,
+}
+
+/// Keeps the JSON of a large object for as long as some of it is used.
+struct Shared(Arc<Json>);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        &self.0.bytes
+    }
 }
 
 impl Object {
@@ -48,7 +64,9 @@ impl Object {
             namespace,
             name,
             value: Arc::new(value),
+            size: stored.len(),
             json: OnceLock::new(),
+            large_json: Mutex::default(),
             protobuf: OnceLock::new(),
         })
     }
@@ -61,30 +79,57 @@ impl Object {
             namespace: self.namespace.clone(),
             name: self.name.clone(),
             value: Arc::new(value),
+            size: self.size,
             json: OnceLock::new(),
+            large_json: Mutex::default(),
             protobuf: OnceLock::new(),
         }
     }
 
+    pub fn is_large(&self) -> bool {
+        self.size > LARGE
+    }
+
     /// Compact JSON, encoded on first use and shared from then on.
-    pub fn json(&self) -> &Bytes {
-        &self.json.get_or_init(|| encode(&self.value)).bytes
+    pub fn json(&self) -> Bytes {
+        self.encoded().0
     }
 
     /// The members besides kind and apiVersion, and the closing brace: as items of a list are
     /// written, after an opening brace.
-    pub fn json_rest(&self) -> &[u8] {
-        let json = self.json.get_or_init(|| encode(&self.value));
-        json.bytes.get(json.rest..).unwrap_or_default()
+    pub fn json_rest(&self) -> Bytes {
+        let (bytes, rest) = self.encoded();
+        bytes.slice(rest.min(bytes.len())..)
+    }
+
+    fn encoded(&self) -> (Bytes, usize) {
+        if !self.is_large() {
+            let json = self.json.get_or_init(|| encode(&self.value));
+            return (json.bytes.clone(), json.rest);
+        }
+        let mut weak = self
+            .large_json
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let json = weak.upgrade().unwrap_or_else(|| {
+            let made = Arc::new(encode(&self.value));
+            *weak = Arc::downgrade(&made);
+            made
+        });
+        let rest = json.rest;
+        (Bytes::from_owner(Shared(json)), rest)
     }
 
     /// The bare protobuf message, without an envelope.
-    pub fn protobuf(&self, ty: &proto::Type) -> Result<&Bytes, proto::Error> {
+    pub fn protobuf(&self, ty: &proto::Type) -> Result<Bytes, proto::Error> {
         if let Some(bytes) = self.protobuf.get() {
-            return Ok(bytes);
+            return Ok(bytes.clone());
         }
-        let bytes = proto::encode(ty, &self.value)?.into();
-        Ok(self.protobuf.get_or_init(|| bytes))
+        let bytes: Bytes = proto::encode(ty, &self.value)?.into_boxed_slice().into();
+        match self.is_large() {
+            true => Ok(bytes),
+            false => Ok(self.protobuf.get_or_init(|| bytes).clone()),
+        }
     }
 
     pub fn labels(&self) -> Option<&serde_json::Map<String, Value>> {
@@ -94,8 +139,11 @@ impl Object {
 
 fn encode(value: &Value) -> Json {
     let Value::Object(map) = value else {
-        let bytes = serde_json::to_vec(value).unwrap_or_default().into();
-        return Json { bytes, rest: 1 };
+        let bytes = serde_json::to_vec(value).unwrap_or_default();
+        return Json {
+            bytes: bytes.into_boxed_slice().into(),
+            rest: 1,
+        };
     };
     let mut out = vec![b'{'];
     let mut put = |name: &str, value: &Value| {
@@ -124,7 +172,8 @@ fn encode(value: &Value) -> Json {
     let rest = if others { rest } else { out.len() };
     out.push(b'}');
     Json {
-        bytes: out.into(),
+        // Without the room that the vector had to grow.
+        bytes: out.into_boxed_slice().into(),
         rest,
     }
 }

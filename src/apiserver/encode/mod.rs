@@ -33,7 +33,7 @@ pub fn object(
     include: Include,
 ) -> Result<Encoded, Status> {
     let bytes = match (wanted.format, wanted.view) {
-        (Format::Json { pretty: false }, View::Whole) => newline(object.json()),
+        (Format::Json { pretty: false }, View::Whole) => newline(&object.json()),
         (format, View::Whole) => match format {
             Format::Protobuf => envelope(row, object)?,
             _ => text(format, &object.value)?,
@@ -70,6 +70,98 @@ pub fn list(
         content_type: wanted.format.content_type(),
         bytes,
     })
+}
+
+/// A list in pieces of about [`PIECE`], each made when the one before it has gone out.
+pub struct Pieces {
+    row: &'static Resource,
+    page: Page,
+    view: View,
+    include: Include,
+    head: Option<String>,
+    next: usize,
+    ended: bool,
+}
+
+const PIECE: usize = 64 << 10;
+
+/// `None` for forms that are made as a whole.
+pub fn pieces(
+    row: &'static Resource,
+    page: Page,
+    wanted: Wanted,
+    include: Include,
+) -> Result<Pieces, Page> {
+    let head = match (wanted.format, wanted.view) {
+        (Format::Json { pretty: false }, View::Whole) => {
+            list_head(&list_kind(row), &api_version(row), &page)
+        }
+        (Format::Json { pretty: false }, View::Table) => table::head_of_page(row, &page),
+        (Format::Json { pretty: false }, View::Metadata) => {
+            list_head("PartialObjectMetadataList", "meta.k8s.io/v1", &page)
+        }
+        _ => return Err(page),
+    };
+    Ok(Pieces {
+        row,
+        page,
+        view: wanted.view,
+        include,
+        head: Some(head),
+        next: 0,
+        ended: false,
+    })
+}
+
+impl Pieces {
+    fn put(&self, object: &Object, out: &mut BytesMut) {
+        let value = match self.view {
+            View::Whole if self.row.names_kind_in_lists() => return out.put_slice(&object.json()),
+            View::Whole => {
+                out.put_u8(b'{');
+                return out.put_slice(&object.json_rest());
+            }
+            View::Table => table::line(self.row, object, self.include),
+            View::Metadata | View::Discovery => partial(object),
+        };
+        // Values of JSON always become JSON, and a buffer takes every write.
+        let _ = serde_json::to_writer(out.writer(), &value);
+    }
+}
+
+impl Iterator for Pieces {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        if self.ended {
+            return None;
+        }
+        let mut out = BytesMut::with_capacity(PIECE);
+        if let Some(head) = self.head.take() {
+            out.put_slice(head.as_bytes());
+        }
+        while let Some(object) = self.page.objects.get(self.next) {
+            if self.next > 0 {
+                out.put_u8(b',');
+            }
+            self.put(object, &mut out);
+            self.next += 1;
+            if out.len() >= PIECE {
+                return Some(out.freeze());
+            }
+        }
+        self.ended = true;
+        out.put_slice(b"]}\n");
+        Some(out.freeze())
+    }
+}
+
+/// A list up to its first item.
+fn list_head(kind: &str, version: &str, page: &Page) -> String {
+    format!(
+        "{{\"kind\":\"{kind}\",\"apiVersion\":\"{version}\",\"metadata\":{},\"items\":[",
+        Value::Object(list_metadata(page))
+    )
 }
 
 /// A value that is not an object of the cache. `type_name`: its schema, for protobuf.
@@ -112,6 +204,14 @@ pub fn text(format: Format, value: &Value) -> Result<Bytes, Status> {
     Ok(bytes.into())
 }
 
+/// Whether an object is answered by the bytes that [`Object::json`] shares.
+pub fn is_plain_json(wanted: Wanted) -> bool {
+    matches!(
+        (wanted.format, wanted.view),
+        (Format::Json { pretty: false }, View::Whole)
+    )
+}
+
 fn newline(json: &Bytes) -> Bytes {
     let mut bytes = BytesMut::with_capacity(json.len() + 1);
     bytes.put_slice(json);
@@ -133,7 +233,7 @@ fn envelope(row: &Resource, object: &Object) -> Result<Bytes, Status> {
     let raw = object
         .protobuf(type_of(row.type_name)?)
         .map_err(Status::internal)?;
-    Ok(proto::wrap_envelope(&api_version(row), row.kind, raw).into())
+    Ok(proto::wrap_envelope(&api_version(row), row.kind, &raw).into())
 }
 
 fn list_kind(row: &Resource) -> String {
@@ -160,12 +260,7 @@ fn list_metadata(page: &Page) -> Map<String, Value> {
 
 /// The items' shared bytes, strung together.
 fn json_list(row: &Resource, page: &Page) -> Bytes {
-    let head = format!(
-        "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{},\"items\":[",
-        list_kind(row),
-        api_version(row),
-        Value::Object(list_metadata(page))
-    );
+    let head = list_head(&list_kind(row), &api_version(row), page);
     let size: usize = page
         .objects
         .iter()
@@ -178,10 +273,10 @@ fn json_list(row: &Resource, page: &Page) -> Bytes {
             bytes.put_u8(b',');
         }
         if row.names_kind_in_lists() {
-            bytes.put_slice(object.json());
+            bytes.put_slice(&object.json());
         } else {
             bytes.put_u8(b'{');
-            bytes.put_slice(object.json_rest());
+            bytes.put_slice(&object.json_rest());
         }
     }
     bytes.put_slice(b"]}\n");
@@ -212,7 +307,7 @@ fn protobuf_list(row: &Resource, page: &Page) -> Result<Bytes, Status> {
     let mut raw = Vec::new();
     proto::put_bytes(&mut raw, 1, &metadata);
     for object in &page.objects {
-        proto::put_bytes(&mut raw, 2, object.protobuf(ty).map_err(Status::internal)?);
+        proto::put_bytes(&mut raw, 2, &object.protobuf(ty).map_err(Status::internal)?);
     }
     Ok(proto::wrap_envelope(&api_version(row), &format!("{}List", row.kind), &raw).into())
 }
@@ -258,6 +353,24 @@ impl Frames {
         }
     }
 
+    /// As [`Frames::encode`], but a large object's bytes are shared by all watchers.
+    pub fn parts(&mut self, event: &Event) -> Result<Vec<Bytes>, Status> {
+        let (word, object) = match event {
+            Event::Added(object) => ("ADDED", object),
+            Event::Modified(object) => ("MODIFIED", object),
+            Event::Deleted(object) => ("DELETED", object),
+            _ => return Ok(vec![self.encode(event)?]),
+        };
+        match (self.wanted.format, self.wanted.view) {
+            (Format::Json { .. }, View::Whole) if object.is_large() => Ok(vec![
+                format!("{{\"type\":\"{word}\",\"object\":").into(),
+                object.json(),
+                Bytes::from_static(b"}\n"),
+            ]),
+            _ => Ok(vec![self.encode(event)?]),
+        }
+    }
+
     pub fn encode(&mut self, event: &Event) -> Result<Bytes, Status> {
         let (word, object) = match event {
             Event::Added(object) => ("ADDED", object),
@@ -285,7 +398,7 @@ impl Frames {
                 word,
                 &serde_json::to_vec(&partial(object)).map_err(Status::internal)?,
             ),
-            _ => json_frame(word, object.json()),
+            _ => json_frame(word, &object.json()),
         }
     }
 

@@ -53,7 +53,7 @@ fn definition(column: &Column) -> Value {
     json!({"name": column.name, "type": column.kind, "format": "", "priority": column.priority, "description": column.name})
 }
 
-fn line(row: &Resource, object: &Object, include: Include) -> Value {
+pub(super) fn line(row: &Resource, object: &Object, include: Include) -> Value {
     let mut cells = Vec::new();
     if !names_itself(row) {
         cells.push(json!(&*object.name));
@@ -99,4 +99,12 @@ pub fn of_bookmark(row: &Resource, bookmark: &Value, revision: u64) -> Value {
         json!({"resourceVersion": revision.to_string()}),
         vec![json!({"cells": cells, "object": object})],
     )
+}
+
+/// A page's table up to its first row: the rows come last.
+pub(super) fn head_of_page(row: &Resource, page: &Page) -> String {
+    let metadata = Value::Object(super::list_metadata(page));
+    let mut text = table(row, metadata, Vec::new()).to_string();
+    text.truncate(text.len() - "]}".len());
+    text
 }

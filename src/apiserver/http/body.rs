@@ -1,11 +1,17 @@
 //! The body of a request: its bytes, and what they say in JSON, YAML or protobuf.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header;
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
-use super::{Body, Incoming, header_text};
+use super::{
+    Body, Incoming, header_text,
+    inflight::{Inflight, Memory, Who},
+};
 use crate::apiserver::{
     registry::{Resource, Subresource},
     status::{Reason, Status},
@@ -15,20 +21,56 @@ use crate::apiserver::{
 /// Larger bodies are refused.
 const MAX_BODY_BYTES: usize = 3 << 20;
 
-pub(super) async fn read(mut body: Body) -> Result<Bytes, Status> {
+/// Memory is counted for bodies over this: the small ones always have it.
+const SMALL: usize = 64 << 10;
+/// Something must come within this.
+const STALL: Duration = Duration::from_secs(10);
+
+/// A body, with the memory that it takes from those of others until it is dropped.
+#[derive(Debug, Default)]
+pub(super) struct Read {
+    pub bytes: Bytes,
+    _memory: Option<Memory>,
+}
+
+pub(super) async fn read(mut body: Body, limits: &Inflight, who: &Who) -> Result<Read, Status> {
+    let announced = body.size_hint();
+    if announced.lower() > MAX_BODY_BYTES as u64 {
+        return Err(Status::too_large(MAX_BODY_BYTES));
+    }
+    let announced = announced
+        .exact()
+        .and_then(|size| usize::try_from(size).ok());
+    let announced = announced.unwrap_or(MAX_BODY_BYTES);
+    let mut memory = None;
     let mut bytes = bytes::BytesMut::new();
-    while let Some(frame) = body.frame().await {
+    loop {
+        let frame = tokio::time::timeout(STALL, body.frame()).await;
+        let frame = frame.map_err(|_| {
+            let what = format!("the body could not be read: nothing came for {STALL:?}");
+            Status::bad_request(what)
+        })?;
+        let Some(frame) = frame else {
+            break;
+        };
         let frame = frame
             .map_err(|error| Status::bad_request(format!("the body could not be read: {error}")))?;
-        if let Some(data) = frame.data_ref() {
-            if bytes.len() + data.len() > MAX_BODY_BYTES {
-                let message = format!("the body is over the limit of {MAX_BODY_BYTES} bytes");
-                return Err(Status::new(Reason::RequestEntityTooLarge, message));
-            }
-            bytes.extend_from_slice(data);
+        let Some(data) = frame.data_ref() else {
+            continue;
+        };
+        let length = bytes.len() + data.len();
+        if length > MAX_BODY_BYTES {
+            return Err(Status::too_large(MAX_BODY_BYTES));
         }
+        if length > SMALL && memory.is_none() {
+            memory = limits.memory(who, announced).await?;
+        }
+        bytes.extend_from_slice(data);
     }
-    Ok(bytes.freeze())
+    Ok(Read {
+        bytes: bytes.freeze(),
+        _memory: memory,
+    })
 }
 
 /// A body as JSON, and the fields that stood twice in it.
@@ -39,8 +81,10 @@ pub(super) fn decode(
 ) -> Result<(Value, Vec<String>), Status> {
     let content_type = header_text(headers, &header::CONTENT_TYPE).unwrap_or("application/json");
     match content_type.split(';').next().unwrap_or_default().trim() {
-        "" | "application/json" => proto::parse_json(&body)
-            .map_err(|error| Status::bad_request(format!("the body is not JSON: {error}"))),
+        "" | "application/json" => proto::parse_json(&body).map_err(|error| match error {
+            proto::Error::TooHeavy => Status::too_heavy(),
+            error => Status::bad_request(format!("the body is not JSON: {error}")),
+        }),
         "application/yaml" => {
             let text = std::str::from_utf8(&body)
                 .map_err(|_| Status::bad_request("the body is not UTF-8"))?;
@@ -49,7 +93,10 @@ pub(super) fn decode(
             Ok((value, Vec::new()))
         }
         "application/vnd.kubernetes.protobuf" => {
-            let bad = |error: proto::Error| Status::bad_request(error.to_string());
+            let bad = |error: proto::Error| match error {
+                proto::Error::TooHeavy => Status::too_heavy(),
+                error => Status::bad_request(error.to_string()),
+            };
             let envelope = proto::unwrap_envelope(&body).map_err(bad)?;
             let ty = proto::schema().get(type_name).ok_or_else(|| {
                 Status::new(

@@ -1,13 +1,15 @@
 //! HTTP in front of the verbs: who asks, for what, in which form; and the answer.
 //!
 //! `path.rs` names what a URL means, `documents.rs` answers what is no resource, `resources.rs`
-//! the rest, with `body.rs` to read requests and `reply.rs` to answer them. `serve.rs` has the
-//! listener and `local.rs` the way without a socket.
+//! the rest, with `body.rs` to read requests and `reply.rs` to answer them. `inflight.rs` says
+//! how much of all this there may be at once. `serve.rs` has the listener and `local.rs` the way
+//! without a socket.
 
 mod body;
 mod connect;
 mod counters;
 mod documents;
+mod inflight;
 mod local;
 mod path;
 mod reply;
@@ -16,12 +18,16 @@ mod serve;
 
 pub use counters::Counters;
 pub use documents::Documents;
+pub use inflight::Inflight;
 pub use local::client;
 pub use serve::serve;
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
+};
+use http_body::Body as _;
 use rustls_pki_types::CertificateDer;
 
 use super::{
@@ -36,7 +42,11 @@ use super::{
     status::{Details, Reason, Status},
 };
 use counters::Labels;
+use inflight::{Kind, REQUEST_TIMEOUT, Who};
 use path::{Place, ResourcePath};
+
+/// Bytes of an answer that is not waited for.
+const SMALL_ANSWER: u64 = 16 << 10;
 
 /// Who is at the other end.
 #[derive(Clone, Debug)]
@@ -55,6 +65,7 @@ pub struct Frontend {
     pub documents: documents::Documents,
     pub proxy: super::streaming::Proxy,
     pub counters: Counters,
+    pub limits: Inflight,
 }
 
 /// A request taken apart; its body, still to be read, goes beside it.
@@ -64,6 +75,8 @@ struct Incoming {
     query: Query,
     raw_query: String,
     user: User,
+    /// Who shares this request's limits.
+    who: Who,
     upgrade: Option<hyper::upgrade::OnUpgrade>,
     uri_path: String,
 }
@@ -73,6 +86,7 @@ struct Asked {
     place: Place,
     query: Query,
     attributes: Attributes,
+    kind: Kind,
     upgrade: Option<hyper::upgrade::OnUpgrade>,
 }
 
@@ -98,16 +112,24 @@ impl Frontend {
         let labels = Labels::new(&place, &attributes.verb);
         let begun = std::time::Instant::now();
         let inflight = self.counters.begin(&labels);
+        let kind = Kind::of(&place, &attributes.verb, request.uri().path());
         let incoming = Asked {
             place,
             query,
             attributes,
+            kind,
             upgrade,
         };
-        let mut response = match self.respond(request, peer, incoming).await {
+        let version = request.version();
+        let mut response = match self.in_time(request, peer, incoming).await {
             Ok(response) => response,
             Err(status) => failure(&status, accept.as_deref()),
         };
+        // What is left of a body that is too large is not read.
+        if response.status() == StatusCode::PAYLOAD_TOO_LARGE && version < Version::HTTP_2 {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
         drop(inflight);
         self.counters
             .answered(labels, response.status().as_u16(), begun.elapsed());
@@ -121,6 +143,32 @@ impl Frontend {
         response
     }
 
+    /// The answer, or that it takes too long. A write that has begun goes on in any case, whether
+    /// or not somebody waits for it.
+    async fn in_time(
+        self: &Arc<Self>,
+        request: Request<Body>,
+        peer: Peer,
+        asked: Asked,
+    ) -> Result<Response<Body>, Status> {
+        let kind = asked.kind;
+        let this = self.clone();
+        let work = async move { this.respond(request, peer, asked).await };
+        match kind {
+            Kind::Watching | Kind::Free => work.await,
+            Kind::Reading => tokio::time::timeout(REQUEST_TIMEOUT, work)
+                .await
+                .unwrap_or_else(|_| Err(Status::timed_out())),
+            Kind::Writing => {
+                let task = tokio::spawn(work);
+                match tokio::time::timeout(REQUEST_TIMEOUT, task).await {
+                    Ok(done) => done.map_err(Status::internal)?,
+                    Err(_) => Err(Status::timed_out()),
+                }
+            }
+        }
+    }
+
     async fn respond(
         self: &Arc<Self>,
         request: Request<Body>,
@@ -131,16 +179,21 @@ impl Frontend {
             place,
             query,
             attributes,
+            kind,
             upgrade,
         } = asked;
         let (parts, body) = request.into_parts();
-        let user = match peer {
-            Peer::Internal(user) => (*user).clone(),
+        let user = match &peer {
+            Peer::Internal(user) => (**user).clone(),
             Peer::Remote(certificates) => {
                 self.authenticator
                     .authenticate(&parts, certificates.as_ref().map(|certs| certs.as_slice()))
                     .await?
             }
+        };
+        let who = inflight::who(&user, &peer);
+        let Some(ticket) = self.limits.enter(kind, &who) else {
+            return Ok(too_many());
         };
         let uri_path = parts.uri.path().to_owned();
         let raw_query = parts.uri.query().unwrap_or_default().to_owned();
@@ -155,9 +208,25 @@ impl Frontend {
             query,
             raw_query,
             user,
+            who,
             upgrade,
             uri_path,
         };
+        let response = self.answer(incoming, body, place).await?;
+        // In flight until it has gone out; what is small goes into the socket at once.
+        let size = response.body().size_hint().exact();
+        Ok(match size.is_some_and(|size| size <= SMALL_ANSWER) {
+            true => response,
+            false => response.map(|body| reply::keeping(body, ticket)),
+        })
+    }
+
+    async fn answer(
+        self: &Arc<Self>,
+        incoming: Incoming,
+        body: Body,
+        place: Place,
+    ) -> Result<Response<Body>, Status> {
         match place {
             Place::Resource(path) => self.resource(incoming, body, path).await,
             Place::Remote(path) => self.remote(incoming, body, path).await,
@@ -344,6 +413,19 @@ fn failure(status: &Status, accept: Option<&str>) -> Response<Body> {
             .headers_mut()
             .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
+    response
+}
+
+/// 429, in the words and the form of the original.
+fn too_many() -> Response<Body> {
+    let words = "Too many requests, please try again later.\n";
+    let mut response = answer(429, "text/plain; charset=utf-8", full(words));
+    let headers = response.headers_mut();
+    headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
     response
 }
 

@@ -1,12 +1,29 @@
 //! Objects and lists as the bytes of an answer: negotiated, compressed, with warnings.
 
-use http::{HeaderValue, Response, header};
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+};
 
-use super::{Body, Incoming, answer, full, header_text};
+use bytes::Bytes;
+use http::{HeaderValue, Response, header};
+use http_body::{Frame, SizeHint};
+use http_body_util::{BodyExt, StreamBody};
+use tokio::sync::mpsc;
+
+use super::{
+    Body, Incoming, answer, full, header_text,
+    inflight::{Memory, REQUEST_TIMEOUT, Ticket},
+};
 use crate::apiserver::{
     encode::{self, Encoded, Include},
     negotiate::{self, CUSTOM, CUSTOM_WATCHES, OBJECTS, WATCHES},
     registry::Resource,
+    response::BoxError,
     status::Status,
     write::Written,
 };
@@ -104,4 +121,156 @@ fn compress(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).ok()?;
     encoder.finish().ok()
+}
+
+/// Pieces of an answer that wait for a slow client.
+const WAITING_PIECES: usize = 2;
+const PIECE: usize = 64 << 10;
+
+/// An answer made piece by piece. Who does not take it in the time of a request gets no more of it:
+/// what it is made of is not kept for longer.
+pub(super) fn in_pieces(
+    incoming: &Incoming,
+    content_type: &'static str,
+    pieces: impl Iterator<Item = Bytes> + Send + 'static,
+) -> Response<Body> {
+    let gzip = header_text(&incoming.headers, &header::ACCEPT_ENCODING)
+        .is_some_and(|accepted| accepted.contains("gzip"));
+    let (sender, receiver) = mpsc::channel(WAITING_PIECES);
+    let complete = Arc::new(AtomicBool::new(false));
+    let done = complete.clone();
+    let pieces: Box<dyn Iterator<Item = Bytes> + Send> = match gzip {
+        true => Box::new(Compressed::new(pieces)),
+        false => Box::new(pieces),
+    };
+    tokio::spawn(async move {
+        let sending = async {
+            for piece in pieces {
+                if sender.send(piece).await.is_err() {
+                    return;
+                }
+            }
+            done.store(true, Ordering::Release);
+        };
+        let _ = tokio::time::timeout(REQUEST_TIMEOUT, sending).await;
+    });
+    let frames = futures::stream::unfold(Some(receiver), move |receiver| {
+        let complete = complete.clone();
+        async move {
+            let mut receiver = receiver?;
+            match receiver.recv().await {
+                Some(piece) => Some((Ok(Frame::data(piece)), Some(receiver))),
+                None if complete.load(Ordering::Acquire) => None,
+                // An end here would look as if the list were whole.
+                None => Some((
+                    Err(BoxError::from("the answer was not taken in time")),
+                    None,
+                )),
+            }
+        }
+    });
+    let mut response = answer(200, content_type, StreamBody::new(frames).boxed_unsync());
+    if gzip {
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+    }
+    response
+}
+
+/// Bytes in pieces, with what they hold until the last has gone.
+pub(super) fn cut(mut bytes: Bytes, memory: Option<Memory>) -> impl Iterator<Item = Bytes> {
+    std::iter::from_fn(move || {
+        let _held = &memory;
+        let piece = bytes.split_to(PIECE.min(bytes.len()));
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+/// Pieces compressed one after the other.
+struct Compressed<I> {
+    pieces: I,
+    encoder: Option<flate2::write::GzEncoder<Vec<u8>>>,
+}
+
+impl<I: Iterator<Item = Bytes>> Compressed<I> {
+    fn new(pieces: I) -> Self {
+        let level = flate2::Compression::fast();
+        Self {
+            pieces,
+            encoder: Some(flate2::write::GzEncoder::new(Vec::new(), level)),
+        }
+    }
+}
+
+impl<I: Iterator<Item = Bytes>> Iterator for Compressed<I> {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        use std::io::Write;
+        loop {
+            let encoder = self.encoder.as_mut()?;
+            let Some(piece) = self.pieces.next() else {
+                // A vector takes every write.
+                return self.encoder.take()?.finish().ok().map(Bytes::from);
+            };
+            encoder.write_all(&piece).ok()?;
+            if !encoder.get_ref().is_empty() {
+                return Some(std::mem::take(encoder.get_mut()).into());
+            }
+        }
+    }
+}
+
+/// A body that holds a request's place until it has gone out.
+pub(super) fn keeping(body: Body, ticket: Ticket) -> Body {
+    Keeping {
+        body,
+        _ticket: ticket,
+    }
+    .boxed_unsync()
+}
+
+struct Keeping {
+    body: Body,
+    _ticket: Ticket,
+}
+
+impl http_body::Body for Keeping {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn pieces_compressed_are_one_text() {
+        let text: Vec<u8> = (0..500_000_u32).flat_map(u32::to_le_bytes).collect();
+        let pieces = cut(text.clone().into(), None);
+        let compressed: Vec<u8> = Compressed::new(pieces).flatten().collect();
+        let mut read = Vec::new();
+        flate2::read::GzDecoder::new(&*compressed)
+            .read_to_end(&mut read)
+            .expect("whole");
+        assert!(read == text);
+    }
 }

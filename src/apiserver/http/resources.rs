@@ -10,11 +10,12 @@ use serde_json::json;
 
 use super::{
     Body, Frontend, Incoming, ResourcePath, answer,
-    body::{body_type, decode, delete_options, fill_kind, read},
+    body::{Read, body_type, decode, delete_options, fill_kind, read},
     connect, header_text, not_allowed,
-    reply::{offer, one, respond, warned, watch_offer},
+    reply::{cut, in_pieces, offer, one, respond, warned, watch_offer},
 };
 use crate::apiserver::{
+    cache::LARGE,
     encode::{self, Frames},
     negotiate::{ANSWERS, Format, OBJECTS},
     patch::PatchType,
@@ -38,6 +39,13 @@ const RETURN_DELETED: [&str; 7] = [
     "resourcequotas",
     "podtemplates",
 ];
+
+/// A request whose document takes more memory than this, or reads larger objects, is heavy.
+const HEAVY_BYTES: usize = 256 << 10;
+/// About what an object of a list costs.
+const LISTED_BYTES: usize = 512;
+/// Larger lists go out in pieces.
+const LARGE_LIST: usize = 1 << 20;
 
 impl Frontend {
     pub(super) async fn resource(
@@ -73,6 +81,59 @@ impl Frontend {
                 .await?;
             return Ok(warned(response, &warnings));
         }
+        let body = match incoming.method {
+            Method::GET | Method::HEAD => Read::default(),
+            _ => read(body, &self.limits, &incoming.who).await?,
+        };
+        let heavy = self.is_heavy(&incoming, &path, &body.bytes)?;
+        let who = incoming.who.clone();
+        let this = self.clone();
+        let work = async move { this.carry_out(incoming, body, path).await };
+        match heavy {
+            true => self.limits.lane().run(&who, work).await,
+            false => work.await,
+        }
+    }
+
+    /// Whether a request takes long enough to hold up those that are answered on the same thread: by
+    /// what it sends, by the object it changes, or by how much it reads.
+    fn is_heavy(
+        &self,
+        incoming: &Incoming,
+        path: &ResourcePath,
+        body: &[u8],
+    ) -> Result<bool, Status> {
+        let content_type = header_text(&incoming.headers, &header::CONTENT_TYPE);
+        let weight = match content_type {
+            _ if body.len() < HEAVY_BYTES / 64 => 0,
+            Some(kind) if kind.contains("json") || kind.contains("apply-patch") => {
+                proto::json_weight(body)
+            }
+            None => proto::json_weight(body),
+            Some(_) => 16 * body.len(),
+        };
+        if weight > proto::MAX_WEIGHT {
+            return Err(Status::too_heavy());
+        }
+        let kind = self.server.cache.kind(path.row.storage);
+        let reads = match (&incoming.method, &path.name) {
+            (&Method::POST, _) => 0,
+            (_, Some(name)) => {
+                let key = crate::apiserver::cache::key(path.row.storage, &path.namespace, name);
+                kind.get(&key).map_or(0, |object| object.size)
+            }
+            // Each object is looked at, whatever is selected.
+            (_, None) => kind.count() * LISTED_BYTES,
+        };
+        Ok(weight > HEAVY_BYTES || reads > HEAVY_BYTES)
+    }
+
+    async fn carry_out(
+        self: &Arc<Self>,
+        incoming: Incoming,
+        body: Read,
+        path: ResourcePath,
+    ) -> Result<Response<Body>, Status> {
         let writing = Writing {
             user: incoming.user.clone(),
             row: path.row,
@@ -84,6 +145,8 @@ impl Frontend {
             manager: incoming.manager(),
             applies: false,
         };
+        let Read { bytes: body, .. } = &body;
+        let body = body.clone();
         let method = incoming.method.clone();
         match (method, path.name.is_some(), path.subresource.as_deref()) {
             (Method::GET | Method::HEAD, _, None) if path.watch || incoming.query.flag("watch") => {
@@ -92,16 +155,11 @@ impl Frontend {
             (Method::GET | Method::HEAD, false, None) => self.list(&incoming, &path).await,
             (Method::GET | Method::HEAD, true, None) => self.get(&incoming, &path).await,
             (Method::POST, _, subresource) => {
-                let body = read(body).await?;
                 self.post(&incoming, &writing, subresource, body).await
             }
-            (Method::DELETE, named, None) => {
-                let body = read(body).await?;
-                self.delete(&incoming, &writing, named, body).await
-            }
+            (Method::DELETE, named, None) => self.delete(&incoming, &writing, named, body).await,
             (Method::PUT, true, None) => {
                 self.allow(&path, "update")?;
-                let body = read(body).await?;
                 let (value, duplicates) = decode(&incoming.headers, body, path.row.type_name)?;
                 let written = verbs::update(&self.server, &writing, value, duplicates).await?;
                 one(&incoming, path.row, 200, written)
@@ -111,7 +169,6 @@ impl Frontend {
                 let kind = PatchType::parse(
                     header_text(&incoming.headers, &header::CONTENT_TYPE).unwrap_or_default(),
                 )?;
-                let body = read(body).await?;
                 if kind == PatchType::Apply {
                     return self.apply(&incoming, writing, &body).await;
                 }
@@ -124,7 +181,7 @@ impl Frontend {
             }
             (_, true, Some(subresource)) => {
                 let subresource = subresource.to_owned();
-                self.subresource(&incoming, read(body).await?, &path, &writing, &subresource)
+                self.subresource(&incoming, body, &path, &writing, &subresource)
                     .await
             }
             _ => Err(not_allowed(&path)),
@@ -169,6 +226,13 @@ impl Frontend {
         self.allow(path, "get")?;
         let name = path.name.as_deref().unwrap_or_default();
         let object = self.server.read(path.row, &path.namespace, name).await?;
+        let wanted = incoming.wanted(offer(path.row))?;
+        if object.is_large() && encode::is_plain_json(wanted) {
+            // One copy for all who read it at the same time.
+            let end = std::iter::once(Bytes::from_static(b"\n"));
+            let pieces = cut(object.json(), None).chain(end);
+            return Ok(in_pieces(incoming, wanted.format.content_type(), pieces));
+        }
         one(
             incoming,
             path.row,
@@ -189,8 +253,24 @@ impl Frontend {
         let options = ListOptions::parse(path.row, &incoming.query)?;
         let wanted = incoming.wanted(offer(path.row))?;
         let page = verbs::list(&self.server, path.row, &path.namespace, &options).await?;
-        let encoded = encode::list(path.row, &page, wanted, incoming.include()?)?;
-        Ok(respond(incoming, 200, encoded, &[]))
+        let include = incoming.include()?;
+        let size: usize = page.objects.iter().map(|object| object.size).sum();
+        if size < LARGE_LIST {
+            let encoded = encode::list(path.row, &page, wanted, include)?;
+            return Ok(respond(incoming, 200, encoded, &[]));
+        }
+        let content_type = wanted.format.content_type();
+        match encode::pieces(path.row, page, wanted, include) {
+            Ok(pieces) => Ok(in_pieces(incoming, content_type, pieces)),
+            Err(page) => {
+                // Counted before it is made, and until it has gone out.
+                let memory = self.limits.memory(&incoming.who, size).await?;
+                let encoded = encode::list(path.row, &page, wanted, include)?;
+                drop(page);
+                let pieces = cut(encoded.bytes, memory);
+                Ok(in_pieces(incoming, content_type, pieces))
+            }
+        }
     }
 
     async fn watch(
@@ -204,17 +284,35 @@ impl Frontend {
         let mut frames = Frames::new(path.row, wanted, incoming.include()?);
         let content_type = frames.content_type();
         let events = verbs::watch(self.server.clone(), path.row, &path.namespace, options).await?;
-        // What is ready together goes out together: one write for many events.
-        let chunks = events.ready_chunks(64).map(move |events| {
+        // What is ready together goes out together, as far as it is small.
+        let chunks = async_stream::stream! {
+            let mut batches = std::pin::pin!(events.ready_chunks(64));
             let mut chunk = bytes::BytesMut::new();
-            for event in &events {
-                let frame = frames
-                    .encode(event)
-                    .map_err(crate::apiserver::response::BoxError::from)?;
-                chunk.extend_from_slice(&frame);
+            while let Some(events) = batches.next().await {
+                for event in events {
+                    let parts = match frames.parts(&event) {
+                        Ok(parts) => parts,
+                        Err(status) => {
+                            yield Err(crate::apiserver::response::BoxError::from(status));
+                            return;
+                        }
+                    };
+                    for part in parts {
+                        if chunk.len() + part.len() > LARGE && !chunk.is_empty() {
+                            yield Ok(http_body::Frame::data(chunk.split().freeze()));
+                        }
+                        if part.len() > LARGE {
+                            yield Ok(http_body::Frame::data(part));
+                        } else {
+                            chunk.extend_from_slice(&part);
+                        }
+                    }
+                }
+                if !chunk.is_empty() {
+                    yield Ok(http_body::Frame::data(chunk.split().freeze()));
+                }
             }
-            Ok(http_body::Frame::data(chunk.freeze()))
-        });
+        };
         Ok(answer(
             200,
             content_type,

@@ -9,10 +9,14 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{Frontend, Peer};
-use crate::listener::Listener;
+use crate::listener::{Limits, Listener};
 
 /// Requests under way at the end get this long.
 const DRAIN: Duration = Duration::from_secs(3);
+
+/// Connections at once, and their part of the process's descriptors (one in so many).
+const CONNECTIONS: usize = 2048;
+const OF_DESCRIPTORS: u64 = 4;
 
 /// Serves until `shutdown`.
 pub async fn serve(
@@ -25,6 +29,7 @@ pub async fn serve(
         socket,
         shutdown,
         drain: DRAIN,
+        limits: Limits::new(CONNECTIONS, OF_DESCRIPTORS),
     };
     let answer = move |request: Request<Incoming>, certificates| {
         let frontend = frontend.clone();

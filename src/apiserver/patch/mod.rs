@@ -91,16 +91,30 @@ pub fn apply(
     if depth(&patched) > MAX_DEPTH {
         return Err(unprocessable("the patched object is nested too deep"));
     }
+    if proto::weight(&patched) > proto::MAX_WEIGHT {
+        return Err(Status::too_heavy());
+    }
     Ok(patched)
 }
 
 /// A merge patch's body: a JSON object.
 fn object(body: &[u8]) -> Result<Value, Status> {
-    let (value, _) = proto::parse_json(body).map_err(|error| malformed(&error))?;
+    let (value, _) = proto::parse_json(body).map_err(|error| match error {
+        proto::Error::TooHeavy => Status::too_heavy(),
+        error => malformed(&error),
+    })?;
     if value.is_object() {
         return Ok(value);
     }
     Err(malformed("the patch is not an object"))
+}
+
+/// What would take too much memory is not decoded.
+fn weighed(body: &[u8]) -> Result<(), Status> {
+    match proto::json_weight(body) > proto::MAX_WEIGHT {
+        true => Err(Status::too_heavy()),
+        false => Ok(()),
+    }
 }
 
 fn malformed(error: impl std::fmt::Display) -> Status {
@@ -248,6 +262,46 @@ mod tests {
         }
     }
 
+    /// Quadratic, each of these would take minutes.
+    #[test]
+    fn long_lists_are_merged_in_one_pass() {
+        let begun = std::time::Instant::now();
+        let pod = proto::schema().get("io.k8s.api.core.v1.Pod");
+        let container = |at: usize| json!({"name": format!("c{at}"), "image": "i"});
+        let names = |at: usize| json!({"name": format!("c{at}")});
+        let many: Vec<Value> = (0..30_000).map(container).collect();
+        let current =
+            json!({"metadata": {"name": "p", "finalizers": ["a/b"]}, "spec": {"containers": many}});
+        let patch = json!({
+            "metadata": {"$deleteFromPrimitiveList/finalizers": (0..30_000).map(|at| format!("f/{at}")).collect::<Vec<_>>()},
+            "spec": {
+                "containers": (0..30_000).map(|at| container(at + 15_000)).collect::<Vec<_>>(),
+                "$setElementOrder/containers": (0..45_000).map(names).collect::<Vec<_>>(),
+            },
+        });
+        let patched = apply(
+            PatchType::Strategic,
+            pod,
+            &current,
+            patch.to_string().as_bytes(),
+        );
+        let patched = patched.expect("merges");
+        let merged = patched["spec"]["containers"].as_array().expect("a list");
+        assert_eq!(merged.len(), 45_000);
+        let deletes: Vec<Value> = (0..30_000)
+            .map(|at| json!({"name": format!("c{at}"), "$patch": "delete"}))
+            .collect();
+        let patch = json!({"spec": {"containers": deletes}});
+        let patched = apply(
+            PatchType::Strategic,
+            pod,
+            &current,
+            patch.to_string().as_bytes(),
+        );
+        assert_eq!(patched.expect("deletes")["spec"]["containers"], json!([]));
+        assert!(begun.elapsed().as_secs() < 30, "{:?}", begun.elapsed());
+    }
+
     #[test]
     fn a_small_patch_stays_small_work() {
         let current = json!({"a": {"x": "0123456789"}});
@@ -264,6 +318,20 @@ mod tests {
             doubling.push(format!(r#"{{"op":"copy","from":"","path":"/k{step}"}}"#));
             nesting.push(r#"{"op":"copy","from":"/a","path":"/a/x"}"#.to_owned());
         }
+        let long = json!({"a": vec![0; 200_000]});
+        for operation in [
+            r#"{"op":"add","path":"/a/0","value":1}"#,
+            r#"{"op":"remove","path":"/a/0"}"#,
+            r#"{"op":"move","from":"/a/0","path":"/a/1"}"#,
+        ] {
+            let body = format!("[{}]", vec![operation; 10_000].join(","));
+            let status = apply(PatchType::Json, None, &long, body.as_bytes());
+            let status = status.expect_err("moves the list again and again");
+            assert!(status.message.contains("list items"), "{status}");
+        }
+        let appending = vec![r#"{"op":"add","path":"/a/-","value":1}"#; 10_000].join(",");
+        let body = format!("[{appending}]");
+        apply(PatchType::Json, None, &long, body.as_bytes()).expect("appends");
         let moving = [
             r#"{"op":"add","path":"/b","value":{}}"#,
             r#"{"op":"move","from":"/a","path":"/b/a"}"#,

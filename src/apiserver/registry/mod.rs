@@ -169,9 +169,26 @@ pub struct Conversion {
     pub from_stored: fn(&mut Value),
 }
 
-/// Collects violations, all at once, each with its path.
+/// Violations that an answer names; the rest is only said to exist.
+const MAX_CAUSES: usize = 100;
+/// Bytes of one violation's message or path: both can quote the object.
+const MAX_CAUSE_BYTES: usize = 2048;
+
+/// Collects violations, all at once, each with its path. Always true: they are few and short,
+/// whatever the object; validation that loops over lists stops when [`Causes::is_full`].
 #[derive(Debug, Default)]
-pub struct Causes(pub Vec<Cause>);
+pub struct Causes(pub Vec<Cause>, Effort);
+
+/// What validation has cost so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Effort {
+    steps: usize,
+    /// Only whether there is a violation is asked.
+    probing: bool,
+}
+
+/// Values that may be held against schemas for one object; alternatives multiply them.
+const MAX_STEPS: usize = 5_000_000;
 
 impl Causes {
     pub fn required(&mut self, field: impl Into<String>, detail: &str) {
@@ -189,7 +206,10 @@ impl Causes {
         value: impl serde::Serialize,
         detail: &str,
     ) {
-        let value = serde_json::to_string(&value).unwrap_or_default();
+        if self.is_full() {
+            return;
+        }
+        let value = shortened(serde_json::to_string(&value).unwrap_or_default());
         self.push(
             CauseType::FieldValueInvalid,
             field,
@@ -230,11 +250,104 @@ impl Causes {
         );
     }
 
+    pub fn too_many(&mut self, field: impl Into<String>, count: usize, limit: usize) {
+        self.push(
+            CauseType::FieldValueTooMany,
+            field,
+            format!("Too many: {count}: must have at most {limit} items"),
+        );
+    }
+
     pub fn push(&mut self, reason: CauseType, field: impl Into<String>, message: String) {
-        self.0.push(Cause {
+        self.add(Cause {
             reason,
             message,
             field: field.into(),
         });
+    }
+
+    /// Takes a violation, unless there are enough of them.
+    pub fn add(&mut self, cause: Cause) {
+        match self.0.len() {
+            count if count < MAX_CAUSES => self.0.push(Cause {
+                reason: cause.reason,
+                message: shortened(cause.message),
+                field: shortened(cause.field),
+            }),
+            MAX_CAUSES => self.0.push(Cause {
+                reason: CauseType::FieldValueTooMany,
+                message: format!("too many errors, only the first {MAX_CAUSES} are shown"),
+                field: String::new(),
+            }),
+            _ => {}
+        }
+    }
+
+    /// Nothing more is taken: who looks for violations may stop.
+    pub fn is_full(&self) -> bool {
+        let enough = if self.1.probing { 0 } else { MAX_CAUSES };
+        self.0.len() > enough || self.1.steps > MAX_STEPS
+    }
+
+    /// Counts work; too much of it is a violation.
+    pub fn spend(&mut self, steps: usize) {
+        let before = self.1.steps;
+        self.1.steps = before.saturating_add(steps);
+        if before <= MAX_STEPS && self.1.steps > MAX_STEPS {
+            self.add(Cause {
+                reason: CauseType::FieldValueTooMany,
+                message: format!(
+                    "the object takes more than {MAX_STEPS} steps to hold against its schema"
+                ),
+                field: String::new(),
+            });
+        }
+    }
+
+    /// Whether `look` finds nothing. What it finds is forgotten, what it costs is not.
+    pub fn probe(&mut self, look: impl FnOnce(&mut Self)) -> bool {
+        let mut inner = Self(
+            Vec::new(),
+            Effort {
+                steps: self.1.steps,
+                probing: true,
+            },
+        );
+        look(&mut inner);
+        self.spend(inner.1.steps - self.1.steps);
+        inner.0.is_empty()
+    }
+}
+
+fn shortened(mut text: String) -> String {
+    if text.len() > MAX_CAUSE_BYTES {
+        let mut end = MAX_CAUSE_BYTES;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push_str("...");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_few_and_short() {
+        let mut causes = Causes::default();
+        for at in 0..1000 {
+            causes.invalid(format!("spec.list[{at}]"), "\u{e9}".repeat(10_000), "bad");
+        }
+        assert!(causes.is_full());
+        assert_eq!(causes.0.len(), MAX_CAUSES + 1);
+        let (last, others) = causes.0.split_last().expect("some");
+        assert_eq!(
+            last.message,
+            "too many errors, only the first 100 are shown"
+        );
+        assert!(others.iter().all(|cause| cause.message.len() < 2100));
     }
 }

@@ -33,7 +33,9 @@ pub async fn apply(
         return Err(Status::bad_request("metadata.managedFields must be nil"));
     }
     match metadata::text(&config, "name") {
-        "" => config["metadata"]["name"] = json!(writing.name),
+        "" => {
+            metadata::of(&mut config).insert("name".to_owned(), json!(writing.name));
+        }
         name if name == writing.name => {}
         name => {
             return Err(Status::bad_request(format!(
@@ -81,7 +83,7 @@ pub async fn apply(
             json!(old.revision.to_string()),
         );
         let mut new = merged(row, writing.subresource.as_deref(), new, &old);
-        new["metadata"]["managedFields"] = owners;
+        metadata::of(&mut new).insert("managedFields".to_owned(), owners);
         match server
             .write_changed(writing, new, &old, warnings.clone())
             .await
@@ -94,6 +96,12 @@ pub async fn apply(
 }
 
 fn decoded(body: &[u8]) -> Result<Value, Status> {
+    // What clients send is JSON almost always, which is much less work than as YAML.
+    if body.trim_ascii_start().starts_with(b"{")
+        && let Ok((value, _)) = proto::parse_json(body)
+    {
+        return Ok(value);
+    }
     let text =
         std::str::from_utf8(body).map_err(|_| Status::bad_request("the body is not UTF-8"))?;
     serde_saphyr::from_str(text)

@@ -44,6 +44,9 @@ pub use self::{
 };
 use crate::runtime::{ContainerConfig, Io, Rootfs, image::Image};
 
+/// By this name a RuntimeClass may ask for what the node does anyway.
+pub const NATIVE_HANDLER: &str = "vetch";
+
 /// What the node has, as far as containers may be told (`resourceFieldRef`, out-of-memory scores).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {

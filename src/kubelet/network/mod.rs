@@ -1,11 +1,12 @@
-//! Wires pods to the node: bridge, veth pair, address, masquerade.
+//! Wires pods to the node: bridge, veth pair, address, masquerade, and what a pod may send.
 //!
-//! Owns the node's bridge, the address records in the state folder and the nf_tables table for
-//! masquerade. Called by the kubelet when a pod's namespace is made and when it goes.
+//! Owns the node's bridge, the address records in the state folder and the nf_tables tables for
+//! masquerade, for ports of the node and for the guard of the pods' links. Called by the kubelet when a pod's namespace is made and when it goes.
 //! Always true: an address belongs to one pod at a time, across restarts; a failed attach leaves
-//! nothing.
+//! nothing; a pod's link carries packets with the pod's own addresses to the gateway, and no other.
 
 pub mod env;
+mod guard;
 mod pool;
 mod ports;
 mod records;
@@ -24,10 +25,13 @@ use std::{
 use ipnet::{IpNet, Ipv4Net};
 use netns::{nft, route::Link, sysctl};
 
-pub use self::ports::{Forward, forwards};
+pub use self::ports::{Forward, forwards, host_address};
 use self::{pool::Pool, records::Records};
+use crate::own_ports::OwnPorts;
 
 const FORWARD: &str = "net/ipv4/ip_forward";
+const GUARD: &str = "set up the check of what pods send (it needs a kernel with \
+                     CONFIG_NF_TABLES_BRIDGE; see `vetch check`)";
 
 /// Names are made from `cluster`, so that several nodes can share one network namespace's host.
 #[derive(Clone, Debug)]
@@ -40,6 +44,8 @@ pub struct Config {
     pub table: String,
     /// Traffic inside these is not masqueraded (the cluster's pod range).
     pub cluster_cidr: IpNet,
+    /// Never led to a pod.
+    pub own_ports: OwnPorts,
 }
 
 /// The node's pod network; cheap to clone.
@@ -138,7 +144,7 @@ impl Shared {
         let bridge = wiring::ensure_bridge(&config.bridge, gateway, range)
             .map_err(during(format!("set up the bridge {}", config.bridge)))?;
         set(&records, FORWARD, "1")?;
-        wiring::ensure_masquerade(
+        wiring::ensure_table(
             &config.table,
             &config.bridge,
             config.pod_cidr,
@@ -155,6 +161,10 @@ impl Shared {
         if let Some(last) = records.last_address() {
             pool.resume_after(last);
         }
+        let ports = ports_of(&pool);
+        // Without it pods could take each other's traffic: rather no pods than those.
+        guard::rebuild(&config.table, &ports).map_err(during(GUARD.into()))?;
+        wiring::adopt(&bridge, &ports).map_err(during("take over the links of pods".into()))?;
         Ok(Self {
             gateway: gateway.into(),
             config,
@@ -173,13 +183,28 @@ impl Shared {
                 pool.give_back(pod_uid);
                 return Err(error);
             }
-            IpAddr::from(address)
+            address
         };
-        if let Err(error) = wiring::attach(&self.bridge, self.gateway, pod_uid, address, netns) {
+        let wired = self.admit(&wiring::port(pod_uid, address)).and_then(|()| {
+            wiring::attach(&self.bridge, self.gateway, pod_uid, address.into(), netns)
+        });
+        if let Err(error) = wired {
+            let _ = guard::forget(&self.config.table, &wiring::port(pod_uid, address));
             self.release(pod_uid)?;
             return Err(during(format!("wire pod {pod_uid} with {address}"))(error));
         }
-        Ok(address)
+        Ok(address.into())
+    }
+
+    /// Lets the pod send. If somebody took the guard's table away, it is made anew.
+    fn admit(&self, port: &guard::Port) -> Result<(), netns::Error> {
+        match guard::admit(&self.config.table, port) {
+            Err(error) if error.is_absent() => {
+                let ports = ports_of(&self.pool());
+                guard::rebuild(&self.config.table, &ports)
+            }
+            admitted => admitted,
+        }
     }
 
     fn forward(&self, pod_uid: &str, forwards: Vec<Forward>) -> Result<(), Error> {
@@ -200,7 +225,12 @@ impl Shared {
     ) -> Result<(), Error> {
         let mut forwards = self.forwards.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut forwards);
-        let batch = ports::batch(&self.ports_table(), &self.config.bridge, &forwards);
+        let batch = ports::batch(
+            &self.ports_table(),
+            &self.config.bridge,
+            &self.config.own_ports,
+            &forwards,
+        );
         nft::Socket::open()
             .and_then(|mut socket| socket.commit(batch))
             .map_err(during("lead ports of the node to pods".into()))
@@ -215,10 +245,11 @@ impl Shared {
         if forwards().contains_key(pod_uid) {
             self.change_forwards(|all| drop(all.remove(pod_uid)))?;
         }
-        let Some(address) = self.pool().of(pod_uid) else {
+        let Some(IpAddr::V4(address)) = self.pool().of(pod_uid) else {
             return Ok(());
         };
-        wiring::detach(&self.bridge, pod_uid, address)
+        wiring::detach(&self.bridge, pod_uid, address.into())
+            .and_then(|()| guard::forget(&self.config.table, &wiring::port(pod_uid, address)))
             .map_err(during(format!("unwire pod {pod_uid}")))?;
         self.release(pod_uid)
     }
@@ -237,7 +268,8 @@ impl Shared {
             self.detach(owner)?;
         }
         self.change_forwards(BTreeMap::clear)?;
-        wiring::remove_masquerade(&self.config.table)
+        wiring::remove_table(&self.config.table)
+            .and_then(|()| guard::remove(&self.config.table))
             .map_err(during(format!("remove the table {}", self.config.table)))?;
         wiring::remove_bridge(&self.config.bridge)
             .map_err(during(format!("remove the bridge {}", self.config.bridge)))?;
@@ -250,6 +282,22 @@ impl Shared {
     fn pool(&self) -> std::sync::MutexGuard<'_, Pool> {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether this kernel can check what pods send; tried out in a namespace that goes with the try.
+pub fn can_guard() -> bool {
+    netns::Namespace::create()
+        .and_then(|namespace| namespace.run(|| guard::rebuild("probe", &[]))?)
+        .is_ok()
+}
+
+fn ports_of(pool: &Pool) -> Vec<guard::Port> {
+    let owners = pool.owners();
+    let port = |owner: &String| match pool.of(owner)? {
+        IpAddr::V4(address) => Some(wiring::port(owner, address)),
+        IpAddr::V6(_) => None,
+    };
+    owners.iter().filter_map(port).collect()
 }
 
 /// The first address of the range.

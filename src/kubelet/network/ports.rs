@@ -1,7 +1,8 @@
 //! Ports of the node that lead to pods (`hostPort`): which rules that takes.
 //!
 //! Always true: the table holds exactly the forwards of the pods that have an address, and is not
-//! there without any. IPv4 only, like the pod network.
+//! there without any; a packet for a port of the daemon's own is never led to a pod, whatever pods
+//! ask for. IPv4 only, like the pod network.
 
 use std::{
     collections::BTreeMap,
@@ -10,6 +11,8 @@ use std::{
 
 use k8s_openapi::api::core::v1::Pod;
 use netns::nft::{BaseChain, Batch, ChainKind, Family, Hook, Policy, Reg, Rule, Table, Verdict};
+
+use crate::{addresses::canonical, own_ports::OwnPorts};
 
 const LOOPBACK: (IpAddr, u8) = (IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8);
 
@@ -41,11 +44,7 @@ pub fn forwards(pod: &Pod) -> Vec<Forward> {
         .flat_map(|container| container.ports.iter().flatten())
         .filter_map(|port| {
             Some(Forward {
-                address: port
-                    .host_ip
-                    .as_deref()
-                    .and_then(|address| address.parse::<Ipv4Addr>().ok())
-                    .filter(|address| !address.is_unspecified()),
+                address: host_address(port.host_ip.as_deref().unwrap_or_default())?,
                 protocol: match port.protocol.as_deref() {
                     Some("UDP") => 17,
                     Some("SCTP") => 132,
@@ -60,10 +59,23 @@ pub fn forwards(pod: &Pod) -> Vec<Forward> {
         .collect()
 }
 
+/// What `hostIP` means: every address, or one. `None` for what is no IPv4 address in any spelling:
+/// nothing is led from there.
+pub fn host_address(text: &str) -> Option<Option<Ipv4Addr>> {
+    if text.is_empty() {
+        return Some(None);
+    }
+    match canonical(text.parse().ok()?) {
+        IpAddr::V4(address) => Some((!address.is_unspecified()).then_some(address)),
+        IpAddr::V6(_) => None,
+    }
+}
+
 /// Replaces the whole table: packets see all of the old one or all of the new one.
 pub fn batch(
     table: &str,
     bridge: &str,
+    own: &OwnPorts,
     forwards: &BTreeMap<String, (Ipv4Addr, Vec<Forward>)>,
 ) -> Batch {
     let table = Table::new(Family::Ip, table);
@@ -79,6 +91,9 @@ pub fn batch(
         priority,
         policy: Policy::Accept,
     };
+    for rule in own.spare() {
+        batch.add_rule(&table, "ports", rule);
+    }
     for (pod, forwards) in forwards.values() {
         for forward in forwards {
             batch.add_rule(&table, "ports", lead(*pod, forward));
@@ -118,21 +133,6 @@ pub fn batch(
             .masquerade();
         batch.add_rule(&table, "postrouting", rule);
     }
-    // The bridge may route loopback addresses now: pods must not reach the node's by them.
-    batch
-        .add_base_chain(
-            &table,
-            "guard",
-            base(ChainKind::Filter, Hook::Prerouting, -300),
-        )
-        .add_rule(
-            &table,
-            "guard",
-            Rule::new()
-                .input_link(bridge)
-                .destination_in(LOOPBACK.0, LOOPBACK.1, true)
-                .verdict(&Verdict::Drop),
-        );
     batch
 }
 
@@ -164,11 +164,22 @@ mod tests {
             {"containerPort": 80, "hostPort": 8080},
             {"containerPort": 53, "hostPort": 53, "protocol": "UDP", "hostIP": "127.0.0.1"},
             {"containerPort": 81},
+            {"containerPort": 82, "hostPort": 82, "hostIP": "::ffff:127.0.0.1"},
+            {"containerPort": 83, "hostPort": 83, "hostIP": "0.0.0.0"},
+            {"containerPort": 84, "hostPort": 84, "hostIP": "::1"},
         ]}]);
         let found = forwards(&pod(json!({"containers": containers})));
         let line = |f: &Forward| format!("{:?} {} {} {}", f.address, f.protocol, f.port, f.to);
         let lines: Vec<String> = found.iter().map(line).collect();
-        assert_eq!(lines, ["None 6 8080 80", "Some(127.0.0.1) 17 53 53"]);
+        assert_eq!(
+            lines,
+            [
+                "None 6 8080 80",
+                "Some(127.0.0.1) 17 53 53",
+                "Some(127.0.0.1) 6 82 82",
+                "None 6 83 83"
+            ]
+        );
         let host = json!({"hostNetwork": true, "containers": containers});
         assert!(forwards(&pod(host)).is_empty());
     }

@@ -10,6 +10,7 @@ use std::{
 use netns::Namespace;
 
 use super::*;
+use crate::own_ports::{OwnPort, TCP};
 
 type TestResult<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -35,6 +36,12 @@ fn config(folder: &std::path::Path) -> Config {
         bridge: "vetch0".into(),
         table: "vetch".into(),
         cluster_cidr: "10.7.0.0/16".parse().expect("a literal range"),
+        own_ports: OwnPorts::new([OwnPort {
+            address: None,
+            protocol: TCP,
+            port: 6443,
+            user: "the API server",
+        }]),
     }
 }
 
@@ -113,7 +120,7 @@ fn ports_of_the_node_lead_to_pods() -> TestResult {
             to: 80,
         };
         let node = [192, 168, 9, 1];
-        let forwards = vec![to(None, 8080), to(Some(node.into()), 8081)];
+        let forwards = vec![to(None, 8080), to(Some(node.into()), 8081), to(None, 6443)];
         network.forward("web", forwards).await?;
 
         let listener = one.run(|| TcpListener::bind((web, 80)))??;
@@ -123,6 +130,7 @@ fn ports_of_the_node_lead_to_pods() -> TestResult {
         assert!(reach([127, 0, 0, 1], 8080));
         assert!(reach(node, 8080) && reach(node, 8081));
         assert!(!reach([127, 0, 0, 1], 8081)); // of one address only
+        assert!(!reach(node, 6443)); // the daemon's own
         assert!(two.run(|| reach(node, 8080))?);
         assert!(one.run(|| reach(node, 8080))?); // itself
         drop(listener);

@@ -3,8 +3,11 @@
 //! Pods have their address alone (/32) and a route to the gateway: all their traffic is routed by
 //! the host, none is switched between bridge ports. So packets between two pods of one node pass
 //! the same hooks as any other, and replies of services find their way back without br_netfilter.
+//! The bridge learns nothing and floods nothing: who is where is written down when a pod is wired.
+//! What a pod may send at all is `guard.rs`'s.
 
 use std::{
+    collections::HashMap,
     net::{IpAddr, Ipv4Addr},
     os::fd::BorrowedFd,
 };
@@ -12,12 +15,15 @@ use std::{
 use ipnet::{IpNet, Ipv4Net};
 use netns::{
     nft::{self, BaseChain, Batch, ChainKind, Family, Hook, Policy, Reg, Rule, Table, Verdict},
-    route::{Change, Link, Mac, Prefix, Socket, Veth},
+    route::{self, Change, Link, Mac, Prefix, Socket, Veth},
 };
 use sha2::{Digest, Sha256};
 
+use super::guard::Port;
+
 /// A packet that a pod sends must not need a larger frame than any link on its way has.
 const MTU: u32 = 1500;
+const LOOPBACK: (IpAddr, u8) = (IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8);
 const ICMP: u8 = 1;
 const ICMP_REDIRECT: u8 = 5;
 
@@ -70,14 +76,51 @@ pub fn attach(
     let wired = host
         .apply(vec![
             Change::add_veth(&veth),
-            Change::set_hairpin(&name),
+            Change::set_port(&name, route::Port::Fixed),
             Change::add_neighbour(bridge.index, address, pod_mac),
         ])
+        .and_then(|()| {
+            let port = host.link(&name)?;
+            host.apply(vec![Change::add_forwarding(port.index, pod_mac)])
+        })
         .and_then(|()| netns::namespace::run_in(pod, || configure_pod(bridge, gateway, address))?);
     if wired.is_err() {
         let _ = detach(bridge, pod_uid, address);
     }
     wired
+}
+
+/// Brings the wires of these pods, as far as they are there, to what [`attach`] makes of them today:
+/// pods outlive the daemon that wired them.
+pub fn adopt(bridge: &Link, ports: &[Port]) -> Result<(), netns::Error> {
+    let mut host = Socket::open()?;
+    let links = host.links()?;
+    let wired: HashMap<&str, u32> = links
+        .iter()
+        .filter(|link| link.master == Some(bridge.index))
+        .map(|link| (link.name.as_str(), link.index))
+        .collect();
+    let changes = ports
+        .iter()
+        .filter_map(|port| Some((port, wired.get(port.link.as_str())?)))
+        .flat_map(|(port, index)| {
+            [
+                Change::add_forwarding(*index, port.mac),
+                Change::set_port(&port.link, route::Port::Fixed),
+                Change::add_neighbour(bridge.index, port.address.into(), port.mac),
+            ]
+        })
+        .collect();
+    host.apply(changes)
+}
+
+/// The pod's end of its wire, as [`attach`] makes it.
+pub fn port(pod_uid: &str, address: Ipv4Addr) -> Port {
+    Port {
+        link: link_name(pod_uid),
+        mac: mac(pod_uid),
+        address,
+    }
 }
 
 /// Whether [`configure_pod`] has been here: it sends all its changes at once.
@@ -132,8 +175,9 @@ fn remove_link(socket: &mut Socket, name: &str) -> Result<(), netns::Error> {
     }
 }
 
-/// Masquerades what pods send out of the cluster. Everything is in a table of our own.
-pub fn ensure_masquerade(
+/// Masquerades what pods send out of the cluster, and keeps them from the host's loopback.
+/// Everything is in a table of our own.
+pub fn ensure_table(
     table: &str,
     bridge: &str,
     pods: IpNet,
@@ -176,11 +220,26 @@ pub fn ensure_masquerade(
                 .icmp_type(Reg(0))
                 .equal(Reg(0), &[ICMP_REDIRECT])
                 .verdict(&Verdict::Drop),
+        )
+        // The bridge may route loopback addresses for the sake of host ports, and goes on doing so
+        // when the last of them is gone.
+        .add_base_chain(
+            &table,
+            "guard",
+            base(ChainKind::Filter, Hook::Prerouting, -300),
+        )
+        .add_rule(
+            &table,
+            "guard",
+            Rule::new()
+                .input_link(bridge)
+                .destination_in(LOOPBACK.0, LOOPBACK.1, true)
+                .verdict(&Verdict::Drop),
         );
     nft::Socket::open()?.commit(batch)
 }
 
-pub fn remove_masquerade(table: &str) -> Result<(), netns::Error> {
+pub fn remove_table(table: &str) -> Result<(), netns::Error> {
     let mut batch = Batch::new();
     batch.remove_table(&Table::new(Family::Ip, table));
     nft::Socket::open()?.commit(batch)

@@ -4,7 +4,7 @@
 
 mod api;
 mod host;
-mod pressure;
+pub mod reserved;
 mod status;
 
 pub use host::processes;
@@ -19,12 +19,13 @@ use serde_json::Value;
 use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use self::{
-    host::Host,
-    pressure::{Figures, Pressure},
-    status::Seen,
+use self::{host::Host, reserved::Budget, status::Seen};
+use super::{
+    container::Facts,
+    events::{Level, Recorder},
+    eviction::{Pressures, node_ref},
+    stats::Space,
 };
-use super::container::Facts;
 use crate::{
     informer::{Informer, Informers, Key},
     runtime::image::Images,
@@ -60,12 +61,18 @@ pub fn facts() -> std::io::Result<Facts> {
 /// Registers the node (or takes over its object), then keeps status and Lease fresh until told to
 /// stop. Returns at once from waiting when `health` changes.
 pub async fn run(
-    config: Config,
+    parts: Parts,
     informers: &Informers,
-    images: Images,
     mut health: watch::Receiver<Health>,
+    mut pressures: watch::Receiver<Pressures>,
     shutdown: CancellationToken,
 ) -> Result<(), super::Error> {
+    let Parts {
+        config,
+        budget,
+        images,
+        events,
+    } = parts;
     let host = Host::read().map_err(|source| super::Error::Io {
         action: "read what the host has".into(),
         source,
@@ -81,7 +88,9 @@ pub async fn run(
         images,
         host,
         node: registered,
-        pressure: Pressure::default(),
+        budget,
+        events,
+        pressures: *pressures.borrow_and_update(),
         sent: None,
     };
     let own: Informer<Node> = informers.some(&format!("metadata.name={}", keeper.config.node));
@@ -103,6 +112,11 @@ pub async fn run(
                 // Nobody decides any more: the kubelet ends.
                 Err(_) => return Ok(()),
             },
+            Ok(()) = pressures.changed() => {
+                keeper.pressures = *pressures.borrow_and_update();
+                let now = health.borrow().clone();
+                keeper.status(&now).await;
+            }
             Some(_) = changes.next() => {
                 let now = health.borrow().clone();
                 let key = Key::new("", &keeper.config.node);
@@ -115,6 +129,14 @@ pub async fn run(
     }
 }
 
+/// What the node's object is made from.
+pub struct Parts {
+    pub config: Config,
+    pub budget: Budget,
+    pub images: Images,
+    pub events: Recorder,
+}
+
 struct Keeper {
     config: Config,
     client: kube::Client,
@@ -122,7 +144,9 @@ struct Keeper {
     host: Host,
     /// As last written or read.
     node: Node,
-    pressure: Pressure,
+    budget: Budget,
+    events: Recorder,
+    pressures: Pressures,
     /// What was sent last, without heartbeats, and when.
     sent: Option<(Value, Instant)>,
 }
@@ -135,10 +159,12 @@ impl Keeper {
 
     /// Sends the status if it changed or is old. A failure is tried again with the next look.
     async fn status(&mut self, health: &Health) {
-        let figures = match Figures::read(&self.config.state_dir) {
-            Ok(figures) => figures,
-            Err(error) => {
-                tracing::warn!(%error, "the host cannot be measured");
+        let dir = self.config.state_dir.clone();
+        let space = tokio::task::spawn_blocking(move || Space::of(&dir)).await;
+        let disk_bytes = match space {
+            Ok(Ok(space)) => space.capacity_bytes,
+            _ => {
+                tracing::warn!("the node's disk cannot be measured");
                 return;
             }
         };
@@ -158,8 +184,9 @@ impl Keeper {
         let seen = Seen {
             config: &self.config,
             host: &self.host,
-            pressures: self.pressure.observe(&figures, Instant::now()),
-            figures: &figures,
+            pressures: self.pressures,
+            budget: &self.budget,
+            disk_bytes,
             health,
             images: &images,
             before: &self.node,
@@ -175,6 +202,12 @@ impl Keeper {
         }
         match api::write_status(&self.client, &self.config.node, &status).await {
             Ok(node) => {
+                for reason in status::news(&self.node, &node) {
+                    let name = &self.config.node;
+                    let message = format!("Node {name} status is now: {reason}");
+                    let about = node_ref(name);
+                    self.events.about(about, Level::Normal, reason, message);
+                }
                 self.node = node;
                 self.sent = Some((plain, Instant::now()));
             }

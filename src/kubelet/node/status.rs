@@ -8,9 +8,12 @@ use serde_json::{Map, Value, json};
 use super::{
     Config, Health,
     host::Host,
-    pressure::{Figures, Pressures},
+    reserved::{Amounts, Budget},
 };
-use crate::runtime::image::Image;
+use crate::{
+    kubelet::{container::NATIVE_HANDLER, eviction::Pressures},
+    runtime::image::Image,
+};
 
 /// The largest of the node's images are told, so many.
 const MAX_IMAGES: usize = 50;
@@ -21,7 +24,8 @@ const OURS: [&str; 4] = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready
 pub struct Seen<'a> {
     pub config: &'a Config,
     pub host: &'a Host,
-    pub figures: &'a Figures,
+    pub budget: &'a Budget,
+    pub disk_bytes: u64,
     pub pressures: Pressures,
     pub health: &'a Health,
     pub images: &'a [Image],
@@ -39,9 +43,16 @@ pub fn status(seen: &Seen<'_>, now: Timestamp) -> Value {
         "daemonEndpoints": {"kubeletEndpoint": {"Port": seen.config.port}},
         "nodeInfo": info(seen.host),
         "images": images(seen.images),
-        "runtimeHandlers": [{"name": "", "features": {"recursiveReadOnlyMounts": true, "userNamespaces": false}}],
+        "runtimeHandlers": handlers(),
         "features": {"supplementalGroupsPolicy": false},
     })
+}
+
+/// What a RuntimeClass may ask for here.
+fn handlers() -> Vec<Value> {
+    let features = json!({"recursiveReadOnlyMounts": true, "userNamespaces": false});
+    let handler = |name: &str| json!({"name": name, "features": features});
+    ["", NATIVE_HANDLER].map(handler).into()
 }
 
 /// Without what changes with every look: two alike need not both be sent.
@@ -63,16 +74,21 @@ pub fn labels(node: &str) -> Value {
     })
 }
 
-fn resources(seen: &Seen<'_>, memory: u64, disk: u64) -> Map<String, Value> {
-    let facts = &seen.host.facts;
-    let cpu = match facts.cpu_milli % 1000 {
-        0 => (facts.cpu_milli / 1000).to_string(),
-        _ => format!("{}m", facts.cpu_milli),
+fn resources(seen: &Seen<'_>, amounts: Amounts) -> Map<String, Value> {
+    let cpu = match amounts.cpu_milli % 1000 {
+        0 => (amounts.cpu_milli / 1000).to_string(),
+        _ => format!("{}m", amounts.cpu_milli),
     };
     let mut map = Map::new();
     map.insert("cpu".into(), cpu.into());
-    map.insert("memory".into(), format!("{}Ki", memory / 1024).into());
-    map.insert("ephemeral-storage".into(), disk.to_string().into());
+    map.insert(
+        "memory".into(),
+        format!("{}Ki", amounts.memory / 1024).into(),
+    );
+    map.insert(
+        "ephemeral-storage".into(),
+        amounts.ephemeral.to_string().into(),
+    );
     map.insert("pods".into(), seen.config.max_pods.to_string().into());
     for (size, bytes) in &seen.host.huge_pages {
         let name = match size % 1024 {
@@ -90,7 +106,7 @@ fn resources(seen: &Seen<'_>, memory: u64, disk: u64) -> Map<String, Value> {
 }
 
 fn capacity(seen: &Seen<'_>) -> Map<String, Value> {
-    resources(seen, seen.host.facts.memory_bytes, seen.figures.disk_bytes)
+    resources(seen, seen.budget.capacity(seen.disk_bytes))
 }
 
 /// What others say that the node has besides (`example.com/widget`): theirs to write as capacity.
@@ -107,13 +123,12 @@ pub fn extended(node: &Node) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Capacity without what the eviction thresholds keep free.
+/// Capacity without what is reserved and what the eviction thresholds keep free.
 fn allocatable(seen: &Seen<'_>) -> Map<String, Value> {
     let huge: u64 = seen.host.huge_pages.values().sum();
-    let kept = (100 << 20) + huge;
-    let memory = seen.host.facts.memory_bytes.saturating_sub(kept);
-    let disk = seen.figures.disk_bytes / 10 * 9;
-    let mut map = resources(seen, memory, disk);
+    let mut amounts = seen.budget.allocatable(seen.disk_bytes);
+    amounts.memory = amounts.memory.saturating_sub(huge);
+    let mut map = resources(seen, amounts);
     let status = seen.before.status.as_ref();
     let held = status.and_then(|status| status.allocatable.as_ref());
     for name in held.into_iter().flatten().map(|(name, _)| name) {
@@ -156,7 +171,7 @@ fn conditions(seen: &Seen<'_>, now: Timestamp) -> Vec<Value> {
         ),
         pressed(
             "PIDPressure",
-            pressures.processes,
+            pressures.pid,
             ["KubeletHasSufficientPID", "KubeletHasInsufficientPID"],
             [
                 "kubelet has sufficient PID available",
@@ -177,6 +192,41 @@ fn conditions(seen: &Seen<'_>, now: Timestamp) -> Vec<Value> {
     ];
     conditions.extend(foreign(seen.before));
     conditions
+}
+
+/// Reasons of the events that say how a node's pressures have changed. A node that is new and well
+/// says nothing.
+pub fn news(before: &Node, after: &Node) -> Vec<&'static str> {
+    let all = [
+        (
+            "MemoryPressure",
+            "NodeHasSufficientMemory",
+            "NodeHasInsufficientMemory",
+        ),
+        (
+            "DiskPressure",
+            "NodeHasNoDiskPressure",
+            "NodeHasDiskPressure",
+        ),
+        (
+            "PIDPressure",
+            "NodeHasSufficientPID",
+            "NodeHasInsufficientPID",
+        ),
+    ];
+    let holds = |node: &Node, kind: &str| {
+        let conditions = node.status.as_ref()?.conditions.as_ref()?;
+        let found = conditions.iter().find(|condition| condition.type_ == kind);
+        Some(found?.status == "True")
+    };
+    let changed = all.into_iter().filter_map(|(kind, no, yes)| {
+        let (before, after) = (holds(before, kind), holds(after, kind)?);
+        match after {
+            true => (before != Some(true)).then_some(yes),
+            false => (before == Some(true)).then_some(no),
+        }
+    });
+    changed.collect()
 }
 
 /// Conditions that others keep.
@@ -289,16 +339,41 @@ mod tests {
         host: &'a Host,
         health: &'a Health,
         before: &'a Node,
-        figures: &'a Figures,
+        budget: &'a Budget,
     ) -> Seen<'a> {
         Seen {
             config,
             host,
-            figures,
+            budget,
+            disk_bytes: 1000,
             pressures: Pressures::default(),
             health,
             images: &[],
             before,
+        }
+    }
+
+    #[test]
+    fn pressures_are_told_when_they_change() {
+        let node = |status: Option<&str>| -> Node {
+            let conditions: Vec<Value> = status
+                .map(|status| json!({"type": "DiskPressure", "status": status}))
+                .into_iter()
+                .collect();
+            serde_json::from_value(json!({"status": {"conditions": conditions}})).unwrap()
+        };
+        for (before, after, want) in [
+            (None, "False", vec![]),
+            (None, "True", vec!["NodeHasDiskPressure"]),
+            (Some("False"), "True", vec!["NodeHasDiskPressure"]),
+            (Some("True"), "True", vec![]),
+            (Some("True"), "False", vec!["NodeHasNoDiskPressure"]),
+        ] {
+            assert_eq!(
+                news(&node(before), &node(Some(after))),
+                want,
+                "{before:?} {after}"
+            );
         }
     }
 
@@ -316,15 +391,7 @@ mod tests {
         host.facts.cpu_milli = 2000;
         host.facts.memory_bytes = 1 << 30;
         host.huge_pages = [(2048, 0), (1_048_576, 2 << 30)].into();
-        let figures = Figures {
-            memory_available: 1 << 30,
-            disk_bytes: 1000,
-            disk_free: 900,
-            inodes: 0,
-            inodes_free: 0,
-            processes: 1,
-            processes_most: 100,
-        };
+        let budget = Budget::new(&host.facts, 1000, &Default::default()).unwrap();
         let before: Node = serde_json::from_value(json!({"status": {
             "conditions": [
                 {"type": "Ready", "status": "True", "lastTransitionTime": "2020-01-01T00:00:00Z"},
@@ -336,7 +403,7 @@ mod tests {
         .unwrap();
         let now = Timestamp::from_second(1_700_000_000).unwrap();
         let status_with =
-            |health: &Health| status(&seen(&config, &host, health, &before, &figures), now);
+            |health: &Health| status(&seen(&config, &host, health, &before, &budget), now);
         let ready = status_with(&Health::Ready);
         let find = |status: &Value, kind: &str| {
             let conditions = status["conditions"].as_array().unwrap().clone();
@@ -368,7 +435,7 @@ mod tests {
         );
         let later = Timestamp::from_second(1_700_000_010).unwrap();
         let again = status(
-            &seen(&config, &host, &Health::Ready, &before, &figures),
+            &seen(&config, &host, &Health::Ready, &before, &budget),
             later,
         );
         assert_ne!(ready, again);

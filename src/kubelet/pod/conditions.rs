@@ -57,7 +57,13 @@ pub fn conditions(
         containers,
         Told::yes("PodScheduled"),
     ];
-    all.into_iter().map(|told| dated(view, told)).collect()
+    let disrupted = view.observed.marks.disrupted.as_ref().map(|message| Told {
+        reason: Some("TerminationByKubelet"),
+        message: Some(message.clone()),
+        ..Told::yes("DisruptionTarget")
+    });
+    let all = all.into_iter().chain(disrupted);
+    all.map(|told| dated(view, told)).collect()
 }
 
 fn initialized(view: &View<'_>, members: &[Member<'_>], phase: &str) -> Told {
@@ -218,6 +224,27 @@ mod tests {
             "PodScheduled=True",
         ];
         assert_eq!(got, want);
+    }
+
+    #[test]
+    fn an_eviction_by_the_node_is_a_disruption() {
+        let pod = pod(json!({"containers": [{"name": "a"}]}));
+        let marks = Marks {
+            disrupted: Some("low".into()),
+            ..Marks::default()
+        };
+        let view = View {
+            observed: observed(&pod, &[], &marks),
+            host_ips: &[],
+            pod_ips: &[],
+            previous: &PodStatus::default(),
+            ended: false,
+        };
+        let status = status(&view);
+        let condition = held(&status, "DisruptionTarget").unwrap();
+        assert_eq!(condition.status, "True");
+        assert_eq!(condition.reason.as_deref(), Some("TerminationByKubelet"));
+        assert_eq!(condition.message.as_deref(), Some("low"));
     }
 
     #[test]

@@ -103,6 +103,11 @@ pub fn unsupported(pod: &Pod, member: &Member<'_>) -> Vec<String> {
             "The restart rule's action {action:?} is not supported: the restart policy decides"
         ));
     }
+    if asks_for_selinux(pod, member) {
+        let message =
+            "seLinuxOptions are not applied: this node's runtime has no support for SELinux";
+        messages.push(message.to_owned());
+    }
     let spec = pod.spec.as_ref();
     let shared = spec.is_some_and(|spec| spec.share_process_namespace == Some(true));
     let ephemeral = spec.and_then(|spec| spec.ephemeral_containers.as_ref());
@@ -117,6 +122,16 @@ pub fn unsupported(pod: &Pod, member: &Member<'_>) -> Vec<String> {
         ));
     }
     messages
+}
+
+fn asks_for_selinux(pod: &Pod, member: &Member<'_>) -> bool {
+    let whole = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.security_context.as_ref());
+    let own = member.spec.security_context.as_ref();
+    own.is_some_and(|context| context.se_linux_options.is_some())
+        || whole.is_some_and(|context| context.se_linux_options.is_some())
 }
 
 /// The time that the pod's containers have to stop.
@@ -192,6 +207,26 @@ fn policy(spec: Option<&PodSpec>, member: &Member<'_>) -> Restart {
 mod tests {
     use super::{testing::pod, *};
     use serde_json::json;
+
+    #[test]
+    fn what_is_not_given_is_said() {
+        let selinux = json!({"seLinuxOptions": {"level": "s0"}});
+        for (spec, want) in [
+            (json!({"containers": [{"name": "c"}]}), 0),
+            (
+                json!({"containers": [{"name": "c", "securityContext": selinux}]}),
+                1,
+            ),
+            (
+                json!({"containers": [{"name": "c"}], "securityContext": selinux}),
+                1,
+            ),
+        ] {
+            let pod = pod(spec.clone());
+            let told = unsupported(&pod, &member(&pod, "c").unwrap());
+            assert_eq!(told.len(), want, "{spec}");
+        }
+    }
 
     #[test]
     fn who_starts_again() {

@@ -308,6 +308,8 @@ pub struct Marks {
     pub setbacks: BTreeMap<String, Setback>,
     /// What containers left as their last words.
     pub messages: BTreeMap<String, String>,
+    /// Why the node evicted the pod.
+    pub disrupted: Option<String>,
     /// The last change of an image in the pod's spec.
     pub edited: Option<Edit>,
 }

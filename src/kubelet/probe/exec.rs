@@ -4,11 +4,14 @@ use std::{os::fd::OwnedFd, time::Duration};
 
 use k8s_openapi::api::core::v1::ExecAction;
 use tokio::{io::AsyncReadExt, net::unix::pipe};
+use tokio_util::sync::CancellationToken;
 
 use crate::runtime::{ExecConfig, Runtime};
 
 /// So much of the output is told; the rest is read and dropped.
 const MAX_OUTPUT: usize = 10 << 10;
+/// Once the command has ended, as much as a pipe holds is of it.
+const READS_AT_END: usize = 16;
 
 pub async fn run(
     runtime: &Runtime,
@@ -35,10 +38,18 @@ async fn command(runtime: &Runtime, container_id: &str, config: ExecConfig) -> R
         .await
         .map_err(|error| error.to_string())?;
     drop(session.stdin);
-    let (stdout, stderr) = tokio::join!(read(session.stdout), read(session.stderr));
-    let exit = session
-        .exit
-        .await
+    let exited = CancellationToken::new();
+    let exit = async {
+        let exit = session.exit.await;
+        exited.cancel();
+        exit
+    };
+    let (stdout, stderr, exit) = tokio::join!(
+        read(session.stdout, &exited),
+        read(session.stderr, &exited),
+        exit
+    );
+    let exit = exit
         .map_err(|_| "the command's end was not seen".to_owned())?
         .map_err(|error| error.to_string())?;
     match exit.code {
@@ -52,16 +63,63 @@ async fn command(runtime: &Runtime, container_id: &str, config: ExecConfig) -> R
     }
 }
 
-/// What the command says until it closes its end.
-async fn read(end: Option<OwnedFd>) -> Vec<u8> {
+/// What the command says until it has ended. What it has left running may hold its end open, and is
+/// not waited for.
+async fn read(end: Option<OwnedFd>, exited: &CancellationToken) -> Vec<u8> {
     let mut kept = Vec::new();
     let Some(mut pipe) = end.and_then(|end| pipe::Receiver::from_owned_fd(end).ok()) else {
         return kept;
     };
     let mut buffer = [0; 4096];
-    while let Ok(length @ 1..) = pipe.read(&mut buffer).await {
+    let mut keep = |piece: &[u8]| {
         let room = MAX_OUTPUT - kept.len();
-        kept.extend(buffer.iter().take(length.min(room)));
+        kept.extend(piece.iter().take(room));
+    };
+    loop {
+        let read = tokio::select! {
+            read = pipe.read(&mut buffer) => read,
+            () = exited.cancelled() => break,
+        };
+        match read {
+            Ok(length @ 1..) => keep(buffer.get(..length).unwrap_or_default()),
+            _ => return kept,
+        }
+    }
+    // Straight from the pipe, which does not block: what was said before the end is there.
+    for _ in 0..READS_AT_END {
+        match nix::unistd::read(&pipe, &mut buffer) {
+            Ok(length @ 1..) => keep(buffer.get(..length).unwrap_or_default()),
+            _ => break,
+        }
     }
     kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn output_is_read_until_the_command_has_ended() {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let exited = CancellationToken::new();
+        exited.cancel();
+        nix::unistd::write(&writer, b"said").unwrap();
+        // The writer lives on.
+        let read = tokio::time::timeout(Duration::from_secs(5), read(Some(reader), &exited));
+        assert_eq!(read.await.unwrap(), b"said");
+    }
+
+    #[tokio::test]
+    async fn no_more_is_kept_than_is_told() {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let writing = std::thread::spawn(move || {
+            for _ in 0..64 {
+                nix::unistd::write(&writer, &[b'x'; 64 << 10]).unwrap();
+            }
+        });
+        let kept = read(Some(reader), &CancellationToken::new()).await;
+        assert_eq!(kept.len(), MAX_OUTPUT);
+        writing.join().unwrap();
+    }
 }

@@ -66,6 +66,7 @@ mod tests {
             max_pods: 110,
             pod_pids_limit: None,
             swap: SwapBehavior::LimitedSwap,
+            resources: Default::default(),
         };
         let told = &document(&config)["kubeletconfig"];
         assert_eq!(told["kind"], "KubeletConfiguration");

@@ -16,6 +16,7 @@ mod pods;
 mod query;
 mod route;
 mod serve;
+mod sessions;
 mod stats;
 mod streams;
 
@@ -32,6 +33,7 @@ use self::{
     auth::Auth,
     query::Query,
     route::{Metrics, Route},
+    sessions::Sessions,
     streams::Kind,
 };
 use super::{Pods, stats::Stats};
@@ -89,6 +91,7 @@ struct Node {
     auth: Auth,
     config: Option<super::Config>,
     stats: Stats,
+    sessions: Sessions,
 }
 
 impl Node {
@@ -105,6 +108,7 @@ impl Node {
             auth,
             config,
             stats,
+            sessions: Sessions::default(),
         }
     }
 
@@ -130,17 +134,21 @@ impl Node {
             let headers = request.headers();
             self.auth.check(certificate, headers, &right).await?;
         }
-        let server = &self.server;
+        let (server, sessions) = (&self.server, &self.sessions);
         let query = Query::parse(request.uri());
         match &route {
             Route::Health => Ok(health()),
             Route::Pods => pods::bound(server),
             Route::RunningPods => pods::running(server).await,
-            Route::Logs(target) => logs::logs(server, &query, target).await,
-            Route::Exec(target) => streams::command(server, request, target, Kind::Exec).await,
-            Route::Attach(target) => streams::command(server, request, target, Kind::Attach).await,
-            Route::PortForward(target) => streams::forward(server, request, target).await,
-            Route::Run(target) => streams::run(server, &query, target).await,
+            Route::Logs(target) => logs::logs(server, sessions, &query, target).await,
+            Route::Exec(target) => {
+                streams::command(server, sessions, request, target, Kind::Exec).await
+            }
+            Route::Attach(target) => {
+                streams::command(server, sessions, request, target, Kind::Attach).await
+            }
+            Route::PortForward(target) => streams::forward(server, sessions, request, target).await,
+            Route::Run(target) => streams::run(server, sessions, &query, target).await,
             Route::Configz => match &self.config {
                 Some(config) => configz::configz(config),
                 None => Err(unsupported(&request)),

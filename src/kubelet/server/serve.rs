@@ -8,10 +8,15 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{Node, answer_health};
-use crate::listener::{Certificates, Listener};
+use crate::listener::{Certificates, Limits, Listener};
 
 /// Requests under way at the end get this long.
 const DRAIN: Duration = Duration::from_secs(1);
+
+/// Connections at once, and their part of the process's descriptors (one in so many).
+const CONNECTIONS: usize = 512;
+const HEALTH_CONNECTIONS: usize = 64;
+const OF_DESCRIPTORS: u64 = 8;
 
 /// Serves until `shutdown`.
 pub async fn tls(
@@ -24,6 +29,7 @@ pub async fn tls(
         socket,
         shutdown,
         drain: DRAIN,
+        limits: Limits::new(CONNECTIONS, OF_DESCRIPTORS),
     };
     let answer = move |request: Request<Incoming>, certificates: Certificates| {
         let node = node.clone();
@@ -41,6 +47,7 @@ pub async fn health(socket: TcpListener, shutdown: CancellationToken) {
         socket,
         shutdown,
         drain: DRAIN,
+        limits: Limits::new(HEALTH_CONNECTIONS, OF_DESCRIPTORS),
     };
     listener
         .plain(|request: Request<Incoming>| async move { answer_health(&request) })

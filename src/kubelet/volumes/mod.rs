@@ -14,6 +14,7 @@
 mod atomic;
 mod claims;
 mod collect;
+mod disk;
 mod empty_dir;
 mod host_path;
 mod hosts;
@@ -26,6 +27,8 @@ mod removal;
 mod resolv;
 mod subpath;
 mod tokens;
+
+pub use self::disk::{managed_files, on_node_disk};
 
 use std::{
     net::IpAddr,

@@ -19,12 +19,13 @@ use super::{
 };
 use crate::kubelet::{
     events::Level,
+    eviction::{self, Eviction},
     images::chain,
     logs,
     pod::{
         self,
         plan::{Action, Cause, Verdict},
-        record::{Fault, Sandbox, Setback},
+        record::{Fault, Record, Sandbox, Setback},
     },
     probe::{self, Kind, Outcome},
     reporter::Target,
@@ -36,6 +37,8 @@ const SANDBOX_RETRY: [Duration; 2] = [Duration::from_millis(500), Duration::from
 const VOLUMES_RETRY: Duration = Duration::from_secs(10);
 /// A failed pull is shown as such so long, then as one that waits.
 const SHOW_PULL_ERROR: Duration = Duration::from_secs(2);
+/// The end of an evicted pod is told before what it holds is given back, if that is soon.
+const EVICTED_PATIENCE: Duration = Duration::from_secs(2);
 const DELETE_RETRY: Duration = Duration::from_secs(1);
 /// How long a postStart hook may take.
 const HOOK_WITHIN: Duration = Duration::from_secs(24 * 60 * 60);
@@ -178,10 +181,15 @@ impl Worker {
         self.tell();
         let by_itself = self.ending.as_ref().is_some_and(|e| e.verdict.is_some());
         let flushed = by_itself.then(|| self.reporter.flushed());
+        // A full disk may be why it is evicted, and why its end cannot be written yet.
+        let patience = match self.evicted {
+            Some(_) => EVICTED_PATIENCE,
+            None => Duration::MAX,
+        };
         let (context, pod) = (self.context.clone(), self.pod.clone());
         self.tasks.spawn(async move {
             if let Some(flushed) = flushed {
-                flushed.await;
+                let _ = tokio::time::timeout(patience, flushed).await;
             }
             sandbox::release(&context, &pod).await;
             Done::Released
@@ -257,7 +265,10 @@ impl Worker {
                 events.pod(&self.pod, Level::Warning, "FailedMount", message);
                 self.refresh_volumes(VOLUMES_RETRY);
             }
-            Done::Released => self.stage = Stage::Released,
+            Done::Released => {
+                self.stage = Stage::Released;
+                self.evicted = None;
+            }
             Done::Deleted => {}
         }
     }
@@ -387,7 +398,7 @@ impl Worker {
     }
 
     /// Takes in what the node tells its pods.
-    pub(super) fn hear(&mut self, note: Note) {
+    pub(super) async fn hear(&mut self, note: Note) {
         match note {
             Note::Look => {}
             Note::Volumes => {
@@ -398,6 +409,46 @@ impl Worker {
                 }
             }
             Note::Probe(update) => self.probed(update),
+            Note::Evict(eviction) => self.evict(eviction),
+            Note::RemoveDead => self.remove_dead().await,
+        }
+    }
+
+    /// Ends the pod for good; one that is ending already ends sooner.
+    fn evict(&mut self, eviction: Eviction) {
+        if self.stage != Stage::Active {
+            return; // whoever waits for its end learns of it by what is dropped here
+        }
+        let Eviction {
+            message,
+            cause,
+            grace,
+            done,
+        } = eviction;
+        if self.ending.is_none() && cause == eviction::Cause::Node {
+            self.marks.disrupted = Some(message.clone());
+        }
+        self.evicted = Some(done);
+        let verdict = Verdict::Failed {
+            reason: Some(eviction::REASON.to_owned()),
+            message: Some(message),
+        };
+        self.end(Some(verdict), Some(grace));
+    }
+
+    /// Removes ended containers that were started anew since, logs included.
+    async fn remove_dead(&mut self) {
+        let newer = |old: &Record| {
+            let of_same = |one: &Record| one.name == old.name && one.attempt > old.attempt;
+            self.records.iter().any(of_same)
+        };
+        let dead = self
+            .records
+            .iter()
+            .filter(|one| one.is_exited() && newer(one));
+        let ids: Vec<String> = dead.map(|one| one.id.clone()).collect();
+        for id in ids {
+            self.remove_container(&id).await;
         }
     }
 

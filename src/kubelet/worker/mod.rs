@@ -33,6 +33,7 @@ use super::{
     Config,
     container::Facts,
     events::Recorder,
+    eviction::Eviction,
     images::Puller,
     logs,
     network::PodNetwork,
@@ -103,6 +104,9 @@ pub enum Note {
     Probe(probe::Update),
     /// Content of its volumes has changed in the API.
     Volumes,
+    Evict(Eviction),
+    /// The disk is short: what is left of attempts that ran anew since must go.
+    RemoveDead,
 }
 
 /// The way to a worker. Dropping it leaves the pod as it is.
@@ -143,6 +147,8 @@ pub struct Worker {
     records: Vec<Record>,
     marks: Marks,
     ending: Option<Ending>,
+    /// Dropped when an evicted pod is gone.
+    evicted: Option<tokio::sync::oneshot::Sender<()>>,
     /// Cancelled when the pod ends.
     ends: CancellationToken,
     /// The status as last told.
@@ -177,6 +183,7 @@ impl Worker {
             records: Vec::new(),
             marks: Marks::default(),
             ending: None,
+            evicted: None,
             ends: CancellationToken::new(),
             told: held,
             told_target: desired.target.clone(),
@@ -552,7 +559,7 @@ impl Worker {
                 Err(_) => return false,
             },
             note = self.notes.recv() => match note {
-                Some(note) => self.hear(note),
+                Some(note) => self.hear(note).await,
                 None => return false,
             },
             Some(done) = self.tasks.join_next() => match done {

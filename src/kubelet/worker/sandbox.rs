@@ -2,8 +2,8 @@
 
 use std::{net::IpAddr, os::fd::AsFd, time::Duration};
 
-use k8s_openapi::api::core::v1::Pod;
-use kube::ResourceExt;
+use k8s_openapi::api::{core::v1::Pod, node::v1::RuntimeClass};
+use kube::{Api, ResourceExt};
 
 use super::Context;
 use crate::{
@@ -64,6 +64,7 @@ async fn namespaces(
         remove(context, &uid).await?;
     }
     if !alive {
+        check_handler(context, pod).await?;
         let made = context.runtime.create_pod(config).await;
         made.map_err(|error| chain(&error))?;
     }
@@ -79,6 +80,27 @@ async fn namespaces(
     let address = attached.map_err(failed)?;
     open_ports(context, pod).await?;
     Ok(vec![address])
+}
+
+/// A pod that asks to be isolated by other means than ours must not run without them.
+async fn check_handler(context: &Context, pod: &Pod) -> Result<(), String> {
+    let spec = pod.spec.as_ref();
+    let class = spec.and_then(|spec| spec.runtime_class_name.as_deref());
+    let Some(name) = class.filter(|name| !name.is_empty()) else {
+        return Ok(());
+    };
+    let classes: Api<RuntimeClass> = Api::all(context.client.clone());
+    let found = classes.get_opt(name).await;
+    let found = found.map_err(|error| format!("failed to get RuntimeClass {name:?}: {error}"))?;
+    let class = found.ok_or_else(|| {
+        format!("failed to get RuntimeClass {name:?}: runtimeclass.node.k8s.io {name:?} not found")
+    })?;
+    match class.handler.as_str() {
+        "" | container::NATIVE_HANDLER => Ok(()),
+        other => Err(format!(
+            "failed to get sandbox runtime: no runtime for {other:?} is configured"
+        )),
+    }
 }
 
 /// Leads the ports of the node that the pod asks for to it.

@@ -1,9 +1,12 @@
 //! What an image is made of, checked: its configuration and the layers it names. Pure.
 
 use oci_spec::image::ImageConfiguration;
-use sha2::{Digest, Sha256};
 
-use super::{Error, layers::hex, platform, records::Record, reference::Name};
+use super::{Error, digest::Digest, json, manifest, platform, records::Record, reference::Name};
+
+pub const MAX_CONFIG_BYTES: u64 = 4 << 20;
+/// Of environment, labels, volumes, ports and words of a command, each.
+const MOST_ENTRIES: usize = 4096;
 
 /// Image content that has been read and makes sense.
 #[derive(Clone, Debug)]
@@ -16,20 +19,22 @@ pub struct Content {
 }
 
 impl Content {
-    /// Checks `config` (the blob's text) against the number of layers and this machine.
-    pub fn new(what: &str, digest: String, config: String, layers: usize) -> Result<Self, Error> {
+    /// Checks `config` (the blob) against the number of layers and this machine.
+    pub fn new(what: &str, digest: String, config: Vec<u8>, layers: usize) -> Result<Self, Error> {
         let malformed = |reason: String| Error::Malformed {
             what: what.to_owned(),
             reason,
         };
-        let parsed =
-            parse(&config).map_err(|error| malformed(format!("its configuration: {error}")))?;
+        let wrong = |reason| malformed(format!("its configuration: {reason}"));
+        let config = String::from_utf8(config).map_err(|_| wrong("not UTF-8".to_owned()))?;
+        let parsed = parse(&config).map_err(wrong)?;
+        manifest::check_layers(layers).map_err(malformed)?;
         let (os, architecture) = (parsed.os().to_string(), parsed.architecture().to_string());
         if !platform::is_ours(&os, &architecture) {
             return Err(Error::NoPlatform {
                 reference: what.to_owned(),
                 wanted: platform::ours(),
-                available: format!("{os}/{architecture}"),
+                available: json::excerpt(&format!("{os}/{architecture}"), 100),
             });
         }
         let diff_ids = parsed.rootfs().diff_ids().clone();
@@ -41,7 +46,8 @@ impl Content {
         }
         if let Some(bad) = diff_ids.iter().find(|id| !is_sha256(id)) {
             return Err(malformed(format!(
-                "layer {bad:?} is not named by a sha256 digest"
+                "layer {:?} is not named by a sha256 digest",
+                json::excerpt(bad, 100)
             )));
         }
         Ok(Self {
@@ -58,7 +64,7 @@ impl Content {
 
     /// The record under `name` (none: an image without a name).
     pub fn record(self, name: Option<&Name>) -> Record {
-        let id = format!("sha256:{}", hex(&Sha256::digest(self.config.as_bytes())));
+        let id = Digest::of(self.config.as_bytes()).to_string();
         let digests = match name {
             Some(name) if !self.digest.is_empty() => vec![name.with_digest(&self.digest)],
             _ => Vec::new(),
@@ -74,8 +80,34 @@ impl Content {
     }
 }
 
-pub fn parse(config: &str) -> Result<ImageConfiguration, serde_json::Error> {
-    serde_json::from_str(config)
+/// Reads a configuration; the reason says what is wrong with it.
+pub fn parse(config: &str) -> Result<ImageConfiguration, String> {
+    if config.len() as u64 > MAX_CONFIG_BYTES {
+        return Err(format!("it has more than {MAX_CONFIG_BYTES} bytes"));
+    }
+    let parsed: ImageConfiguration = json::read(config.as_bytes())?;
+    let Some(settings) = parsed.config() else {
+        return Ok(parsed);
+    };
+    let number = |list: &Option<Vec<String>>| list.as_ref().map_or(0, Vec::len);
+    for (field, count) in [
+        ("Env", number(settings.env())),
+        ("Cmd", number(settings.cmd())),
+        ("Entrypoint", number(settings.entrypoint())),
+        ("Volumes", number(settings.volumes())),
+        ("ExposedPorts", number(settings.exposed_ports())),
+        (
+            "Labels",
+            settings.labels().as_ref().map_or(0, |labels| labels.len()),
+        ),
+    ] {
+        if count > MOST_ENTRIES {
+            return Err(format!(
+                "{field} has {count} entries, more than {MOST_ENTRIES}"
+            ));
+        }
+    }
+    Ok(parsed)
 }
 
 /// `sha256:` and 64 lower-case hex digits; such a text is safe as a file name.
@@ -102,7 +134,18 @@ mod tests {
     fn configurations_are_checked() {
         let good = format!("sha256:{}", "a".repeat(64));
         let native = platform::ours().split_once('/').unwrap().1.to_owned();
-        assert!(Content::new("x", String::new(), config(&native, &good), 1).is_ok());
+        assert!(Content::new("x", String::new(), config(&native, &good).into(), 1).is_ok());
+        let many = |field: &str, entry: &str| {
+            let settings = format!(r#""config":{{"{field}":{entry}}},"os""#);
+            config(&native, &good).replace(r#""os""#, &settings)
+        };
+        let list = format!("[{}\"a=b\"]", "\"a=b\",".repeat(MOST_ENTRIES));
+        let map: Vec<String> = (0..=MOST_ENTRIES)
+            .map(|n| format!("\"{n}\":\"\""))
+            .collect();
+        let map = format!("{{{}}}", map.join(","));
+        let million = format!("[{}\"\"]", "\"\",".repeat(1_000_000));
+        let big = format!("[\"{}\"]", "x".repeat(5 << 20));
         for (config, layers, want) in [
             (config("s390x", &good), 1, "it has linux/s390x"),
             (
@@ -116,8 +159,13 @@ mod tests {
                 "2 layers, but its configuration names 1",
             ),
             ("{}".to_owned(), 1, "its configuration"),
+            ("[".repeat(100_000), 1, "nested deeper than 32"),
+            (many("Env", &list), 1, "Env has 4097 entries"),
+            (many("Labels", &map), 1, "Labels has 4097 entries"),
+            (many("Env", &million), 1, "more than 65536 values"),
+            (many("Env", &big), 1, "more than 4194304 bytes"),
         ] {
-            let error = Content::new("x", String::new(), config, layers)
+            let error = Content::new("x", String::new(), config.into(), layers)
                 .unwrap_err()
                 .to_string();
             assert!(error.contains(want), "{error}");

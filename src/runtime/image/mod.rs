@@ -8,16 +8,22 @@
 //!
 //! Start at [`Images::pull`]; `layers.rs` and `unpack.rs` put bytes on disk.
 
+mod archive;
 mod content;
+mod digest;
 mod import;
+mod json;
 mod layers;
+mod manifest;
 mod platform;
 mod pull;
 mod records;
 mod reference;
+mod registry;
 mod tarball;
 mod unpack;
 
+pub use json::excerpt;
 pub use reference::Name;
 
 use std::{
@@ -29,6 +35,9 @@ use std::{
 use layers::Layers;
 use records::{Record, Records};
 use tokio::sync::Mutex;
+
+/// Names of one image, and digests; the oldest are forgotten.
+const MOST_NAMES: usize = 256;
 
 /// The node's images; cheap to clone.
 #[derive(Clone, Debug)]
@@ -133,7 +142,8 @@ impl Images {
     ) -> Result<Image, Error> {
         let name = Name::parse(reference)?;
         let _no_sweep = self.shared.sweeping.read().await;
-        let content = pull::pull(&self.shared.layers, &name, credentials, progress).await?;
+        let shared = &self.shared;
+        let content = pull::pull(&shared.layers, &shared.dir, &name, credentials, progress).await?;
         self.add(content.record(Some(&name))).await
     }
 
@@ -210,6 +220,31 @@ impl Images {
             shared.records.delete(&image.id)?;
             shared.write().remove(&image.id);
             shared.sweep()
+        })
+        .await
+    }
+
+    /// Removes an image with all its names and its unused layers, if `unused` says so; says whether
+    /// it did. Nobody looks the image up while `unused` decides, and nobody finds it afterwards.
+    pub async fn remove_if(
+        &self,
+        id: &str,
+        unused: impl FnOnce(&Image) -> bool + Send + 'static,
+    ) -> Result<bool, Error> {
+        let _alone = self.shared.sweeping.write().await;
+        let _changing = self.shared.changing.lock().await;
+        let (shared, id) = (self.shared.clone(), id.to_owned());
+        blocking(move || {
+            {
+                let mut images = shared.write();
+                match images.get(&id) {
+                    Some(image) if unused(image) => images.remove(&id),
+                    _ => return Ok(false),
+                };
+            }
+            shared.records.delete(&id)?;
+            shared.sweep()?;
+            Ok(true)
         })
         .await
     }
@@ -301,7 +336,7 @@ fn image(record: &Record, layers: &Layers) -> Result<Image, Error> {
         what: record.id.clone(),
         reason,
     };
-    let config = content::parse(&record.config).map_err(|error| malformed(error.to_string()))?;
+    let config = content::parse(&record.config).map_err(malformed)?;
     if let Some(missing) = record
         .diff_ids
         .iter()
@@ -323,9 +358,10 @@ fn image(record: &Record, layers: &Layers) -> Result<Image, Error> {
     })
 }
 
+/// Adds older names, as far as there is room: a registry may serve the same image under any.
 fn merge(into: &mut Vec<String>, from: &[String]) {
     for text in from {
-        if !into.contains(text) {
+        if into.len() < MOST_NAMES && !into.contains(text) {
             into.push(text.clone());
         }
     }

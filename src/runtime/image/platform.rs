@@ -19,6 +19,15 @@ pub fn is_ours(os: &str, arch: &str) -> bool {
     os == "linux" && arch == architecture()
 }
 
+/// Whether the variant is what every processor of the architecture runs.
+pub fn is_plain(variant: &str) -> bool {
+    match architecture() {
+        "amd64" => matches!(variant, "" | "v1"),
+        "arm64" => matches!(variant, "" | "v8"),
+        _ => variant.is_empty(),
+    }
+}
+
 /// `linux/arm64, linux/s390x` without attestation entries (`unknown/unknown`).
 pub fn list<'a>(offers: impl Iterator<Item = &'a (String, String)>) -> String {
     let offers: Vec<String> = offers

@@ -3,57 +3,50 @@
 //! Layers stream from the socket through decompression and digest onto disk; three at a time.
 
 use std::{
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
-use oci_client::{
-    Client, Reference,
-    client::{ClientConfig, ClientProtocol},
-    errors::{OciDistributionError, OciErrorCode},
-    manifest::{ImageIndexEntry, OciDescriptor, OciImageManifest, OciManifest},
-    secrets::RegistryAuth,
-};
-use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use super::{
-    Credentials, Error, Progress, content::Content, layers::Layers, platform, reference::Name,
+    Credentials, Error, Progress, blocking,
+    content::{Content, MAX_CONFIG_BYTES},
+    layers::Layers,
+    manifest::{self, Descriptor, Document, MAX_INDEX_DEPTH, Manifest},
+    platform,
+    reference::Name,
+    registry::{Download, Patience, Registry},
 };
 
 const LAYERS_AT_ONCE: usize = 3;
-/// A registry that sends nothing for this long is given up.
-const STALL: Duration = Duration::from_secs(300);
-const CONNECT: Duration = Duration::from_secs(30);
-const MAX_CONFIG_BYTES: i64 = 8 << 20;
-/// An index may name another index, but not for ever.
-const MAX_INDEX_DEPTH: usize = 3;
+/// Of all layers together, compressed.
+const MAX_IMAGE_BYTES: u64 = 64 << 30;
 
 /// Brings all layers of `name` onto disk and returns what must be recorded of the image.
 pub async fn pull(
     layers: &Arc<Layers>,
+    dir: &Path,
     name: &Name,
     credentials: &Credentials,
     progress: Option<Progress>,
 ) -> Result<Content, Error> {
     let pull = Pull {
-        client: client(name),
+        registry: Registry::new(name, credentials, Patience::default()).await?,
         name,
     };
-    let auth = match credentials {
-        Credentials::Anonymous => RegistryAuth::Anonymous,
-        Credentials::Basic { username, password } => {
-            RegistryAuth::Basic(username.clone(), password.clone())
-        }
-        Credentials::Bearer(token) => RegistryAuth::Bearer(token.clone()),
-    };
-    let (manifest, digest) = pull.manifest(&auth).await?;
-    let config = pull.config(&manifest).await?;
-    let content = Content::new(&name.to_string(), digest, config, manifest.layers.len())?;
-    let meter = Meter::new(&manifest.layers, progress);
+    let (manifest, digest) = pull.manifest().await?;
+    let total = pull.size(&manifest, dir)?;
+    let config = pull
+        .registry
+        .small_blob("configuration", &manifest.config, MAX_CONFIG_BYTES)
+        .await?;
+    let (what, count) = (name.to_string(), manifest.layers.len());
+    let content = blocking(move || Content::new(&what, digest, config, count)).await?;
+    let meter = Meter::new(total, progress);
     // Boxed, since the compiler cannot see that futures which borrow may cross threads otherwise.
     let downloads: Vec<_> = manifest
         .layers
@@ -69,102 +62,90 @@ pub async fn pull(
 }
 
 struct Pull<'a> {
-    client: Client,
+    registry: Registry<'a>,
     name: &'a Name,
 }
 
 impl Pull<'_> {
     /// The manifest for this machine, and the digest of what the name stands for (the index, if
     /// it is one).
-    async fn manifest(&self, auth: &RegistryAuth) -> Result<(OciImageManifest, String), Error> {
-        let mut reference: Reference = self.name.reference().clone();
-        let mut named = None;
+    async fn manifest(&self) -> Result<(Manifest, String), Error> {
+        let by = self.name.version();
+        let (mut document, digest) = self.registry.manifest(by, None).await?;
         for _ in 0..=MAX_INDEX_DEPTH {
-            let (manifest, digest) = self
-                .client
-                .pull_manifest(&reference, auth)
-                .await
-                .map_err(|error| self.explain(error))?;
-            let named = named.get_or_insert(digest).clone();
-            match manifest {
-                OciManifest::Image(image) => return Ok((image, named)),
-                OciManifest::ImageIndex(index) => {
-                    let entry = self.choose(&index.manifests)?;
-                    reference = reference.clone_with_digest(entry.digest.clone());
-                }
-            }
+            let entries = match document {
+                Document::Manifest(manifest) => return Ok((manifest, digest.to_string())),
+                Document::Index(entries) => entries,
+            };
+            let entry = manifest::choose(&entries).map_err(|available| Error::NoPlatform {
+                reference: self.name.to_string(),
+                wanted: platform::ours(),
+                available,
+            })?;
+            let by = entry.digest.as_str();
+            (document, _) = self.registry.manifest(by, Some(entry)).await?;
         }
         Err(self.malformed("its index names an index that names an index, too deep"))
     }
 
-    fn choose<'e>(&self, entries: &'e [ImageIndexEntry]) -> Result<&'e ImageIndexEntry, Error> {
-        let offers: Vec<_> = entries
-            .iter()
-            .map(|entry| {
-                entry
-                    .platform
-                    .as_ref()
-                    .map(|p| (p.os.to_string(), p.architecture.to_string()))
-            })
-            .collect();
-        let chosen = offers.iter().position(|offer| {
-            offer
-                .as_ref()
-                .is_some_and(|(os, architecture)| platform::is_ours(os, architecture))
-        });
-        chosen
-            .and_then(|index| entries.get(index))
-            .ok_or_else(|| Error::NoPlatform {
-                reference: self.name.to_string(),
-                wanted: platform::ours(),
-                available: platform::list(offers.iter().flatten()),
-            })
-    }
-
-    async fn config(&self, manifest: &OciImageManifest) -> Result<String, Error> {
-        if manifest.config.size > MAX_CONFIG_BYTES {
-            return Err(self.malformed("its configuration is over 8 MiB"));
+    /// Of all layers; an error if that is more than there can be.
+    fn size(&self, manifest: &Manifest, dir: &Path) -> Result<u64, Error> {
+        let sizes = manifest.layers.iter().map(|layer| layer.size);
+        let total = sizes.fold(0, u64::saturating_add);
+        if total > MAX_IMAGE_BYTES {
+            return Err(self.malformed(&format!(
+                "its layers have {total} bytes, more than {MAX_IMAGE_BYTES}"
+            )));
         }
-        let mut config = Vec::new();
-        self.client
-            .pull_blob(self.name.reference(), &manifest.config, &mut config)
-            .await
-            .map_err(|error| self.explain(error))?;
-        String::from_utf8(config).map_err(|_| self.malformed("its configuration is not UTF-8"))
+        let free = nix::sys::statvfs::statvfs(dir)
+            .map(|found| found.blocks_available() * found.fragment_size());
+        match free {
+            Ok(free) if total > free => Err(Error::Registry {
+                reference: self.name.to_string(),
+                message: format!("its layers have {total} bytes, and {free} are free"),
+            }),
+            _ => Ok(total),
+        }
     }
 
     async fn layer(
         &self,
         layers: &Arc<Layers>,
-        descriptor: &OciDescriptor,
+        descriptor: &Descriptor,
         diff_id: &str,
         meter: &Arc<Meter>,
     ) -> Result<(), Error> {
         let guard = layers.lock(diff_id).await;
         if layers.has(diff_id) {
-            meter.add(descriptor.size.try_into().unwrap_or(0));
+            meter.add(descriptor.size);
             return Ok(());
         }
-        let blob = self
-            .client
-            .pull_blob_stream(self.name.reference(), descriptor)
-            .await
-            .map_err(|error| self.explain(error))?;
+        let body = self.registry.blob(descriptor).await?;
         let counted = meter.clone();
-        let bytes = blob
-            .stream
-            .inspect_ok(move |chunk| counted.add(chunk.len() as u64));
-        let (layers, diff_id) = (layers.clone(), diff_id.to_owned());
-        let reader = SyncIoBridge::new(StreamReader::new(bytes));
+        let (reader, trouble) = Download::new(
+            body,
+            &descriptor.digest,
+            descriptor.size,
+            Arc::new(move |bytes| counted.add(bytes)),
+        );
+        let (layers, id) = (layers.clone(), diff_id.to_owned());
         let made = tokio::task::spawn_blocking(move || {
-            let made = layers.make(&diff_id, reader);
+            let made = layers.make(&id, reader);
             drop(guard);
             made
         });
-        match made.await {
+        let made = match made.await {
             Ok(made) => made,
             Err(_) => Err(self.malformed("unpacking a layer was interrupted")),
-        }
+        };
+        // What the registry did says more than what unpacking made of it.
+        made.map_err(|error| match trouble.take() {
+            Some(trouble) => {
+                let what = format!("layer {}", descriptor.digest);
+                self.registry.trouble(&what, &trouble)
+            }
+            None => error,
+        })
     }
 
     fn malformed(&self, reason: &str) -> Error {
@@ -173,78 +154,6 @@ impl Pull<'_> {
             reason: reason.to_owned(),
         }
     }
-
-    fn explain(&self, error: OciDistributionError) -> Error {
-        let reference = self.name.to_string();
-        match error {
-            OciDistributionError::ImageManifestNotFoundError(_) => Error::NotFound { reference },
-            OciDistributionError::ServerError { code: 404, .. } => Error::NotFound { reference },
-            OciDistributionError::UnauthorizedError { .. } => Error::Denied {
-                reference,
-                reason: "the registry wants credentials, or other ones".to_owned(),
-            },
-            OciDistributionError::AuthenticationFailure(reason) => {
-                Error::Denied { reference, reason }
-            }
-            OciDistributionError::RegistryError { envelope, .. } => {
-                let messages: Vec<_> = envelope
-                    .errors
-                    .iter()
-                    .map(|error| error.message.clone())
-                    .collect();
-                match envelope.errors.first().map(|error| &error.code) {
-                    Some(
-                        OciErrorCode::ManifestUnknown
-                        | OciErrorCode::NameUnknown
-                        | OciErrorCode::NotFound,
-                    ) => Error::NotFound { reference },
-                    Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => Error::Denied {
-                        reference,
-                        reason: messages.join("; "),
-                    },
-                    _ => Error::Registry {
-                        reference,
-                        message: messages.join("; "),
-                    },
-                }
-            }
-            other => Error::Registry {
-                reference,
-                message: chain(&other),
-            },
-        }
-    }
-}
-
-/// Plain HTTP only to this machine itself.
-fn client(name: &Name) -> Client {
-    let protocol = if name.is_loopback() {
-        ClientProtocol::Http
-    } else {
-        ClientProtocol::Https
-    };
-    Client::new(ClientConfig {
-        protocol,
-        platform_resolver: None,
-        read_timeout: Some(STALL),
-        connect_timeout: Some(CONNECT),
-        user_agent: concat!("vetch/", env!("CARGO_PKG_VERSION")),
-        ..ClientConfig::default()
-    })
-}
-
-/// An error with its causes: "dial: connection refused" lies two levels down.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// Adds up what has come in and tells whoever wants to know.
@@ -255,11 +164,7 @@ struct Meter {
 }
 
 impl Meter {
-    fn new(layers: &[OciDescriptor], progress: Option<Progress>) -> Arc<Self> {
-        let total = layers
-            .iter()
-            .map(|layer| u64::try_from(layer.size).unwrap_or(0))
-            .sum();
+    fn new(total: u64, progress: Option<Progress>) -> Arc<Self> {
         Arc::new(Self {
             done: AtomicU64::new(0),
             total,

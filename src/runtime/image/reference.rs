@@ -2,29 +2,35 @@
 
 use std::fmt;
 
-use oci_client::Reference;
-
-use super::Error;
+use super::{Error, digest::Digest, json::excerpt};
 
 const DEFAULT_REGISTRY: &str = "docker.io";
 const DEFAULT_TAG: &str = "latest";
 /// Of registry and repository together.
 const LONGEST: usize = 255;
 const LONGEST_TAG: usize = 128;
+/// Of a name in an error: one of a megabyte is somebody's joke.
+const LONGEST_TOLD: usize = 300;
 
 /// A full name: registry, repository, and a tag or digest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Name {
-    reference: Reference,
+    registry: String,
+    repository: String,
+    version: Version,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Version {
+    Tag(String),
+    Digest(Digest),
 }
 
 impl Name {
     /// `nginx` is `docker.io/library/nginx:latest`. With a tag and a digest the digest decides.
-    ///
-    /// Written out by hand: the library's own parser holds 7 MB of compiled expressions for good.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let invalid = |reason| Error::InvalidName {
-            name: text.to_owned(),
+            name: excerpt(text, LONGEST_TOLD),
             reason,
         };
         let (rest, digest) = match text.split_once('@') {
@@ -45,48 +51,52 @@ impl Name {
             true => format!("library/{path}"),
             false => path.to_owned(),
         };
-        check_registry(registry)
-            .and_then(|()| check_path(path))
-            .and_then(|()| tag.map_or(Ok(()), check_tag))
-            .and_then(|()| digest.map_or(Ok(()), check_digest))
-            .map_err(|reason| invalid(reason.to_owned()))?;
         if registry.len() + 1 + repository.len() > LONGEST {
             return Err(invalid(format!("it is longer than {LONGEST} characters")));
         }
-        let registry = registry.to_owned();
-        let reference = match (tag.map(str::to_owned), digest.map(str::to_owned)) {
-            (Some(tag), Some(digest)) => {
-                Reference::with_tag_and_digest(registry, repository, tag, digest)
-            }
-            (None, Some(digest)) => Reference::with_digest(registry, repository, digest),
-            (tag, None) => {
-                let tag = tag.unwrap_or_else(|| DEFAULT_TAG.to_owned());
-                Reference::with_tag(registry, repository, tag)
-            }
+        check_registry(registry)
+            .and_then(|()| check_path(path))
+            .and_then(|()| tag.map_or(Ok(()), check_tag))
+            .map_err(|reason| invalid(reason.to_owned()))?;
+        let version = match digest {
+            None => Version::Tag(tag.unwrap_or(DEFAULT_TAG).to_owned()),
+            Some(digest) => Version::Digest(Digest::parse(digest).ok_or_else(|| {
+                let reason =
+                    "the digest must be sha256, sha384 or sha512, a colon and its hex digits";
+                invalid(reason.to_owned())
+            })?),
         };
-        Ok(Self { reference })
+        Ok(Self {
+            registry: registry.to_owned(),
+            repository,
+            version,
+        })
     }
 
     /// The name with its tag, without a digest: `docker.io/library/nginx:latest`.
     pub fn tagged(&self) -> Option<String> {
-        match (self.reference.tag(), self.reference.digest()) {
-            (Some(tag), None) => Some(format!("{}:{tag}", self.repository())),
-            (None, None) => Some(format!("{}:latest", self.repository())),
-            (_, Some(_)) => None,
+        match &self.version {
+            Version::Tag(tag) => Some(format!("{}:{tag}", self.repository())),
+            Version::Digest(_) => None,
         }
     }
 
-    pub fn digest(&self) -> Option<&str> {
-        self.reference.digest()
+    /// What names the image in its repository: a tag or a digest.
+    pub(super) fn version(&self) -> &str {
+        match &self.version {
+            Version::Tag(tag) => tag,
+            Version::Digest(digest) => digest.as_str(),
+        }
     }
 
     /// Registry and repository: `docker.io/library/nginx`.
     pub fn repository(&self) -> String {
-        format!(
-            "{}/{}",
-            self.reference.registry(),
-            self.reference.repository()
-        )
+        format!("{}/{}", self.registry, self.repository)
+    }
+
+    /// The repository alone: `library/nginx`.
+    pub(super) fn path(&self) -> &str {
+        &self.repository
     }
 
     pub fn with_digest(&self, digest: &str) -> String {
@@ -95,7 +105,15 @@ impl Name {
 
     /// Host (and port) of the registry.
     pub fn registry(&self) -> &str {
-        self.reference.registry()
+        &self.registry
+    }
+
+    /// Host (and port) that serves the registry.
+    pub(super) fn host(&self) -> &str {
+        match self.registry.as_str() {
+            DEFAULT_REGISTRY => "registry-1.docker.io",
+            registry => registry,
+        }
     }
 
     /// Whether the registry is this machine itself, where plain HTTP is allowed.
@@ -111,18 +129,13 @@ impl Name {
                 .parse::<std::net::IpAddr>()
                 .is_ok_and(|address| address.is_loopback())
     }
-
-    pub(super) fn reference(&self) -> &Reference {
-        &self.reference
-    }
 }
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.digest(), self.tagged()) {
-            (Some(digest), _) => f.write_str(&self.with_digest(digest)),
-            (None, Some(tagged)) => f.write_str(&tagged),
-            (None, None) => f.write_str(&self.repository()),
+        match &self.version {
+            Version::Tag(tag) => write!(f, "{}:{tag}", self.repository()),
+            Version::Digest(digest) => f.write_str(&self.with_digest(digest.as_str())),
         }
     }
 }
@@ -195,25 +208,6 @@ fn check_tag(tag: &str) -> Result<(), &'static str> {
             "the tag must be at most 128 letters, digits, '_', '.' and '-', and not begin with \
              '.' or '-'",
         ),
-    }
-}
-
-fn check_digest(digest: &str) -> Result<(), &'static str> {
-    let length = match digest.split_once(':') {
-        Some(("sha256", hex)) => Some((hex, 64)),
-        Some(("sha384", hex)) => Some((hex, 96)),
-        Some(("sha512", hex)) => Some((hex, 128)),
-        _ => None,
-    };
-    let good = length.is_some_and(|(hex, length)| {
-        hex.len() == length
-            && hex
-                .bytes()
-                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    });
-    match good {
-        true => Ok(()),
-        false => Err("the digest must be sha256, sha384 or sha512, a colon and its hex digits"),
     }
 }
 

@@ -16,8 +16,9 @@ use crate::runtime::{
     sys,
 };
 
-/// Output kept for one stream of a slow client.
+/// Output kept for one stream of a slow client, and for all clients of a container together.
 const MOST_PENDING: usize = 1 << 20;
+const MOST_PENDING_OF_ALL: usize = 8 << 20;
 /// Output still taken from a container that has ended, if something of it goes on writing.
 const MOST_AT_END: usize = 4 << 20;
 pub const CHUNK: usize = 64 << 10;
@@ -66,8 +67,8 @@ impl Outlet {
         !self.pending.is_empty()
     }
 
-    /// Writes what it can; false when the client is gone or too far behind.
-    fn push(&mut self, data: &[u8]) -> bool {
+    /// Writes what it can; false when the client is gone, or more than `most` behind.
+    fn push(&mut self, data: &[u8], most: usize) -> bool {
         if self.pending.is_empty() {
             let Ok(written) = write_some(self.fd.as_fd(), data) else {
                 return false;
@@ -76,7 +77,7 @@ impl Outlet {
         } else {
             self.pending.extend_from_slice(data);
         }
-        self.pending.len() <= MOST_PENDING
+        self.pending.len() <= most
     }
 
     fn flush(&mut self) -> bool {
@@ -172,9 +173,15 @@ impl Streams {
     }
 
     fn fan_out(&mut self, stream: Stream, data: &[u8]) {
+        // Two streams each.
+        let share = MOST_PENDING_OF_ALL / (2 * self.attached.len()).max(1);
+        let most = share.min(MOST_PENDING);
         for attached in self.attached.values_mut() {
             let outlet = attached.outlet(stream);
-            if outlet.as_mut().is_some_and(|outlet| !outlet.push(data)) {
+            if outlet
+                .as_mut()
+                .is_some_and(|outlet| !outlet.push(data, most))
+            {
                 *outlet = None;
             }
         }

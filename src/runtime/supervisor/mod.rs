@@ -87,11 +87,7 @@ fn supervise(dir: &Path) -> i32 {
 fn begin(dir: &PodDir) -> Result<(), Failed> {
     let record: PodRecord = records::read(&dir.pod()).stage("record")?;
     let hierarchy = cgroups::Hierarchy::detect().stage("cgroups")?;
-    let name = cgroup::child_name(
-        &record.cgroup_root,
-        &record.config.cgroup,
-        cgroup::SUPERVISOR,
-    );
+    let name = cgroup::supervisor_name(&record.cgroup_root, &record.config.cgroup);
     let group = cgroups::Group::open(&hierarchy, &name).stage("cgroups")?;
     match fork_into(&group, 0).stage("fork")? {
         (Cloned::Parent { .. }, _) => return Ok(()), // nobody's child from now on

@@ -4,8 +4,10 @@
 //! the next sync (group commit). A write becomes visible only after it is as durable as asked.
 //! When the log has become much larger than what it holds, it is written anew.
 //!
-//! `record.rs` has the bytes, `state.rs` what is in memory, `writer.rs` the thread.
+//! `record.rs` has the bytes, `state.rs` what is in memory, `quota.rs` how much that may be,
+//! `writer.rs` the thread.
 
+mod quota;
 mod record;
 mod state;
 mod writer;
@@ -23,6 +25,7 @@ use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::{oneshot, watch};
 
 use super::{Committed, Entry, Error, Event, Range, Revision, Slice, Store, Watch, Write};
+pub use quota::Quota;
 use state::State;
 
 /// etcd's limit on a request.
@@ -53,11 +56,17 @@ impl Shared {
 }
 
 impl Embedded {
-    /// Opens or makes the store in `dir`. A second process on the same folder is refused.
+    /// Opens or makes the store in `dir`, with the usual quota.
     pub fn open(dir: &Path) -> Result<Self, Error> {
+        Self::open_with(dir, Quota::default())
+    }
+
+    /// Opens or makes the store in `dir`. A second process on the same folder is refused. What
+    /// is there is read even if it is more than `quota`.
+    pub fn open_with(dir: &Path, quota: Quota) -> Result<Self, Error> {
         std::fs::create_dir_all(dir).map_err(io_error("create", dir))?;
         let lock = lock(dir)?;
-        let (log, state) = writer::Log::open(dir)?;
+        let (log, state) = writer::Log::open(dir, quota)?;
         let shared = Arc::new(Shared {
             revision: watch::channel(state.revision).0,
             state: RwLock::new(state),

@@ -6,13 +6,14 @@ use std::{
     sync::Arc,
 };
 
-use crate::store::{Entry, Error, Event, Expect, Range, Revision, Slice};
+use super::quota::Quota;
+use crate::store::{Entry, Error, Event, Expect, Range, Revision, Slice, Space};
 
 /// History is kept this long ...
 const HISTORY_SECONDS: u64 = 300;
-/// ... but no more than this, and never less than the last events.
-const HISTORY_BYTES: usize = 32 << 20;
+/// ... and the last events longer; but never more than this.
 const HISTORY_LEAST: usize = 256;
+const HISTORY_BYTES: usize = 16 << 20;
 
 #[derive(Debug, Default)]
 pub struct State {
@@ -24,6 +25,7 @@ pub struct State {
     history_bytes: usize,
     /// Bytes of all current keys and values.
     pub live_bytes: usize,
+    quota: Quota,
 }
 
 #[derive(Debug)]
@@ -56,6 +58,23 @@ impl Event {
 }
 
 impl State {
+    pub fn new(quota: Quota) -> Self {
+        Self {
+            quota,
+            ..Self::default()
+        }
+    }
+
+    /// What counts against the quota.
+    pub fn used(&self) -> usize {
+        self.live_bytes + self.history_bytes + Quota::cost("", 0) * self.current.len()
+    }
+
+    /// Whether there is room for `growth` more bytes of `key` when `more` than what is here is used.
+    pub fn has_room(&self, key: &str, growth: usize, more: usize, space: Space) -> bool {
+        self.quota.allows(key, growth, self.used() + more, space)
+    }
+
     pub fn get(&self, key: &str) -> Option<&Entry> {
         self.current.get(key)
     }
@@ -67,15 +86,21 @@ impl State {
     /// Puts an entry read back from the log; makes no history.
     pub fn restore(&mut self, entry: Entry) {
         self.live_bytes += size(&entry);
+        self.quota.added(&entry.key, entry.value.len());
         if let Some(old) = self.current.insert(entry.key.clone(), entry) {
-            self.live_bytes -= size(&old);
+            self.let_go(&old);
         }
     }
 
     pub fn forget(&mut self, key: &str) {
         if let Some(old) = self.current.remove(key) {
-            self.live_bytes -= size(&old);
+            self.let_go(&old);
         }
+    }
+
+    fn let_go(&mut self, old: &Entry) {
+        self.live_bytes -= size(old);
+        self.quota.removed(&old.key, old.value.len());
     }
 
     /// Applies one committed change.
@@ -92,9 +117,9 @@ impl State {
 
     fn trim(&mut self, now: u64) {
         while let Some(oldest) = self.history.front() {
-            let old =
-                oldest.at_second + HISTORY_SECONDS < now || self.history_bytes > HISTORY_BYTES;
-            if !old || self.history.len() <= HISTORY_LEAST {
+            let old = oldest.at_second + HISTORY_SECONDS < now;
+            let many = self.history.len() > HISTORY_LEAST;
+            if !(old && many) && self.history_bytes <= HISTORY_BYTES {
                 break;
             }
             let revision = oldest.event.revision();
@@ -214,9 +239,10 @@ fn size(entry: &Entry) -> usize {
 
 fn weight(event: &Event) -> usize {
     const OVERHEAD: usize = 200;
+    // The former state is held by this event alone once the one that made it is gone.
     OVERHEAD
         + match event {
-            Event::Put { entry, .. } => size(entry),
+            Event::Put { entry, previous } => size(entry) + previous.as_ref().map_or(0, size),
             Event::Delete { previous, .. } => size(previous),
         }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use proptest::prelude::*;
 
 use super::*;
-use crate::store::{Durability, Expect, Op};
+use crate::store::{Durability, Expect, Op, Space};
 
 fn write(key: &str, expect: Expect, value: Option<&str>) -> Write {
     let op = match value {
@@ -20,6 +20,7 @@ fn write(key: &str, expect: Expect, value: Option<&str>) -> Write {
         expect,
         op,
         durability: Durability::Synced,
+        space: Space::Ordinary,
     }
 }
 
@@ -149,6 +150,7 @@ async fn an_entry_with_a_lifetime_ends_with_an_event() {
         expect: Expect::Absent,
         op,
         durability: Durability::Relaxed,
+        space: Space::Ordinary,
     };
     let revision = store.commit(write).await.unwrap().revision;
     let mut watcher = store.watch("e", revision).await.unwrap();

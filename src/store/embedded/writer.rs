@@ -14,8 +14,10 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::{Shared, io_error, record, record::Record, state, state::State};
-use crate::store::{Committed, Durability, Entry, Error, Event, Expect, Op, Revision, Write};
+use super::{Quota, Shared, io_error, record, record::Record, state, state::State};
+use crate::store::{
+    Committed, Durability, Entry, Error, Event, Expect, Op, Revision, Space, Write,
+};
 
 /// Writes that go out with one sync at most.
 const BATCH: usize = 1024;
@@ -25,8 +27,10 @@ const RELAXED: Duration = Duration::from_secs(60);
 /// blocks, so its sync waits for the data alone and not for the filesystem's journal.
 const ROOM: u64 = 256 << 10;
 const PAGE: u64 = 4096;
-/// The log is written anew when it is over this and over four times what it holds.
+/// The log is written anew when it is over this and over four times what it holds, or twice where
+/// that is much: it is read whole at the next start.
 const REWRITE_BYTES: u64 = 4 << 20;
+const LARGE_LOG: u64 = 64 << 20;
 /// Revisions that may be given out before the next one must be promised on disk.
 const CEILING_STEP: Revision = 4096;
 
@@ -56,7 +60,7 @@ pub struct Log {
 
 impl Log {
     /// Reads the log of `dir`, or makes an empty one.
-    pub fn open(dir: &Path) -> Result<(Self, State), Error> {
+    pub fn open(dir: &Path, quota: Quota) -> Result<(Self, State), Error> {
         let path = dir.join("log");
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => Bytes::from(bytes),
@@ -68,7 +72,7 @@ impl Log {
             offset: damage.offset as u64,
             reason: damage.reason.to_owned(),
         })?;
-        let mut state = State::default();
+        let mut state = State::new(quota);
         let (mut ceiling, mut batch) = (0, 0);
         let mut expiries = HashMap::new();
         for record in scan.records {
@@ -229,7 +233,8 @@ impl Log {
     }
 
     fn is_mostly_garbage(&self, state: &State) -> bool {
-        self.length > REWRITE_BYTES && self.length > 4 * state.live_bytes as u64
+        let times = if self.length > LARGE_LOG { 2 } else { 4 };
+        self.length > REWRITE_BYTES && self.length > times * state.live_bytes as u64
     }
 }
 
@@ -338,6 +343,7 @@ fn expired(log: &mut Log) -> Vec<Write> {
                 expect,
                 op: Op::Delete,
                 durability: Durability::Relaxed,
+                space: Space::Reserved,
             });
         }
     }
@@ -377,8 +383,8 @@ fn commit(
         return;
     }
     let plan = plan(log, &shared.read(), commits);
-    for (reply, current) in plan.refused {
-        answer(reply, Err(Error::Conflict { current }));
+    for (reply, error) in plan.refused {
+        answer(reply, Err(error));
     }
     if plan.accepted.is_empty() {
         return;
@@ -430,7 +436,7 @@ fn commit(
 struct Plan {
     bytes: Vec<u8>,
     accepted: Vec<(Event, Reply, u64)>,
-    refused: Vec<(Reply, Option<Entry>)>,
+    refused: Vec<(Reply, Error)>,
     sync: bool,
     ceiling: Revision,
 }
@@ -446,6 +452,8 @@ fn plan(log: &Log, state: &State, commits: Vec<(Write, Reply)>) -> Plan {
     // What earlier writes of this batch made of a key.
     let mut pending: HashMap<Arc<str>, Option<Entry>> = HashMap::new();
     let mut revision = state.revision;
+    // What earlier writes of this batch take.
+    let mut grown = 0;
     for (write, reply) in commits {
         let current = pending
             .get(&write.key)
@@ -453,8 +461,20 @@ fn plan(log: &Log, state: &State, commits: Vec<(Write, Reply)>) -> Plan {
             .unwrap_or_else(|| state.get(&write.key).cloned());
         let deletes_nothing = current.is_none() && matches!(write.op, Op::Delete);
         if !state::holds(write.expect, current.as_ref()) || deletes_nothing {
-            plan.refused.push((reply, current));
+            plan.refused.push((reply, Error::Conflict { current }));
             continue;
+        }
+        if let Op::Put { value, .. } = &write.op {
+            let new = Quota::cost(&write.key, value.len());
+            let old = current
+                .as_ref()
+                .map_or(0, |entry| Quota::cost(&entry.key, entry.value.len()));
+            let growth = new.saturating_sub(old);
+            if !state.has_room(&write.key, growth, grown, write.space) {
+                plan.refused.push((reply, Error::NoSpace));
+                continue;
+            }
+            grown += growth;
         }
         revision += 1;
         plan.sync |= write.durability == Durability::Synced;

@@ -10,6 +10,7 @@
 
 mod addresses;
 mod carry;
+mod external;
 mod families;
 mod ports;
 
@@ -38,7 +39,12 @@ pub struct ServiceConfig {
     /// The first range is that of the default family; a second one is of the other family.
     pub cidrs: Vec<IpNet>,
     pub node_ports: RangeInclusive<u16>,
+    /// Of that range, but taken on the node by somebody else: the daemon itself.
+    pub reserved_ports: Vec<u16>,
+    pub external_ips: ExternalIps,
 }
+
+pub use external::{ExternalIps, ExternalIpsCheck};
 
 /// The service a claim is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,6 +116,7 @@ impl Plugin for Allocator {
         let pool = ports::Pool {
             objects: &*objects,
             range: &self.config.node_ports,
+            reserved: &self.config.reserved_ports,
             owner: Owner::of(service),
             dry_run: request.dry_run,
         };
@@ -138,6 +145,7 @@ impl Plugin for Allocator {
         let ports = ports::Pool {
             objects: &*objects,
             range: &self.config.node_ports,
+            reserved: &self.config.reserved_ports,
             owner,
             dry_run: false,
         };
@@ -168,6 +176,7 @@ impl Plugin for Allocator {
         let ports = ports::Pool {
             objects: &*objects,
             range: &self.config.node_ports,
+            reserved: &self.config.reserved_ports,
             owner,
             dry_run: false,
         };

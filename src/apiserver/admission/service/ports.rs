@@ -28,6 +28,8 @@ const TABLE: Named<'static> = Named {
 pub struct Pool<'a> {
     pub objects: &'a dyn Objects,
     pub range: &'a RangeInclusive<u16>,
+    /// Never given.
+    pub reserved: &'a [u16],
     pub owner: Owner,
     pub dry_run: bool,
 }
@@ -69,7 +71,7 @@ impl Pool<'_> {
         let plan = |table: &Value| {
             let now = jiff::Timestamp::now().as_second();
             plan(
-                &taken(table, &used, now),
+                &taken(table, &used, self.reserved, now),
                 &wishes,
                 &self.owner.uid,
                 self.range,
@@ -256,7 +258,12 @@ fn wishes(service: &Value, kept: &[u16]) -> Vec<Wish> {
 }
 
 /// What cannot be had: the table's claims except stale ones, and what services have besides.
-fn taken(table: &Value, used: &BTreeMap<u16, String>, now: i64) -> BTreeMap<u16, Claim> {
+fn taken(
+    table: &Value,
+    used: &BTreeMap<u16, String>,
+    reserved: &[u16],
+    now: i64,
+) -> BTreeMap<u16, Claim> {
     let mut taken: BTreeMap<u16, Claim> = used
         .iter()
         .map(|(port, uid)| {
@@ -288,6 +295,14 @@ fn taken(table: &Value, used: &BTreeMap<u16, String>, now: i64) -> BTreeMap<u16,
                 },
             );
         }
+    }
+    // Last, so that no service's claim on one of them counts.
+    for port in reserved {
+        let nobody = Claim {
+            uid: String::new(),
+            since: None,
+        };
+        taken.insert(*port, nobody);
     }
     taken
 }
@@ -385,10 +400,10 @@ mod tests {
     fn claims_of_nobody_grow_stale() {
         let table = json!({"data": {"30000": "gone 100", "30001": "here 100", "30002": "new 995"}});
         let used = BTreeMap::from([(30001, "here".to_owned()), (30005, "elsewhere".to_owned())]);
-        let taken = taken(&table, &used, 1000);
+        let taken = taken(&table, &used, &[30007], 1000);
         assert_eq!(
             taken.keys().copied().collect::<Vec<_>>(),
-            [30001, 30002, 30005]
+            [30001, 30002, 30005, 30007]
         );
     }
 }

@@ -9,6 +9,8 @@ fn allocator(memory: &Arc<Memory>) -> Allocator {
     let config = ServiceConfig {
         cidrs: vec!["10.96.0.0/24".parse().unwrap()],
         node_ports: 30000..=30001,
+        reserved_ports: Vec::new(),
+        external_ips: super::ExternalIps::default(),
     };
     Allocator::new(memory.late(), config)
 }

@@ -386,7 +386,7 @@ async fn patched(
             new = custom::converted(lookup, row, request.resource, &new).await?;
         }
         write::fit(request.resource, &mut new)?;
-        request.resource.default_values(&mut new);
+        request.resource.default_values(&mut new)?;
         Ok::<_, Status>(new)
     };
     match after.await {

@@ -1,7 +1,8 @@
 //! Walking an object along its schema: which fields it has, what differs, merging, removing.
-//! Pure.
+//! Pure. Always true: parts are looked up by their step, so that the work grows with the size of
+//! the objects and not with its square.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use proto::{Field, ListType, Shape, Type};
 use serde_json::{Map, Value, json};
@@ -210,9 +211,15 @@ pub fn compare(node: Node<'_>, old: &Value, new: &Value) -> (Set, Set) {
     let (Some(before), Some(after)) = (before, after) else {
         return (fields(node, new), Set::default());
     };
+    // Of a step that stands twice the first counts.
+    let mut held_by = HashMap::with_capacity(before.len());
+    for (step, _, value) in &before {
+        held_by.entry(step.as_str()).or_insert(*value);
+    }
+    let kept: HashSet<&str> = after.iter().map(|(step, ..)| step.as_str()).collect();
     for (step, inner, value) in &after {
-        match before.iter().find(|(other, ..)| other == step) {
-            Some((.., held)) => {
+        match held_by.get(step.as_str()) {
+            Some(held) => {
                 let (more, less) = compare(*inner, held, value);
                 changed.put(step.clone(), more);
                 removed.put(step.clone(), less);
@@ -225,7 +232,7 @@ pub fn compare(node: Node<'_>, old: &Value, new: &Value) -> (Set, Set) {
         }
     }
     for (step, inner, value) in &before {
-        if !after.iter().any(|(other, ..)| other == step) {
+        if !kept.contains(step.as_str()) {
             let mut gone = fields(*inner, value);
             gone.here = true;
             removed.put(step.clone(), gone);
@@ -271,9 +278,14 @@ pub fn merge(node: Node<'_>, live: &Value, applied: &Value) -> Value {
         (Parts::Items(keys, inner, live), Parts::Items(_, _, applied)) => {
             let step = |item: &Value| step_of_item(&keys, inner, item);
             let mut merged = live.clone();
+            let mut places = HashMap::with_capacity(merged.len());
+            for (at, held) in merged.iter().enumerate() {
+                places.entry(step(held)).or_insert(at);
+            }
             for item in applied {
-                let place = merged.iter_mut().find(|held| step(held) == step(item));
-                match place {
+                let end = merged.len();
+                let place = *places.entry(step(item)).or_insert(end);
+                match merged.get_mut(place) {
                     Some(held) => *held = merge(inner, held, item),
                     None => merged.push(item.clone()),
                 }
@@ -282,8 +294,9 @@ pub fn merge(node: Node<'_>, live: &Value, applied: &Value) -> Value {
         }
         (Parts::Values(live), Parts::Values(applied)) => {
             let mut merged = live.clone();
+            let mut known: HashSet<String> = merged.iter().map(step_of_value).collect();
             for item in applied {
-                if !merged.contains(item) {
+                if known.insert(step_of_value(item)) {
                     merged.push(item.clone());
                 }
             }

@@ -67,15 +67,21 @@ impl Set {
 
     pub fn union(&self, other: &Self) -> Self {
         let mut all = self.clone();
-        all.here |= other.here;
-        for (step, inner) in &other.inner {
-            let joined = match all.inner.get(step) {
-                Some(own) => own.union(inner),
-                None => inner.clone(),
-            };
-            all.inner.insert(step.clone(), joined);
-        }
+        all.add(other);
         all
+    }
+
+    /// [`Set::union`] in place: what is not in `other` is not touched.
+    pub fn add(&mut self, other: &Self) {
+        self.here |= other.here;
+        for (step, inner) in &other.inner {
+            match self.inner.get_mut(step) {
+                Some(own) => own.add(inner),
+                None => {
+                    self.inner.insert(step.clone(), inner.clone());
+                }
+            }
+        }
     }
 
     pub fn minus(&self, other: &Self) -> Self {
@@ -121,18 +127,29 @@ impl Set {
         }
     }
 
-    /// The fields as people read them: `.spec.containers[name="a"].image`.
-    pub fn paths(&self) -> Vec<String> {
+    /// The first `limit` fields as people read them: `.spec.containers[name="a"].image`.
+    pub fn paths(&self, limit: usize) -> Vec<String> {
         let mut all = Vec::new();
-        self.collect("", &mut all);
+        self.collect("", limit, &mut all);
         all
     }
 
-    fn collect(&self, path: &str, all: &mut Vec<String>) {
+    /// How many fields are in the set.
+    pub fn count(&self) -> usize {
+        usize::from(self.here) + self.inner.values().map(Self::count).sum::<usize>()
+    }
+
+    fn collect(&self, path: &str, limit: usize, all: &mut Vec<String>) {
+        if all.len() >= limit {
+            return;
+        }
         if self.here {
             all.push(path.to_owned());
         }
         for (step, inner) in &self.inner {
+            if all.len() >= limit {
+                return;
+            }
             let next = match step.split_once(':') {
                 Some(("f", name)) => format!("{path}.{name}"),
                 Some(("k", keys)) => {
@@ -146,7 +163,7 @@ impl Set {
                 Some((_, value)) => format!("{path}[={value}]"),
                 None => path.to_owned(),
             };
-            inner.collect(&next, all);
+            inner.collect(&next, limit, all);
         }
     }
 }
@@ -162,7 +179,7 @@ mod tests {
         let set = Set::parse(&json);
         assert_eq!(set.to_json(), json);
         assert_eq!(
-            set.paths(),
+            set.paths(100),
             [
                 ".metadata.labels",
                 ".metadata.labels.a",

@@ -26,7 +26,7 @@ use super::{
 use crate::apiserver::{
     cache::Object,
     objects::Lookup,
-    status::{Status, qualified},
+    status::{Reason, Status, qualified},
 };
 
 /// What a row of a custom resource has besides.
@@ -132,7 +132,11 @@ impl Custom {
         let mut value = (*object.value).clone();
         value["apiVersion"] = format!("{}/{}", row.group, row.version).into();
         schema::prune(&self.schema, &mut value);
-        schema::default(&self.schema, &mut value);
+        if let Err(error) = schema::default(&self.schema, &mut value) {
+            // It was stored when its definition had other defaults; hiding it would hide it from
+            // those who delete it as well.
+            tracing::warn!(key = %object.key, %error, "shown without some of its defaults");
+        }
         match value == *object.value {
             true => object,
             false => Arc::new(object.converted(value)),
@@ -141,11 +145,15 @@ impl Custom {
 }
 
 impl Resource {
-    pub fn default_values(&self, object: &mut Value) {
+    pub fn default_values(&self, object: &mut Value) -> Result<(), Status> {
         (self.behaviour.default)(object);
         if let Some(custom) = self.custom {
-            schema::default(&custom.schema, object);
+            schema::default(&custom.schema, object).map_err(|error| {
+                let what = format!("Request entity too large: {error}");
+                Status::new(Reason::RequestEntityTooLarge, what)
+            })?;
         }
+        Ok(())
     }
 
     pub fn prepare_create(&self, object: &mut Value) {

@@ -2,6 +2,14 @@
 //!
 //! A schema is kept as the JSON it was written in; what may stand in it was checked when its
 //! definition was taken.
+//!
+//! Always true: the work is linear in the object, or counted ([`Causes::spend`]) where a schema has
+//! alternatives; defaults make an object grow by no more than [`MAX_DEFAULTED`].
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Mutex, PoisonError},
+};
 
 use proto::quantity::Quantity;
 use serde_json::{Map, Value, json};
@@ -12,6 +20,15 @@ const PRESERVE: &str = "x-kubernetes-preserve-unknown-fields";
 const EMBEDDED: &str = "x-kubernetes-embedded-resource";
 pub const INT_OR_STRING: &str = "x-kubernetes-int-or-string";
 const LIST_TYPE: &str = "x-kubernetes-list-type";
+/// Memory that defaults may add to one object: much more than can be stored.
+const MAX_DEFAULTED: usize = 16 << 20;
+/// Unknown members named at most.
+const MAX_NAMED: usize = 100;
+/// Paths are cut here: a member's name can be as long as the body, and stands in all paths below.
+const MAX_PATH: usize = 1024;
+/// Patterns kept compiled, and the size of one program.
+const MAX_PATTERNS: usize = 256;
+const MAX_PATTERN_BYTES: usize = 2 << 20;
 
 fn is(schema: &Value, flag: &str) -> bool {
     schema[flag] == true
@@ -52,7 +69,9 @@ fn prune_value(
                     prune_value(other, member, &inner, false, unknown);
                 } else if *other != true && !is(schema, PRESERVE) {
                     rejected.push(name.clone());
-                    unknown.push(inner);
+                    if unknown.len() < MAX_NAMED {
+                        unknown.push(inner);
+                    }
                 }
             }
             for name in rejected {
@@ -61,13 +80,7 @@ fn prune_value(
         }
         Value::Array(list) if schema["items"].is_object() => {
             for (index, item) in list.iter_mut().enumerate() {
-                prune_value(
-                    &schema["items"],
-                    item,
-                    &format!("{path}[{index}]"),
-                    false,
-                    unknown,
-                );
+                prune_value(&schema["items"], item, &at(path, index), false, unknown);
             }
         }
         _ => {}
@@ -75,14 +88,36 @@ fn prune_value(
 }
 
 fn join(path: &str, name: &str) -> String {
+    if path.len() + name.len() > MAX_PATH {
+        let mut end = MAX_PATH.min(path.len());
+        while !path.is_char_boundary(end) {
+            end -= 1;
+        }
+        return path[..end].to_owned();
+    }
     match path {
         "" => name.to_owned(),
         path => format!("{path}.{name}"),
     }
 }
 
-/// Fills in what is absent, also a `null` that may not be there. Idempotent.
-pub fn default(schema: &Value, value: &mut Value) {
+fn at(path: &str, index: usize) -> String {
+    format!("{path}[{index}]")
+}
+
+/// Defaults would make an object too large.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("its defaults add more than {MAX_DEFAULTED} bytes to it")]
+pub struct TooLarge;
+
+/// Fills in what is absent, also a `null` that may not be there. Idempotent. On error the object
+/// has some of its defaults.
+pub fn default(schema: &Value, value: &mut Value) -> Result<(), TooLarge> {
+    let mut left = MAX_DEFAULTED;
+    fill(schema, value, &mut left)
+}
+
+fn fill(schema: &Value, value: &mut Value, left: &mut usize) -> Result<(), TooLarge> {
     match value {
         Value::Object(map) => {
             for (name, inner) in schema["properties"].as_object().into_iter().flatten() {
@@ -92,27 +127,30 @@ pub fn default(schema: &Value, value: &mut Value) {
                     Some(_) => false,
                 };
                 if absent && let Some(default) = inner.get("default").filter(|one| !one.is_null()) {
+                    let weight = proto::weight(default) + name.len();
+                    *left = left.checked_sub(weight).ok_or(TooLarge)?;
                     map.insert(name.clone(), default.clone());
                 }
                 if let Some(member) = map.get_mut(name) {
-                    self::default(inner, member);
+                    fill(inner, member, left)?;
                 }
             }
             if schema["additionalProperties"].is_object() {
                 for (name, member) in map.iter_mut() {
                     if schema["properties"].get(name).is_none() {
-                        self::default(&schema["additionalProperties"], member);
+                        fill(&schema["additionalProperties"], member, left)?;
                     }
                 }
             }
         }
         Value::Array(list) if schema["items"].is_object() => {
             for item in list {
-                default(&schema["items"], item);
+                fill(&schema["items"], item, left)?;
             }
         }
         _ => {}
     }
+    Ok(())
 }
 
 /// Every violation of the schema, with its path.
@@ -120,14 +158,9 @@ pub fn validate(schema: &Value, object: &Value, causes: &mut Causes) {
     check(schema, object, "", causes);
 }
 
-fn holds(schema: &Value, value: &Value, path: &str) -> bool {
-    let mut causes = Causes::default();
-    check(schema, value, path, &mut causes);
-    causes.0.is_empty()
-}
-
 fn check(schema: &Value, value: &Value, path: &str, causes: &mut Causes) {
-    if value.is_null() && is(schema, "nullable") {
+    causes.spend(1);
+    if causes.is_full() || value.is_null() && is(schema, "nullable") {
         return;
     }
     let said = |what: &str| format!("{path} in body {what}");
@@ -141,7 +174,9 @@ fn check(schema: &Value, value: &Value, path: &str, causes: &mut Causes) {
         causes.invalid(path, have, &detail);
         return;
     }
-    if let Some(all) = schema["enum"].as_array().filter(|all| !all.contains(value)) {
+    let values = schema["enum"].as_array();
+    causes.spend(values.map_or(0, Vec::len));
+    if let Some(all) = values.filter(|all| !all.contains(value)) {
         let texts: Vec<String> = all.iter().map(plain).collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
         causes.unsupported(path, &plain(value), &texts);
@@ -163,7 +198,9 @@ fn check(schema: &Value, value: &Value, path: &str, causes: &mut Causes) {
         check(part, value, path, causes);
     }
     if let Some(any) = schema["anyOf"].as_array()
-        && !any.iter().any(|part| holds(part, value, path))
+        && !any
+            .iter()
+            .any(|part| causes.probe(|inner| check(part, value, path, inner)))
     {
         causes.invalid(
             path,
@@ -172,7 +209,11 @@ fn check(schema: &Value, value: &Value, path: &str, causes: &mut Causes) {
         );
     }
     if let Some(one) = schema["oneOf"].as_array()
-        && one.iter().filter(|part| holds(part, value, path)).count() != 1
+        && one
+            .iter()
+            .filter(|part| causes.probe(|inner| check(part, value, path, inner)))
+            .count()
+            != 1
     {
         causes.invalid(
             path,
@@ -180,7 +221,8 @@ fn check(schema: &Value, value: &Value, path: &str, causes: &mut Causes) {
             &said("must validate one and only one schema (oneOf)"),
         );
     }
-    if schema["not"].is_object() && holds(&schema["not"], value, path) {
+    if schema["not"].is_object() && causes.probe(|inner| check(&schema["not"], value, path, inner))
+    {
         causes.invalid(path, value, &said("must not validate the schema (not)"));
     }
 }
@@ -286,7 +328,7 @@ fn strings(schema: &Value, text: &str, path: &str, causes: &mut Causes) {
         );
     }
     if let Some(pattern) = schema["pattern"].as_str()
-        && regex::Regex::new(pattern).is_ok_and(|regex| !regex.is_match(text))
+        && compiled(pattern).is_some_and(|regex| !regex.is_match(text))
     {
         causes.invalid(
             path,
@@ -300,6 +342,27 @@ fn strings(schema: &Value, text: &str, path: &str, causes: &mut Causes) {
         let detail = format!("{path} in body must be of type {format}: {text:?}");
         causes.invalid(path, text, &detail);
     }
+}
+
+/// A pattern's program, made once; `None` if it is none, or too large.
+fn compiled(pattern: &str) -> Option<regex::Regex> {
+    type Compiled = HashMap<String, Option<regex::Regex>>;
+    static COMPILED: Mutex<Option<Compiled>> = Mutex::new(None);
+    let mut guard = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = guard.get_or_insert_with(HashMap::new);
+    if let Some(found) = known.get(pattern) {
+        return found.clone();
+    }
+    let made = regex::RegexBuilder::new(pattern)
+        .size_limit(MAX_PATTERN_BYTES)
+        .dfa_size_limit(MAX_PATTERN_BYTES)
+        .build()
+        .ok();
+    if known.len() >= MAX_PATTERNS {
+        known.clear();
+    }
+    known.insert(pattern.to_owned(), made.clone());
+    made
 }
 
 /// Formats that are not known do not restrict, as upstream.
@@ -337,12 +400,8 @@ fn lists(schema: &Value, list: &[Value], value: &Value, path: &str, causes: &mut
             &format!("{path} in body should have at least {least} items"),
         );
     }
-    if is(schema, "uniqueItems")
-        && list
-            .iter()
-            .enumerate()
-            .any(|(at, one)| list[..at].contains(one))
-    {
+    let mut different = HashSet::new();
+    if is(schema, "uniqueItems") && !list.iter().all(|one| different.insert(one.to_string())) {
         causes.invalid(
             path,
             value,
@@ -355,21 +414,26 @@ fn lists(schema: &Value, list: &[Value], value: &Value, path: &str, causes: &mut
         .flatten()
         .filter_map(Value::as_str)
         .collect();
-    let identity = |item: &Value| -> Option<Value> {
+    let identity = |item: &Value| -> Option<String> {
         match schema[LIST_TYPE].as_str()? {
-            "set" => Some(item.clone()),
-            "map" => Some(keys.iter().map(|key| (*key, item[*key].clone())).collect()),
+            "set" => Some(plain(item)),
+            "map" => {
+                let keys: Value = keys.iter().map(|key| (*key, item[*key].clone())).collect();
+                Some(plain(&keys))
+            }
             _ => None,
         }
     };
-    let mut seen: Vec<Value> = Vec::new();
+    let mut seen = HashSet::new();
     for (index, item) in list.iter().enumerate() {
-        let inner = format!("{path}[{index}]");
-        if let Some(identity) = identity(item) {
-            if seen.contains(&identity) {
-                causes.duplicate(&inner, &plain(&identity));
-            }
-            seen.push(identity);
+        if causes.is_full() {
+            return;
+        }
+        let inner = at(path, index);
+        if let Some(identity) = identity(item)
+            && let Some(twice) = seen.replace(identity)
+        {
+            causes.duplicate(&inner, &twice);
         }
         if schema["items"].is_object() {
             check(&schema["items"], item, &inner, causes);
@@ -413,6 +477,9 @@ fn objects(
         }
     }
     for (name, member) in map {
+        if causes.is_full() {
+            return;
+        }
         let own = &schema["properties"][name.as_str()];
         let inner = join(path, name);
         if path.is_empty() && is_meta(name) {
@@ -468,7 +535,7 @@ pub fn check_structure(schema: &Value, path: &str, root: bool, causes: &mut Caus
         ),
     }
     if let Some(pattern) = schema["pattern"].as_str()
-        && regex::Regex::new(pattern).is_err()
+        && compiled(pattern).is_none()
     {
         causes.invalid(
             format!("{path}.pattern"),
@@ -569,11 +636,53 @@ mod tests {
             prune(&cron(), &mut object),
             ["junk", "spec.bogus", "spec.by.x.y"]
         );
-        default(&cron(), &mut object);
+        assert_eq!(default(&cron(), &mut object), Ok(()));
         assert_eq!(
             object["spec"],
             json!({"image": "i", "replicas": 1, "free": {"any": [1]}, "by": {"x": {"a": true}}})
         );
+    }
+
+    /// Each of these took minutes, or all memory.
+    #[test]
+    fn large_objects_are_little_work() {
+        let begun = std::time::Instant::now();
+        let kind = |properties: Value| json!({"type": "object", "properties": properties});
+        let validated = |schema: &Value, object: &Value| {
+            let mut causes = Causes::default();
+            validate(schema, object, &mut causes);
+            causes.0
+        };
+        // Names of 200,000 items, of which the last stands twice, each held against a pattern.
+        let list = kind(json!({"list": {"type": "array", LIST_TYPE: "set",
+            "items": {"type": "string", "pattern": "^[a-z0-9]{1,63}$"}}}));
+        let mut names: Vec<String> = (0..200_000).map(|at| format!("n{at}")).collect();
+        names.push("n7".to_owned());
+        let causes = validated(&list, &json!({"list": names}));
+        assert_eq!(causes.len(), 1);
+        assert_eq!(causes[0].field, "list[200000]");
+        // Wrong all over.
+        let causes = validated(&list, &json!({"list": vec![1; 200_000]}));
+        assert_eq!(causes.len(), 101);
+        // A name as long as the body stands in all paths below it.
+        let map = kind(json!({"map": {"type": "object", "additionalProperties":
+            {"type": "array", "items": {"type": "integer"}}}}));
+        let object = json!({"map": {"x".repeat(1 << 20): vec![1; 100_000]}});
+        assert_eq!(validated(&map, &object), []);
+        // Alternatives of alternatives.
+        let mut schema = json!({"type": "integer", "minimum": 1});
+        for _ in 0..22 {
+            schema = json!({"oneOf": [schema.clone(), schema]});
+        }
+        let causes = validated(&kind(json!({"deep": schema})), &json!({"deep": 1}));
+        assert!(causes.iter().any(|cause| cause.message.contains("steps")));
+        // Defaults in each of many items.
+        let large = kind(json!({"list": {"type": "array", "items":
+            {"type": "object", "properties": {"a": {"type": "string", "default": "x".repeat(100_000)}}}}}));
+        let mut object = json!({"list": vec![json!({}); 10_000]});
+        assert_eq!(default(&large, &mut object), Err(TooLarge));
+        assert!(proto::weight(&object) < 2 * MAX_DEFAULTED);
+        assert!(begun.elapsed().as_secs() < 30, "{:?}", begun.elapsed());
     }
 
     #[test]

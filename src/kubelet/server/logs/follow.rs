@@ -1,15 +1,16 @@
 //! A log as a body: read once, or followed until its container has ended.
 //!
-//! Always true: nothing is polled. The kernel tells of writes and new files, the runtime of ends;
-//! whoever stops listening ends it all.
+//! Always true: nothing is polled while the kernel can tell. It tells of writes and new files, the
+//! runtime of ends; whoever stops listening ends it all.
 
-use std::{io, os::fd::OwnedFd, path::Path, sync::Arc};
+use std::{io, os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::{
     io::unix::AsyncFd,
     sync::{
+        Semaphore, SemaphorePermit,
         broadcast::{self, error::RecvError},
         mpsc,
     },
@@ -17,6 +18,12 @@ use tokio::{
 
 use super::reader::{Place, Reader};
 use crate::runtime::{Event, Phase, Runtime};
+
+/// The host gives its users 128 watches of files each, and root has other uses for them.
+const WATCHES: usize = 64;
+static FREE_WATCHES: Semaphore = Semaphore::const_new(WATCHES);
+/// How often a log is looked at that gets none of them.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Until when a log is followed.
 pub struct Follow {
@@ -137,9 +144,13 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Tells of changes in a folder.
-struct Watch {
-    inotify: Arc<Inotify>,
-    ready: AsyncFd<OwnedFd>,
+enum Watch {
+    Kernel {
+        inotify: Arc<Inotify>,
+        ready: AsyncFd<OwnedFd>,
+        _permit: SemaphorePermit<'static>,
+    },
+    Clock,
 }
 
 impl Watch {
@@ -148,7 +159,13 @@ impl Watch {
         reason = "sound here: an OwnedFd stays the same descriptor while it lives"
     )]
     fn new(folder: &Path) -> io::Result<Self> {
-        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+        let Ok(permit) = FREE_WATCHES.try_acquire() else {
+            return Ok(Self::Clock);
+        };
+        // Others of the host may have taken them all.
+        let Ok(inotify) = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC) else {
+            return Ok(Self::Clock);
+        };
         let changes = AddWatchFlags::IN_MODIFY
             | AddWatchFlags::IN_CREATE
             | AddWatchFlags::IN_MOVED_TO
@@ -156,17 +173,22 @@ impl Watch {
             | AddWatchFlags::IN_DELETE_SELF;
         inotify.add_watch(folder, changes)?;
         let descriptor = std::os::fd::AsFd::as_fd(&inotify).try_clone_to_owned()?;
-        Ok(Self {
+        Ok(Self::Kernel {
             inotify: Arc::new(inotify),
             ready: AsyncFd::new(descriptor)?,
+            _permit: permit,
         })
     }
 
     /// Waits for changes and takes them all.
     async fn changed(&self) -> io::Result<()> {
+        let Self::Kernel { inotify, ready, .. } = self else {
+            tokio::time::sleep(LOOK_EVERY).await;
+            return Ok(());
+        };
         loop {
-            let mut ready = self.ready.readable().await?;
-            match ready.try_io(|_| Ok(self.inotify.read_events()?)) {
+            let mut ready = ready.readable().await?;
+            match ready.try_io(|_| Ok(inotify.read_events()?)) {
                 Ok(events) => return events.map(drop),
                 Err(_would_block) => {}
             }
@@ -203,5 +225,17 @@ mod tests {
         assert_eq!(reader.next().unwrap().text, b"two\n");
         assert!(reader.rotate().unwrap());
         assert_eq!(reader.next().unwrap().text, b"three\n");
+    }
+
+    #[tokio::test]
+    async fn a_log_without_a_watch_is_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let watches: Vec<Watch> = (0..WATCHES + 1)
+            .map(|_| Watch::new(dir.path()).unwrap())
+            .collect();
+        let last = watches.last().unwrap();
+        assert!(matches!(last, Watch::Clock));
+        let woken = tokio::time::timeout(Duration::from_secs(5), last.changed());
+        woken.await.unwrap().unwrap();
     }
 }

@@ -24,6 +24,7 @@ use super::{
     answer::{Answer, Body, with_type},
     lookup::{Found, Target},
     query::Query,
+    sessions::Sessions,
 };
 use crate::runtime::Phase;
 
@@ -49,11 +50,13 @@ enum State {
 
 pub async fn logs(
     server: &Server,
+    sessions: &Sessions,
     query: &Query,
     target: &Target,
 ) -> Result<Response<Body>, Answer> {
     let (wanted, follow, previous) = options(query, Timestamp::now())?;
     let found = server.find(target).await?;
+    let place = sessions.take(&found.uid)?;
     if !found.has_container(&target.container) {
         return Err(Answer::not_found(format!(
             "container {:?} not found in pod {:?}",
@@ -84,7 +87,10 @@ pub async fn logs(
         .map_err(|error| Answer::internal(error.to_string()))?
         .map_err(unreadable)?;
     let (sender, receiver) = mpsc::channel(QUEUED_PIECES);
-    tokio::spawn(follow::pump(reader, follow, sender));
+    tokio::spawn(async move {
+        let _place = place;
+        follow::pump(reader, follow, sender).await;
+    });
     Ok(with_type(StatusCode::OK, "text/plain", body(receiver)))
 }
 

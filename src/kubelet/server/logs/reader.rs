@@ -8,8 +8,11 @@ use std::{
 };
 
 use super::line::{Formatter, More, Wanted, ends_a_line};
+use crate::runtime::rotated_logs;
 
 const PIECE_BYTES: usize = 64 * 1024;
+/// The runtime cuts lines long before; what is longer is no log of ours and is passed over.
+const MAX_LINE_BYTES: usize = 1024 * 1024;
 
 /// What one step of reading brought.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,6 +37,8 @@ pub struct Reader {
     formatter: Formatter,
     /// The beginning of a line whose end was not read yet.
     rest: Vec<u8>,
+    /// The line being read is passed over, to its end.
+    too_long: bool,
     /// Without `follow`, nothing is read that comes later than the request.
     left: Option<u64>,
 }
@@ -52,6 +57,7 @@ impl Reader {
             file,
             formatter: Formatter::new(wanted),
             rest: Vec::new(),
+            too_long: false,
             left: (!follow).then_some(size.saturating_sub(start)),
         })
     }
@@ -68,12 +74,19 @@ impl Reader {
         while let Some(length) = self.rest[used..].iter().position(|byte| *byte == b'\n') {
             let line = &self.rest[used..used + length];
             used += length + 1;
+            if std::mem::take(&mut self.too_long) {
+                continue;
+            }
             if self.formatter.put(line, &mut text) == More::Enough {
                 let place = Place::Limit;
                 return Ok(Piece { text, place });
             }
         }
         self.rest.drain(..used);
+        if self.rest.len() > MAX_LINE_BYTES {
+            self.rest.clear();
+            self.too_long = true;
+        }
         let place = match read < PIECE_BYTES {
             true => Place::End,
             false => Place::Inside,
@@ -81,8 +94,8 @@ impl Reader {
         Ok(Piece { text, place })
     }
 
-    /// Goes on with a new file at the same path, if the old one was moved away. Call at the end of
-    /// the old one.
+    /// Goes on with the file that was begun after this one, if this one was moved away. Call at its
+    /// end.
     pub fn rotate(&mut self) -> io::Result<bool> {
         let there = match std::fs::metadata(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -93,7 +106,7 @@ impl Reader {
             // Cut off in place.
             if here.len() < self.file.stream_position()? {
                 self.file.rewind()?;
-                self.rest.clear();
+                self.forget_line();
                 return Ok(true);
             }
             return Ok(false);
@@ -102,9 +115,43 @@ impl Reader {
         if self.file.stream_position()? < here.len() {
             return Ok(true);
         }
-        self.file = File::open(&self.path)?;
-        self.rest.clear();
+        self.file = self.after(&here)?;
+        self.forget_line();
         Ok(true)
+    }
+
+    fn forget_line(&mut self) {
+        self.rest.clear();
+        self.too_long = false;
+    }
+
+    /// A log may have been moved aside more than once since we looked: the oldest file there is that
+    /// came after ours.
+    fn after(&self, here: &std::fs::Metadata) -> io::Result<File> {
+        let aside: Vec<File> = rotated_logs(&self.path)?
+            .iter()
+            .filter(|path| {
+                path.extension()
+                    .is_none_or(|ending| ending != "gz" && ending != "tmp")
+            })
+            .filter_map(|path| File::open(path).ok())
+            .collect();
+        let is_ours = |file: &File| {
+            file.metadata()
+                .is_ok_and(|found| (found.dev(), found.ino()) == (here.dev(), here.ino()))
+        };
+        let is_later = |file: &File| {
+            let time = |found: &std::fs::Metadata| (found.mtime(), found.mtime_nsec());
+            file.metadata().is_ok_and(|found| time(&found) > time(here))
+        };
+        let later = match aside.iter().position(is_ours) {
+            Some(ours) => aside.into_iter().nth(ours + 1),
+            None => aside.into_iter().find(is_later),
+        };
+        match later {
+            Some(file) => Ok(file),
+            None => File::open(&self.path),
+        }
     }
 }
 
@@ -135,6 +182,9 @@ fn tail_start(file: &File, size: u64, lines: u64) -> io::Result<u64> {
             line_end = before + 1;
         }
         block.truncate(line_end);
+        if block.len() > MAX_LINE_BYTES {
+            return Ok(start + block.len() as u64);
+        }
         carry = block;
         end = start;
     }
@@ -214,6 +264,63 @@ mod tests {
             .collect();
         let want: Vec<String> = (30..50).map(|n| n.to_string()).collect();
         assert_eq!(numbers, want);
+    }
+
+    #[test]
+    fn a_line_without_end_is_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let mut file = File::create(&path).unwrap();
+        let long = vec![b'x'; 1 << 20];
+        file.write_all(line("F", "one").as_bytes()).unwrap();
+        for _ in 0..20 {
+            file.write_all(&long).unwrap();
+        }
+        write!(file, "\n{}{}", line("F", "two"), line("F", "three")).unwrap();
+        for (wanted, want) in [
+            (Wanted::default(), "one\ntwo\nthree\n"),
+            (tail(1), "three\n"),
+        ] {
+            let mut reader = Reader::open(path.clone(), &wanted, false).unwrap();
+            let mut text = Vec::new();
+            loop {
+                let piece = reader.next().unwrap();
+                text.extend(piece.text);
+                assert!(reader.rest.len() <= MAX_LINE_BYTES + PIECE_BYTES);
+                if piece.place != Place::Inside {
+                    break;
+                }
+            }
+            assert_eq!(String::from_utf8(text).unwrap(), want);
+        }
+        let mut reader = Reader::open(path, &tail(9), false).unwrap();
+        assert_eq!(all(&mut reader), "two\nthree\n");
+        assert!(reader.rest.len() <= MAX_LINE_BYTES);
+    }
+
+    #[test]
+    fn a_reader_that_lags_behind_misses_nothing_that_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let aside = |number: u32| dir.path().join(format!("0.log.20260101-00000{number}"));
+        let write = |text: &str| std::fs::write(&path, line("F", text)).unwrap();
+        write("one");
+        let mut reader = Reader::open(path.clone(), &Wanted::default(), true).unwrap();
+        assert_eq!(all(&mut reader), "one\n");
+        for (number, text) in [(1, "two"), (2, "three"), (3, "four")] {
+            std::fs::rename(&path, aside(number)).unwrap();
+            // Times of files are coarser than this test.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            write(text);
+        }
+        // Ours is the oldest, and goes first.
+        std::fs::remove_file(aside(1)).unwrap();
+        std::fs::write(dir.path().join("0.log.20260101-000000.gz"), "x").unwrap();
+        for want in ["two\n", "three\n", "four\n"] {
+            assert!(reader.rotate().unwrap());
+            assert_eq!(all(&mut reader), want);
+        }
+        assert!(!reader.rotate().unwrap());
     }
 
     #[test]

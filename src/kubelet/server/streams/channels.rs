@@ -9,7 +9,7 @@ use tokio_tungstenite::tungstenite::Message;
 use super::spdy::Frame;
 
 /// Pieces that wait between a connection and who works on them, in either direction.
-pub const QUEUED_PIECES: usize = 64;
+pub const QUEUED_PIECES: usize = 16;
 
 /// What the client sends; ends when it says that no more will come, or is gone.
 pub type Input = mpsc::Receiver<Bytes>;

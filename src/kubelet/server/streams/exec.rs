@@ -19,7 +19,7 @@ use super::{
 };
 use crate::runtime::{self, Exit, Session};
 
-const PIECE_BYTES: usize = 32 * 1024;
+const PIECE_BYTES: usize = 16 * 1024;
 /// After the end, output that another process of the container still holds open is waited for
 /// only as long as something comes.
 const QUIET: Duration = Duration::from_millis(500);
@@ -176,26 +176,24 @@ async fn drain(process: Option<Descriptor>, client: Option<Output>, exited: &Can
     }
 }
 
-/// Most that `/run` answers with.
-const MAX_COLLECTED_BYTES: u64 = 16 * 1024 * 1024;
+/// Most that `/run` answers with, of either output; the rest is read and dropped.
+const MAX_COLLECTED_BYTES: usize = 1024 * 1024;
 
 /// All that a process says on either output, once it has ended well.
 pub async fn collect(session: Session) -> Result<Vec<u8>, String> {
-    let read = |fd| async {
-        let mut said = Vec::new();
-        if let Some(stream) = descriptor(fd).map_err(|error| error.to_string())? {
-            let reading = stream
-                .take(MAX_COLLECTED_BYTES)
-                .read_to_end(&mut said)
-                .await;
-            reading.map_err(|error| error.to_string())?;
-        }
-        Ok::<_, String>(said)
+    let exited = CancellationToken::new();
+    let exit = async {
+        let exit = session.exit.await;
+        exited.cancel();
+        exit
     };
-    let (out, errors, exit) =
-        tokio::join!(read(session.stdout), read(session.stderr), session.exit);
-    let (mut said, errors) = (out?, errors?);
-    said.extend(errors);
+    let (out, errors, exit) = tokio::join!(
+        gather(session.stdout, MAX_COLLECTED_BYTES, &exited),
+        gather(session.stderr, MAX_COLLECTED_BYTES, &exited),
+        exit,
+    );
+    let mut said = out.map_err(|error| error.to_string())?;
+    said.extend(errors.map_err(|error| error.to_string())?);
     let exit = exit.map_err(|_| "the pod's supervisor is gone".to_owned())?;
     match exit.map_err(|error| chain(&error))? {
         Exit { code: 0, .. } => Ok(said),
@@ -203,6 +201,36 @@ pub async fn collect(session: Session) -> Result<Vec<u8>, String> {
             "command exited with {code}: {}",
             String::from_utf8_lossy(&said)
         )),
+    }
+}
+
+/// The beginning of what comes out of one end, which is read to its end or, once the process has
+/// exited, silence.
+async fn gather(
+    end: Option<std::os::fd::OwnedFd>,
+    most: usize,
+    exited: &CancellationToken,
+) -> io::Result<Vec<u8>> {
+    let mut said = Vec::new();
+    let Some(mut stream) = descriptor(end)? else {
+        return Ok(said);
+    };
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        let quiet = async {
+            exited.cancelled().await;
+            tokio::time::sleep(QUIET).await;
+        };
+        let count = tokio::select! {
+            biased;
+            read = stream.read(&mut piece) => read?,
+            () = quiet => 0,
+        };
+        if count == 0 {
+            return Ok(said);
+        }
+        let room = most - said.len();
+        said.extend_from_slice(&piece[..count.min(room)]);
     }
 }
 
@@ -214,12 +242,18 @@ struct Size {
     height: u16,
 }
 
+/// Of sizes that came and were not read yet.
+const MAX_SIZES_BYTES: usize = 64 * 1024;
+
 async fn sizes(client: Option<Input>, terminal: Option<mpsc::Sender<(u16, u16)>>) {
     let (Some(mut client), Some(terminal)) = (client, terminal) else {
         return;
     };
     let mut text = BytesMut::new();
     while let Some(bytes) = client.recv().await {
+        if text.len() + bytes.len() > MAX_SIZES_BYTES {
+            return tracing::debug!("terminal sizes without end");
+        }
         text.extend_from_slice(&bytes);
         let Some(sizes) = complete_sizes(&mut text) else {
             return tracing::debug!("a terminal size that is none");
@@ -278,6 +312,26 @@ mod tests {
             let got = got.map(|sizes| sizes.iter().map(|s| (s.width, s.height)).collect());
             assert_eq!(got, want, "{piece}");
         }
+    }
+
+    #[tokio::test]
+    async fn output_without_end_is_read_and_dropped() {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let writing = std::thread::spawn(move || {
+            let piece = [b'x'; 64 << 10];
+            for _ in 0..64 {
+                nix::unistd::write(&writer, &piece).unwrap();
+            }
+        });
+        let said = gather(Some(reader), 1000, &CancellationToken::new()).await;
+        assert_eq!(said.unwrap().len(), 1000);
+        writing.join().unwrap();
+        // A process that lives on holds the other end.
+        let (reader, _writer) = nix::unistd::pipe().unwrap();
+        let exited = CancellationToken::new();
+        exited.cancel();
+        let said = tokio::time::timeout(10 * QUIET, gather(Some(reader), 1000, &exited));
+        assert!(said.await.unwrap().unwrap().is_empty());
     }
 
     #[test]

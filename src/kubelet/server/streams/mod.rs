@@ -33,6 +33,7 @@ use super::{
     answer::{Answer, Body, text},
     lookup::{Found, Target},
     query::Query,
+    sessions::Sessions,
 };
 use crate::runtime::ExecConfig;
 
@@ -75,6 +76,7 @@ impl Wanted {
 /// Exec or attach: answers 101 and goes on with the session in a task of its own.
 pub async fn command(
     server: &Server,
+    sessions: &Sessions,
     mut request: Request<Incoming>,
     target: &Target,
     kind: Kind,
@@ -87,7 +89,9 @@ pub async fn command(
             "you must specify at least one command for the container",
         ));
     }
-    let container = server.find(target).await?.running(&target.container)?;
+    let found = server.find(target).await?;
+    let container = found.running(&target.container)?;
+    let place = sessions.take(&found.uid)?;
     let agreed = match COMMANDS.negotiate(request.method(), request.headers()) {
         Ok(agreed) => agreed,
         Err(refused) => return Ok(refused.response()),
@@ -95,6 +99,7 @@ pub async fn command(
     let (runtime, upgrade) = (server.runtime.clone(), hyper::upgrade::on(&mut request));
     let protocol = agreed.protocol;
     tokio::spawn(async move {
+        let _place = place;
         let Some((channels, link)) = open(upgrade, protocol, wanted).await else {
             return;
         };
@@ -226,6 +231,7 @@ where
 /// Port-forward: answers 101 and goes on with the connections in a task of its own.
 pub async fn forward(
     server: &Server,
+    sessions: &Sessions,
     mut request: Request<Incoming>,
     target: &Target,
 ) -> Result<Response<Body>, Answer> {
@@ -238,6 +244,7 @@ pub async fn forward(
     if matches!(agreed.protocol, Protocol::WebSocket(_)) && ports.is_empty() {
         return Err(Answer::bad_request("query parameter \"port\" is required"));
     }
+    let place = sessions.take(&found.uid)?;
     let forwarder = Forwarder {
         runtime: server.runtime.clone(),
         uid: found.alive()?,
@@ -246,6 +253,7 @@ pub async fn forward(
     let upgrade = hyper::upgrade::on(&mut request);
     let protocol = agreed.protocol;
     tokio::spawn(async move {
+        let _place = place;
         let Some(io) = upgraded(upgrade).await else {
             return;
         };
@@ -294,11 +302,13 @@ fn ports(query: &Query) -> Result<Vec<u16>, Answer> {
 /// `/run`: executes a command and answers with all it said.
 pub async fn run(
     server: &Server,
+    sessions: &Sessions,
     query: &Query,
     target: &Target,
 ) -> Result<Response<Body>, Answer> {
     let found: Found = server.find(target).await?;
     let container = found.running(&target.container)?;
+    let _place = sessions.take(&found.uid)?;
     let argv: Vec<String> = query
         .get("cmd")
         .unwrap_or_default()

@@ -214,7 +214,7 @@ pub fn spec(spec: &Value, path: &str, causes: &mut Causes) {
     }
     for mut cause in own.0 {
         cause.field = format!("{path}.{}", cause.field);
-        causes.0.push(cause);
+        causes.add(cause);
     }
 }
 

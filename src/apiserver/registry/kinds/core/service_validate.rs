@@ -9,6 +9,7 @@ use crate::apiserver::registry::{
     kinds::{
         names,
         pods::probes::port as int_or_name,
+        special_ip,
         value::{at, has, items, number, text, texts},
     },
 };
@@ -105,12 +106,68 @@ pub fn validate(service: &Value, causes: &mut Causes) {
         );
     }
     for (index, ip) in texts(service, "spec.externalIPs").iter().enumerate() {
-        if ip.parse::<IpAddr>().is_err() {
+        special_ip::check(ip, &format!("spec.externalIPs[{index}]"), causes);
+    }
+    source_ranges(service, kind, causes);
+}
+
+/// Blanks around a range are allowed, as they always were.
+fn source_ranges(service: &Value, kind: &str, causes: &mut Causes) {
+    const FIELD: &str = "spec.loadBalancerSourceRanges";
+    let ranges = texts(service, FIELD);
+    if !ranges.is_empty() && kind != "LoadBalancer" {
+        causes.forbidden(FIELD, "may only be used when `type` is 'LoadBalancer'");
+    }
+    for (index, range) in ranges.iter().enumerate() {
+        if range.trim().parse::<ipnet::IpNet>().is_err() {
             causes.invalid(
-                format!("spec.externalIPs[{index}]"),
-                ip,
-                "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+                format!("{FIELD}[{index}]"),
+                range,
+                "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
             );
+        }
+    }
+}
+
+/// What a load balancer's controller may write into the status.
+fn balancer(service: &Value, causes: &mut Causes) {
+    const FIELD: &str = "status.loadBalancer.ingress";
+    let ingress = items(service, FIELD);
+    if !ingress.is_empty() && text(service, "spec.type") != "LoadBalancer" {
+        causes.forbidden(
+            FIELD,
+            "may only be used when `spec.type` is \"LoadBalancer\"",
+        );
+        return;
+    }
+    for (index, entry) in ingress.iter().enumerate() {
+        let path = |name: &str| format!("{FIELD}[{index}].{name}");
+        let (ip, mode, host) = (
+            text(entry, "ip"),
+            text(entry, "ipMode"),
+            text(entry, "hostname"),
+        );
+        match (ip.is_empty(), mode) {
+            (true, "") => {}
+            (true, _) => {
+                causes.forbidden(path("ipMode"), "may not be specified when `ip` is not set")
+            }
+            (false, _) => {
+                special_ip::check(ip, &path("ip"), causes);
+                if !mode.is_empty() && !["Proxy", "VIP"].contains(&mode) {
+                    causes.unsupported(path("ipMode"), mode, &["Proxy", "VIP"]);
+                }
+            }
+        }
+        if !host.is_empty() {
+            names::report(names::dns_subdomain(host), host, &path("hostname"), causes);
+            if host.parse::<IpAddr>().is_ok() {
+                causes.invalid(
+                    path("hostname"),
+                    host,
+                    "must be a DNS name, not an IP address",
+                );
+            }
         }
     }
 }
@@ -195,6 +252,9 @@ fn one_port<'a>(
 
 /// Addresses stay with a Service for as long as it has a type that uses them.
 pub fn validate_update(new: &Value, old: &Value, causes: &mut Causes) {
+    if at(new, "status.loadBalancer") != at(old, "status.loadBalancer") {
+        balancer(new, causes);
+    }
     let uses_addresses = |service: &Value| text(service, "spec.type") != "ExternalName";
     if !uses_addresses(new) || !uses_addresses(old) {
         return;
@@ -240,6 +300,21 @@ mod tests {
                 "Forbidden: may not be used when `type` is 'ClusterIP'",
             ),
             (
+                json!({"type": "ClusterIP", "externalIPs": ["127.0.0.1"], "ports": [{"port": 1, "protocol": "TCP"}]}),
+                "spec.externalIPs[0]",
+                "Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)",
+            ),
+            (
+                json!({"type": "ClusterIP", "loadBalancerSourceRanges": ["10.0.0.0/8"], "ports": [{"port": 1, "protocol": "TCP"}]}),
+                "spec.loadBalancerSourceRanges",
+                "Forbidden: may only be used when `type` is 'LoadBalancer'",
+            ),
+            (
+                json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ["10.0.0.0"], "ports": [{"port": 1, "protocol": "TCP"}]}),
+                "spec.loadBalancerSourceRanges[0]",
+                "Invalid value: \"10.0.0.0\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+            ),
+            (
                 json!({"type": "ExternalName"}),
                 "spec.externalName",
                 "Required value",
@@ -254,6 +329,50 @@ mod tests {
                 .map(|cause| (&*cause.field, &*cause.message))
                 .collect();
             assert_eq!(got, [(field, message)], "{service}");
+        }
+    }
+
+    #[test]
+    fn what_a_balancer_may_say() {
+        for (kind, ingress, want) in [
+            (
+                "LoadBalancer",
+                json!([{"ip": "192.0.2.1", "ipMode": "VIP"}]),
+                None,
+            ),
+            (
+                "LoadBalancer",
+                json!([{"hostname": "lb.example.org"}]),
+                None,
+            ),
+            (
+                "ClusterIP",
+                json!([{"ip": "192.0.2.1"}]),
+                Some("status.loadBalancer.ingress"),
+            ),
+            (
+                "LoadBalancer",
+                json!([{"ip": "127.0.0.1"}]),
+                Some("status.loadBalancer.ingress[0].ip"),
+            ),
+            (
+                "LoadBalancer",
+                json!([{"hostname": "a.b", "ipMode": "VIP"}]),
+                Some("status.loadBalancer.ingress[0].ipMode"),
+            ),
+            (
+                "LoadBalancer",
+                json!([{"hostname": "10.0.0.1"}]),
+                Some("status.loadBalancer.ingress[0].hostname"),
+            ),
+        ] {
+            let old = json!({"spec": {"type": kind}});
+            let new = json!({"spec": {"type": kind},
+                "status": {"loadBalancer": {"ingress": ingress}}});
+            let mut causes = Causes::default();
+            validate_update(&new, &old, &mut causes);
+            let got = causes.0.first().map(|cause| cause.field.as_str());
+            assert_eq!(got, want, "{new}");
         }
     }
 

@@ -38,6 +38,9 @@ pub fn validate<'a>(
     causes: &mut Causes,
 ) {
     for (index, container) in items(spec, list.field()).iter().enumerate() {
+        if causes.is_full() {
+            break;
+        }
         let path = format!("{path}.{}[{index}]", list.field());
         let name = text(container, "name");
         if name.is_empty() {
@@ -140,6 +143,9 @@ fn one(spec: &Value, container: &Value, list: List, path: &str, causes: &mut Cau
 fn ports(container: &Value, path: &str, causes: &mut Causes) {
     let mut seen = Vec::new();
     for (index, port) in items(container, "ports").iter().enumerate() {
+        if causes.is_full() {
+            break;
+        }
         let path = format!("{path}.ports[{index}]");
         let name = text(port, "name");
         if !name.is_empty() {
@@ -171,6 +177,9 @@ fn ports(container: &Value, path: &str, causes: &mut Causes) {
 
 fn env(container: &Value, path: &str, causes: &mut Causes) {
     for (index, env) in items(container, "env").iter().enumerate() {
+        if causes.is_full() {
+            break;
+        }
         let path = format!("{path}.env[{index}]");
         let name = text(env, "name");
         if name.is_empty() {
@@ -224,6 +233,9 @@ fn env(container: &Value, path: &str, causes: &mut Causes) {
         }
     }
     for (index, source) in items(container, "envFrom").iter().enumerate() {
+        if causes.is_full() {
+            break;
+        }
         let path = format!("{path}.envFrom[{index}]");
         match (has(source, "configMapRef"), has(source, "secretRef")) {
             (false, false) => causes.invalid(
@@ -266,6 +278,9 @@ fn field_path(field: &str, path: &str, causes: &mut Causes) {
 fn mounts(spec: &Value, container: &Value, path: &str, causes: &mut Causes) {
     let mut paths = Vec::new();
     for (index, mount) in items(container, "volumeMounts").iter().enumerate() {
+        if causes.is_full() {
+            break;
+        }
         let path = format!("{path}.volumeMounts[{index}]");
         let (name, target) = (text(mount, "name"), text(mount, "mountPath"));
         let known = items(spec, "volumes")

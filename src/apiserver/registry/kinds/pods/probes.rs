@@ -31,7 +31,7 @@ pub fn validate(container: &Value, path: &str, causes: &mut Causes) {
         }
         for mut cause in own.0 {
             cause.field = format!("{path}.{}", cause.field);
-            causes.0.push(cause);
+            causes.add(cause);
         }
         if name != "readinessProbe"
             && let Some(times) = number(probe, "successThreshold").filter(|times| *times != 1)

@@ -13,6 +13,9 @@ use crate::apiserver::registry::{
 pub fn validate(spec: &Value, path: &str, causes: &mut Causes) {
     let mut seen = Vec::new();
     for (index, volume) in items(spec, "volumes").iter().enumerate() {
+        if causes.is_full() {
+            break;
+        }
         let path = format!("{path}.volumes[{index}]");
         let name = text(volume, "name");
         if name.is_empty() {

@@ -1,0 +1,176 @@
+//! What a pod may send: packets with its own addresses, to its gateway. Everything else is dropped
+//! where it enters the host.
+//!
+//! Owns a table of the family `bridge`, which sees frames before the bridge looks at them. Called by
+//! the pod network whenever a pod is wired or unwired.
+//! Always true:
+//! - A frame from a pod goes on only if link, hardware address, what it carries and the packet's
+//!   source belong together in the set `pods`. So no ARP, no IPv6, no tags and nobody else's
+//!   addresses come through: pods need none of them, since both sides know each other's hardware
+//!   address for good.
+//! - It goes on only if it is for the gateway itself: there is no broadcast, no multicast and no
+//!   switching between pods.
+//! - Frames by links that are not pods' are let through: other bridges of the host are not ours.
+//!
+//! One packet costs one lookup, with one pod or a hundred.
+
+use std::net::Ipv4Addr;
+
+use netns::{
+    nft::{
+        self, BaseChain, Batch, ChainKind, Element, Family, Hook, Policy, Reg, Rule, Set, SetKind,
+        Table, Type, Value, Verdict,
+    },
+    route::Mac,
+};
+
+/// Links of pods.
+const PORTS: &str = "ports";
+/// What belongs together: link, hardware address, `ip`, address.
+const PODS: &str = "pods";
+/// Before anything else has a say, connection tracking and br_netfilter among them.
+const PRIORITY: i32 = -300;
+const IPV4: [u8; 2] = [0x08, 0x00];
+/// Version 4 and five words of header: no options, of which source routes are some.
+const PLAIN_HEADER: u8 = 0x45;
+const LOOPBACK: u8 = 127;
+/// The upper three bits of multicast, reserved and broadcast addresses.
+const NOT_UNICAST: u8 = 0xe0;
+
+/// A pod's end of its wire.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// The host's link.
+    pub link: String,
+    /// The pod's own hardware address.
+    pub mac: Mac,
+    pub address: Ipv4Addr,
+}
+
+/// Makes the table anew, for these pods, in one transaction.
+pub fn rebuild(table: &str, ports: &[Port]) -> Result<(), netns::Error> {
+    nft::Socket::open()?.commit(whole(&bridge(table), ports))
+}
+
+/// Lets the pod send. Fails with an absence if the table is not there.
+pub fn admit(table: &str, port: &Port) -> Result<(), netns::Error> {
+    let mut batch = Batch::new();
+    add(&mut batch, &bridge(table), std::slice::from_ref(port));
+    nft::Socket::open()?.commit(batch)
+}
+
+/// Forgets the pod; one that is not known is fine.
+pub fn forget(table: &str, port: &Port) -> Result<(), netns::Error> {
+    let table = bridge(table);
+    let mut batch = Batch::new();
+    batch
+        .delete_elements(&table, PODS, [pod(port)])
+        .delete_elements(&table, PORTS, [link(port)]);
+    match nft::Socket::open()?.commit(batch) {
+        Err(error) if !error.is_absent() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+pub fn remove(table: &str) -> Result<(), netns::Error> {
+    let mut batch = Batch::new();
+    batch.remove_table(&bridge(table));
+    nft::Socket::open()?.commit(batch)
+}
+
+fn bridge(table: &str) -> Table {
+    Table::new(Family::Bridge, table)
+}
+
+fn whole(table: &Table, ports: &[Port]) -> Batch {
+    let mut batch = Batch::new();
+    let together = [Type::Link, Type::Ether, Type::EtherType, Type::Ipv4];
+    batch
+        .remove_table(table)
+        .add_table(table)
+        .add_set(table, &Set::new(PORTS, &[Type::Link], SetKind::Set))
+        .add_set(table, &Set::new(PODS, &together, SetKind::Set))
+        .add_chain(table, "own");
+    for rule in [
+        Rule::new()
+            .network(Reg(0), 0, 1)
+            .not_equal(Reg(0), &[PLAIN_HEADER]),
+        // Also where the bridge may route loopback addresses, for the sake of host ports.
+        Rule::new()
+            .network(Reg(0), 16, 1)
+            .equal(Reg(0), &[LOOPBACK]),
+        Rule::new()
+            .network(Reg(0), 16, 1)
+            .bitwise(Reg(0), &[NOT_UNICAST], &[0])
+            .equal(Reg(0), &[NOT_UNICAST]),
+    ] {
+        batch.add_rule(table, "own", rule.verdict(&Verdict::Drop));
+    }
+    batch.add_rule(table, "own", Rule::new().verdict(&Verdict::Accept));
+    let base = |hook| BaseChain {
+        kind: ChainKind::Filter,
+        hook,
+        priority: PRIORITY,
+        policy: Policy::Accept,
+    };
+    let from_pod = |rule: Rule| {
+        rule.load_input_link(Reg(0))
+            .in_set(PORTS, Reg(0))
+            .verdict(&Verdict::Drop)
+    };
+    batch
+        .add_base_chain(table, "prerouting", base(Hook::Prerouting))
+        .add_rule(
+            table,
+            "prerouting",
+            Rule::new()
+                .for_host(true)
+                .load_input_link(Reg(0))
+                .source_ether(Reg(4))
+                .ether_type(Reg(6))
+                .source_v4(Reg(7))
+                .in_set(PODS, Reg(0))
+                .verdict(&Verdict::Goto("own".into())),
+        )
+        .add_rule(table, "prerouting", from_pod(Rule::new()))
+        // Frames for the bridge's own protocols (01:80:c2:...) reach the host past `prerouting`.
+        .add_base_chain(table, "input", base(Hook::Input))
+        .add_rule(table, "input", from_pod(Rule::new().for_host(false)));
+    add(&mut batch, table, ports);
+    batch
+}
+
+fn add(batch: &mut Batch, table: &Table, ports: &[Port]) {
+    batch
+        .add_elements(table, PORTS, ports.iter().map(link))
+        .add_elements(table, PODS, ports.iter().map(pod));
+}
+
+fn link(port: &Port) -> Element {
+    Element {
+        key: name(port).to_vec(),
+        value: Value::None,
+    }
+}
+
+fn pod(port: &Port) -> Element {
+    let key = [
+        &name(port)[..],
+        &port.mac,
+        &[0, 0],
+        &IPV4,
+        &[0, 0],
+        &port.address.octets(),
+    ];
+    Element {
+        key: key.concat(),
+        value: Value::None,
+    }
+}
+
+fn name(port: &Port) -> [u8; 16] {
+    let mut padded = [0; 16];
+    let length = port.link.len().min(15);
+    padded[..length].copy_from_slice(&port.link.as_bytes()[..length]);
+    padded
+}
