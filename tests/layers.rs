@@ -153,6 +153,22 @@ fn arrows_hold() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// Trees that pods and images make are removed without recursion, hence by `runtime/files` only.
+#[test]
+fn nothing_recurses_over_trees_of_others() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    files.retain(|file| !file.ends_with("tests.rs"));
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let product = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        for call in ["remove_dir_all", "WalkDir"] {
+            assert!(!product.contains(call), "{call} in {}", file.display());
+        }
+    }
+}
+
 #[test]
 fn the_reader_sees_what_is_used() {
     let names = used("use crate::{store::{self, Op}, pki};\nuse crate::informer::Key;");

@@ -414,6 +414,65 @@ async fn volumes() -> TestResult {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root"]
+async fn mount_points_that_are_exchanged_meanwhile() -> TestResult {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let lab = Lab::new().await?;
+    lab.create_pod("a", |_| {}).await?;
+    let [shared, volume, outside] =
+        ["shared", "volume", "outside"].map(|name| lab.root.path().join(name));
+    for folder in [&shared.join("place"), &volume, &outside] {
+        std::fs::create_dir_all(folder)?;
+    }
+    std::fs::write(outside.join("secret"), "of the host")?;
+    let up = format!("../../../../../../../..{}", outside.display());
+    let done = std::sync::Arc::new(AtomicBool::new(false));
+    let exchanging = std::thread::spawn({
+        let done = done.clone();
+        let [place, aside] = ["place", "aside"].map(|name| shared.join(name));
+        move || {
+            while !done.load(Ordering::Relaxed) {
+                let _ = std::fs::rename(&place, &aside);
+                if std::os::unix::fs::symlink(&up, &place).is_ok() {
+                    let _ = std::fs::remove_file(&place);
+                }
+                // One may have been made in its stead.
+                while aside.exists() && std::fs::rename(&aside, &place).is_err() {
+                    let _ = std::fs::remove_dir_all(&place);
+                }
+            }
+        }
+    });
+    let mut started = 0;
+    for _ in 0..60 {
+        let script = "cat /data/place/secret /data/place/new/secret; find /data/place";
+        let run = lab.run("a", script, |config| {
+            lab::add_mount(config, &shared, "/data", &["rbind", "rprivate", "rw"]);
+            lab::add_mount(
+                config,
+                &volume,
+                "/data/place/new",
+                &["rbind", "rprivate", "rw"],
+            );
+        });
+        // Refused, or inside: either is right.
+        if let Ok(id) = run.await {
+            lab.exit(&id).await?;
+            let text = lab.text(&id).await?;
+            assert!(!text.contains("of the host"), "{text}");
+            started += 1;
+        }
+    }
+    done.store(true, Ordering::Relaxed);
+    exchanging.join().map_err(|_| "the exchange failed")?;
+    assert!(started > 0, "none could be started");
+    let names = std::fs::read_dir(&outside)?.map(|entry| Ok(entry?.file_name()));
+    let names = names.collect::<std::io::Result<Vec<_>>>()?;
+    assert_eq!(names, ["secret"], "nothing was made on the host");
+    lab.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root"]
 async fn system_call_filters() -> TestResult {
     let lab = Lab::new().await?;
     lab.create_pod("a", |_| {}).await?;

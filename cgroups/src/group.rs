@@ -175,7 +175,9 @@ impl Group {
     pub fn processes(&self) -> Result<BTreeSet<i32>, Error> {
         let mut pids = BTreeSet::new();
         for dir in self.dirs() {
-            collect_pids(&dir, &mut pids)?;
+            for group in tree(&dir)? {
+                collect_pids(&group, &mut pids)?;
+            }
         }
         Ok(pids)
     }
@@ -320,7 +322,10 @@ impl Group {
                     }
                     self.kill()?;
                     if let Some(freezer) = self.hierarchy.v1.get("freezer") {
-                        thaw_tree(&freezer.join(&self.name))?;
+                        // Or SIGKILL would wait with the frozen.
+                        for group in tree(&freezer.join(&self.name))? {
+                            thaw(&group)?;
+                        }
                     }
                     wait::for_ends(pids.into_iter(), ROUND)
                 }
@@ -332,7 +337,13 @@ impl Group {
 
     /// Removes the group and those below it. Processes must be gone; a group that is gone is fine.
     pub fn remove(&self) -> Result<(), Error> {
-        self.dirs().iter().try_for_each(|dir| remove_tree(dir))
+        for dir in self.dirs() {
+            // Those below first.
+            for group in tree(&dir)?.iter().rev() {
+                remove_one(group)?;
+            }
+        }
+        Ok(())
     }
 
     fn roots(&self) -> BTreeSet<PathBuf> {
@@ -444,6 +455,19 @@ fn children(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(folders.map(|entry| entry.path()).collect())
 }
 
+/// A group and all below it, each before those below it. A container that may write control groups
+/// decides how deep they go, so this does not recurse.
+fn tree(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut groups = vec![dir.to_owned()];
+    let mut next = 0;
+    while let Some(group) = groups.get(next) {
+        let below = children(group)?;
+        groups.extend(below);
+        next += 1;
+    }
+    Ok(groups)
+}
+
 fn collect_pids(dir: &Path, pids: &mut BTreeSet<i32>) -> Result<(), Error> {
     match fs::read_to_string(dir.join("cgroup.procs")) {
         // 0 stands for a process outside our pid namespace; as a target it would be ourselves.
@@ -456,25 +480,20 @@ fn collect_pids(dir: &Path, pids: &mut BTreeSet<i32>) -> Result<(), Error> {
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
         Err(source) => return Err(failed("read processes of", dir, source)),
     }
-    children(dir)?
-        .iter()
-        .try_for_each(|child| collect_pids(child, pids))
+    Ok(())
 }
 
-/// Lets every group of a v1 freezer tree go on, or SIGKILL would wait with the frozen.
-fn thaw_tree(dir: &Path) -> Result<(), Error> {
+/// Lets a v1 freezer group go on.
+fn thaw(dir: &Path) -> Result<(), Error> {
     let state = dir.join("freezer.state");
     match write(&state, "THAWED") {
         Err(Error::Write { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
         other => other?,
     }
-    children(dir)?.iter().try_for_each(|child| thaw_tree(child))
+    Ok(())
 }
 
-fn remove_tree(dir: &Path) -> Result<(), Error> {
-    children(dir)?
-        .iter()
-        .try_for_each(|child| remove_tree(child))?;
+fn remove_one(dir: &Path) -> Result<(), Error> {
     let deadline = Instant::now() + PATIENCE;
     for attempt in 0.. {
         match fs::remove_dir(dir) {

@@ -11,6 +11,7 @@ use super::{
     need_root,
     paths::RootArg,
 };
+use crate::runtime::files;
 
 /// Stop everything and remove every trace, the cluster's data included
 #[derive(clap::Args)]
@@ -36,11 +37,12 @@ impl Reset {
             super::node::remove(&paths).await
         })?;
         for path in paths.all() {
-            match std::fs::remove_dir_all(path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(format!("remove {}: {error}", path.display()).into());
+            match files::remove_tree(path) {
+                // A disk that somebody mounted there: its files are gone, the folder stays.
+                Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {}
+                removed => {
+                    removed.map_err(|error| format!("remove {}: {error}", path.display()))?;
                 }
-                _ => {}
             }
         }
         if let Some(root) = &paths.root {

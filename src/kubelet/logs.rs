@@ -19,7 +19,7 @@ use std::{
 use k8s_openapi::jiff::{Timestamp, fmt::strtime};
 use tokio_util::sync::CancellationToken;
 
-use crate::runtime::{Identity, MAX_LOG_BYTES, Phase, Runtime, rotated_logs as rotated};
+use crate::runtime::{Identity, MAX_LOG_BYTES, Phase, Runtime, files, rotated_logs as rotated};
 
 const CHECK_EVERY: Duration = Duration::from_secs(10);
 /// A log that is so large is of a supervisor that does not rotate by itself: one from before an
@@ -125,7 +125,7 @@ pub async fn remove_attempt(log: PathBuf) {
 pub async fn remove_pod(log_dir: &Path, identity: &Identity) {
     let folder = pod_folder(log_dir, identity);
     blocking(move || {
-        ignore_missing(fs::remove_dir_all(&folder))?;
+        files::remove_tree(&folder)?;
         unlink(&folder)
     })
     .await;
@@ -141,7 +141,7 @@ pub async fn remove_orphans(log_dir: &Path, live: Vec<String>) {
             let uid = name.rsplit('_').next().unwrap_or_default();
             let ours = entry.path().join(MARK).exists();
             if ours && !live.iter().any(|live| live == uid) {
-                fs::remove_dir_all(entry.path())?;
+                files::remove_tree(&entry.path())?;
                 unlink(&entry.path())?;
             }
         }

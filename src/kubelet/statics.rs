@@ -19,12 +19,15 @@ use sha2::{Digest, Sha256};
 use tokio::net::unix::pipe;
 
 use super::sources::{Change, Sender, Source};
+use crate::runtime::files;
 
 /// Says that a pod in the API stands for a static one; the value is that one's hash.
 pub const MIRROR: &str = "kubernetes.io/config.mirror";
 const HASH: &str = "kubernetes.io/config.hash";
 const SEEN: &str = "kubernetes.io/config.seen";
 const SOURCE: &str = "kubernetes.io/config.source";
+/// As the original reads at most.
+const LONGEST_MANIFEST: u64 = 10 << 20;
 /// An editor writes in several steps.
 const SETTLE: Duration = Duration::from_millis(50);
 /// If the folder cannot be watched it is read so often.
@@ -147,7 +150,7 @@ fn read_folder(folder: &Path, node: &str) -> io::Result<Vec<Pod>> {
         if file.is_dir() || file.file_name().is_some_and(hidden) {
             continue;
         }
-        match fs::read_to_string(&file).map(|text| parse(&text, node)) {
+        match read_manifest(&file).map(|text| parse(&text, node)) {
             Ok(Ok(pod)) => pods.push(pod),
             Ok(Err(reason)) => {
                 tracing::warn!(file = %file.display(), reason, "not a pod that can run here");
@@ -156,6 +159,11 @@ fn read_folder(folder: &Path, node: &str) -> io::Result<Vec<Pod>> {
         }
     }
     Ok(pods)
+}
+
+fn read_manifest(file: &Path) -> io::Result<String> {
+    let bytes = files::read_file_at_most(&files::open_following(file)?, LONGEST_MANIFEST)?;
+    String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 /// A manifest as a pod of this node, with name, UID and annotations of a static one.

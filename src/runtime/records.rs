@@ -15,10 +15,12 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Config, ContainerConfig, Phase, PodConfig};
+use super::{Config, ContainerConfig, Phase, PodConfig, files};
 
 /// Raised with every change that an older reader would misunderstand.
 pub const VERSION: u32 = 1;
+/// A pod is at most 3 MiB, and a record holds no more than it says.
+const LONGEST: u64 = 64 << 20;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PodRecord {
@@ -132,13 +134,12 @@ pub fn write(path: &Path, record: &impl Serialize) -> io::Result<()> {
 }
 
 pub fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
-    Ok(serde_json::from_slice(&fs::read(path)?)?)
+    Ok(serde_json::from_slice(&files::read_at_most(
+        path, LONGEST,
+    )?)?)
 }
 
 /// Removes a folder and all in it; an absent one is fine.
 pub fn remove_dir(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    files::remove_tree(path)
 }

@@ -6,7 +6,7 @@
 
 use std::{
     ffi::CString,
-    io::{self, Read},
+    io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -21,7 +21,7 @@ use nix::{
     sys::stat::{Mode, SFlag, fstat, mkdirat},
 };
 
-use super::{confined::open_in_root, sys};
+use super::{confined::open_in_root, files, sys};
 
 /// The kernel takes one page of option text from mount(2).
 const LONGEST_OPTIONS: usize = 4095;
@@ -184,16 +184,14 @@ impl Root {
 
     /// A small text file inside; empty when there is none.
     pub fn read(&self, path: &str) -> io::Result<String> {
-        let file = match self.open(Path::new(path), OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
-            Ok(fd) => std::fs::File::from(fd),
+        let place = match self.open(Path::new(path), OFlag::O_PATH) {
+            Ok(place) => place,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
             Err(error) => return Err(error),
         };
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::other(format!("{path} is not a file")));
-        }
-        let mut bytes = Vec::new();
-        file.take(LONGEST_FILE).read_to_end(&mut bytes)?;
+        let bytes = files::open_place(&place)
+            .and_then(|file| files::read_file_at_most(&file, LONGEST_FILE))
+            .map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 

@@ -8,6 +8,11 @@ use serde::{Deserialize, Serialize};
 /// Largest user or group number that may be asked for; the kernel has other meanings above.
 const LARGEST: u32 = i32::MAX as u32;
 
+/// Supplementary groups; the kernel takes 65536, and people have a dozen.
+const MOST_GROUPS: usize = 4096;
+/// As long as a path may be.
+const LONGEST_HOME: usize = 4096;
+
 /// A user with everything that follows from it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resolved {
@@ -124,6 +129,16 @@ pub fn resolve(
     all.extend(more);
     let mut seen = std::collections::BTreeSet::new();
     all.retain(|gid| seen.insert(*gid));
+    if all.len() > MOST_GROUPS {
+        return Err(format!(
+            "user {spec:?} is in more than {MOST_GROUPS} groups of the group file"
+        ));
+    }
+    if listed.home.len() > LONGEST_HOME {
+        return Err(format!(
+            "user {spec:?} has a home of more than {LONGEST_HOME} bytes in the passwd file"
+        ));
+    }
     Ok(Resolved {
         uid: listed.uid,
         gid,
@@ -160,6 +175,12 @@ mod tests {
 
     #[test]
     fn refused() {
+        let crowd: String = (0..5000)
+            .map(|gid| format!("g{gid}:x:{gid}:web\n"))
+            .collect();
+        assert!(resolve("web", PASSWD, &crowd, &[], true).is_err());
+        let palace = format!("king:x:5:5::/{}:\n", "a".repeat(5000));
+        assert!(resolve("king", &palace, GROUP, &[], true).is_err());
         for spec in [
             "4294967296",
             "2147483648",

@@ -16,6 +16,7 @@ mod escapes;
 mod eviction;
 mod files;
 mod held;
+mod images;
 mod limits;
 mod logs;
 mod network;

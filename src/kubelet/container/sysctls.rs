@@ -25,6 +25,9 @@ const SAFE: [&str; 15] = [
     "net.ipv4.tcp_ecn",
 ];
 
+/// One page, as the kernel reads.
+const LONGEST_VALUE: usize = 4096;
+
 /// The pod's parameters by dotted name.
 pub fn sysctls(spec: &PodSpec) -> Result<BTreeMap<String, String>, Refused> {
     let wanted = spec
@@ -47,9 +50,22 @@ pub fn sysctls(spec: &PodSpec) -> Result<BTreeMap<String, String>, Refused> {
         if !SAFE.contains(&name.as_str()) {
             return Err(refused("not allowlisted"));
         }
+        if !is_plain(&sysctl.value) {
+            return Err(refused(&format!(
+                "has the value {:?}: only letters, digits, blanks and \",.-_:/\" may be in one",
+                sysctl.value.chars().take(64).collect::<String>()
+            )));
+        }
         checked.insert(name, sysctl.value.clone());
     }
     Ok(checked)
+}
+
+/// Numbers, ranges and lists are all that the kernel takes for these; a line's end or a sign of some
+/// tool's own is an attempt to set something else with it.
+fn is_plain(value: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || " \t,.-_:/".contains(c);
+    value.len() <= LONGEST_VALUE && value.chars().all(plain)
 }
 
 /// If the first separator is a slash, slashes separate and dots belong to names.
@@ -104,6 +120,34 @@ mod tests {
             let spec: PodSpec = serde_json::from_value(spec).unwrap();
             let got = sysctls(&spec).err().map(|refused| refused.message);
             assert_eq!(got.as_deref(), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn values_that_smuggle() {
+        for (value, taken) in [
+            ("1024 65535", true),
+            ("4096\t87380 6291456", true),
+            ("1-2,5", true),
+            ("", true),
+            ("1\nkernel.core_pattern=|/bin/sh", false),
+            ("1+kernel.core_pattern=|/bin/sh", false),
+            ("1\r", false),
+            ("1=2", false),
+            ("|/bin/sh", false),
+            ("1\0", false),
+        ] {
+            let spec: PodSpec = serde_json::from_value(json!({
+                "containers": [],
+                "securityContext": {"sysctls": [{"name": "net.ipv4.tcp_rmem", "value": value}]},
+            }))
+            .unwrap();
+            let got = sysctls(&spec);
+            assert_eq!(got.is_ok(), taken, "{value:?}");
+            if let Err(refused) = got {
+                assert_eq!(refused.reason, "SysctlForbidden");
+                assert!(!refused.message.contains('\n'), "{}", refused.message);
+            }
         }
     }
 }

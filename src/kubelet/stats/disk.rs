@@ -1,22 +1,18 @@
 //! How much of a disk folders take. A walk is remembered for a minute: it costs a look at every file.
 
 use std::{
-    collections::{HashMap, HashSet},
-    fs, io,
-    os::unix::fs::MetadataExt,
+    collections::HashMap,
+    io,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-const KEEP: Duration = Duration::from_secs(60);
-
+use crate::runtime::files;
 /// What one folder and all below it take.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Taken {
-    pub bytes: u64,
-    pub inodes: u64,
-}
+pub use crate::runtime::files::Usage as Taken;
+
+const KEEP: Duration = Duration::from_secs(60);
 
 /// A filesystem as a whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,7 +54,7 @@ impl Walks {
             return *taken;
         }
         drop(known);
-        let taken = walk(path);
+        let taken = files::measure_tree(path);
         self.lock().insert(path.into(), (Instant::now(), taken));
         taken
     }
@@ -68,35 +64,10 @@ impl Walks {
     }
 }
 
-/// Like `du -x`: does not enter other filesystems or follow links, counts a file of several names
-/// once. Files that go meanwhile are left out.
-fn walk(root: &Path) -> Taken {
-    let Ok(top) = fs::symlink_metadata(root) else {
-        return Taken::default();
-    };
-    let mut taken = Taken::default();
-    let mut seen = HashSet::new();
-    let mut left = vec![(root.to_owned(), top.clone())];
-    while let Some((path, found)) = left.pop() {
-        if found.dev() != top.dev() || (found.nlink() > 1 && !seen.insert(found.ino())) {
-            continue;
-        }
-        taken.bytes += found.blocks() * 512;
-        taken.inodes += 1;
-        if !found.is_dir() {
-            continue;
-        }
-        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-            if let Ok(found) = fs::symlink_metadata(entry.path()) {
-                left.push((entry.path(), found));
-            }
-        }
-    }
-    taken
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

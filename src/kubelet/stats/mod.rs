@@ -30,6 +30,8 @@ use crate::runtime::{ContainerState, Identity, Phase, PodState, Runtime, Usage};
 
 /// A control group that does not answer by then is left out.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Below a pod's folder: what `kubelet/volumes` binds into containers for writing.
+const MANAGED: [&str; 4] = ["etc-hosts", "hostname", "resolv.conf", "containers"];
 
 /// How much to look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +74,8 @@ pub struct PodFigures {
     /// Empty with the host's network.
     pub interfaces: Vec<Interface>,
     pub volumes: Vec<Volume>,
+    /// Files that the node makes for the pod and its containers may write.
+    pub managed: Taken,
 }
 
 #[derive(Clone, Debug)]
@@ -208,13 +212,14 @@ impl Stats {
             .map(|(container, _, started)| self.container(container, *started, depth));
         let usage = within(self.runtime.pod_usage(&identity.uid));
         let (usage, containers) = join(usage, join_all(containers)).await;
-        let (interfaces, volumes) = match depth {
-            Depth::Compute => (Vec::new(), Vec::new()),
+        let (interfaces, volumes, managed) = match depth {
+            Depth::Compute => (Vec::new(), Vec::new(), Taken::default()),
             Depth::All => {
                 let own_network = !state.config.host_network;
                 let interfaces = pid.filter(|_| own_network).map(host::interfaces_of);
                 let interfaces = interfaces.and_then(Result::ok).unwrap_or_default();
-                (interfaces, self.volumes(&identity).await)
+                let managed = self.managed(&identity.uid).await;
+                (interfaces, self.volumes(&identity).await, managed)
             }
         };
         PodFigures {
@@ -223,8 +228,27 @@ impl Stats {
             containers,
             interfaces,
             volumes,
+            managed,
             identity,
         }
+    }
+
+    /// What containers may write though the node makes it.
+    async fn managed(&self, uid: &str) -> Taken {
+        let Some(state_dir) = &self.state_dir else {
+            return Taken::default();
+        };
+        let (dir, walks) = (state_dir.join("pods").join(uid), self.walks.clone());
+        let measured = blocking(move || {
+            MANAGED.iter().fold(Taken::default(), |sum, name| {
+                let one = walks.taken(&dir.join(name));
+                Taken {
+                    bytes: sum.bytes + one.bytes,
+                    inodes: sum.inodes + one.inodes,
+                }
+            })
+        });
+        measured.await.unwrap_or_default()
     }
 
     async fn container(

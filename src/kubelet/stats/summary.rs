@@ -231,7 +231,8 @@ fn psi(stall: Stall) -> Value {
 }
 
 impl PodFigures {
-    /// What the pod takes of the node's disk: writable layers, logs, volumes that end with it.
+    /// What the pod takes of the node's disk: writable layers, logs, volumes that end with it, and
+    /// the files that the node makes for it.
     pub fn ephemeral(&self) -> Taken {
         let of_containers = self
             .containers
@@ -245,6 +246,7 @@ impl PodFigures {
             .map(|volume| volume.taken);
         of_containers
             .chain(of_volumes)
+            .chain([self.managed])
             .fold(Taken::default(), |sum, one| Taken {
                 bytes: sum.bytes + one.bytes,
                 inodes: sum.inodes + one.inodes,

@@ -53,6 +53,7 @@ fn snapshot() -> Snapshot {
             rx_bytes: 7,
             ..Interface::default()
         }],
+        managed: Taken::default(),
         volumes: vec![
             volume("data", false, None),
             volume("cache", true, None),

@@ -18,6 +18,7 @@ use std::{
 };
 
 use super::payload::{File, Payload};
+use crate::runtime::files;
 
 const DATA: &str = "..data";
 const DATA_NEW: &str = "..data_tmp";
@@ -59,7 +60,7 @@ fn remove_old(folder: &Path) -> Result<(), String> {
         let path = folder.join(&name);
         let version = name.to_string_lossy().starts_with("..") && !path.is_symlink();
         if version && present != Path::new(&name) {
-            fs::remove_dir_all(&path).map_err(at("remove", &path))?;
+            files::remove_tree(&path).map_err(at("remove", &path))?;
         }
     }
     Ok(())
@@ -138,8 +139,10 @@ fn write_files(version: &Path, payload: &Payload, group: Option<u32>) -> Result<
 
 /// Whether the version on disk is what is wanted, content, modes and owners.
 fn holds(version: &Path, payload: &Payload, group: Option<u32>) -> bool {
-    let mut found = BTreeSet::new();
-    if list(version, Path::new(""), &mut found).is_err() || found.len() != payload.len() {
+    let Ok(found) = list(version) else {
+        return false;
+    };
+    if found.len() != payload.len() {
         return false;
     }
     payload.iter().all(|(name, file)| {
@@ -151,20 +154,25 @@ fn holds(version: &Path, payload: &Payload, group: Option<u32>) -> bool {
         };
         found.contains(Path::new(name))
             && fs::symlink_metadata(&path).is_ok_and(as_wanted)
-            && fs::read(&path).is_ok_and(|content| content == file.content)
+            && files::read_at_most(&path, file.content.len() as u64)
+                .is_ok_and(|content| content == file.content)
     })
 }
 
-fn list(version: &Path, below: &Path, found: &mut BTreeSet<PathBuf>) -> io::Result<()> {
-    for entry in fs::read_dir(version.join(below))? {
-        let entry = entry?;
-        let name = below.join(entry.file_name());
-        match entry.file_type()?.is_dir() {
-            true => list(version, &name, found)?,
-            false => drop(found.insert(name)),
+fn list(version: &Path) -> io::Result<BTreeSet<PathBuf>> {
+    let mut found = BTreeSet::new();
+    let mut folders = vec![PathBuf::new()];
+    while let Some(below) = folders.pop() {
+        for entry in fs::read_dir(version.join(&below))? {
+            let entry = entry?;
+            let name = below.join(entry.file_name());
+            match entry.file_type()?.is_dir() {
+                true => folders.push(name),
+                false => drop(found.insert(name)),
+            }
         }
     }
-    Ok(())
+    Ok(found)
 }
 
 /// One link for each name on the top level, and none for names that are gone.

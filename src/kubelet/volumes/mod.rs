@@ -39,7 +39,10 @@ use std::{
 use k8s_openapi::api::core::v1::{Container, Pod};
 use tokio::sync::broadcast;
 
-use crate::kubelet::container::{self, Environment, Facts, Referenced};
+use crate::{
+    kubelet::container::{self, Environment, Facts, Referenced},
+    runtime::files,
+};
 
 /// Pods whose change is not yet looked at; who lags looks at all of them.
 const BACKLOG: usize = 1024;
@@ -161,8 +164,7 @@ impl Volumes {
             return String::new();
         };
         let path = mounts::termination_log(&folder, container, attempt);
-        let read =
-            blocking(move || Ok(mounts::read_at_most(&path, MESSAGE_MAX).unwrap_or_default()));
+        let read = blocking(move || Ok(files::read_start(&path, MESSAGE_MAX).unwrap_or_default()));
         String::from_utf8_lossy(&read.await.unwrap_or_default()).into_owned()
     }
 

@@ -2,8 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    io::{self, Read},
+    fs, io,
     net::IpAddr,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -21,7 +20,10 @@ use super::{
     resolv::{self, Resolv},
     subpath,
 };
-use crate::kubelet::container::{self, Environment, Unresolved};
+use crate::{
+    kubelet::container::{self, Environment, Unresolved},
+    runtime::files,
+};
 
 const HOSTS: &str = "/etc/hosts";
 const HOSTNAME: &str = "/etc/hostname";
@@ -29,6 +31,8 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 const TERMINATION_LOG: &str = "/dev/termination-log";
 /// Files of variables are small; more is a mistake.
 const FILE_MAX: u64 = 1 << 20;
+/// The node's own hosts and resolv.conf.
+const HOST_FILE_MAX: u64 = 1 << 20;
 
 /// All that decides one container's mounts.
 pub struct Wanted {
@@ -125,9 +129,7 @@ impl Wanted {
         };
         if free(mounts, HOSTS) && (host_network || !self.pod_ips.is_empty()) {
             let host = match host_network {
-                true => fs::read_to_string(HOSTS)
-                    .ok()
-                    .or_else(|| Some(String::new())),
+                true => Some(host_text(Path::new(HOSTS)).unwrap_or_default()),
                 false => None,
             };
             let domain = &self.config.cluster_domain;
@@ -172,7 +174,7 @@ impl Wanted {
     }
 
     fn resolv_conf(&self) -> String {
-        let host = fs::read_to_string(&self.config.resolv_conf).unwrap_or_else(|error| {
+        let host = host_text(&self.config.resolv_conf).unwrap_or_else(|error| {
             tracing::debug!(file = %self.config.resolv_conf.display(), %error, "no resolv.conf");
             String::new()
         });
@@ -264,9 +266,17 @@ fn propagation(
     }
 }
 
+/// A file of the node's administrator.
+fn host_text(path: &Path) -> io::Result<String> {
+    let bytes = files::read_file_at_most(&files::open_following(path)?, HOST_FILE_MAX)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
 /// The file's place is bound in containers that run, so it is written over, not replaced.
 fn keep(file: &Path, text: &str) -> Result<(), Error> {
-    if fs::read(file).is_ok_and(|there| there == text.as_bytes()) {
+    // Containers may have made it large.
+    let there = files::read_at_most(file, text.len() as u64);
+    if there.is_ok_and(|there| there == text.as_bytes()) {
         return Ok(());
     }
     fs::write(file, text).map_err(failed("write", file))?;
@@ -279,17 +289,6 @@ pub fn termination_log(folder: &Path, container: &str, attempt: u32) -> PathBuf 
         .join("containers")
         .join(container)
         .join(attempt.to_string())
-}
-
-/// The file's beginning; never follows a link.
-pub fn read_at_most(path: &Path, bytes: u64) -> io::Result<Vec<u8>> {
-    let mut options = fs::OpenOptions::new();
-    options
-        .read(true)
-        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
-    let mut content = Vec::new();
-    options.open(path)?.take(bytes).read_to_end(&mut content)?;
-    Ok(content)
 }
 
 /// A file of variables: the volume's place, the path in it, and the names to hand it back under.
@@ -328,16 +327,12 @@ pub fn referenced_files(pod: &Pod, container: &Container, folder: &Path) -> Vec<
     files.collect()
 }
 
-/// Their content; a file that cannot be read as a file of the volume counts as missing. Blocks.
+/// Their content; what cannot be read as a file of the volume (a device that a container made there,
+/// say, or one that is too large) counts as missing. Blocks.
 pub fn read_files(wanted: Vec<WantedFile>) -> Result<Files, Error> {
     let read = |file: &WantedFile| -> io::Result<Vec<u8>> {
-        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
-        let opened = subpath::open(&file.root, Path::new(&file.key.1), flags)?;
-        let mut content = Vec::new();
-        fs::File::from(opened)
-            .take(FILE_MAX)
-            .read_to_end(&mut content)?;
-        Ok(content)
+        let place = subpath::open(&file.root, Path::new(&file.key.1), OFlag::O_PATH)?;
+        files::read_file_at_most(&files::open_place(&place)?, FILE_MAX)
     };
     let files = wanted.into_iter().map(|file| {
         let content = read(&file).ok();

@@ -167,4 +167,53 @@ mod tests {
         }
         assert_eq!(check("a/./b"), Ok(()));
     }
+
+    #[test]
+    fn a_folder_that_becomes_a_link_meanwhile_leads_nowhere() {
+        use std::{
+            collections::BTreeSet,
+            sync::atomic::{AtomicBool, Ordering},
+        };
+        let outside = tempfile::tempdir().unwrap();
+        fs::create_dir(outside.path().join("in")).unwrap();
+        let volume = tempfile::tempdir().unwrap();
+        let volume = volume.path();
+        let at = |name: &str| volume.join(name);
+        fs::create_dir_all(at("place/in")).unwrap();
+        let done = AtomicBool::new(false);
+        let mut reached = BTreeSet::new();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // As a container of the pod would do it.
+                while !done.load(Ordering::Relaxed) {
+                    fs::rename(at("place"), at("aside")).unwrap();
+                    if symlink(outside.path(), at("place")).is_ok() {
+                        fs::remove_file(at("place")).unwrap();
+                    }
+                    // One may have been made in its stead.
+                    while fs::rename(at("aside"), at("place")).is_err() {
+                        let _ = fs::remove_dir_all(at("place"));
+                    }
+                }
+            });
+            for number in 0..10_000 {
+                let path = match number % 2 {
+                    0 => "place/in",
+                    _ => "place/new/deep",
+                };
+                if let Ok(opened) = open_or_make(volume, Path::new(path)) {
+                    let path = format!("/proc/self/fd/{}", opened.as_raw_fd());
+                    reached.insert(fs::read_link(path).unwrap());
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        let real = volume.canonicalize().unwrap();
+        assert!(!reached.is_empty());
+        assert!(
+            reached.iter().all(|path| path.starts_with(&real)),
+            "{reached:?}"
+        );
+        assert!(!outside.path().join("new").exists());
+    }
 }

@@ -1,15 +1,26 @@
 //! The unpacked layers on disk, one folder per uncompressed digest, each made once.
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     io::{self, BufRead, BufReader, Read},
     path::{Path, PathBuf},
+    rc::Rc,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use sha2::{Digest, Sha256};
 
-use super::{Error, unpack};
+use super::{
+    Error,
+    unpack::{self, Limits},
+};
+use crate::runtime::files::{self, Scratch};
+
+/// Every compressed stream may grow to this much.
+const FREE_GROWTH: u64 = 4 << 30;
+/// Above that, it may grow to so many times its compressed size.
+const MOST_GROWTH: u64 = 100;
 
 /// `layers/<hex of diff id>`, with `tmp/` beside it for the unfinished.
 #[derive(Debug)]
@@ -24,15 +35,9 @@ impl Layers {
     /// Takes the folder over; what a crash left unfinished is removed.
     pub fn open(images_dir: &Path) -> Result<Self, Error> {
         let (dir, tmp) = (images_dir.join("layers"), images_dir.join("tmp"));
-        match std::fs::remove_dir_all(&tmp) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::Io {
-                    action: "clear",
-                    path: tmp,
-                    source,
-                });
-            }
-            _ => {}
+        // What cannot be removed is in nobody's way.
+        if let Err(error) = files::remove_tree(&tmp) {
+            tracing::warn!(path = %tmp.display(), %error, "unfinished layers were not removed");
         }
         for path in [&dir, &tmp] {
             std::fs::create_dir_all(path).map_err(|source| Error::Io {
@@ -69,7 +74,13 @@ impl Layers {
 
     /// Unpacks the stream (tar, or gzip or zstd around it) as the layer `diff_id`. Blocking.
     /// The folder appears only when all of it is there and has the right digest.
+    ///
+    /// Errors: [`Error::Malformed`] names the layer, the entry and what is wrong with it.
     pub fn make(&self, diff_id: &str, reader: impl Read) -> Result<(), Error> {
+        self.make_within(diff_id, reader, Limits::default())
+    }
+
+    fn make_within(&self, diff_id: &str, reader: impl Read, limits: Limits) -> Result<(), Error> {
         let io = |action, path: &Path| {
             let path = path.to_owned();
             move |source| Error::Io {
@@ -78,25 +89,25 @@ impl Layers {
                 source,
             }
         };
-        let staging = tempfile::Builder::new()
-            .prefix("layer.")
-            .tempdir_in(&self.tmp)
-            .map_err(io("create a folder in", &self.tmp))?;
+        let malformed = |reason: String| Error::Malformed {
+            what: format!("layer {diff_id}"),
+            reason,
+        };
+        let staging =
+            Scratch::new(&self.tmp, "layer.").map_err(io("create a folder in", &self.tmp))?;
         let folder = staging.path().join("diff");
         std::fs::create_dir(&folder).map_err(io("create", &folder))?;
         set_mode_755(&folder).map_err(io("set the mode of", &folder))?;
-        let plain = decompress(reader).map_err(io("read the layer for", &folder))?;
+        let plain = decompress(reader).map_err(|error| malformed(error.to_string()))?;
         let mut hashing = Hashing {
             inner: plain,
             hash: Sha256::new(),
         };
-        unpack::unpack(&mut hashing, &folder).map_err(io("unpack the layer to", &folder))?;
+        unpack::unpack(&mut hashing, &folder, limits)
+            .map_err(|error| malformed(format!("unpack {error}")))?;
         let found = format!("sha256:{}", hex(&hashing.hash.finalize()));
         if found != diff_id {
-            return Err(Error::Malformed {
-                what: format!("layer {diff_id}"),
-                reason: format!("its content has the digest {found}"),
-            });
+            return Err(malformed(format!("its content has the digest {found}")));
         }
         sync_filesystem(&folder).map_err(io("sync", &folder))?;
         let place = self.path(diff_id);
@@ -126,7 +137,7 @@ impl Layers {
                 path: entry.path(),
                 source,
             })?;
-            std::fs::remove_dir_all(&doomed).map_err(|source| Error::Io {
+            files::remove_tree(&doomed).map_err(|source| Error::Io {
                 action: "remove",
                 path: doomed,
                 source,
@@ -140,18 +151,75 @@ impl Layers {
 const MAX_ZSTD_WINDOW_LOG: u32 = 23;
 
 /// The tar stream inside, told by its first bytes: media types are often wrong.
+///
+/// A stream that grows too much, or needs too much memory to be read, ends in an error.
 pub fn decompress<'a>(reader: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
-    let mut reader = BufReader::with_capacity(64 << 10, reader);
+    let taken = Rc::new(Cell::new(0));
+    let counted = Counted {
+        inner: reader,
+        taken: taken.clone(),
+    };
+    let mut reader = BufReader::with_capacity(64 << 10, counted);
     let start = reader.fill_buf()?;
     if start.starts_with(&[0x1f, 0x8b]) {
-        return Ok(Box::new(flate2::bufread::MultiGzDecoder::new(reader)));
+        let inner = flate2::bufread::MultiGzDecoder::new(reader);
+        return Ok(Box::new(Growing::new(inner, taken)));
     }
     if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        let mut decoder = zstd::Decoder::with_buffer(reader)?;
-        decoder.window_log_max(MAX_ZSTD_WINDOW_LOG)?;
-        return Ok(Box::new(decoder));
+        let mut inner = zstd::Decoder::with_buffer(reader)?;
+        inner.window_log_max(MAX_ZSTD_WINDOW_LOG)?;
+        return Ok(Box::new(Growing::new(inner, taken)));
     }
     Ok(Box::new(reader))
+}
+
+/// Says how much was read.
+struct Counted<R> {
+    inner: R,
+    taken: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.taken.set(self.taken.get() + n as u64);
+        Ok(n)
+    }
+}
+
+/// A decompressed stream that may not be too large for what it was made of.
+struct Growing<R> {
+    inner: R,
+    given: u64,
+    /// Compressed bytes that were read.
+    taken: Rc<Cell<u64>>,
+    free: u64,
+}
+
+impl<R> Growing<R> {
+    fn new(inner: R, taken: Rc<Cell<u64>>) -> Self {
+        Self {
+            inner,
+            given: 0,
+            taken,
+            free: FREE_GROWTH,
+        }
+    }
+}
+
+impl<R: Read> Read for Growing<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.given += n as u64;
+        let most = self.free.max(self.taken.get().saturating_mul(MOST_GROWTH));
+        if self.given > most {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("the compressed stream grows to more than {MOST_GROWTH} times its size"),
+            ));
+        }
+        Ok(n)
+    }
 }
 
 struct Hashing<R> {
@@ -247,5 +315,27 @@ mod tests {
             layers.retain(|_| false).unwrap();
             assert!(!layers.has(&diff_id));
         }
+    }
+
+    #[test]
+    fn a_stream_that_grows_too_much_is_refused() {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        gzip.write_all(&vec![0; 8 << 20]).unwrap();
+        let bomb = gzip.finish().unwrap();
+        let taken = Rc::new(Cell::new(0));
+        let read = |free| {
+            let inner = Counted {
+                inner: bomb.as_slice(),
+                taken: taken.clone(),
+            };
+            let inner = flate2::bufread::MultiGzDecoder::new(BufReader::new(inner));
+            let mut growing = Growing::new(inner, taken.clone());
+            growing.free = free;
+            io::copy(&mut growing, &mut io::sink())
+        };
+        assert_eq!(read(FREE_GROWTH).unwrap(), 8 << 20);
+        taken.set(0);
+        let error = read(1 << 20).unwrap_err().to_string();
+        assert!(error.contains("more than 100 times"), "{error}");
     }
 }

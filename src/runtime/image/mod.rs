@@ -20,6 +20,7 @@ mod pull;
 mod records;
 mod reference;
 mod registry;
+mod tarball;
 mod unpack;
 
 pub use json::excerpt;

@@ -8,6 +8,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+use crate::runtime::files;
+
+/// A configuration is at most 8 MiB, and is text in text here.
+const LONGEST: u64 = 64 << 20;
 
 /// One image as recorded on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,7 +55,7 @@ impl Records {
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
-            match std::fs::read(&path)
+            match files::read_at_most(&path, LONGEST)
                 .map_err(|error| error.to_string())
                 .and_then(|bytes| {
                     serde_json::from_slice::<Record>(&bytes).map_err(|error| error.to_string())
