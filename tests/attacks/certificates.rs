@@ -313,7 +313,11 @@ fn approving_and_signing_need_a_right_on_the_signer() {
     }
 
     // With the right on the domain it works.
-    cluster.ok("create clusterrole approver --verb=approve --resource=signers.certificates.k8s.io --resource-name=kubernetes.io/*");
+    cluster.apply(
+        "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata: {name: approver}\n\
+         rules: [{apiGroups: [certificates.k8s.io], resources: [signers], verbs: [approve], \
+         resourceNames: ['kubernetes.io/*']}]\n",
+    );
     cluster.ok("create clusterrolebinding approver --clusterrole=approver --user=mallory");
     cluster.ok("certificate approve mine --as=mallory");
     lab.issued("mine");
