@@ -369,21 +369,3 @@ mod tests {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn failing_to_accept_is_quiet_and_slower_each_time() {
-        let mut failures = Failures::default();
-        let error = io::Error::from_raw_os_error(24);
-        let rests: Vec<Duration> = (0..100).map(|_| failures.rest(&error)).collect();
-        assert_eq!(rests[..2], [REST, 2 * REST]);
-        assert!(rests[5..].iter().all(|rest| *rest == LONGEST_REST));
-        // The first was logged, the others are counted until a minute has passed.
-        assert_eq!(failures.untold, 99);
-        failures.over();
-        assert_eq!(failures.rest(&error), REST);
-    }
-}

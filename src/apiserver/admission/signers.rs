@@ -73,6 +73,7 @@ impl CertificateSigners {
                     namespace: None,
                     name: Some(name),
                 },
+                fields: Vec::new(),
             };
             if self.0.authorize(user, &attributes).await.is_allowed() {
                 return true;
