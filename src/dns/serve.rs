@@ -10,7 +10,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
     sync::{RwLock, Semaphore},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::{
@@ -18,6 +18,7 @@ use super::{
     forward::{Forwarder, Transport},
     records::Index,
 };
+use crate::accepting::Failures;
 
 /// Queries waiting for upstream and TCP connections, at most.
 const IN_FLIGHT: usize = 2048;
@@ -69,11 +70,16 @@ impl Server {
     }
 
     pub async fn tcp(self: Arc<Self>, listener: TcpListener) {
+        let mut failures = Failures::new("DNS");
         loop {
-            let Ok((stream, _)) = listener.accept().await else {
-                tokio::task::yield_now().await;
-                continue;
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tokio::time::sleep(failures.rest(&error, Instant::now())).await;
+                    continue;
+                }
             };
+            failures.over();
             let server = self.clone();
             tokio::spawn(async move {
                 let Ok(_permit) = server.in_flight.try_acquire() else {
