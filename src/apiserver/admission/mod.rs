@@ -32,7 +32,7 @@ pub use late::Late;
 pub use node_restriction::NodeRestriction;
 pub use pod_security::Exemptions;
 pub use priority::system_classes;
-pub use service::{ExternalIps, ServiceConfig};
+pub use service::{ExternalIps, ReservedAddress, ServiceConfig};
 
 /// Every plugin in order. `objects` is set once the verbs exist, before the first request: they
 /// hold the chain, and some plugins write.

@@ -67,6 +67,7 @@ mod tests {
             pod_pids_limit: None,
             swap: SwapBehavior::LimitedSwap,
             resources: Default::default(),
+            own_ports: crate::own_ports::OwnPorts::default(),
         };
         let told = &document(&config)["kubeletconfig"];
         assert_eq!(told["kind"], "KubeletConfiguration");
