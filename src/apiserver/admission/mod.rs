@@ -17,7 +17,6 @@ mod service;
 mod service_account;
 mod storage;
 mod tolerations;
-mod unapplied;
 mod webhook;
 #[cfg(test)]
 mod whole;
@@ -56,7 +55,6 @@ pub fn chain(
         Arc::new(webhook::Webhooks::default()),
         // Sees what all before it have made of a pod.
         Arc::new(pod_security::PodSecurity::new(exemptions)),
-        Arc::new(unapplied::UnappliedFields),
         // Last, so that nothing is taken for an object that another plugin refuses.
         Arc::new(service::Allocator::new(objects.clone(), config)),
         // Checks after all have validated: nothing but the commit is left to fail.
