@@ -224,7 +224,7 @@ fn what_is_the_nodes_stays_the_nodes() {
     // Nor can the addresses be had as cluster IPs, or the daemon's port as node port.
     for ip in [&api, &dns] {
         let service = external("claim", "198.51.100.1", 80)
-            .replace("externalIPs: [198.51.100.1]", &format!("clusterIP: {ip}"));
+            .replace("externalIPs: ['198.51.100.1']", &format!("clusterIP: {ip}"));
         let refused = tenant.apply(&service);
         assert!(
             text(&refused).contains("provided IP is already allocated"),
@@ -269,7 +269,7 @@ metadata: {{name: {name}}}
 spec:
   selector: {{app: thief}}
   ports: [{{port: {port}, targetPort: 80}}]
-  externalIPs: [{ip}]
+  externalIPs: ['{ip}']
 "
     )
 }
