@@ -127,6 +127,7 @@ async fn scenario() -> TestResult {
         dns::Config {
             listen: vec![SocketAddr::new(network.gateway(), 53)],
             domain: "cluster.local".into(),
+            clients: vec!["0.0.0.0/0".parse()?],
             resolv_conf: folder.path().join("resolv.conf"),
         },
         shutdown.clone(),

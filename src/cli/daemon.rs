@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     apiserver::{
-        admission::{self, Exemptions, ExternalIps, Late, ServiceConfig},
+        admission::{self, Exemptions, ExternalIps, Late, ReservedAddress, ServiceConfig},
         authn::{Reference, Subject, TokenIssuer},
         request::User,
         special,
@@ -106,6 +106,7 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     late.set(&objects);
     let services = ServiceConfig {
         cidrs: vec![config.services],
+        reserved_addresses: reserved_addresses(config.services)?,
         node_ports: NODE_PORTS,
         reserved_ports: vec![port, config.kubelet_port],
         external_ips: config.external_ips,
@@ -256,6 +257,22 @@ impl Serving<'_> {
         say(self.notifier, &line);
         Ok(())
     }
+}
+
+/// Whoever had one of these would be taken for the API server or the cluster DNS by every pod.
+fn reserved_addresses(services: IpNet) -> Result<Vec<ReservedAddress>, Error> {
+    let kept = |address, namespace, name| ReservedAddress {
+        address,
+        namespace,
+        name,
+    };
+    let dns = node::cluster_dns(services)?;
+    let api = services.hosts().next();
+    Ok(api
+        .map(|address| kept(address, "default", "kubernetes"))
+        .into_iter()
+        .chain([kept(dns, "kube-system", "kube-dns")])
+        .collect())
 }
 
 fn node_config(config: &Config, address: IpAddr, api_port: u16) -> node::Config {

@@ -179,6 +179,11 @@ impl Node {
         let resolver = dns::Config {
             listen: vec![SocketAddr::new(gateway, DNS_PORT)],
             domain: CLUSTER_DOMAIN.into(),
+            clients: [gateway, config.address, IpAddr::V4(Ipv4Addr::LOCALHOST)]
+                .map(IpNet::from)
+                .into_iter()
+                .chain([cluster_cidr(config.pod_cidr)])
+                .collect(),
             resolv_conf: resolv_conf(),
         };
         tasks.spawn(run_dns(watching, resolver, shutdown.clone()));
@@ -419,7 +424,8 @@ fn cluster_cidr(pods: IpNet) -> IpNet {
     }
 }
 
-fn cluster_dns(services: IpNet) -> Result<IpAddr, Error> {
+/// The address of the cluster DNS.
+pub fn cluster_dns(services: IpNet) -> Result<IpAddr, Error> {
     services
         .hosts()
         .nth(DNS_ADDRESS - 1)

@@ -48,10 +48,7 @@ pub fn answer(query: &Message, index: &Index, domain: &str) -> Answer {
         return Answer::Reply(reply);
     }
     let name = text(question.name());
-    let ours = name == domain
-        || name
-            .strip_suffix(domain)
-            .is_some_and(|rest| rest.ends_with('.'));
+    let ours = is_ours(&name, domain);
     let found = index.find(&name);
     if !ours && matches!(found, Found::Nothing | Found::Empty) {
         return Answer::Forward;
@@ -64,7 +61,7 @@ pub fn answer(query: &Message, index: &Index, domain: &str) -> Answer {
             let mut addresses = Vec::new();
             for data in data {
                 match data {
-                    Data::Alias(target) => return alias(reply, owner, target, kind, index),
+                    Data::Alias(target) => return alias(reply, owner, target, kind, index, domain),
                     Data::Address(address) if fits(kind, *address) => {
                         addresses.push(record(&owner, address_data(*address)));
                     }
@@ -133,7 +130,19 @@ fn special(name: &str, domain: &str) -> Option<Special> {
     }
 }
 
-fn alias(mut reply: Message, owner: Name, target: &str, kind: RecordType, index: &Index) -> Answer {
+fn is_ours(name: &str, domain: &str) -> bool {
+    let rest = name.strip_suffix(domain);
+    rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+fn alias(
+    mut reply: Message,
+    owner: Name,
+    target: &str,
+    kind: RecordType,
+    index: &Index,
+    domain: &str,
+) -> Answer {
     let Some(target_name) = parse(target) else {
         reply.metadata.response_code = ResponseCode::ServFail;
         return Answer::Reply(reply);
@@ -154,6 +163,11 @@ fn alias(mut reply: Message, owner: Name, target: &str, kind: RecordType, index:
             Answer::Reply(reply)
         }
         Found::Empty => Answer::Reply(reply),
+        Found::Nothing if is_ours(target, domain) => {
+            reply.metadata.response_code = ResponseCode::NXDomain;
+            reply.add_authorities(soa(domain));
+            Answer::Reply(reply)
+        }
         Found::Nothing => Answer::Chase {
             reply,
             target: target_name,

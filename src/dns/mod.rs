@@ -6,13 +6,15 @@
 //! does.
 //!
 //! `records.rs` says which names a Service gives, `answer.rs` turns a query into a reply,
-//! `serve.rs` and `forward.rs` do the I/O.
+//! `serve.rs` and `forward.rs` do the I/O, `shares.rs` and `rate.rs` say how much one client may have.
 
 mod answer;
 mod forward;
 mod objects;
+mod rate;
 mod records;
 mod serve;
+mod shares;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +22,7 @@ pub use objects::{endpoint_slice, service};
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
+use ipnet::IpNet;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use tokio::{
     net::{TcpListener, UdpSocket},
@@ -39,6 +42,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// e.g. `cluster.local`.
     pub domain: String,
+    /// Who is answered: pods and nodes. Nobody else can use the resolver against others.
+    pub clients: Vec<IpNet>,
     /// Names the upstream servers; read again when it changes.
     pub resolv_conf: PathBuf,
 }
@@ -52,7 +57,7 @@ pub async fn run(
     let domain = config.domain.trim_matches('.').to_lowercase();
     let own = config.listen.iter().map(SocketAddr::ip).collect();
     let forwarder = Forwarder::new(config.resolv_conf, own);
-    let server = Arc::new(Server::new(domain, forwarder));
+    let server = Arc::new(Server::new(domain, forwarder, config.clients));
     let mut services = Services::start(&informers).await;
     update(&server, services.all()).await;
     let _sockets = listen(&server, &config.listen).await?;

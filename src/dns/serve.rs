@@ -1,28 +1,45 @@
 //! UDP and TCP on the listen addresses.
+//!
+//! Always true: what memory can answer never waits for what upstream must; nobody has more than a share
+//! of the connections and of the queries under way upstream, nor more than so many queries a second;
+//! who is not of the cluster gets no answer.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use hickory_proto::{
     op::{Message, OpCode, Query, ResponseCode},
     rr::Name,
 };
+use ipnet::IpNet;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
-    sync::{RwLock, Semaphore},
-    time::{Instant, timeout},
+    sync::RwLock,
+    time::{Instant as TokioInstant, timeout},
 };
 
 use super::{
     answer::{Answer, answer, encode, reply_to},
     forward::{Forwarder, Transport},
+    rate::Rates,
     records::Index,
+    shares::{Place, Shares},
 };
 use crate::accepting::Failures;
 
-/// Queries waiting for upstream and TCP connections, at most.
-const IN_FLIGHT: usize = 2048;
+/// TCP connections, and queries waiting for upstream (a descriptor each): of all clients together, and
+/// of one.
+const CONNECTIONS: (usize, usize) = (1024, 128);
+const UPSTREAM: (usize, usize) = (1024, 256);
+/// Between two queries of a connection, and for a reply to be taken.
 const IDLE: Duration = Duration::from_secs(10);
+/// No query is longer, not even by TCP.
+const QUERY: usize = 4096;
 
 /// What every socket shares.
 #[derive(Debug)]
@@ -30,41 +47,55 @@ pub struct Server {
     pub domain: String,
     pub index: RwLock<Index>,
     pub forwarder: Forwarder,
-    in_flight: Semaphore,
+    /// Who is answered.
+    clients: Vec<IpNet>,
+    connections: Arc<Shares>,
+    upstream: Arc<Shares>,
 }
 
 impl Server {
-    pub fn new(domain: String, forwarder: Forwarder) -> Self {
+    pub fn new(domain: String, forwarder: Forwarder, clients: Vec<IpNet>) -> Self {
         Self {
             domain,
             index: RwLock::default(),
             forwarder,
-            in_flight: Semaphore::new(IN_FLIGHT),
+            clients,
+            connections: Shares::new(CONNECTIONS.0, CONNECTIONS.1),
+            upstream: Shares::new(UPSTREAM.0, UPSTREAM.1),
         }
     }
 
-    /// Answers datagrams until the task is dropped. What memory can answer never waits for what
-    /// upstream must.
+    fn answers(&self, client: IpAddr) -> bool {
+        self.clients.iter().any(|range| range.contains(&client))
+    }
+
+    /// Answers datagrams until the task is dropped.
     pub async fn udp(self: Arc<Self>, socket: UdpSocket) {
         let socket = Arc::new(socket);
-        let mut buffer = vec![0; 4096];
+        let mut rates = Rates::default();
+        let mut buffer = vec![0; QUERY];
         loop {
             let Ok((length, from)) = socket.recv_from(&mut buffer).await else {
                 continue; // an ICMP error of an earlier answer
             };
+            if !self.answers(from.ip()) || !rates.allow(from.ip(), Instant::now()) {
+                continue;
+            }
             let bytes = &buffer[..length];
             match self.local(bytes, Transport::Udp).await {
-                Local::Done(reply) => send(&socket, reply, from).await,
-                Local::Remote(remote) => {
-                    let (server, socket, bytes) = (self.clone(), socket.clone(), bytes.to_vec());
-                    tokio::spawn(async move {
-                        let Ok(_permit) = server.in_flight.try_acquire() else {
-                            return; // the client asks again
-                        };
-                        let reply = server.remote(*remote, &bytes, Transport::Udp).await;
-                        send(&socket, reply, from).await;
-                    });
-                }
+                Local::Done(reply) => send(&socket, reply, from),
+                Local::Remote(remote) => match self.upstream.take(from.ip()) {
+                    None => send(&socket, remote.failed(true), from),
+                    Some(place) => {
+                        let (server, socket, bytes) =
+                            (self.clone(), socket.clone(), bytes.to_vec());
+                        tokio::spawn(async move {
+                            let reply =
+                                server.remote(*remote, &bytes, Transport::Udp, &place).await;
+                            send(&socket, reply, from);
+                        });
+                    }
+                },
             }
         }
     }
@@ -72,38 +103,49 @@ impl Server {
     pub async fn tcp(self: Arc<Self>, listener: TcpListener) {
         let mut failures = Failures::new("DNS");
         loop {
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, from) = match listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
-                    tokio::time::sleep(failures.rest(&error, Instant::now())).await;
+                    tokio::time::sleep(failures.rest(&error, TokioInstant::now())).await;
                     continue;
                 }
             };
             failures.over();
+            if !self.answers(from.ip()) {
+                continue;
+            }
+            let Some(place) = self.connections.take(from.ip()) else {
+                continue; // it has its share
+            };
             let server = self.clone();
             tokio::spawn(async move {
-                let Ok(_permit) = server.in_flight.try_acquire() else {
-                    return;
-                };
-                let _ = server.connection(stream).await; // the client hung up
+                tokio::select! {
+                    // The client hung up, or was too slow.
+                    _ = server.connection(stream, from.ip()) => {}
+                    () = place.evicted() => {}
+                }
             });
         }
     }
 
-    async fn connection(&self, mut stream: TcpStream) -> std::io::Result<()> {
+    async fn connection(&self, mut stream: TcpStream, client: IpAddr) -> io::Result<()> {
+        let mut rates = Rates::default();
         loop {
-            let Ok(length) = timeout(IDLE, stream.read_u16()).await else {
+            let bytes = timeout(IDLE, read(&mut stream)).await??;
+            if !rates.allow(client, Instant::now()) {
                 return Ok(());
-            };
-            let mut bytes = vec![0; length?.into()];
-            timeout(IDLE, stream.read_exact(&mut bytes)).await??;
+            }
             let reply = match self.local(&bytes, Transport::Tcp).await {
                 Local::Done(reply) => reply,
-                Local::Remote(remote) => self.remote(*remote, &bytes, Transport::Tcp).await,
+                Local::Remote(remote) => match self.upstream.take(client) {
+                    None => remote.failed(false),
+                    Some(place) => self.remote(*remote, &bytes, Transport::Tcp, &place).await,
+                },
             };
             let Some(reply) = reply else { return Ok(()) };
-            let length = u16::try_from(reply.len()).unwrap_or(u16::MAX).to_be_bytes();
-            stream.write_all(&[&length[..], &reply].concat()).await?;
+            let length = u16::try_from(reply.len()).map_err(|_| io::ErrorKind::InvalidData)?;
+            let framed = [&length.to_be_bytes()[..], &reply].concat();
+            timeout(IDLE, stream.write_all(&framed)).await??;
         }
     }
 
@@ -128,29 +170,38 @@ impl Server {
         }
     }
 
-    async fn remote(&self, remote: Remote, bytes: &[u8], transport: Transport) -> Option<Vec<u8>> {
+    /// What upstream says; a failure, if it says nothing or somebody else needs the place.
+    async fn remote(
+        &self,
+        remote: Remote,
+        bytes: &[u8],
+        transport: Transport,
+        place: &Place,
+    ) -> Option<Vec<u8>> {
         let udp = transport == Transport::Udp;
+        let said = tokio::select! {
+            said = self.said(&remote, bytes, transport) => said,
+            () = place.evicted() => None,
+        };
+        match said {
+            Some(reply) => Some(reply),
+            None => remote.failed(udp),
+        }
+    }
+
+    async fn said(&self, remote: &Remote, bytes: &[u8], transport: Transport) -> Option<Vec<u8>> {
         match remote {
-            Remote::Forward { query } => match self.forwarder.ask(bytes, transport).await {
-                Some(reply) => Some(reply),
-                None => {
-                    let mut reply = reply_to(&query);
-                    reply.metadata.response_code = ResponseCode::ServFail;
-                    encode(&query, &reply, udp)
-                }
-            },
+            Remote::Forward { .. } => self.forwarder.ask(bytes, transport).await,
             Remote::Chase {
                 query,
-                mut reply,
+                reply,
                 target,
             } => {
-                match self.chase(&query, target, transport).await {
-                    Some(found) => {
-                        reply.add_answers(found.answers);
-                    }
-                    None => reply.metadata.response_code = ResponseCode::ServFail,
-                }
-                encode(&query, &reply, udp)
+                let found = self.chase(query, target.clone(), transport).await?;
+                let mut reply = (**reply).clone();
+                reply.metadata.response_code = found.metadata.response_code;
+                reply.add_answers(found.answers);
+                encode(query, &reply, transport == Transport::Udp)
             }
         }
     }
@@ -188,9 +239,33 @@ enum Remote {
     },
 }
 
-async fn send(socket: &UdpSocket, reply: Option<Vec<u8>>, to: SocketAddr) {
+impl Remote {
+    fn failed(&self, udp: bool) -> Option<Vec<u8>> {
+        let (Self::Forward { query } | Self::Chase { query, .. }) = self;
+        let mut reply = reply_to(query);
+        reply.metadata.response_code = ResponseCode::ServFail;
+        encode(query, &reply, udp)
+    }
+}
+
+/// One query; memory is taken as its bytes come.
+async fn read(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let length = stream.read_u16().await?;
+    if usize::from(length) > QUERY {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut bytes = Vec::new();
+    let read = stream.take(length.into()).read_to_end(&mut bytes).await?;
+    match read == usize::from(length) {
+        true => Ok(bytes),
+        false => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// Never waits: the client asks again.
+fn send(socket: &UdpSocket, reply: Option<Vec<u8>>, to: SocketAddr) {
     if let Some(reply) = reply {
-        let _ = socket.send_to(&reply, to).await; // the client asks again
+        let _ = socket.try_send_to(&reply, to);
     }
 }
 

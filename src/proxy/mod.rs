@@ -8,10 +8,11 @@
 //! - Foreign tables are never touched.
 //! - The daemon's own ports and the node's addresses are never led elsewhere by what a Service says.
 //!
-//! `model.rs` says what a Service asks for, `render.rs` which elements that is, `table.rs` has the
+//! `model.rs` says what a Service asks for, `health.rs` answers load balancers, `render.rs` which elements that is, `table.rs` has the
 //! rules, `sync.rs` talks to the kernel. IPv4 only, so far. Node ports answer on every address of
 //! the node but loopback, which the kernel does not let go elsewhere.
 
+mod health;
 mod model;
 mod render;
 mod slots;
@@ -30,6 +31,7 @@ use k8s_openapi::api::{core::v1::ObjectReference, discovery::v1::EndpointSlice};
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    health::HealthChecks,
     model::{Node, Plan},
     render::Notice,
     sync::Programmer,
@@ -90,6 +92,8 @@ pub async fn run(
     let events = Recorder::start(informers.client().clone(), source);
     let mut services = Services::start(&informers).await;
     let first = plans(services.all(), &node);
+    let mut health = HealthChecks::default();
+    check(&mut health, &first, &events).await;
     let (programmer, notices) = blocking(move || Programmer::start(config, first)).await?;
     tell(&events, notices);
     let programmer = Arc::new(Mutex::new(programmer));
@@ -101,6 +105,7 @@ pub async fn run(
                 None => return Ok(()),
             },
         };
+        check(&mut health, &changed, &events).await;
         let programmer = programmer.clone();
         let applied = blocking(move || {
             let mut programmer = programmer.lock().unwrap_or_else(PoisonError::into_inner);
@@ -120,6 +125,14 @@ pub async fn run(
 /// Takes the table and the route away (for `reset`).
 pub async fn remove(config: Config) -> Result<(), Error> {
     blocking(move || sync::remove(&config)).await
+}
+
+/// Brings the servers for load balancers' health checks up to date.
+async fn check(health: &mut HealthChecks, plans: &[(Key, Plan)], events: &Recorder) {
+    for (key, plan) in plans {
+        let notice = health.update(key, plan).await;
+        tell(events, notice.into_iter().collect());
+    }
 }
 
 /// Leaves what owners of Services should hear on the Services.

@@ -107,6 +107,8 @@ pub struct Plan {
     pub local: BTreeSet<Ipv4Addr>,
     /// Addresses that a load balancer's controller has given, which may be on the node's links.
     pub balanced: BTreeSet<Ipv4Addr>,
+    /// Where a load balancer asks whether this node has endpoints.
+    pub health_port: Option<u16>,
     /// External addresses that are not served, and why.
     pub ignored: BTreeMap<String, &'static str>,
     /// When the Service was made, in seconds, and its UID: the older one wins.
@@ -142,6 +144,7 @@ pub fn plan(service: &Service, slices: &[&EndpointSlice], node: &Node) -> Plan {
     let everywhere = |_: &Endpoint| true;
     let here = |endpoint: &Endpoint| endpoint.node_name.as_deref() == Some(&*node.name);
     let local_inside = spec.internal_traffic_policy.as_deref() == Some("Local");
+    plan.health_port = health_port(spec);
     let local_outside = spec.external_traffic_policy.as_deref() == Some("Local");
     for port in spec.ports.iter().flatten() {
         let (Some(protocol), Ok(number)) = (
@@ -304,6 +307,13 @@ fn unfit(address: Ipv4Addr, node: &Node) -> Option<&'static str> {
     }
     let inside = node.cluster.iter().any(|range| range.contains(&address));
     inside.then_some("it is in a range of the cluster's own")
+}
+
+fn health_port(spec: &ServiceSpec) -> Option<u16> {
+    let asked = spec.type_.as_deref() == Some("LoadBalancer")
+        && spec.external_traffic_policy.as_deref() == Some("Local");
+    let port = spec.health_check_node_port.filter(|_| asked)?;
+    u16::try_from(port).ok().filter(|port| *port != 0)
 }
 
 fn affinity(spec: &ServiceSpec) -> Option<u32> {

@@ -458,6 +458,34 @@ fn services_answer_from_everywhere() -> TestResult {
 
 #[test]
 #[ignore = "needs root"]
+fn a_balanced_address_is_for_its_source_ranges() -> TestResult {
+    let lab = Lab::new()?;
+    lab.serve()?;
+    let plan = |range: &str| -> TestResult<Plan> {
+        let spec = json!({
+            "type": "LoadBalancer", "clusterIP": "10.96.0.1", "ports": [{"port": 80}],
+            "loadBalancerSourceRanges": [range, " 203.0.113.0/24"],
+        });
+        let mut service = serde_json::to_value(service(spec))?;
+        service["status"] = json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.7"}]}});
+        let service = serde_json::from_value(service)?;
+        let slice = slice(8080, "TCP", BOTH);
+        Ok(model::plan(&service, &[&slice], &at("a")))
+    };
+    let key = Key::new("n", "s");
+    let first = vec![(key.clone(), plan("192.0.2.0/24")?)];
+    let (mut programmer, _) = lab.node.run(|| Programmer::start(lab.config(), first))??;
+    let balanced = IpAddr::from([198, 51, 100, 7]);
+    ask(&lab.outside, balanced, 80)?;
+    ask(&lab.outside, CLUSTER_IP, 80)?;
+    programmer.apply(vec![(key, plan("198.18.0.0/15")?)])?;
+    assert!(ask(&lab.outside, balanced, 80).is_err());
+    ask(&lab.outside, CLUSTER_IP, 80)?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
 fn a_client_stays_with_its_endpoint() -> TestResult {
     let lab = Lab::new()?;
     lab.serve()?;

@@ -21,6 +21,7 @@ mod limits;
 mod logs;
 mod network;
 mod patches;
+mod pod;
 mod registry;
 mod store;
 mod streaming;

@@ -65,6 +65,7 @@ impl Lab {
             late,
             ServiceConfig {
                 cidrs: vec![services],
+                reserved_addresses: Vec::new(),
                 node_ports: 30000..=32767,
                 reserved_ports: Vec::new(),
                 external_ips: vetch::apiserver::admission::ExternalIps::default(),

@@ -18,7 +18,6 @@ mod service_account;
 mod signers;
 mod storage;
 mod tolerations;
-mod unapplied;
 mod webhook;
 #[cfg(test)]
 mod whole;
@@ -33,7 +32,7 @@ pub use late::Late;
 pub use node_restriction::NodeRestriction;
 pub use pod_security::Exemptions;
 pub use priority::system_classes;
-pub use service::{ExternalIps, ServiceConfig};
+pub use service::{ExternalIps, ReservedAddress, ServiceConfig};
 pub use signers::CertificateSigners;
 
 /// Every plugin in order. `objects` is set once the verbs exist, before the first request: they
@@ -58,7 +57,6 @@ pub fn chain(
         Arc::new(webhook::Webhooks::default()),
         // Sees what all before it have made of a pod.
         Arc::new(pod_security::PodSecurity::new(exemptions)),
-        Arc::new(unapplied::UnappliedFields),
         // Last, so that nothing is taken for an object that another plugin refuses.
         Arc::new(service::Allocator::new(objects.clone(), config)),
         // Checks after all have validated: nothing but the commit is left to fail.

@@ -35,6 +35,7 @@ impl Server {
         };
         let services = ServiceConfig {
             cidrs: vec!["10.96.0.0/16".parse().unwrap()],
+            reserved_addresses: Vec::new(),
             node_ports: 30000..=32767,
             reserved_ports: Vec::new(),
             external_ips: super::ExternalIps::default(),

@@ -8,7 +8,7 @@ use std::{
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::{Owner, SETTLED_SECONDS, families, user};
+use super::{Owner, ReservedAddress, SETTLED_SECONDS, families, user};
 use crate::apiserver::{
     objects::{Named, Objects},
     registry::{
@@ -29,6 +29,7 @@ const ATTEMPTS: usize = 64;
 pub struct Pool<'a> {
     pub objects: &'a dyn Objects,
     pub cidrs: &'a [IpNet],
+    pub reserved: &'a [ReservedAddress],
     pub owner: Owner,
     pub dry_run: bool,
 }
@@ -126,6 +127,9 @@ impl Pool<'_> {
                 ranges.join(",")
             )));
         }
+        if self.is_kept(address) {
+            return Err(refuse("provided IP is already allocated"));
+        }
         match self.claim(ip).await? {
             true => Ok(address.to_string()),
             false => Err(refuse("provided IP is already allocated")),
@@ -151,7 +155,7 @@ impl Pool<'_> {
         let mut attempts = 0;
         for ip in candidates(range, rand::random()) {
             let name = ip.to_string();
-            if taken.contains(&*name) {
+            if taken.contains(&*name) || self.is_kept(ip) {
                 continue;
             }
             if self.claim(&name).await? {
@@ -165,7 +169,7 @@ impl Pool<'_> {
         // All are named: perhaps some are named for nothing.
         for claim in existing.iter().filter(|claim| {
             let ip = text(claim, "metadata.name").parse::<IpAddr>();
-            ip.is_ok_and(|ip| range.contains(&ip))
+            ip.is_ok_and(|ip| range.contains(&ip) && !self.is_kept(ip))
         }) {
             let name = text(claim, "metadata.name");
             if self.is_stale(name, claim).await && self.claim(name).await? {
@@ -173,6 +177,14 @@ impl Pool<'_> {
             }
         }
         Err(full())
+    }
+
+    /// Whether the address is kept for another service.
+    fn is_kept(&self, ip: IpAddr) -> bool {
+        self.reserved.iter().any(|kept| {
+            kept.address == ip
+                && (kept.namespace, kept.name) != (&*self.owner.namespace, &*self.owner.name)
+        })
     }
 
     /// Whether the address is this service's now.

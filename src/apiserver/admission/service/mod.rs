@@ -14,7 +14,7 @@ mod external;
 mod families;
 mod ports;
 
-use std::{ops::RangeInclusive, sync::Arc};
+use std::{net::IpAddr, ops::RangeInclusive, sync::Arc};
 
 use ipnet::IpNet;
 use serde_json::Value;
@@ -38,6 +38,9 @@ const SETTLED_SECONDS: i64 = 60;
 pub struct ServiceConfig {
     /// The first range is that of the default family; a second one is of the other family.
     pub cidrs: Vec<IpNet>,
+    /// Kept for the Services that everything in the cluster asks by these addresses, also while
+    /// they do not exist.
+    pub reserved_addresses: Vec<ReservedAddress>,
     pub node_ports: RangeInclusive<u16>,
     /// Of that range, but taken on the node by somebody else: the daemon itself.
     pub reserved_ports: Vec<u16>,
@@ -45,6 +48,14 @@ pub struct ServiceConfig {
 }
 
 pub use external::{ExternalIps, ExternalIpsCheck};
+
+/// An address that one Service alone may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReservedAddress {
+    pub address: IpAddr,
+    pub namespace: &'static str,
+    pub name: &'static str,
+}
 
 /// The service a claim is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,6 +116,7 @@ impl Plugin for Allocator {
         let addresses = addresses::Pool {
             objects: &*objects,
             cidrs: &self.config.cidrs,
+            reserved: &self.config.reserved_addresses,
             owner: Owner::of(service),
             dry_run: request.dry_run,
         };
@@ -138,6 +150,7 @@ impl Plugin for Allocator {
         let addresses = addresses::Pool {
             objects: &*objects,
             cidrs: &self.config.cidrs,
+            reserved: &self.config.reserved_addresses,
             owner: owner.clone(),
             dry_run: false,
         };
@@ -169,6 +182,7 @@ impl Plugin for Allocator {
         let addresses = addresses::Pool {
             objects: &*objects,
             cidrs: &self.config.cidrs,
+            reserved: &self.config.reserved_addresses,
             owner: owner.clone(),
             dry_run: false,
         };

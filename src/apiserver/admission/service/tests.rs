@@ -8,6 +8,11 @@ use crate::apiserver::admission::testing::{Memory, admit, row};
 fn allocator(memory: &Arc<Memory>) -> Allocator {
     let config = ServiceConfig {
         cidrs: vec!["10.96.0.0/24".parse().unwrap()],
+        reserved_addresses: vec![ReservedAddress {
+            address: "10.96.0.10".parse().unwrap(),
+            namespace: "kube-system",
+            name: "kube-dns",
+        }],
         node_ports: 30000..=30001,
         reserved_ports: Vec::new(),
         external_ips: super::ExternalIps::default(),
@@ -51,6 +56,22 @@ async fn addresses_are_given_and_taken_back() {
     assert!(create(&plugin, &memory, &mut two).await.is_err());
     plugin.release(row("services"), &one).await;
     create(&plugin, &memory, &mut two).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_address_of_the_cluster_dns_is_nobody_elses() {
+    let memory = Memory::with(&[]);
+    let plugin = allocator(&memory);
+    let spec = json!({"type": "ClusterIP", "clusterIP": "10.96.0.10"});
+    let mut other = service("kube-dns", spec.clone()); // in another namespace
+    let message = create(&plugin, &memory, &mut other).await.unwrap_err();
+    assert!(
+        message.ends_with("provided IP is already allocated"),
+        "{message}"
+    );
+    let mut dns = service("kube-dns", spec);
+    dns["metadata"]["namespace"] = "kube-system".into();
+    create(&plugin, &memory, &mut dns).await.unwrap();
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
-//! Addresses to which a Service's traffic may be sent: those of the cluster or of elsewhere, never
-//! the inside of the host that sends it.
+//! Addresses to which a Service's traffic may be sent, and those it may be taken for: of the cluster or
+//! of elsewhere, never the inside of the host that sends it.
 
 use std::net::IpAddr;
 
@@ -8,7 +8,7 @@ use crate::{
     apiserver::registry::Causes,
 };
 
-/// An address behind a Service, in any spelling.
+/// An address behind or before a Service, in any spelling.
 pub fn endpoint(text: &str, path: &str, causes: &mut Causes) {
     match text.parse::<IpAddr>() {
         Ok(ip) => not_special(ip, text, path, causes),

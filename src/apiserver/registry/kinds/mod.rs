@@ -16,7 +16,6 @@ pub mod names;
 pub mod pods;
 pub mod row;
 pub mod selector;
-pub mod special_ip;
 pub mod value;
 
 use std::sync::LazyLock;

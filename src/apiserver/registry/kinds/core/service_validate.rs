@@ -7,9 +7,8 @@ use serde_json::Value;
 use crate::apiserver::registry::{
     Causes,
     kinds::{
-        names,
+        ips, names,
         pods::probes::port as int_or_name,
-        special_ip,
         value::{at, has, items, number, text, texts},
     },
 };
@@ -106,7 +105,7 @@ pub fn validate(service: &Value, causes: &mut Causes) {
         );
     }
     for (index, ip) in texts(service, "spec.externalIPs").iter().enumerate() {
-        special_ip::check(ip, &format!("spec.externalIPs[{index}]"), causes);
+        ips::endpoint(ip, &format!("spec.externalIPs[{index}]"), causes);
     }
     source_ranges(service, kind, causes);
 }
@@ -153,7 +152,7 @@ fn balancer(service: &Value, causes: &mut Causes) {
                 causes.forbidden(path("ipMode"), "may not be specified when `ip` is not set")
             }
             (false, _) => {
-                special_ip::check(ip, &path("ip"), causes);
+                ips::endpoint(ip, &path("ip"), causes);
                 if !mode.is_empty() && !["Proxy", "VIP"].contains(&mode) {
                     causes.unsupported(path("ipMode"), mode, &["Proxy", "VIP"]);
                 }

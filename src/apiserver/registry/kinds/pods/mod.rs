@@ -5,6 +5,7 @@
 
 pub mod containers;
 pub mod defaults;
+mod dns;
 pub mod probes;
 pub mod qos;
 pub mod references;

@@ -91,6 +91,7 @@ pub fn spec(spec: &Value, path: &str, causes: &mut Causes) {
             causes.required(format!("{path}.imagePullSecrets[{index}].name"), "");
         }
     }
+    super::dns::config(spec, path, causes);
     for (index, alias) in items(spec, "hostAliases").iter().enumerate() {
         let path = format!("{path}.hostAliases[{index}]");
         if text(alias, "ip").parse::<std::net::IpAddr>().is_err() {
