@@ -13,9 +13,15 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{model::Plan, render::Notice};
-use crate::{informer::Key, listener::Listener};
+use crate::{
+    informer::Key,
+    listener::{Limits, Listener},
+};
 
 const DRAIN: Duration = Duration::from_secs(1);
+/// Of one Service's health check; and no more than this part of the process's descriptors.
+const CONNECTIONS: usize = 16;
+const OF_DESCRIPTORS: u64 = 64;
 
 /// The servers that run.
 #[derive(Debug, Default)]
@@ -58,6 +64,7 @@ impl HealthChecks {
             socket,
             shutdown,
             drain: DRAIN,
+            limits: Limits::new(CONNECTIONS, OF_DESCRIPTORS),
         };
         let name = key.clone();
         tokio::spawn(listener.plain(move |_| {
