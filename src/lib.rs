@@ -2,6 +2,7 @@
 //!
 //! `docs/architecture.md` has the code map and says what each part must not know.
 
+mod accepting;
 pub mod addresses;
 pub mod apiserver;
 pub mod cli;

@@ -7,14 +7,15 @@ use std::{
 };
 
 /// What each part of `src` may use of the others. `cli` may use everything.
-const ALLOWED: [(&str, &[&str]); 15] = [
+const ALLOWED: [(&str, &[&str]); 16] = [
+    ("accepting", &[]),
     ("addresses", &[]),
     ("apiserver", &["addresses", "listener", "store", "pki"]),
     ("controllers", &["events", "informer", "placement"]),
-    ("dns", &["addresses", "informer"]),
+    ("dns", &["accepting", "addresses", "informer"]),
     ("events", &[]),
     ("informer", &[]),
-    ("listener", &[]),
+    ("listener", &["accepting"]),
     (
         "kubelet",
         &[

@@ -159,6 +159,7 @@ impl Lab {
             runtime: runtime.clone(),
             log_dir: dir.join("log"),
             client: handle.client(User::internal("system:node:n1", &["system:nodes"])),
+            clients: pki.clients().unwrap(),
         };
         tokio::spawn(server.serve(listener_of_kubelet, Arc::new(tls), stop.clone()));
         Self {

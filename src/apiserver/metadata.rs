@@ -46,12 +46,13 @@ pub fn now() -> String {
 /// Makes the metadata of a new object: what the server owns is set, whatever the client sent.
 pub fn prepare_create(row: &Resource, namespace: &str, object: &mut Value) -> Result<(), Status> {
     let metadata = of(object);
+    // Who sends one has read the object before, and means another verb.
     if metadata
         .get("resourceVersion")
         .and_then(Value::as_str)
-        .is_some_and(|version| !version.is_empty())
+        .is_some_and(|version| !matches!(version, "" | "0"))
     {
-        return Err(Status::internal(
+        return Err(Status::bad_request(
             "resourceVersion should not be set on objects to be created",
         ));
     }
@@ -121,9 +122,51 @@ pub fn namespaced(
             Ok(())
         }
         Some(given) if given == namespace => Ok(()),
-        Some(given) => Err(Status::bad_request(format!(
-            "the namespace of the provided object does not match the namespace sent on the request ({given} and {namespace})"
-        ))),
+        Some(_) => Err(Status::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        )),
+    }
+}
+
+/// What is written over an object must have that object's name and namespace, those of the URL. A
+/// namespace that is missing is filled in.
+pub fn check_address(
+    row: &Resource,
+    (namespace, name): (&str, &str),
+    object: &mut Value,
+) -> Result<(), Status> {
+    let given = text(object, "name");
+    if given.is_empty() {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({name} based on URL) was undeterminable: name must be provided"
+        )));
+    }
+    if given != name {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({given}) does not match the name on the URL ({name})"
+        )));
+    }
+    let given = text(object, "namespace");
+    if row.scope == Scope::Namespaced && !given.is_empty() && given != namespace {
+        return Err(Status::bad_request(format!(
+            "the namespace of the object ({given}) does not match the namespace on the request ({namespace})"
+        )));
+    }
+    namespaced(row, namespace, of(object))
+}
+
+/// What of metadata a write may not change, where it does not just stay as it was.
+pub fn check_immutable(new: &Value, old: &Value, causes: &mut Causes) {
+    let (new, old) = (&new["metadata"], &old["metadata"]);
+    let uid = &new["uid"];
+    if uid.as_str().is_some_and(|uid| !uid.is_empty()) && *uid != old["uid"] {
+        causes.invalid("metadata.uid", uid, "field is immutable");
+    }
+    // Only a DELETE begins these; once begun, they stay as they are.
+    for name in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
+        if old[name].is_null() && !new[name].is_null() {
+            causes.invalid(format!("metadata.{name}"), &new[name], "field is immutable");
+        }
     }
 }
 
@@ -323,6 +366,80 @@ mod tests {
             );
         }
         assert!(label_problem(&"a".repeat(64)).is_some());
+    }
+
+    #[test]
+    fn where_an_object_may_be_written() {
+        let row = |plural: &str| {
+            let rows = super::super::registry::kinds::ALL.iter();
+            let mut found = rows.filter(|row| row.plural == plural);
+            found.next().expect("a row")
+        };
+        let pod = |name: &str, namespace: &str| json!({"metadata": {"name": name, "namespace": namespace}});
+        for (plural, mut object, want) in [
+            ("pods", pod("p", "n"), ""),
+            ("pods", pod("p", ""), ""),
+            ("nodes", pod("p", "other"), ""), // has none, whatever it says
+            (
+                "pods",
+                pod("p", "other"),
+                "the namespace of the object (other) does not match the namespace on the request (n)",
+            ),
+            (
+                "pods",
+                pod("q", "n"),
+                "the name of the object (q) does not match the name on the URL (p)",
+            ),
+            (
+                "pods",
+                json!({}),
+                "the name of the object (p based on URL) was undeterminable: name must be provided",
+            ),
+        ] {
+            let got = check_address(row(plural), ("n", "p"), &mut object).err();
+            let got = got.map_or(String::new(), |status| status.message);
+            assert_eq!(got, want, "{plural} {object}");
+            if want.is_empty() {
+                let namespace = if plural == "pods" { "n" } else { "" };
+                assert_eq!(text(&object, "namespace"), namespace);
+            }
+        }
+    }
+
+    #[test]
+    fn what_nobody_changes() {
+        let old = json!({"metadata": {"uid": "a"}});
+        let deleted = json!({"metadata": {"uid": "a", "deletionTimestamp": "t", "deletionGracePeriodSeconds": 3}});
+        for (old, new, field) in [
+            (&old, json!({"uid": "a"}), ""),
+            (
+                &old,
+                json!({"creationTimestamp": "x", "generation": 9, "selfLink": "/"}),
+                "",
+            ), // stay
+            (&old, json!({"uid": "b"}), "metadata.uid"),
+            (
+                &old,
+                json!({"deletionTimestamp": "t"}),
+                "metadata.deletionTimestamp",
+            ),
+            (
+                &old,
+                json!({"deletionGracePeriodSeconds": 0}),
+                "metadata.deletionGracePeriodSeconds",
+            ),
+            (
+                &deleted,
+                json!({"deletionTimestamp": "u", "deletionGracePeriodSeconds": 0}),
+                "",
+            ),
+            (&deleted, json!({}), ""),
+        ] {
+            let mut causes = Causes::default();
+            check_immutable(&json!({"metadata": new}), old, &mut causes);
+            let got = causes.0.first().map_or("", |cause| &*cause.field);
+            assert_eq!(got, field, "{new}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    admission::{NodeRestriction, Plugin},
+    admission::{CertificateSigners, NodeRestriction, Plugin},
     aggregation::Aggregator,
     authn::{
         Authenticator, DEFAULT_ISSUER, SelfSubjectReviews, TokenIssuer, TokenRequests, TokenReviews,
@@ -29,7 +29,7 @@ use super::{
     streaming::Proxy,
 };
 use crate::{
-    pki::{self, Identity, Leaf, Pki},
+    pki::{self, Leaf, Live, Pki},
     store::{self, Store},
 };
 
@@ -52,8 +52,6 @@ pub enum Error {
     Store(#[from] store::Error),
     #[error("certificates of the API server")]
     Pki(#[from] pki::Error),
-    #[error("the key for service account tokens")]
-    Tokens(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("{0} has no address for the kubernetes service")]
     Services(ipnet::IpNet),
     #[error("write {what}")]
@@ -70,7 +68,7 @@ pub struct Handle {
     config: Config,
     ca_pem: Arc<str>,
     front_proxy_ca_pem: Arc<str>,
-    front: Arc<Identity>,
+    front: Arc<Live>,
 }
 
 impl Handle {
@@ -82,10 +80,9 @@ impl Handle {
         more: Vec<Arc<dyn Special>>,
     ) -> Result<Self, Error> {
         let server = Arc::new(ApiServer::new(Cache::start(store).await?));
-        let issuer = TokenIssuer::new(pki.token_key(), DEFAULT_ISSUER)
-            .map_err(|error| Error::Tokens(Box::new(error)))?;
-        let issuer = Arc::new(issuer);
-        let authenticator = Arc::new(Authenticator::new(issuer.clone(), server.clone()));
+        let issuer = Arc::new(TokenIssuer::new(pki.token_keys(), DEFAULT_ISSUER));
+        let authenticator = Authenticator::new(issuer.clone(), pki.clients()?, server.clone());
+        let authenticator = Arc::new(authenticator);
         let authorizer = Arc::new(Authorizer::new(server.clone()));
         let mut specials: Vec<Arc<dyn Special>> = vec![
             Arc::new(TokenReviews(authenticator.clone())),
@@ -99,14 +96,14 @@ impl Handle {
         specials.extend(more);
         server.set_specials(specials);
         let leaf = Leaf::client(KUBELET_CLIENT, &[super::authz::MASTERS]);
-        let identity = pki.identity(KUBELET_CLIENT, &leaf)?;
+        let identity = pki.live(KUBELET_CLIENT, leaf)?;
         let frontend = Frontend {
             server: server.clone(),
             authenticator,
             authorizer: authorizer.clone(),
             documents: Documents::new(address(config.advertise, config.port)),
             proxy: Proxy::new(
-                pki::client_config(pki.ca_pem(), Some(&identity))?,
+                pki::live_client_config(pki.ca_pem(), identity)?,
                 pki.ca_pem(),
                 config.advertise,
             )?,
@@ -121,16 +118,17 @@ impl Handle {
             config,
             ca_pem: pki.ca_pem().into(),
             front_proxy_ca_pem: pki.front_proxy_ca_pem().into(),
-            front: Arc::new(pki.front_proxy()?),
+            front: pki.front_proxy()?,
         })
     }
 
     /// Sets the chain of admission, the guards that ask the authorizer first, and writes what every
     /// cluster has. Call once, before anyone is served.
     pub async fn start(&self, plugins: Vec<Arc<dyn Plugin>>) -> Result<(), Error> {
-        let guards: [Arc<dyn Plugin>; 2] = [
+        let guards: [Arc<dyn Plugin>; 3] = [
             Arc::new(EscalationGuard(self.authorizer.clone())),
             Arc::new(NodeRestriction(self.authorizer.clone())),
+            Arc::new(CertificateSigners(self.authorizer.clone())),
         ];
         self.server
             .set_plugins(guards.into_iter().chain(plugins).collect());

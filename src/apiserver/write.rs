@@ -46,6 +46,11 @@ impl Writing {
         cache::key(self.row.storage, &self.namespace, name)
     }
 
+    /// Namespace and name.
+    pub fn address(&self) -> (&str, &str) {
+        (&self.namespace, &self.name)
+    }
+
     pub fn not_found(&self) -> Status {
         Status::not_found(self.row.group, self.row.plural, &self.name)
     }
@@ -283,8 +288,11 @@ impl ApiServer {
         metadata::validate(row, &object, &mut causes);
         added_finalizers(&object, &old.value, &mut causes);
         row.validate(&object, &mut causes);
-        if writing.subresource.is_none() {
-            (row.behaviour.validate_update)(&object, &old.value, &mut causes);
+        match writing.subresource.as_deref() {
+            None => (row.behaviour.validate_update)(&object, &old.value, &mut causes),
+            Some(part) => {
+                (row.behaviour.validate_subresource)(part, &object, &old.value, &mut causes);
+            }
         }
         self.refuse(writing, name, causes)?;
         if row.behaviour.generation && spec_differs(&object, &old.value) {

@@ -18,6 +18,8 @@ use tokio::{
     sync::mpsc,
 };
 
+use crate::accepting::Failures;
+
 /// Requests are short; a longer one is nonsense.
 const MAX_REQUEST_BYTES: u64 = 64 << 10;
 
@@ -132,9 +134,11 @@ where
     F: Future<Output = Result<Outcome, super::Error>> + Send + 'static,
 {
     let handler = Arc::new(handler);
+    let mut failures = Failures::new("control");
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
+                failures.over();
                 let handler = handler.clone();
                 tokio::spawn(async move {
                     if let Err(error) = answer(stream, handler.as_ref()).await {
@@ -142,7 +146,9 @@ where
                     }
                 });
             }
-            Err(error) => tracing::warn!(%error, "accept on the control socket"),
+            Err(error) => {
+                tokio::time::sleep(failures.rest(&error, tokio::time::Instant::now())).await;
+            }
         }
     }
 }

@@ -15,7 +15,7 @@ use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Error,
+    ClusterAuthority, Error,
     control::{self, Outcome, Reply, Request},
     demo, image,
     node::{self, Node},
@@ -32,7 +32,7 @@ use crate::{
     },
     controllers,
     informer::Informers,
-    pki::{self, Leaf, Pki, kubeconfig},
+    pki::{self, Identity, Leaf, Live, Pki, kubeconfig},
     runtime::image::Images,
     scheduler,
     store::embedded::{Embedded, Quota},
@@ -125,10 +125,11 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
         &[],
     );
     let tls = Arc::new(pki::server_config(&pki, leaf)?);
-    write_kubeconfig(&config.paths, &pki, port)?;
+    let admin = keep_kubeconfig(&config.paths, &pki, port)?;
 
     let shutdown = CancellationToken::new();
     tokio::spawn(super::allocator::keep_small());
+    tokio::spawn(pki::renew_in_time(pki.clone(), shutdown.clone()));
     let serving = tokio::spawn({
         let (handle, shutdown) = (handle.clone(), shutdown.clone());
         async move { handle.serve(listener, tls, shutdown).await }
@@ -148,6 +149,7 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
         controllers::Config {
             ca_pem: pki.ca_pem().to_owned(),
             make_token: token_maker(handle.issuer.clone()),
+            authority: Arc::new(ClusterAuthority(pki.clone())),
         },
         shutdown.clone(),
     ));
@@ -186,6 +188,7 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     let _ = tokio::join!(serving, scheduling, controlling);
     answering.abort();
     let _ = std::fs::remove_file(config.paths.control_socket());
+    drop(admin); // renewed until here
     result
 }
 
@@ -435,13 +438,22 @@ pub fn hostname() -> String {
         .to_lowercase()
 }
 
-fn write_kubeconfig(paths: &Paths, pki: &Pki, port: u16) -> Result<(), Error> {
-    let admin = pki.identity(
-        "admin",
-        &Leaf::client("kubernetes-admin", &["system:masters"]),
-    )?;
-    let text = kubeconfig(&format!("https://127.0.0.1:{port}"), pki.ca_pem(), &admin);
-    write_private(&paths.kubeconfig(), text.as_bytes())
+/// Writes the administrator's kubeconfig, now and whenever its certificate is renewed.
+fn keep_kubeconfig(paths: &Paths, pki: &Pki, port: u16) -> Result<Arc<Live>, Error> {
+    let leaf = Leaf::client("kubernetes-admin", &["system:masters"]);
+    let admin = pki.live("admin", leaf)?;
+    let (path, ca_pem) = (paths.kubeconfig(), pki.ca_pem().to_owned());
+    let write = move |admin: &Identity| {
+        let text = kubeconfig(&format!("https://127.0.0.1:{port}"), &ca_pem, admin);
+        write_private(&path, text.as_bytes())
+    };
+    write(&admin.identity())?;
+    admin.on_renewal(move |identity| {
+        if let Err(error) = write(identity) {
+            tracing::warn!(%error, "the renewed kubeconfig was not written");
+        }
+    });
+    Ok(admin)
 }
 
 /// Mode 0600 from the first byte on, and whole or not at all.

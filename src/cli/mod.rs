@@ -4,6 +4,7 @@
 //! says what and how to mend it), 2 the arguments make no sense.
 
 mod allocator;
+mod authority;
 mod check;
 mod completion;
 mod control;
@@ -21,6 +22,8 @@ mod reservations;
 mod reset;
 mod up;
 mod version;
+
+pub use authority::ClusterAuthority;
 
 use std::process::ExitCode;
 

@@ -196,6 +196,7 @@ impl Node {
             images,
             network,
             server_tls: Arc::new(pki::server_config(pki, leaf)?),
+            clients: pki.clients()?,
         };
         let config = kubelet_config(&config, &names, cluster_dns);
         tasks.spawn({
@@ -269,6 +270,7 @@ pub async fn remove(paths: &Paths) -> Result<(), Error> {
         images: Images::open(paths.state.clone()).await?,
         network: network.clone(),
         server_tls: Arc::new(pki::server_config(&pki, Leaf::kubelet_serving("", &[]))?),
+        clients: pki.clients()?,
     };
     let kubelet = kubelet_config(&config, &names, cluster_dns(config.services)?);
     kubelet::remove_pods(&kubelet, &deps).await?;

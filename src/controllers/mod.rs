@@ -4,6 +4,7 @@
 //! their objects. Called by `cli`; they know the API client and the informers only.
 //! Always true: every controller may be stopped at any moment and goes on from what the API shows.
 
+mod certificates;
 mod cluster_role;
 mod cron_job;
 mod daemon;
@@ -39,6 +40,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+pub use self::certificates::{Authority, Requested};
 use crate::informer::Informers;
 
 /// What the controllers are told at start.
@@ -48,9 +50,11 @@ pub struct Config {
     pub ca_pem: String,
     /// Signs the tokens that Secrets hold.
     pub make_token: MakeToken,
+    /// Reads and signs certificate requests with the cluster's key.
+    pub authority: Arc<dyn Authority>,
 }
 
-/// Makes a token, or says why not.
+/// Makes a token, or says why not. Not for threads that others need: a signature takes a while.
 pub type MakeToken = Arc<dyn Fn(&TokenFor<'_>) -> Result<String, String> + Send + Sync>;
 
 /// Whose token it is, and which Secret will hold it.
@@ -68,6 +72,11 @@ pub async fn run(informers: Informers, config: Config, shutdown: CancellationTok
         namespace::run(informers.clone(), shutdown.clone()),
         service_account::run(informers.clone(), shutdown.clone()),
         root_ca::run(informers.clone(), config.ca_pem.clone(), shutdown.clone()),
+        certificates::run(
+            informers.clone(),
+            config.authority.clone(),
+            shutdown.clone()
+        ),
         token::run(informers.clone(), config, shutdown.clone()),
         deployment::run(informers.clone(), shutdown.clone()),
         replicas::run(informers.clone(), shutdown.clone()),

@@ -4,7 +4,7 @@
 //! Nobody's account is given one unasked. The Secret goes with its account; an account's list of
 //! secrets loses those that are gone.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::{
     ByteString,
@@ -118,14 +118,7 @@ impl Controller for Tokens {
                 .await
                 .doing(|| format!("ask for account {of} of Secret {key}"))?;
         }
-        let step = plan(&secret, account.as_ref(), &self.config.ca_pem, |account| {
-            (self.config.make_token)(&TokenFor {
-                namespace: &key.namespace,
-                account: &of.name,
-                account_uid: account.metadata.uid.as_deref().unwrap_or_default(),
-                secret: &key.name,
-            })
-        });
+        let step = self.plan(&secret, account.clone()).await;
         match step.map_err(|why| Error::invalid("token", format!("Secret {key}"), why))? {
             Step::Nothing => {}
             Step::Delete => self.delete(key, &secret).await?,
@@ -148,6 +141,26 @@ impl Controller for Tokens {
 }
 
 impl Tokens {
+    /// [`plan`] on a thread where a token may be signed.
+    async fn plan(
+        &self,
+        secret: &Arc<Secret>,
+        account: Option<ServiceAccount>,
+    ) -> Result<Step, String> {
+        let (secret, config) = (secret.clone(), self.config.clone());
+        let planned = tokio::task::spawn_blocking(move || {
+            plan(&secret, account.as_ref(), &config.ca_pem, |account| {
+                (config.make_token)(&TokenFor {
+                    namespace: &secret.namespace().unwrap_or_default(),
+                    account: &account.name_any(),
+                    account_uid: account.metadata.uid.as_deref().unwrap_or_default(),
+                    secret: &secret.name_any(),
+                })
+            })
+        });
+        planned.await.map_err(|error| error.to_string())?
+    }
+
     async fn delete(&self, key: &Key, secret: &Secret) -> Result<(), Error> {
         let params = DeleteParams::default().preconditions(Preconditions {
             uid: secret.uid(),

@@ -30,6 +30,7 @@ use super::{
     records::Index,
     shares::{Place, Shares},
 };
+use crate::accepting::Failures;
 
 /// TCP connections, and queries waiting for upstream (a descriptor each): of all clients together, and
 /// of one.
@@ -39,8 +40,6 @@ const UPSTREAM: (usize, usize) = (1024, 256);
 const IDLE: Duration = Duration::from_secs(10);
 /// No query is longer, not even by TCP.
 const QUERY: usize = 4096;
-/// How long accepting rests when it fails: out of descriptors, say.
-const REST: Duration = Duration::from_millis(50);
 
 /// What every socket shares.
 #[derive(Debug)]
@@ -102,15 +101,17 @@ impl Server {
     }
 
     pub async fn tcp(self: Arc<Self>, listener: TcpListener) {
+        let mut failures = Failures::new("DNS");
         loop {
             let (stream, from) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::debug!(%error, "accept a DNS connection");
-                    tokio::time::sleep(REST).await;
+                    let now = tokio::time::Instant::now();
+                    tokio::time::sleep(failures.rest(&error, now)).await;
                     continue;
                 }
             };
+            failures.over();
             if !self.answers(from.ip()) {
                 continue;
             }

@@ -46,6 +46,7 @@ use tokio_util::sync::CancellationToken;
 use self::{container::Facts, volumes::Volumes};
 use crate::{
     informer::Informers,
+    pki::Clients,
     runtime::{Runtime, image::Images},
 };
 
@@ -100,6 +101,8 @@ pub struct Deps {
     pub network: network::PodNetwork,
     /// For the kubelet's own API: asks for client certificates.
     pub server_tls: Arc<rustls::ServerConfig>,
+    /// Says whom they name.
+    pub clients: Arc<Clients>,
 }
 
 /// Where others in the kubelet look up this node's pods.
@@ -170,6 +173,7 @@ pub async fn run(
         runtime: deps.runtime.clone(),
         log_dir: logs::folder(&config.log_dir),
         client: client.clone(),
+        clients: deps.clients.clone(),
     };
     let room = room(&config, budget.allocatable(disk.capacity_bytes));
     let manager = eviction::Parts {

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response};
+use http::{Method, Request, Response, StatusCode, header, response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -37,6 +37,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use connections::Limits;
 use connections::{Asking, Connections, Slot};
 
+use crate::accepting::Failures;
+
 /// A client that does not finish the handshake in this time is dropped.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// The first request's head must be there after this.
@@ -45,11 +47,6 @@ const FIRST_REQUEST: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(90);
 /// An idle HTTP/2 client that was told to go has this long to do so.
 const LINGER: Duration = Duration::from_secs(2);
-/// How long the listener rests when it cannot accept (out of descriptors, say): longer each time.
-const REST: Duration = Duration::from_millis(50);
-const LONGEST_REST: Duration = Duration::from_secs(1);
-/// That it cannot accept is logged so often.
-const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 /// A request's head over HTTP/1.1, and a connection's buffer.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 const MAX_HTTP2_STREAMS: u32 = 250;
@@ -126,7 +123,7 @@ impl Listener {
     {
         let connections = Connections::new(self.limits);
         let tasks = TaskTracker::new();
-        let mut failures = Failures::default();
+        let mut failures = Failures::new("requests");
         loop {
             let accepted = tokio::select! {
                 () = self.shutdown.cancelled() => break,
@@ -149,7 +146,7 @@ impl Listener {
                 }
                 Err(error) => {
                     connections.make_room();
-                    tokio::time::sleep(failures.rest(&error)).await;
+                    tokio::time::sleep(failures.rest(&error, Instant::now())).await;
                 }
             }
         }
@@ -167,35 +164,6 @@ fn set_options(stream: &TcpStream) {
     let _ = setsockopt(stream, sockopt::TcpKeepCount, &4);
 }
 
-/// Failures to accept in a row.
-#[derive(Default)]
-struct Failures {
-    rest: Duration,
-    untold: u64,
-    told: Option<Instant>,
-}
-
-impl Failures {
-    fn over(&mut self) {
-        self.rest = Duration::ZERO;
-    }
-
-    /// How long to rest now.
-    fn rest(&mut self, error: &io::Error) -> Duration {
-        self.untold += 1;
-        if self
-            .told
-            .is_none_or(|told| told.elapsed() >= COMPLAIN_EVERY)
-        {
-            tracing::warn!(%error, times = self.untold, "connections cannot be accepted");
-            self.told = Some(Instant::now());
-            self.untold = 0;
-        }
-        self.rest = (self.rest * 2).clamp(REST, LONGEST_REST);
-        self.rest
-    }
-}
-
 async fn connection<S, F, B>(
     stream: S,
     slot: Arc<Slot>,
@@ -207,15 +175,18 @@ async fn connection<S, F, B>(
     B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static,
 {
     let asked = slot.clone();
-    let service = service_fn(move |request| {
+    let service = service_fn(move |request: Request<Incoming>| {
         let asking = asked.ask();
+        let method = request.method().clone();
         let answer = answer(request);
         async move {
-            let response = answer.await;
-            Ok::<_, Infallible>(response.map(|body| Answering {
+            let (mut parts, body) = answer.await.into_parts();
+            let body = carries_body(&method, &mut parts, &body).then_some(body);
+            let answering = Answering {
                 body,
                 _asking: asking,
-            }))
+            };
+            Ok::<_, Infallible>(Response::from_parts(parts, answering))
         }
     });
     let builder = builder();
@@ -250,6 +221,27 @@ async fn connection<S, F, B>(
     }
     // An upgraded connection goes on elsewhere and keeps its place, whatever it is used for.
     slot.settle();
+}
+
+/// Whether an answer may have a body: one to HEAD, 204 and 304 has none, whoever made it. HTTP/2
+/// clients take one for a broken stream. HEAD tells how long the body would be.
+fn carries_body(method: &Method, parts: &mut response::Parts, body: &impl Body) -> bool {
+    if matches!(
+        parts.status,
+        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+    ) {
+        return false;
+    }
+    if *method != Method::HEAD {
+        return true;
+    }
+    if let Some(length) = body.size_hint().exact() {
+        parts
+            .headers
+            .entry(header::CONTENT_LENGTH)
+            .or_insert(length.into());
+    }
+    false
 }
 
 fn builder() -> auto::Builder<TokioExecutor> {
@@ -317,9 +309,9 @@ impl AsyncWrite for Held {
     }
 }
 
-/// An answer's body: its connection is not idle before it has gone out.
+/// An answer's body, if it has one: its connection is not idle before it has gone out.
 struct Answering<B> {
-    body: B,
+    body: Option<B>,
     _asking: Asking,
 }
 
@@ -331,32 +323,49 @@ impl<B: Body + Unpin> Body for Answering<B> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        match &mut self.body {
+            Some(body) => Pin::new(body).poll_frame(cx),
+            None => Poll::Ready(None),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let hint = self.body.as_ref().map(Body::size_hint);
+        hint.unwrap_or_else(|| SizeHint::with_exact(0))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::Full;
+
     use super::*;
 
     #[test]
-    fn failing_to_accept_is_quiet_and_slower_each_time() {
-        let mut failures = Failures::default();
-        let error = io::Error::from_raw_os_error(24);
-        let rests: Vec<Duration> = (0..100).map(|_| failures.rest(&error)).collect();
-        assert_eq!(rests[..2], [REST, 2 * REST]);
-        assert!(rests[5..].iter().all(|rest| *rest == LONGEST_REST));
-        // The first was logged, the others are counted until a minute has passed.
-        assert_eq!(failures.untold, 99);
-        failures.over();
-        assert_eq!(failures.rest(&error), REST);
+    fn which_answers_have_a_body() {
+        for (method, status, body, length) in [
+            (Method::GET, 200, true, None),
+            (Method::GET, 204, false, None),
+            (Method::GET, 304, false, None),
+            (Method::POST, 401, true, None),
+            (Method::HEAD, 200, false, Some("2")),
+            (Method::HEAD, 401, false, Some("2")),
+            (Method::HEAD, 304, false, None),
+        ] {
+            let response = Response::builder().status(status).body(());
+            let (mut parts, ()) = response.unwrap().into_parts();
+            let full = Full::new(bytes::Bytes::from_static(b"ok"));
+            assert_eq!(
+                carries_body(&method, &mut parts, &full),
+                body,
+                "{method} {status}"
+            );
+            let given = parts.headers.get(header::CONTENT_LENGTH);
+            assert_eq!(given.map(|length| length.to_str().unwrap()), length);
+        }
     }
 }

@@ -7,9 +7,8 @@ use rcgen::{KeyPair, SigningKey};
 const SEQUENCE: u8 = 0x30;
 const SET: u8 = 0x31;
 const UTF8_STRING: u8 = 0x0c;
+const PRINTABLE_STRING: u8 = 0x13;
 const BIT_STRING: u8 = 0x03;
-const COMMON_NAME: &[u8] = &[0x06, 0x03, 0x55, 0x04, 0x03];
-const ORGANIZATION: &[u8] = &[0x06, 0x03, 0x55, 0x04, 0x0a];
 const ECDSA_WITH_SHA256: &[u8] = &[
     0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02,
 ];
@@ -29,19 +28,58 @@ fn element(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     out
 }
 
-/// An X.509 name: each group as an organization, then the user as common name.
-pub fn subject(user: &str, groups: &[String]) -> Vec<u8> {
-    let attribute = |kind: &[u8], value: &str| {
-        let value = element(UTF8_STRING, &[value.as_bytes()]);
-        element(SET, &[&element(SEQUENCE, &[kind, &value])])
-    };
-    let mut names: Vec<Vec<u8>> = groups
-        .iter()
-        .map(|group| attribute(ORGANIZATION, group))
+/// The attributes of a subject that are carried into a certificate. All are `2.5.4.<number>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Attribute {
+    CommonName = 3,
+    SerialNumber = 5,
+    Country = 6,
+    Locality = 7,
+    Province = 8,
+    Street = 9,
+    Organization = 10,
+    Unit = 11,
+    PostalCode = 17,
+}
+
+/// In the order in which upstream writes them.
+pub const ATTRIBUTES: [Attribute; 9] = [
+    Attribute::Country,
+    Attribute::Organization,
+    Attribute::Unit,
+    Attribute::Locality,
+    Attribute::Province,
+    Attribute::Street,
+    Attribute::PostalCode,
+    Attribute::CommonName,
+    Attribute::SerialNumber,
+];
+
+/// An X.509 name of these attributes, one after the other.
+pub fn name<'a>(attributes: impl IntoIterator<Item = (Attribute, &'a str)>) -> Vec<u8> {
+    let names: Vec<Vec<u8>> = attributes
+        .into_iter()
+        .map(|(kind, value)| {
+            // X.520 has countries and serial numbers printable only.
+            let tag = match kind {
+                Attribute::Country | Attribute::SerialNumber => PRINTABLE_STRING,
+                _ => UTF8_STRING,
+            };
+            let identifier = [0x06, 0x03, 0x55, 0x04, kind as u8];
+            let value = element(tag, &[value.as_bytes()]);
+            element(SET, &[&element(SEQUENCE, &[&identifier, &value])])
+        })
         .collect();
-    names.push(attribute(COMMON_NAME, user));
     let names: Vec<&[u8]> = names.iter().map(Vec::as_slice).collect();
     element(SEQUENCE, &names)
+}
+
+/// An X.509 name: each group as an organization, then the user as common name.
+pub fn subject(user: &str, groups: &[String]) -> Vec<u8> {
+    let groups = groups
+        .iter()
+        .map(|group| (Attribute::Organization, group.as_str()));
+    name(groups.chain([(Attribute::CommonName, user)]))
 }
 
 /// `certificate` with another subject, signed by the P-256 key `ca`.

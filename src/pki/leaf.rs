@@ -8,13 +8,13 @@ use std::{
 
 use rcgen::{
     CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
-    SanType,
+    SanType, SerialNumber,
 };
 use x509_parser::{
     certificate::X509Certificate, extensions::GeneralName, pem::Pem, x509::X509Name,
 };
 
-use super::{BACKDATE, der};
+use super::der;
 
 /// What the holder may do with a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -94,7 +94,7 @@ impl Leaf {
         &self,
         key: &impl PublicKeyData,
         ca: &Issuer<'_, KeyPair>,
-        life: Duration,
+        validity: Validity,
     ) -> Result<Vec<u8>, rcgen::Error> {
         let mut params = CertificateParams::default();
         for name in &self.names {
@@ -115,15 +115,33 @@ impl Leaf {
                 Usage::Client => ExtendedKeyUsagePurpose::ClientAuth,
             })
             .collect();
-        params.is_ca = rcgen::IsCa::ExplicitNoCa;
-        params.use_authority_key_identifier_extension = true;
-        let now = SystemTime::now();
-        params.not_before = (now - BACKDATE).into();
-        params.not_after = (now + life).into();
-        let certificate = params.signed_by(key, ca)?;
         let subject = der::subject(&self.user, &self.groups);
-        der::with_subject(certificate.der(), &subject, ca.key())
+        signed(params, key, ca, validity, &subject)
     }
+}
+
+/// From when to when a certificate holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validity {
+    pub from: SystemTime,
+    pub to: SystemTime,
+}
+
+/// A certificate's DER: of `key`, named `subject`, never an authority.
+pub(super) fn signed(
+    mut params: CertificateParams,
+    key: &impl PublicKeyData,
+    ca: &Issuer<'_, KeyPair>,
+    validity: Validity,
+    subject: &[u8],
+) -> Result<Vec<u8>, rcgen::Error> {
+    params.is_ca = rcgen::IsCa::ExplicitNoCa;
+    params.use_authority_key_identifier_extension = true;
+    params.serial_number = Some(SerialNumber::from_slice(uuid::Uuid::new_v4().as_bytes()));
+    params.not_before = validity.from.into();
+    params.not_after = validity.to.into();
+    let certificate = params.signed_by(key, ca)?;
+    der::with_subject(certificate.der(), subject, ca.key())
 }
 
 fn distinct<T: PartialEq>(items: impl Iterator<Item = T>) -> Vec<T> {
@@ -144,7 +162,7 @@ pub(super) struct Facts {
     names: BTreeSet<String>,
     addresses: BTreeSet<IpAddr>,
     pub(super) usages: Vec<Usage>,
-    not_after: SystemTime,
+    pub(super) validity: Validity,
     /// SubjectPublicKeyInfo.
     pub(super) public_key: Vec<u8>,
 }
@@ -164,8 +182,9 @@ impl Facts {
                     usage.as_ref().is_some_and(|usage| usage.value.client_auth),
                 ),
             ];
-            let not_after = certificate.validity().not_after.timestamp();
-            let not_after = Duration::from_secs(u64::try_from(not_after).ok()?);
+            let time =
+                |seconds: i64| Some(UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).ok()?));
+            let validity = certificate.validity();
             Some(Self {
                 user: common_name(certificate.subject())?,
                 groups: organizations(certificate.subject()),
@@ -175,16 +194,14 @@ impl Facts {
                     .into_iter()
                     .filter_map(|(usage, set)| set.then_some(usage))
                     .collect(),
-                not_after: UNIX_EPOCH + not_after,
+                validity: Validity {
+                    from: time(validity.not_before.timestamp())?,
+                    to: time(validity.not_after.timestamp())?,
+                },
                 public_key: certificate.public_key().raw.to_vec(),
             })
         })
         .flatten()
-    }
-
-    pub(super) fn left(&self) -> Duration {
-        let left = self.not_after.duration_since(SystemTime::now());
-        left.unwrap_or_default()
     }
 
     /// Whether it says what `leaf` wants, no more and no less.

@@ -1,24 +1,32 @@
 //! Certificates and keys of a cluster.
 //!
-//! Owns one folder: the cluster's authority (`ca.crt`, `ca.key`), the key that signs service
+//! Owns one folder: the cluster's authority (`ca.crt`, `ca.key`), the keys that sign service
 //! account tokens (`sa.key`), the certificates issued from here (`<name>.crt`, `<name>.key`), and
 //! a second authority (`front-proxy-ca`) that vouches for the API server before aggregated ones.
 //! Called by `cli` at start, by `apiserver` for tokens and signing requests, and by `kubelet`.
 //! Always true:
 //! - Private keys are readable by their owner only and appear on disk complete or not at all.
 //! - An authority is never replaced: what it has signed would be worthless.
-//! - A certificate handed out at start has at least 30 days to live.
+//! - A certificate issued here is renewed after two thirds of its life, without a restart.
+//!
+//! `live.rs` renews, `clients.rs` says whom a client's certificate names, `tokens.rs` has the keys
+//! of tokens, `request.rs` reads and signs signing requests.
 
+mod clients;
 mod der;
 mod files;
 mod kubeconfig;
 mod leaf;
+mod live;
+mod renewal;
 mod request;
 mod tls;
+mod tokens;
+mod usages;
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, Weak},
     time::{Duration, SystemTime},
 };
 
@@ -28,25 +36,32 @@ use rcgen::{
 };
 
 pub use self::{
+    clients::{Clients, Holder, Refused},
     kubeconfig::kubeconfig,
     leaf::{Leaf, Usage},
-    request::Request,
-    tls::{client_config, server_config, server_config_with},
+    live::{Live, renew_in_time},
+    request::{MAX_REQUEST_BYTES, Request},
+    tls::{client_config, live_client_config, server_config, server_config_with},
+    tokens::{Algorithm, TokenKey, TokenKeys},
 };
+use self::{leaf::Validity, live::Signer, renewal::Due};
 
 /// The name by which aggregated API servers know this one.
 pub const FRONT_PROXY: &str = "front-proxy-client";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const CA_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 const LEAF_LIFE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-/// A certificate with less left is issued anew.
-const RENEW_BEFORE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Clocks of the cluster's machines may differ by this much.
 const BACKDATE: Duration = Duration::from_secs(5 * 60);
 
 /// A certificate as PEM.
 pub fn pem(certificate: &[u8]) -> String {
     der::pem("CERTIFICATE", certificate)
+}
+
+/// When the first certificate of a PEM file ends.
+pub fn ends(pem: &[u8]) -> Option<SystemTime> {
+    leaf::Facts::read(std::str::from_utf8(pem).ok()?).map(|facts| facts.validity.to)
 }
 
 /// Why a certificate or key could not be had.
@@ -66,8 +81,10 @@ pub enum Error {
         subject: String,
         source: rcgen::Error,
     },
-    #[error("signing request: {0}")]
+    #[error("{0}")]
     Request(String),
+    #[error("the key for service account tokens could not be made: {0}")]
+    TokenKey(String),
     #[error("TLS settings")]
     Tls(#[from] rustls::Error),
     #[error("TLS client verification: {0}")]
@@ -91,35 +108,27 @@ struct Inner {
     dir: PathBuf,
     cluster: Authority,
     front_proxy: Authority,
-    tokens: TokenKey,
+    tokens: Arc<TokenKeys>,
+    /// The certificates in use.
+    live: Mutex<Vec<Weak<Live>>>,
 }
 
 /// Who signs certificates.
 struct Authority {
     pem: String,
     issuer: Issuer<'static, KeyPair>,
-}
-
-/// The ES256 key that signs service account tokens.
-#[derive(Clone)]
-pub struct TokenKey {
-    /// PKCS#8.
-    pub private_pem: String,
-    pub public_pem: String,
-    /// SubjectPublicKeyInfo.
-    pub public_der: Vec<u8>,
-    /// The point's coordinates, 32 bytes each.
-    pub x: Vec<u8>,
-    pub y: Vec<u8>,
+    validity: Validity,
 }
 
 impl Pki {
     /// Loads the authority from `dir`, or makes one there.
     pub fn open(dir: &Path) -> Result<Self, Error> {
         files::folder(dir)?;
-        let tokens = TokenKey::new(&self::key(&dir.join("sa.key"))?);
+        // First: a new key is made on a thread of its own, beside all that follows.
+        let tokens = Arc::new(TokenKeys::open(dir)?);
         Ok(Self {
             inner: Arc::new(Inner {
+                live: Mutex::default(),
                 cluster: Authority::open(dir, "ca", "kubernetes")?,
                 front_proxy: Authority::open(dir, "front-proxy-ca", "front-proxy-ca")?,
                 dir: dir.to_owned(),
@@ -139,33 +148,64 @@ impl Pki {
     }
 
     /// What the API server shows to aggregated ones: who holds it may say who asks.
-    pub fn front_proxy(&self) -> Result<Identity, Error> {
+    pub fn front_proxy(&self) -> Result<Arc<Live>, Error> {
         let leaf = Leaf::client(FRONT_PROXY, &[]);
-        self.kept(&self.inner.front_proxy, FRONT_PROXY, &leaf)
+        Live::new(self, Signer::FrontProxy, Some(FRONT_PROXY), leaf)
     }
 
-    pub fn token_key(&self) -> &TokenKey {
+    pub fn token_keys(&self) -> &Arc<TokenKeys> {
         &self.inner.tokens
     }
 
-    /// The certificate kept as `<name>.crt`, issued if there is none that fits `leaf` with a
-    /// month or more to live. `name` is a file name: `admin`, `apiserver`.
+    /// Whom the cluster's authority vouches for.
+    pub fn clients(&self) -> Result<Arc<Clients>, Error> {
+        Clients::new(self.ca_pem()).map(Arc::new)
+    }
+
+    /// The certificate kept as `<name>.crt`, issued if there is none that fits `leaf` with a third
+    /// of its life left. `name` is a file name: `admin`, `apiserver`.
     pub fn identity(&self, name: &str, leaf: &Leaf) -> Result<Identity, Error> {
         self.kept(&self.inner.cluster, name, leaf)
     }
 
+    /// The same, renewed for as long as it is used.
+    pub fn live(&self, name: &str, leaf: Leaf) -> Result<Arc<Live>, Error> {
+        Live::new(self, Signer::Cluster, Some(name), leaf)
+    }
+
+    /// A new certificate, kept nowhere, renewed for as long as it is used.
+    pub fn live_in_memory(&self, leaf: Leaf) -> Result<Arc<Live>, Error> {
+        Live::new(self, Signer::Cluster, None, leaf)
+    }
+
+    fn authority(&self, signer: Signer) -> &Authority {
+        match signer {
+            Signer::Cluster => &self.inner.cluster,
+            Signer::FrontProxy => &self.inner.front_proxy,
+        }
+    }
+
     fn kept(&self, authority: &Authority, name: &str, leaf: &Leaf) -> Result<Identity, Error> {
-        let certificate = self.inner.dir.join(format!("{name}.crt"));
-        let key = self.inner.dir.join(format!("{name}.key"));
+        let (certificate, key) = self.files(name);
         if let (Some(certificate), Some(key)) = (files::read(&certificate)?, files::read(&key)?)
             && authority.serves(&certificate, &key, leaf)
         {
             return Ok(Identity { certificate, key });
         }
+        self.reissued(authority, name, leaf)
+    }
+
+    fn reissued(&self, authority: &Authority, name: &str, leaf: &Leaf) -> Result<Identity, Error> {
+        let (certificate, key) = self.files(name);
         let identity = authority.issue(leaf)?;
         files::write(&key, &identity.key)?;
         files::write(&certificate, &identity.certificate)?;
         Ok(identity)
+    }
+
+    fn files(&self, name: &str) -> (PathBuf, PathBuf) {
+        let file = |kind: &str| self.inner.dir.join(format!("{name}.{kind}"));
+        (file("crt"), file("key"))
     }
 
     /// A new key with a certificate for it, kept nowhere. Valid for a year.
@@ -187,12 +227,16 @@ impl Authority {
                 pem
             }
         };
-        check_pair(&path, &pem, &key)?;
+        let validity = check_pair(&path, &pem, &key)?;
         let issuer = Issuer::from_ca_cert_pem(&pem, key).map_err(|source| Error::Unusable {
             path,
             reason: source.to_string(),
         })?;
-        Ok(Self { pem, issuer })
+        Ok(Self {
+            pem,
+            issuer,
+            validity,
+        })
     }
 
     fn issue(&self, leaf: &Leaf) -> Result<Identity, Error> {
@@ -205,8 +249,13 @@ impl Authority {
             }
         };
         let key = KeyPair::generate().map_err(failed("make a key for"))?;
+        let now = SystemTime::now();
+        let validity = Validity {
+            from: now - BACKDATE,
+            to: (now + LEAF_LIFE).min(self.validity.to),
+        };
         let der = leaf
-            .sign(&key, &self.issuer, LEAF_LIFE)
+            .sign(&key, &self.issuer, validity)
             .map_err(failed("sign"))?;
         Ok(Identity {
             certificate: der::pem("CERTIFICATE", &der),
@@ -220,25 +269,12 @@ impl Authority {
             return false;
         };
         leaf::Facts::read(certificate).is_some_and(|facts| {
+            let due = renewal::due(facts.validity, self.validity.to, 0, SystemTime::now());
             facts.public_key == key.subject_public_key_info()
-                && facts.left() > RENEW_BEFORE
+                && due != Due::Now
                 && facts.fits(leaf)
                 && leaf::signed_by(certificate, &self.pem)
         })
-    }
-}
-
-impl TokenKey {
-    fn new(key: &KeyPair) -> Self {
-        // An uncompressed point: 04, x, y.
-        let point = key.public_key_raw();
-        Self {
-            private_pem: key.serialize_pem(),
-            public_pem: key.public_key_pem(),
-            public_der: key.subject_public_key_info(),
-            x: point[1..33].to_vec(),
-            y: point[33..65].to_vec(),
-        }
     }
 }
 
@@ -282,7 +318,7 @@ fn make_authority(key: &KeyPair, subject: &str) -> Result<String, Error> {
 }
 
 /// Someone may have replaced one file and not the other.
-fn check_pair(path: &Path, certificate: &str, key: &KeyPair) -> Result<(), Error> {
+fn check_pair(path: &Path, certificate: &str, key: &KeyPair) -> Result<Validity, Error> {
     let unusable = |reason: &str| Error::Unusable {
         path: path.to_owned(),
         reason: reason.to_owned(),
@@ -291,10 +327,10 @@ fn check_pair(path: &Path, certificate: &str, key: &KeyPair) -> Result<(), Error
     if facts.public_key != key.subject_public_key_info() {
         return Err(unusable("the certificate is not of the key beside it"));
     }
-    if facts.left() < DAY {
+    if facts.validity.to < SystemTime::now() + DAY {
         return Err(unusable("the authority's certificate has expired"));
     }
-    Ok(())
+    Ok(facts.validity)
 }
 
 #[cfg(test)]
@@ -313,7 +349,8 @@ mod tests {
         let (dir, first) = open();
         let second = Pki::open(&dir.path().join("pki")).expect("loaded");
         assert_eq!(first.ca_pem(), second.ca_pem());
-        assert_eq!(first.token_key().x, second.token_key().x);
+        let key_id = |pki: &Pki| pki.token_keys().signing().expect("a key").id.clone();
+        assert_eq!(key_id(&first), key_id(&second));
         let leaf = Leaf::client("admin", &["system:masters"]);
         let kept = first.identity("admin", &leaf).expect("issued");
         assert!(kept == second.identity("admin", &leaf).expect("kept"));
@@ -339,7 +376,7 @@ mod tests {
             let identity = pki.issue(&leaf).expect("issued");
             let facts = leaf::Facts::read(&identity.certificate).expect("readable");
             assert!(facts.fits(&leaf), "{leaf:?}: {facts:?}");
-            assert!(facts.left() > 364 * DAY);
+            assert!(facts.validity.to > SystemTime::now() + 364 * DAY);
             assert!(leaf::signed_by(&identity.certificate, pki.ca_pem()));
         }
         let (_dir, stranger) = open();
@@ -358,19 +395,39 @@ mod tests {
         params
             .distinguished_name
             .push(DnType::OrganizationName, "system:nodes");
+        // Asked for, and not granted.
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let pem = params.serialize_request(&key).expect("a request");
-        let request = Request::parse(&pem.pem().expect("pem")).expect("read");
-        assert_eq!(request.leaf.user, "system:node:node-1");
-        assert_eq!(request.leaf.groups, ["system:nodes"]);
-        assert_eq!(request.leaf.names, ["node-1"]);
-        let signed = pki
-            .sign(&request, vec![Usage::Server], DAY)
-            .expect("signed");
+        let pem = pem.pem().expect("pem");
+        let request = Request::parse(pem.as_bytes()).expect("read");
+        assert_eq!(request.common_name, "system:node:node-1");
+        assert_eq!(request.organizations, ["system:nodes"]);
+        assert_eq!(request.names, ["node-1"]);
+        let now = SystemTime::now();
+        let usages = ["server auth", "digital signature"];
+        let signed = pki.sign(&request, &usages, DAY, now).expect("signed");
         let facts = leaf::Facts::read(&signed).expect("readable");
         assert_eq!(facts.public_key, key.subject_public_key_info());
-        assert!(facts.left() <= DAY);
+        assert!(facts.validity.to <= now + DAY && facts.validity.from < now);
         assert_eq!(facts.usages, vec![Usage::Server]);
         assert!(leaf::signed_by(&signed, pki.ca_pem()));
+        let (_, block) = x509_parser::pem::parse_x509_pem(signed.as_bytes()).expect("PEM");
+        assert!(!block.parse_x509().expect("readable").is_ca());
+        // The same key signed again is another certificate.
+        let again = pki.sign(&request, &usages, DAY, now).expect("signed");
+        assert_ne!(signed, again);
+        assert!(pki.sign(&request, &["everything"], DAY, now).is_err());
+        assert!(pki.sign(&request, &usages, DAY, now + 2 * CA_LIFE).is_err());
+
+        let tampered = {
+            let mut der = block.contents.clone();
+            der.truncate(der.len() - 1);
+            der::pem("CERTIFICATE REQUEST", &der)
+        };
+        let large = "x".repeat(MAX_REQUEST_BYTES + 1);
+        for bad in [&*tampered, &signed, "", "nonsense", &large] {
+            assert!(Request::parse(bad.as_bytes()).is_err(), "{bad:.80}");
+        }
     }
 
     #[tokio::test]
@@ -378,6 +435,7 @@ mod tests {
         let (_dir, pki) = open();
         let leaf = Leaf::api_server("node-1", &[], &[]);
         let server = server_config(&pki, leaf).expect("server settings");
+        let clients = pki.clients().expect("an authority");
         let user = pki.issue(&Leaf::client("jane", &["devs"])).expect("issued");
         for identity in [Some(&user), None] {
             let client = client_config(pki.ca_pem(), identity).expect("client settings");
@@ -391,6 +449,10 @@ mod tests {
             let accepted = accepted.expect("the server trusts the client");
             let peer = accepted.get_ref().1.peer_certificates();
             assert_eq!(peer.is_some(), identity.is_some());
+            if let Some(chain) = peer {
+                let holder = clients.holder(chain).expect("of this cluster");
+                assert_eq!(holder.map(|holder| holder.user).as_deref(), Some("jane"));
+            }
             assert_eq!(accepted.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
         }
     }

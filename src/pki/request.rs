@@ -1,86 +1,252 @@
-//! Certificate signing requests.
+//! Certificate signing requests: what they ask for, and signing them.
+//!
+//! Read by the API server, which refuses those that cannot be read, and by the signer of approved
+//! ones: both see the same request because both read it here.
+//! Always true: what was read carries a signature by the key it asks a certificate for; what is
+//! signed is never an authority and never outlives the authority.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    time::{Duration, SystemTime},
+};
 
-use rcgen::{CertificateSigningRequestParams, PublicKey};
+use rcgen::{CertificateParams, SanType, SubjectPublicKeyInfo};
 use x509_parser::{
     certification_request::X509CertificationRequest,
     extensions::{GeneralName, ParsedExtension},
     prelude::FromDer,
+    x509::X509Name,
 };
 
 use super::{
-    Error, Leaf, Pki, Usage, der,
-    leaf::{address, common_name, organizations},
+    BACKDATE, Error, Pki,
+    der::{self, ATTRIBUTES, Attribute},
+    leaf::{self, address},
+    usages::{Purpose, purpose},
 };
+
+/// The PEM block that a request is.
+const LABEL: &str = "CERTIFICATE REQUEST";
+/// A larger request is not read.
+pub const MAX_REQUEST_BYTES: usize = 64 << 10;
+/// Certificates that live shorter than this end when they were asked to; longer ones end earlier
+/// by as much as they begin earlier.
+const SHORT: Duration = Duration::from_secs(8 * 60 * 60);
+const SHA1_WITH_RSA: &str = "1.2.840.113549.1.1.5";
 
 /// A request whose signature was checked: whoever made it holds the key.
 pub struct Request {
-    /// What it asks for. `usages` is what the signer grants, so it is empty here.
-    pub leaf: Leaf,
-    /// Asks for names of a sort that no signer of ours grants (e-mail, URI).
-    pub other_names: bool,
-    key: PublicKey,
+    /// Empty where the subject has none; the last where it has several.
+    pub common_name: String,
+    pub organizations: Vec<String>,
+    pub names: Vec<String>,
+    pub addresses: Vec<IpAddr>,
+    pub emails: Vec<String>,
+    pub uris: Vec<String>,
+    /// The subject as certificates get it.
+    subject: Vec<u8>,
+    key: SubjectPublicKeyInfo,
+}
+
+fn unreadable(reason: impl Into<String>) -> Error {
+    Error::Request(reason.into())
 }
 
 impl Request {
-    /// Reads a PEM request.
-    pub fn parse(pem: &str) -> Result<Self, Error> {
-        let checked = CertificateSigningRequestParams::from_pem(pem)
-            .map_err(|error| Error::Request(error.to_string()))?;
-        let unreadable = |reason: &str| Error::Request(reason.to_owned());
-        let (_, block) =
-            x509_parser::pem::parse_x509_pem(pem.as_bytes()).map_err(|_| unreadable("not PEM"))?;
-        let (_, request) = X509CertificationRequest::from_der(&block.contents)
-            .map_err(|_| unreadable("not a signing request"))?;
-        let subject = &request.certification_request_info.subject;
-        let mut leaf = Leaf {
-            user: common_name(subject).ok_or_else(|| unreadable("no common name"))?,
-            groups: organizations(subject),
+    /// Reads the first PEM block.
+    pub fn parse(pem: &[u8]) -> Result<Self, Error> {
+        if pem.len() > MAX_REQUEST_BYTES {
+            let reason = format!("a request may not be larger than {MAX_REQUEST_BYTES} bytes");
+            return Err(unreadable(reason));
+        }
+        let block = x509_parser::pem::parse_x509_pem(pem).map(|(_, block)| block);
+        let block = block
+            .ok()
+            .filter(|block| block.label == LABEL)
+            .ok_or_else(|| unreadable(format!("PEM block type must be {LABEL}")))?;
+        let (rest, request) = X509CertificationRequest::from_der(&block.contents)
+            .map_err(|error| unreadable(error.to_string()))?;
+        if !rest.is_empty() {
+            return Err(unreadable("bytes follow the request"));
+        }
+        if request.signature_algorithm.algorithm.to_id_string() == SHA1_WITH_RSA {
+            return Err(unreadable("a signature with SHA-1 proves nothing"));
+        }
+        request.verify_signature().map_err(|error| {
+            unreadable(format!("the request is not signed by its own key: {error}"))
+        })?;
+        let info = &request.certification_request_info;
+        let key = SubjectPublicKeyInfo::from_der(info.subject_pki.raw)
+            .map_err(|error| unreadable(format!("public key: {error}")))?;
+        let mut subject = subject(&info.subject)?;
+        let mut read = Self {
+            subject: der::name(ATTRIBUTES.iter().flat_map(|kind| {
+                let values = subject.get(kind).into_iter().flatten();
+                values.map(move |value| (*kind, value.as_str()))
+            })),
+            common_name: subject
+                .get(&Attribute::CommonName)
+                .and_then(|all| all.last().cloned())
+                .unwrap_or_default(),
+            organizations: subject.remove(&Attribute::Organization).unwrap_or_default(),
             names: Vec::new(),
             addresses: Vec::new(),
-            usages: Vec::new(),
+            emails: Vec::new(),
+            uris: Vec::new(),
+            key,
         };
-        let mut other_names = false;
         for extension in request.requested_extensions().into_iter().flatten() {
-            let ParsedExtension::SubjectAlternativeName(names) = extension else {
-                continue;
-            };
-            for name in &names.general_names {
-                match name {
-                    GeneralName::DNSName(name) => leaf.names.push((*name).to_owned()),
-                    GeneralName::IPAddress(bytes) => leaf.addresses.extend(address(bytes)),
-                    _ => other_names = true,
+            match extension {
+                ParsedExtension::SubjectAlternativeName(names) => {
+                    read.take_names(&names.general_names)?;
                 }
+                ParsedExtension::ParseError { error } => {
+                    return Err(unreadable(format!("extension: {error}")));
+                }
+                // No signer grants what is asked for in other extensions.
+                _ => {}
             }
         }
-        Ok(Self {
-            leaf,
-            other_names,
-            key: checked.public_key,
-        })
+        Ok(read)
+    }
+
+    /// Names of other sorts are not carried into certificates.
+    fn take_names(&mut self, names: &[GeneralName<'_>]) -> Result<(), Error> {
+        for name in names {
+            match name {
+                GeneralName::DNSName(name) => self.names.push((*name).to_owned()),
+                GeneralName::RFC822Name(name) => self.emails.push((*name).to_owned()),
+                GeneralName::URI(name) => self.uris.push((*name).to_owned()),
+                GeneralName::IPAddress(bytes) => {
+                    let wrong = || unreadable(format!("an IP address of {} bytes", bytes.len()));
+                    self.addresses.push(address(bytes).ok_or_else(wrong)?);
+                }
+                GeneralName::Invalid(..) => {
+                    return Err(unreadable("a subject alternative name that is not text"));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn alternative_names(&self) -> Result<Vec<SanType>, rcgen::Error> {
+        let mut names = Vec::new();
+        for name in &self.names {
+            names.push(SanType::DnsName(name.as_str().try_into()?));
+        }
+        for name in &self.emails {
+            names.push(SanType::Rfc822Name(name.as_str().try_into()?));
+        }
+        for name in &self.uris {
+            names.push(SanType::URI(name.as_str().try_into()?));
+        }
+        names.extend(self.addresses.iter().copied().map(SanType::IpAddress));
+        Ok(names)
     }
 }
 
+/// The attributes that certificates carry. One that is not text is an error: it would be another
+/// for each who reads it.
+fn subject(name: &X509Name<'_>) -> Result<BTreeMap<Attribute, Vec<String>>, Error> {
+    let mut values: BTreeMap<Attribute, Vec<String>> = BTreeMap::new();
+    for attribute in name.iter_attributes() {
+        let id = attribute.attr_type().to_id_string();
+        let known = |kind: &&Attribute| id == format!("2.5.4.{}", **kind as u8);
+        let Some(kind) = ATTRIBUTES.iter().find(known) else {
+            continue;
+        };
+        let value = attribute
+            .as_str()
+            .map_err(|_| unreadable(format!("attribute {id} of the subject is not text")))?;
+        let all = values.entry(*kind).or_default();
+        // A subject has one of these; the last is the one that counts.
+        if matches!(kind, Attribute::CommonName | Attribute::SerialNumber) {
+            all.clear();
+        }
+        all.push(value.to_owned());
+    }
+    Ok(values)
+}
+
 impl Pki {
-    /// Signs what `request` asks for, for `usages` and `life` only. Whether it may have that is
-    /// the caller's to decide. PEM.
+    /// Signs what `request` asks for, for `usages` (in the API's words) and `life`, at most until
+    /// the authority's own end. Whether it may have that is the caller's to decide. PEM.
     pub fn sign(
         &self,
         request: &Request,
-        usages: Vec<Usage>,
+        usages: &[&str],
         life: Duration,
+        now: SystemTime,
     ) -> Result<String, Error> {
-        let leaf = Leaf {
-            usages,
-            ..request.leaf.clone()
-        };
-        let signed = leaf.sign(&request.key, &self.inner.cluster.issuer, life);
-        let signed = signed.map_err(|source| Error::Issue {
+        let authority = &self.inner.cluster;
+        if now >= authority.validity.to {
+            return Err(unreadable("the cluster's authority has expired"));
+        }
+        let mut params = CertificateParams::default();
+        for usage in usages {
+            match purpose(usage) {
+                Some(Purpose::Key(purpose)) if !params.key_usages.contains(&purpose) => {
+                    params.key_usages.push(purpose);
+                }
+                Some(Purpose::Extended(purpose)) => params.insert_extended_key_usage(purpose),
+                Some(Purpose::Key(_)) => {}
+                None => return Err(unreadable(format!("unrecognized usage {usage:?}"))),
+            }
+        }
+        let failed = |source| Error::Issue {
             action: "sign",
-            subject: leaf.user,
+            subject: request.common_name.clone(),
             source,
-        })?;
-        Ok(der::pem("CERTIFICATE", &signed))
+        };
+        params.subject_alt_names = request.alternative_names().map_err(failed)?;
+        let validity = granted(life, now, authority.validity.to);
+        let signed = leaf::signed(
+            params,
+            &request.key,
+            &authority.issuer,
+            validity,
+            &request.subject,
+        );
+        Ok(der::pem("CERTIFICATE", &signed.map_err(failed)?))
+    }
+}
+
+/// From when to when a certificate of this life holds. Pure.
+fn granted(life: Duration, now: SystemTime, authority_ends: SystemTime) -> leaf::Validity {
+    let to = match life < SHORT {
+        true => now + life,
+        false => now + life - BACKDATE,
+    };
+    leaf::Validity {
+        from: now - BACKDATE,
+        to: to.min(authority_ends),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    #[test]
+    fn how_long_a_certificate_holds() {
+        let at = |seconds: u64| UNIX_EPOCH + Duration::from_secs(seconds);
+        let now = at(1_000_000);
+        let far = at(1 << 32);
+        for (life, authority_ends, from, to) in [
+            (600, far, 999_700, 1_000_600),
+            (8 * 3600 - 1, far, 999_700, 1_028_799),
+            // Beginning five minutes early, it ends five minutes early.
+            (8 * 3600, far, 999_700, 1_028_500),
+            (86_400, far, 999_700, 1_086_100),
+            // Nobody vouches for it any longer than the authority lives.
+            (86_400, at(1_000_001), 999_700, 1_000_001),
+        ] {
+            let got = granted(Duration::from_secs(life), now, authority_ends);
+            assert_eq!((got.from, got.to), (at(from), at(to)), "{life}");
+        }
     }
 }

@@ -77,6 +77,7 @@ impl Lab {
         let stop = CancellationToken::new();
         let config = controllers::Config {
             ca_pem: pki.ca_pem().into(),
+            authority: Arc::new(vetch::cli::ClusterAuthority(pki.clone())),
             make_token: Arc::new({
                 let issuer = handle.issuer.clone();
                 move |wanted| {

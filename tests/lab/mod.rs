@@ -173,10 +173,21 @@ impl Cluster {
         std::fs::read_to_string(self.path("log/vetch.log")).unwrap_or_default()
     }
 
+    /// A machine that runs tests may have a full disk, which is nobody's pressure here: `up` looks at
+    /// disks as the test says, or else not.
     pub fn vetch(&self, arguments: &[&str]) -> Output {
+        let mut more = Vec::new();
+        let is_given = |flag: &str| arguments.iter().any(|one| one.starts_with(flag));
+        if arguments.first() == Some(&"up") && !is_given("--eviction-hard") {
+            more.push("--eviction-hard=memory.available<100Mi");
+        }
+        if arguments.first() == Some(&"up") && !is_given("--image-gc-high-threshold") {
+            more.push("--image-gc-high-threshold=100");
+        }
         self.host
             .command(env!("CARGO_BIN_EXE_vetch"))
             .args(arguments)
+            .args(more)
             .arg("--root")
             .arg(self.root.path())
             .output()

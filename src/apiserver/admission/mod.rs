@@ -15,6 +15,7 @@ mod requester;
 mod runtime_class;
 mod service;
 mod service_account;
+mod signers;
 mod storage;
 mod tolerations;
 mod webhook;
@@ -32,6 +33,7 @@ pub use node_restriction::NodeRestriction;
 pub use pod_security::Exemptions;
 pub use priority::system_classes;
 pub use service::{ExternalIps, ReservedAddress, ServiceConfig};
+pub use signers::CertificateSigners;
 
 /// Every plugin in order. `objects` is set once the verbs exist, before the first request: they
 /// hold the chain, and some plugins write.

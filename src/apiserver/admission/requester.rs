@@ -1,20 +1,30 @@
-//! Writes who asks into certificate signing requests, whatever the body says.
+//! Certificate signing requests: who asks is written by the server, and the subject of a client's
+//! certificate has limits.
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 
 use super::{Operation, Plugin, Request};
-use crate::apiserver::{
-    objects::Lookup,
-    registry::kinds::value::{remove, set, text},
-    status::Status,
+use crate::{
+    apiserver::{
+        authz::MASTERS,
+        objects::Lookup,
+        registry::kinds::value::{remove, set, text},
+        status::Status,
+    },
+    pki,
 };
 
+/// Whose certificates are for the API server itself.
+const API_CLIENT: &str = "kubernetes.io/kube-apiserver-client";
+
+/// Writes who asks into a new request, whatever the body says.
 pub struct CertificateRequester;
 
 #[async_trait::async_trait]
 impl Plugin for CertificateRequester {
     fn name(&self) -> &'static str {
-        "CertificateRequester"
+        "CertificateSubjectRestriction"
     }
 
     async fn mutate(
@@ -23,47 +33,50 @@ impl Plugin for CertificateRequester {
         csr: &mut Value,
         _lookup: &dyn Lookup,
     ) -> Result<(), Status> {
-        if !request.is(
-            Operation::Create,
-            "certificates.k8s.io",
-            "certificatesigningrequests",
-        ) {
+        if !is_new(request) {
             return Ok(());
         }
         let user = request.user;
         set(csr, "spec.username", user.name.clone());
         set(csr, "spec.groups", user.groups.clone());
-        if let Some(uid) = &user.uid {
-            set(csr, "spec.uid", uid.clone());
-        } else {
-            remove(csr, "spec.uid");
+        match &user.uid {
+            Some(uid) => set(csr, "spec.uid", uid.clone()),
+            None => {
+                remove(csr, "spec.uid");
+            }
         }
         set(csr, "spec.extra", json!(user.extra));
-        // Nobody may ask the API server's own client signer for full power.
-        if text(csr, "spec.signerName") == "kubernetes.io/kube-apiserver-client"
-            && names_masters(csr)
-        {
-            return Err(request.forbidden("use of kubernetes.io/kube-apiserver-client signer with system:masters group is not allowed"));
+        Ok(())
+    }
+
+    /// After all that may change it: nobody asks the API server's own signer for full power.
+    async fn validate(
+        &self,
+        request: &mut Request<'_>,
+        csr: Option<&Value>,
+        _lookup: &dyn Lookup,
+    ) -> Result<(), Status> {
+        let Some(csr) = csr.filter(|_| is_new(request)) else {
+            return Ok(());
+        };
+        if text(csr, "spec.signerName") != API_CLIENT {
+            return Ok(());
+        }
+        let pem = BASE64_STANDARD.decode(text(csr, "spec.request"));
+        let read = pki::Request::parse(&pem.unwrap_or_default())
+            .map_err(|error| request.forbidden(&format!("failed to parse CSR: {error}")))?;
+        if read.organizations.iter().any(|group| group == MASTERS) {
+            let why = format!("use of {API_CLIENT} signer with {MASTERS} group is not allowed");
+            return Err(request.forbidden(&why));
         }
         Ok(())
     }
 }
 
-/// Whether the request's subject has the organisation `system:masters`.
-fn names_masters(csr: &Value) -> bool {
-    use base64::{Engine, prelude::BASE64_STANDARD};
-    use x509_parser::prelude::{FromDer, X509CertificationRequest};
-
-    let Ok(pem) = BASE64_STANDARD.decode(text(csr, "spec.request")) else {
-        return false;
-    };
-    let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(&pem) else {
-        return false;
-    };
-    X509CertificationRequest::from_der(&pem.contents).is_ok_and(|(_, parsed)| {
-        let subject = &parsed.certification_request_info.subject;
-        subject
-            .iter_organization()
-            .any(|name| name.as_str() == Ok("system:masters"))
-    })
+fn is_new(request: &Request<'_>) -> bool {
+    request.is(
+        Operation::Create,
+        "certificates.k8s.io",
+        "certificatesigningrequests",
+    )
 }

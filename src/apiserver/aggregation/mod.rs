@@ -31,7 +31,7 @@ use super::{
     start::own_user,
     status::Reason,
 };
-use crate::pki::Identity;
+use crate::pki::Live;
 
 const PLURAL: &str = "apiservices.apiregistration.k8s.io";
 /// What the availability of an API depends on, by storage.
@@ -44,7 +44,7 @@ const RETRY: Duration = Duration::from_secs(1);
 pub struct Aggregator {
     server: Weak<ApiServer>,
     /// Shown to the other servers.
-    front: Arc<Identity>,
+    front: Arc<Live>,
 }
 
 /// Whether an API can be used, and why not.
@@ -92,7 +92,7 @@ type Findings = HashMap<String, Looked>;
 
 impl Aggregator {
     /// Follows until the server is gone.
-    pub fn start(server: &Arc<ApiServer>, front: Arc<Identity>) {
+    pub fn start(server: &Arc<ApiServer>, front: Arc<Live>) {
         let aggregator = Self {
             server: Arc::downgrade(server),
             front,

@@ -13,7 +13,7 @@ use crate::{
         registry::kinds::value::{flag, number, text},
         streaming,
     },
-    pki::Identity,
+    pki::Live,
 };
 
 /// Made of an APIService; replaced when that changes.
@@ -36,7 +36,7 @@ pub struct Remote {
 
 impl Remote {
     /// `None`: an APIService without a service names what this server itself serves.
-    pub fn new(service: &Value, identity: &Identity) -> Option<Self> {
+    pub fn new(service: &Value, identity: &Arc<Live>) -> Option<Self> {
         let spec = &service["spec"];
         if !spec["service"].is_object() {
             return None;
@@ -131,7 +131,7 @@ impl Remote {
 
 type Tls = (Arc<ClientConfig>, ServerName<'static>);
 
-fn tls(spec: &Value, identity: &Identity, name: &str) -> Result<Tls, String> {
+fn tls(spec: &Value, identity: &Arc<Live>, name: &str) -> Result<Tls, String> {
     let server =
         ServerName::try_from(name.to_owned()).map_err(|error| format!("{name}: {error}"))?;
     let pem = match text(spec, "caBundle") {

@@ -107,20 +107,19 @@ fn add_version(group: &mut Value, remote: &Remote) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pki::Identity;
+    use crate::pki::Pki;
 
     pub(in crate::apiserver) fn remotes() -> Remotes {
-        let none = Identity {
-            certificate: String::new(),
-            key: String::new(),
-        };
+        let dir = tempfile::tempdir().expect("a folder");
+        let pki = Pki::open(dir.path()).expect("made");
+        let front = pki.front_proxy().expect("issued");
         let service = json!({"spec": {"group": "w.example", "version": "v1", "groupPriorityMinimum": 10,
             "versionPriority": 5, "service": {"name": "s", "namespace": "n"}}});
         let list = json!({"resources": [
             {"name": "tabs", "singularName": "tab", "namespaced": true, "kind": "Tab", "verbs": ["get"]},
             {"name": "tabs/status", "singularName": "", "namespaced": true, "kind": "Tab", "verbs": ["get"]},
         ]});
-        let remote = Remote::new(&service, &none).expect("a service");
+        let remote = Remote::new(&service, &front).expect("a service");
         let remotes = Remotes::default();
         remotes.set(vec![Arc::new(remote.serving(Some(list), None))]);
         remotes

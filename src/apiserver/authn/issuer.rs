@@ -1,14 +1,18 @@
 //! Makes service account tokens, and says what their claims are.
+//!
+//! A signature takes about a millisecond, and the first of a new cluster waits for its key: callers
+//! sign on threads for blocking work.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    sync::{Arc, OnceLock},
+    time::{SystemTime, UNIX_EPOCH},
+};
 
-use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
-use crate::pki::TokenKey;
+use crate::pki::{self, TokenKeys};
 
 /// The issuer of every cluster that does not choose another.
 pub const DEFAULT_ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
@@ -102,36 +106,53 @@ pub(super) struct Issued {
 
 /// Why there is no token.
 #[derive(Debug, thiserror::Error)]
-#[error("{action} service account tokens")]
-pub struct Error {
-    action: &'static str,
-    source: jsonwebtoken::errors::Error,
+pub enum Error {
+    #[error("sign a service account token")]
+    Sign(#[from] jsonwebtoken::errors::Error),
+    #[error(transparent)]
+    Key(#[from] pki::Error),
 }
 
 /// Signs tokens in the cluster's name.
 pub struct TokenIssuer {
     issuer: String,
     audiences: Vec<String>,
-    signing: EncodingKey,
-    key: TokenKey,
-    key_id: String,
+    keys: Arc<TokenKeys>,
+    /// Read when it is first needed: it may still be being made.
+    signing: OnceLock<Signing>,
+}
+
+struct Signing {
+    header: Header,
+    key: EncodingKey,
+}
+
+impl Signing {
+    fn new(key: &pki::TokenKey) -> Result<Self, Error> {
+        let pem = key.private_pem.as_bytes();
+        let (algorithm, encoding) = match key.algorithm {
+            pki::Algorithm::Rs256 => (Algorithm::RS256, EncodingKey::from_rsa_pem(pem)?),
+            pki::Algorithm::Es256 => (Algorithm::ES256, EncodingKey::from_ec_pem(pem)?),
+        };
+        let mut header = Header::new(algorithm);
+        header.typ = None;
+        header.kid = Some(key.id.clone());
+        Ok(Self {
+            header,
+            key: encoding,
+        })
+    }
 }
 
 impl TokenIssuer {
     /// `issuer` is usually [`DEFAULT_ISSUER`]; it is also the audience of the API itself.
-    pub fn new(key: &TokenKey, issuer: &str) -> Result<Self, Error> {
-        let signing =
-            EncodingKey::from_ec_pem(key.private_pem.as_bytes()).map_err(|source| Error {
-                action: "read the key for",
-                source,
-            })?;
-        Ok(Self {
+    pub fn new(keys: &Arc<TokenKeys>, issuer: &str) -> Self {
+        Self {
             issuer: issuer.to_owned(),
             audiences: vec![issuer.to_owned()],
-            signing,
-            key_id: BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(&key.public_der)),
-            key: key.clone(),
-        })
+            keys: keys.clone(),
+            signing: OnceLock::new(),
+        }
     }
 
     pub fn issuer(&self) -> &str {
@@ -143,20 +164,15 @@ impl TokenIssuer {
         &self.audiences
     }
 
-    pub(super) fn public_pem(&self) -> &str {
-        &self.key.public_pem
+    pub(super) fn keys(&self) -> &Arc<TokenKeys> {
+        &self.keys
     }
 
-    pub(super) fn jwk(&self) -> Value {
-        json!({
-            "use": "sig",
-            "kty": "EC",
-            "kid": self.key_id,
-            "crv": "P-256",
-            "alg": "ES256",
-            "x": BASE64_URL_SAFE_NO_PAD.encode(&self.key.x),
-            "y": BASE64_URL_SAFE_NO_PAD.encode(&self.key.y),
-        })
+    /// The keys that verify tokens, as JSON Web Keys. Waits for a key that is being made.
+    pub fn jwks(&self) -> Result<Vec<Value>, Error> {
+        self.keys.signing()?;
+        let keys = self.keys.verifying();
+        Ok(keys.iter().map(|key| key.jwk.clone()).collect())
     }
 
     /// A token for `seconds` from now.
@@ -226,13 +242,14 @@ impl TokenIssuer {
     }
 
     fn sign(&self, claims: &impl Serialize) -> Result<String, Error> {
-        let mut header = Header::new(Algorithm::ES256);
-        header.typ = None;
-        header.kid = Some(self.key_id.clone());
-        jsonwebtoken::encode(&header, claims, &self.signing).map_err(|source| Error {
-            action: "sign",
-            source,
-        })
+        let signing = match self.signing.get() {
+            Some(signing) => signing,
+            None => {
+                let read = Signing::new(&self.keys.signing()?)?;
+                self.signing.get_or_init(|| read)
+            }
+        };
+        Ok(jsonwebtoken::encode(&signing.header, claims, &signing.key)?)
     }
 }
 

@@ -22,7 +22,6 @@ use std::{collections::BTreeMap, sync::Arc};
 use http::request::Parts;
 use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use self::{bearer::bearer_token, service_account::Verifier};
 pub use self::{
@@ -36,6 +35,7 @@ use super::{
     request::User,
     status::{Reason, Status},
 };
+use crate::pki::{Clients, Holder};
 
 pub const ANONYMOUS: &str = "system:anonymous";
 pub const AUTHENTICATED: &str = "system:authenticated";
@@ -59,14 +59,16 @@ pub struct Rejected(pub(crate) String);
 pub struct Authenticator {
     issuer: Arc<TokenIssuer>,
     verifier: Verifier,
+    clients: Arc<Clients>,
     lookup: Arc<dyn Lookup>,
 }
 
 impl Authenticator {
-    pub fn new(issuer: Arc<TokenIssuer>, lookup: Arc<dyn Lookup>) -> Self {
+    pub fn new(issuer: Arc<TokenIssuer>, clients: Arc<Clients>, lookup: Arc<dyn Lookup>) -> Self {
         Self {
             verifier: Verifier::new(&issuer),
             issuer,
+            clients,
             lookup,
         }
     }
@@ -76,18 +78,27 @@ impl Authenticator {
         &self.issuer
     }
 
-    /// The user behind a request. `peer_certs` must have been checked against the cluster's
-    /// authority by the TLS layer. Without any credential the user is anonymous.
+    /// The user behind a request. `shown`: the client's certificates, judged here. A good
+    /// certificate counts more than a token, a good token more than a bad certificate. Without any
+    /// credential the user is anonymous.
     pub async fn authenticate(
         &self,
         parts: &Parts,
-        peer_certs: Option<&[CertificateDer<'static>]>,
+        shown: Option<&[CertificateDer<'static>]>,
     ) -> Result<User, Status> {
-        if let Some(user) = peer_certs.and_then(|chain| certificate_user(chain.first()?)) {
-            return Ok(user);
-        }
+        let refused = match shown.map_or(Ok(None), |chain| self.clients.holder(chain)) {
+            Ok(Some(holder)) => return Ok(certificate_user(holder)),
+            Ok(None) => false,
+            Err(why) => {
+                tracing::debug!(%why, "certificate rejected");
+                true
+            }
+        };
         let Some(token) = bearer_token(parts) else {
-            return Ok(anonymous());
+            return match refused {
+                true => Err(unauthorized()),
+                false => Ok(anonymous()),
+            };
         };
         match self.token(&token, self.issuer.audiences()).await {
             Ok(verified) => Ok(verified.user),
@@ -112,19 +123,26 @@ impl Authenticator {
 }
 
 /// `/.well-known/openid-configuration`: where to find the keys of the issuer.
-pub fn openid_configuration(issuer: &TokenIssuer) -> Value {
-    json!({
+pub fn openid_configuration(issuer: &TokenIssuer) -> Result<Value, issuer::Error> {
+    let keys = issuer.jwks()?;
+    let mut algorithms: Vec<&Value> = Vec::new();
+    for key in &keys {
+        if !algorithms.contains(&&key["alg"]) {
+            algorithms.push(&key["alg"]);
+        }
+    }
+    Ok(json!({
         "issuer": issuer.issuer(),
         "jwks_uri": format!("{}/openid/v1/jwks", issuer.issuer()),
         "response_types_supported": ["id_token"],
         "subject_types_supported": ["public"],
-        "id_token_signing_alg_values_supported": ["ES256"],
-    })
+        "id_token_signing_alg_values_supported": algorithms,
+    }))
 }
 
 /// `/openid/v1/jwks`: the keys that verify service account tokens.
-pub fn jwks(issuer: &TokenIssuer) -> Value {
-    json!({ "keys": [issuer.jwk()] })
+pub fn jwks(issuer: &TokenIssuer) -> Result<Value, issuer::Error> {
+    Ok(json!({ "keys": issuer.jwks()? }))
 }
 
 pub fn anonymous() -> User {
@@ -139,26 +157,19 @@ fn unauthorized() -> Status {
     Status::new(Reason::Unauthorized, "Unauthorized")
 }
 
-/// CN is the user, each O a group. `None` without a CN.
-fn certificate_user(certificate: &CertificateDer<'_>) -> Option<User> {
-    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    let subject = parsed.subject();
-    let name = subject.iter_common_name().last()?.as_str().ok()?;
-    let mut groups: Vec<String> = subject
-        .iter_organization()
-        .filter_map(|group| Some(group.as_str().ok()?.to_owned()))
-        .collect();
+/// The holder of a certificate, each of its organizations a group.
+fn certificate_user(holder: Holder) -> User {
+    let mut groups = holder.groups;
     groups.push(AUTHENTICATED.to_owned());
-    let fingerprint = hex(&Sha256::digest(certificate));
-    Some(User {
-        name: name.to_owned(),
+    User {
+        name: holder.user,
         uid: None,
         groups,
         extra: BTreeMap::from([(
             CREDENTIAL_ID.to_owned(),
-            vec![format!("X509SHA256={fingerprint}")],
+            vec![format!("X509SHA256={}", hex(&holder.fingerprint))],
         )]),
-    })
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {

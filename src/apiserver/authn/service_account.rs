@@ -15,13 +15,20 @@ use super::{
     AUTHENTICATED, CREDENTIAL_ID, Rejected, Verified,
     issuer::{Claims, Reference, TokenIssuer, now},
 };
-use crate::apiserver::{objects::Lookup, request::User};
+use crate::{
+    apiserver::{objects::Lookup, request::User},
+    pki::{self, TokenKeys},
+};
 
 /// The issuer that tokens kept in Secrets name.
 pub(super) const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";
 
 /// Signatures remembered; a full memory is emptied.
 const REMEMBERED: usize = 4096;
+/// Larger tokens are checked each time.
+const REMEMBERED_BYTES: usize = 4 << 10;
+/// Larger tokens are not looked at.
+pub(super) const MAX_TOKEN_BYTES: usize = 64 << 10;
 /// An object being deleted still counts for this long, so that a pod can say good-bye.
 const GRACE_SECONDS: i64 = 60;
 /// How far clocks may be apart.
@@ -50,8 +57,7 @@ struct Legacy {
 pub(super) struct Verifier {
     issuer: String,
     audiences: Vec<String>,
-    key: Option<DecodingKey>,
-    validation: Validation,
+    keys: Arc<TokenKeys>,
     /// By the token's SHA-256.
     remembered: Mutex<HashMap<[u8; 32], Arc<Token>>>,
 }
@@ -60,18 +66,32 @@ fn rejected<T>(why: impl Into<String>) -> Result<T, Rejected> {
     Err(Rejected(why.into()))
 }
 
+/// What a token signed by `algorithm` must be, whatever its header says.
+fn validation(algorithm: Algorithm) -> Validation {
+    let mut validation = Validation::new(algorithm);
+    validation.required_spec_claims.clear(); // tokens in Secrets have no end
+    validation.leeway = LEEWAY_SECONDS;
+    validation.validate_nbf = true;
+    validation.validate_aud = false; // which audiences count is for the caller to say
+    validation
+}
+
+/// Checks the signature with a key, by that key's own algorithm alone.
+fn decode(token: &str, key: &pki::TokenKey) -> Result<Value, jsonwebtoken::errors::Error> {
+    let pem = key.public_pem.as_bytes();
+    let (algorithm, decoding) = match key.algorithm {
+        pki::Algorithm::Rs256 => (Algorithm::RS256, DecodingKey::from_rsa_pem(pem)?),
+        pki::Algorithm::Es256 => (Algorithm::ES256, DecodingKey::from_ec_pem(pem)?),
+    };
+    Ok(jsonwebtoken::decode(token, &decoding, &validation(algorithm))?.claims)
+}
+
 impl Verifier {
     pub fn new(issuer: &TokenIssuer) -> Self {
-        let mut validation = Validation::new(Algorithm::ES256);
-        validation.required_spec_claims.clear(); // tokens in Secrets have no end
-        validation.leeway = LEEWAY_SECONDS;
-        validation.validate_nbf = true;
-        validation.validate_aud = false; // which audiences count is for the caller to say
         Self {
             issuer: issuer.issuer().to_owned(),
             audiences: issuer.audiences().to_vec(),
-            key: DecodingKey::from_ec_pem(issuer.public_pem().as_bytes()).ok(),
-            validation,
+            keys: issuer.keys().clone(),
             remembered: Mutex::default(),
         }
     }
@@ -115,6 +135,9 @@ impl Verifier {
     }
 
     fn signed(&self, token: &str) -> Result<Arc<Token>, Rejected> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return rejected(format!("token is larger than {MAX_TOKEN_BYTES} bytes"));
+        }
         let hash: [u8; 32] = Sha256::digest(token).into();
         let remembered = || {
             self.remembered
@@ -125,6 +148,9 @@ impl Verifier {
             return Ok(known.clone());
         }
         let known = Arc::new(self.check_signature(token)?);
+        if token.len() > REMEMBERED_BYTES {
+            return Ok(known);
+        }
         let mut remembered = remembered();
         if remembered.len() >= REMEMBERED {
             remembered.clear();
@@ -134,11 +160,20 @@ impl Verifier {
     }
 
     fn check_signature(&self, token: &str) -> Result<Token, Rejected> {
-        let Some(key) = &self.key else {
-            return rejected("the cluster's token key cannot be used");
+        let header = jsonwebtoken::decode_header(token);
+        let wanted = header.map_err(|error| Rejected(error.to_string()))?.kid;
+        let mut keys = self.keys.verifying();
+        if let Some(wanted) = wanted.filter(|wanted| !wanted.is_empty()) {
+            keys.retain(|key| key.id == wanted);
+        }
+        let mut why = "invalid signature, no keys found".to_owned();
+        let claims = keys.iter().find_map(|key| {
+            let decoded = decode(token, key).map_err(|error| why = error.to_string());
+            decoded.ok()
+        });
+        let Some(claims) = claims else {
+            return rejected(why);
         };
-        let decoded = jsonwebtoken::decode::<Value>(token, key, &self.validation);
-        let claims = decoded.map_err(|error| Rejected(error.to_string()))?.claims;
         let text = |error: serde_json::Error| Rejected(error.to_string());
         match claims["iss"].as_str() {
             Some(issuer) if issuer == self.issuer => {

@@ -30,8 +30,11 @@ fn cluster() -> Cluster {
         objects.put(plural, json!({ "metadata": metadata }));
     }
     objects.put("pods", pod("pod-1"));
-    let issuer = Arc::new(TokenIssuer::new(pki.token_key(), DEFAULT_ISSUER).expect("a key"));
-    let authenticator = Arc::new(Authenticator::new(issuer.clone(), objects.clone()));
+    let issuer = Arc::new(TokenIssuer::new(pki.token_keys(), DEFAULT_ISSUER));
+    // Its thread writes into the folder.
+    pki.token_keys().signing().expect("a key");
+    let clients = pki.clients().expect("an authority");
+    let authenticator = Arc::new(Authenticator::new(issuer.clone(), clients, objects.clone()));
     Cluster {
         pki,
         objects,
@@ -81,27 +84,47 @@ fn bound_to(kind: &str, name: &str) -> Value {
     json!({ "boundObjectRef": { "apiVersion": "v1", "kind": kind, "name": name } })
 }
 
+fn chain(pki: &Pki, leaf: &Leaf) -> [CertificateDer<'static>; 1] {
+    use rustls::pki_types::pem::PemObject;
+    let identity = pki.issue(leaf).expect("issued");
+    let certificate = CertificateDer::from_pem_slice(identity.certificate.as_bytes());
+    [certificate.expect("a certificate").into_owned()]
+}
+
 #[tokio::test]
 async fn a_certificate_names_user_and_groups() {
     let cluster = cluster();
-    let leaf = Leaf::client("jane", &["devs", "ops"]);
-    let identity = cluster.pki.issue(&leaf).expect("issued");
-    use rustls::pki_types::pem::PemObject;
-    let certificate =
-        CertificateDer::from_pem_slice(identity.certificate.as_bytes()).expect("a certificate");
     let (parts, ()) = http::Request::new(()).into_parts();
-    let chain = [certificate.into_owned()];
-    let user = cluster
-        .authenticator
-        .authenticate(&parts, Some(&chain))
-        .await
-        .expect("known");
-    assert_eq!(user.name, "jane");
-    assert_eq!(user.groups, ["devs", "ops", AUTHENTICATED]);
+    for (name, groups) in [
+        ("jane", &["devs", "ops"][..]),
+        ("system:masters", &[]), // a name is no group
+    ] {
+        let chain = chain(&cluster.pki, &Leaf::client(name, groups));
+        let known = cluster.authenticator.authenticate(&parts, Some(&chain));
+        let user = known.await.expect("known");
+        assert_eq!(user.name, name);
+        assert_eq!(user.groups, [groups, &[AUTHENTICATED]].concat());
+    }
     let nobody = cluster.authenticator.authenticate(&parts, None).await;
     assert_eq!(nobody.expect("anonymous"), anonymous());
     let bad = cluster.who("nonsense").await;
     assert_eq!(bad.expect_err("not anonymous").code, 401);
+}
+
+#[tokio::test]
+async fn a_strangers_certificate_is_no_credential() {
+    let (ours, theirs) = (cluster(), cluster());
+    let masters = Leaf::client("root", &["system:masters"]);
+    let chain = chain(&theirs.pki, &masters);
+    let (parts, ()) = http::Request::new(()).into_parts();
+    let refused = ours.authenticator.authenticate(&parts, Some(&chain)).await;
+    assert_eq!(refused.expect_err("not anonymous").code, 401);
+    // A good token beside it counts.
+    let token = token(&ours.request(json!({})).await.expect("issued"));
+    let request = http::Request::builder().header("authorization", format!("Bearer {token}"));
+    let (parts, ()) = request.body(()).expect("a request").into_parts();
+    let user = ours.authenticator.authenticate(&parts, Some(&chain)).await;
+    assert_eq!(user.expect("known").name, "system:serviceaccount:shop:till");
 }
 
 #[tokio::test]
@@ -283,4 +306,208 @@ async fn reviews() {
         who.expect("an answer")["status"]["userInfo"],
         json!({ "username": "jane", "groups": ["devs", "system:authenticated"] })
     );
+}
+
+mod forged {
+    //! Tokens that somebody made of a good one, or without.
+
+    use base64::prelude::BASE64_URL_SAFE_NO_PAD as URL;
+    use jsonwebtoken::{Algorithm, EncodingKey, Header};
+
+    use super::*;
+
+    fn segment(value: &Value) -> String {
+        URL.encode(value.to_string())
+    }
+
+    fn signed(header: Header, claims: &Value, key: &EncodingKey) -> String {
+        jsonwebtoken::encode(&header, claims, key).expect("encoded")
+    }
+
+    #[tokio::test]
+    async fn tokens_are_refused() {
+        let (cluster, stranger) = (cluster(), cluster());
+        let good = token(&cluster.request(json!({})).await.expect("issued"));
+        assert!(cluster.who(&good).await.is_ok());
+        let [head, body, signature] = good.split('.').collect::<Vec<_>>()[..] else {
+            panic!("three parts")
+        };
+        let decode = |part: &str| -> Value {
+            serde_json::from_slice(&URL.decode(part).expect("base64")).expect("JSON")
+        };
+        let (header, claims) = (decode(head), decode(body));
+        assert_eq!(header["alg"], "RS256");
+        let ours = cluster.pki.token_keys().signing().expect("a key");
+        let theirs = stranger.pki.token_keys().signing().expect("a key");
+        let with_id = |algorithm, id: &str| {
+            let mut header = Header::new(algorithm);
+            header.kid = Some(id.to_owned());
+            header
+        };
+        let rsa = |key: &crate::pki::TokenKey| {
+            EncodingKey::from_rsa_pem(key.private_pem.as_bytes()).expect("a key")
+        };
+        let by_us = |change: fn(&mut Value)| {
+            let mut claims = claims.clone();
+            change(&mut claims);
+            signed(with_id(Algorithm::RS256, &ours.id), &claims, &rsa(&ours))
+        };
+        let mut named = with_id(Algorithm::RS256, &theirs.id);
+        named.jku = Some("https://127.0.0.1/keys".to_owned());
+        named.x5u = named.jku.clone();
+        named.x5c = Some(vec![URL.encode(&theirs.public_pem)]);
+        named.jwk = serde_json::from_value(theirs.jwk.clone()).ok();
+        let mut other = claims.clone();
+        other["sub"] = json!("system:serviceaccount:kube-system:default");
+        let unsigned = |algorithm: &str| {
+            let mut header = header.clone();
+            header["alg"] = json!(algorithm);
+            format!("{}.{body}.", segment(&header))
+        };
+        let shared = |secret: &str| {
+            let key = EncodingKey::from_secret(secret.as_bytes());
+            signed(with_id(Algorithm::HS256, &ours.id), &claims, &key)
+        };
+        for (what, token) in [
+            ("no algorithm", unsigned("none")),
+            ("no algorithm, spelt otherwise", unsigned("nOnE")),
+            ("the public key as a secret", shared(&ours.public_pem)),
+            (
+                "the public key as a secret, without an end",
+                shared(ours.public_pem.trim()),
+            ),
+            (
+                "a stranger's key",
+                signed(
+                    with_id(Algorithm::RS256, &theirs.id),
+                    &claims,
+                    &rsa(&theirs),
+                ),
+            ),
+            (
+                "a stranger's key by our name",
+                signed(with_id(Algorithm::RS256, &ours.id), &claims, &rsa(&theirs)),
+            ),
+            (
+                "a stranger's key without a name",
+                signed(Header::new(Algorithm::RS256), &claims, &rsa(&theirs)),
+            ),
+            (
+                "a key that the token brings along",
+                signed(named, &claims, &rsa(&theirs)),
+            ),
+            (
+                "another algorithm of our key",
+                signed(with_id(Algorithm::RS512, &ours.id), &claims, &rsa(&ours)),
+            ),
+            (
+                "our key by a stranger's name",
+                signed(with_id(Algorithm::RS256, &theirs.id), &claims, &rsa(&ours)),
+            ),
+            (
+                "another's claims",
+                format!("{head}.{}.{signature}", segment(&other)),
+            ),
+            (
+                "a part of the signature",
+                format!("{head}.{body}.{}", &signature[..40]),
+            ),
+            ("no signature", format!("{head}.{body}")),
+            ("a fourth part", format!("{good}.{signature}")),
+            (
+                "another issuer",
+                by_us(|claims| claims["iss"] = json!("https://example.com")),
+            ),
+            (
+                "another audience",
+                by_us(|claims| claims["aud"] = json!(["vault"])),
+            ),
+            ("no audience", by_us(|claims| claims["aud"] = json!([]))),
+            (
+                "expired",
+                by_us(|claims| claims["exp"] = json!(issuer::now() - 60)),
+            ),
+            (
+                "not yet",
+                by_us(|claims| claims["nbf"] = json!(issuer::now() + 600)),
+            ),
+            (
+                "another uid",
+                by_us(|claims| claims["kubernetes.io"]["serviceaccount"]["uid"] = json!("x")),
+            ),
+            (
+                "without an account",
+                by_us(|claims| claims["kubernetes.io"] = json!({})),
+            ),
+            (
+                "a token that asks for a group",
+                by_us(|claims| claims["iss"] = json!("kubernetes/serviceaccount")),
+            ),
+            (
+                "a megabyte",
+                format!("{head}.{}.{signature}", "A".repeat(1 << 20)),
+            ),
+            ("a megabyte of one part", "A".repeat(1 << 20)),
+        ] {
+            let refused = cluster.who(&token).await.expect_err(what);
+            assert_eq!(refused.code, 401, "{what}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_older_clusters_tokens_go_on() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let old = rcgen::KeyPair::generate().expect("a key").serialize_pem();
+        std::fs::write(dir.path().join("sa.key"), &old).expect("written");
+        let pki = Pki::open(dir.path()).expect("opened");
+        let issuer = Arc::new(TokenIssuer::new(pki.token_keys(), DEFAULT_ISSUER));
+        let fresh = cluster();
+        let clients = pki.clients().expect("an authority");
+        let authenticator = Arc::new(Authenticator::new(
+            issuer.clone(),
+            clients,
+            fresh.objects.clone(),
+        ));
+        let cluster = Cluster {
+            pki,
+            issuer,
+            authenticator,
+            ..fresh
+        };
+        let new = token(&cluster.request(json!({})).await.expect("issued"));
+        let claims: Value = serde_json::from_slice(
+            &URL.decode(new.split('.').nth(1).expect("claims"))
+                .expect("base64"),
+        )
+        .expect("JSON");
+        let keys = jwks(&cluster.issuer).expect("keys");
+        let key = &keys["keys"][1];
+        assert_eq!(
+            (&keys["keys"][0]["alg"], &key["alg"]),
+            (&json!("RS256"), &json!("ES256"))
+        );
+        let mut header = Header::new(Algorithm::ES256);
+        header.kid = key["kid"].as_str().map(str::to_owned);
+        let old = signed(
+            header,
+            &claims,
+            &EncodingKey::from_ec_pem(old.as_bytes()).expect("a key"),
+        );
+        for token in [&new, &old] {
+            assert!(cluster.who(token).await.is_ok(), "{token}");
+        }
+        let discovered = openid_configuration(&cluster.issuer).expect("a document");
+        assert_eq!(
+            discovered["id_token_signing_alg_values_supported"],
+            json!(["RS256", "ES256"])
+        );
+    }
+
+    #[tokio::test]
+    async fn a_token_that_nobody_would_take_is_not_made() {
+        let cluster = cluster();
+        let many: Vec<String> = (0..2000).map(|n| format!("https://{n:0>40}")).collect();
+        let refused = cluster.request(json!({ "audiences": many })).await;
+        assert_eq!(refused.expect_err("too large").code, 422);
+    }
 }

@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::issuer::{Bound, Reference, Subject, TokenIssuer, now};
+use super::{
+    issuer::{Bound, Reference, Subject, TokenIssuer, now},
+    service_account::MAX_TOKEN_BYTES,
+};
 use crate::apiserver::{
     objects::Lookup,
     registry::{Causes, Resource},
     special::{Call, Special},
-    status::Status,
+    status::{CauseType, Status},
 };
 
 const GROUP: &str = "authentication.k8s.io";
@@ -42,10 +45,14 @@ impl Special for TokenRequests {
             namespace: call.namespace.to_owned(),
             account: reference(&account),
         };
-        let issued = self
-            .0
-            .issue_at(&subject, &audiences, seconds, bound, now())
-            .map_err(Status::internal)?;
+        let (issuer, meant) = (self.0.clone(), audiences.clone());
+        // A signature takes a millisecond.
+        let issued = tokio::task::spawn_blocking(move || {
+            issuer.issue_at(&subject, &meant, seconds, bound, now())
+        });
+        let issued = issued.await.map_err(Status::internal)?;
+        let issued = issued.map_err(Status::internal)?;
+        check_size(&issued.token, &body)?;
         body["apiVersion"] = json!("authentication.k8s.io/v1");
         body["kind"] = json!("TokenRequest");
         body["metadata"] = json!({
@@ -90,6 +97,18 @@ fn seconds(spec: &Value) -> Result<u64, Status> {
     let mut causes = Causes::default();
     causes.invalid("spec.expirationSeconds", asked, complaint);
     Err(Status::invalid(GROUP, "TokenRequest", "", causes.0))
+}
+
+/// Nobody would accept a larger token.
+fn check_size(token: &str, body: &Value) -> Result<(), Status> {
+    if token.len() <= MAX_TOKEN_BYTES {
+        return Ok(());
+    }
+    let mut causes = Causes::default();
+    let message = format!("Too long: the token would be larger than {MAX_TOKEN_BYTES} bytes");
+    causes.push(CauseType::FieldValueTooLong, "spec.audiences", message);
+    let name = body["metadata"]["name"].as_str().unwrap_or_default();
+    Err(Status::invalid(GROUP, "TokenRequest", name, causes.0))
 }
 
 fn audiences(spec: &Value, default: &[String]) -> Vec<String> {

@@ -6,7 +6,11 @@
 //! Always true: TLS only; the other side's certificate is checked against the configuration's
 //! authority, or the host's where it names none; no answer is read past [`MAX_ANSWER_BYTES`].
 
-use std::{error::Error as _, sync::OnceLock, time::Duration};
+use std::{
+    error::Error as _,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
@@ -25,7 +29,7 @@ use super::{
     registry::kinds::value::{has, number, text},
     streaming,
 };
-use crate::pki::{self, Identity};
+use crate::pki::{self, Live};
 
 /// A patch may be as large as an object, and is told in base64.
 const MAX_ANSWER_BYTES: usize = 8 << 20;
@@ -195,11 +199,15 @@ fn client(place: &Place, bundle: &str) -> Result<Https, String> {
 /// TLS settings that trust an authority, or what the host trusts where none is named.
 pub fn client_config(
     ca_pem: Option<&str>,
-    identity: Option<&Identity>,
+    identity: Option<&Arc<Live>>,
 ) -> Result<rustls::ClientConfig, String> {
     static HOST: OnceLock<String> = OnceLock::new();
     let ca_pem = ca_pem.unwrap_or_else(|| HOST.get_or_init(host_authorities));
-    pki::client_config(ca_pem, identity).map_err(|error| format!("caBundle: {error}"))
+    let config = match identity {
+        Some(identity) => pki::live_client_config(ca_pem, identity.clone()),
+        None => pki::client_config(ca_pem, None),
+    };
+    config.map_err(|error| format!("caBundle: {error}"))
 }
 
 fn host_authorities() -> String {

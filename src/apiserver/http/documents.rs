@@ -133,11 +133,13 @@ impl Documents {
                 "text/plain; version=0.0.4",
                 full(metrics(frontend)),
             )),
-            [".well-known", "openid-configuration"] => json_answer(&authn::openid_configuration(
-                frontend.authenticator.issuer(),
-            )),
+            [".well-known", "openid-configuration"] => {
+                let document = of_the_issuer(frontend, authn::openid_configuration).await?;
+                json_answer(&document)
+            }
             ["openid", "v1", "jwks"] => {
-                let bytes = encode::text(JSON, &authn::jwks(frontend.authenticator.issuer()))?;
+                let document = of_the_issuer(frontend, authn::jwks).await?;
+                let bytes = encode::text(JSON, &document)?;
                 Ok(answer(200, "application/jwk-set+json", full(bytes)))
             }
             ["openapi", "v2"] => Ok(self.openapi_v2(rows, headers)),
@@ -248,6 +250,17 @@ impl Documents {
             None => Ok(tagged(headers, "application/json", bytes, &hash)),
         }
     }
+}
+
+/// A document about the keys of tokens; the first of a new cluster may still be being made.
+async fn of_the_issuer<E: std::fmt::Display + Send + 'static>(
+    frontend: &Frontend,
+    document: fn(&authn::TokenIssuer) -> Result<Value, E>,
+) -> Result<Value, Status> {
+    let authenticator = frontend.authenticator.clone();
+    let made = tokio::task::spawn_blocking(move || document(authenticator.issuer()));
+    let made = made.await.map_err(Status::internal)?;
+    made.map_err(Status::internal)
 }
 
 const PATHS: [&str; 9] = [

@@ -304,6 +304,7 @@ impl Lane {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::apiserver::{aggregation::Remotes, query::Query, registry::custom::Rows};
 
     #[test]
     fn who_shares_what() {
@@ -364,15 +365,26 @@ mod tests {
 
     #[test]
     fn kinds() {
-        for (verb, path, want) in [
-            ("get", "/readyz", Kind::Free),
-            ("get", "/livez/ping", Kind::Free),
-            ("get", "/readyzed", Kind::Reading),
-            ("get", "/version", Kind::Reading),
-            ("post", "/healthz", Kind::Writing),
-            ("watch", "/api/v1/pods", Kind::Watching),
+        for (method, uri, want) in [
+            ("GET", "/readyz", Kind::Free),
+            ("GET", "/livez/ping", Kind::Free),
+            ("GET", "/readyzed", Kind::Reading),
+            ("GET", "/version", Kind::Reading),
+            ("POST", "/healthz", Kind::Writing),
+            ("GET", "/api/v1/pods?watch=1", Kind::Watching),
+            ("PUT", "/api/v1/namespaces/n/pods/p", Kind::Writing),
+            ("GET", "/api/v1/namespaces/n/pods/p/log", Kind::Free),
         ] {
-            assert_eq!(Kind::of(&Place::Other, verb, path), want, "{verb} {path}");
+            let uri: http::Uri = uri.parse().expect("a URI");
+            let mut query = Query::parse(uri.query().unwrap_or_default());
+            let asked = Asked::new(
+                &method.parse().expect("a method"),
+                &uri,
+                &mut query,
+                &http::HeaderMap::new(),
+                (&Rows::default(), &Remotes::default()),
+            );
+            assert_eq!(Kind::of(&asked), want, "{method} {uri}");
         }
     }
 }

@@ -56,7 +56,7 @@ const SMALL_ANSWER: u64 = 16 << 10;
 pub enum Peer {
     /// A component of this process.
     Internal(Arc<User>),
-    /// A connection, with the certificates that TLS has checked.
+    /// A connection, with the certificates that the client showed, not judged yet.
     Remote(Option<Arc<Vec<CertificateDer<'static>>>>),
 }
 

@@ -113,6 +113,10 @@ pub struct Behaviour {
     pub validate: fn(&Value, &mut Causes),
     /// Rules over (`new`, `old`): immutable fields. `validate(new)` runs besides.
     pub validate_update: fn(&Value, &Value, &mut Causes),
+    /// As `prepare_update`, before a write through the subresource of this name.
+    pub prepare_subresource: fn(&str, &mut Value, &Value),
+    /// As `validate_update`, over a write through the subresource of this name.
+    pub validate_subresource: fn(&str, &Value, &Value, &mut Causes),
     /// What of metadata a write of the status may change.
     pub status_metadata: StatusMetadata,
     /// Whether metadata.generation is kept (1 on create, +1 when spec changes).
@@ -155,6 +159,8 @@ pub const PLAIN: Behaviour = Behaviour {
     prepare_update: |_, _| {},
     validate: |_, _| {},
     validate_update: |_, _, _| {},
+    prepare_subresource: |_, _, _| {},
+    validate_subresource: |_, _, _, _| {},
     status_metadata: StatusMetadata::Free,
     generation: false,
     create_on_update: false,

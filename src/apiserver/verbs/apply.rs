@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
     scale::{check_replicas, put_replicas, scale_of},
-    update::{Missing, merged},
+    update::{Missing, check_immutable, check_version, merged},
 };
 use crate::apiserver::{
     metadata,
@@ -33,19 +33,10 @@ pub async fn apply(
     if config["metadata"]["managedFields"].is_array() {
         return Err(Status::bad_request("metadata.managedFields must be nil"));
     }
-    match metadata::text(&config, "name") {
-        "" => {
-            metadata::of(&mut config).insert("name".to_owned(), json!(writing.name));
-        }
-        name if name == writing.name => {}
-        name => {
-            return Err(Status::bad_request(format!(
-                "the name of the object ({name}) does not match the name on the URL ({})",
-                writing.name
-            )));
-        }
+    if metadata::text(&config, "name").is_empty() {
+        metadata::of(&mut config).insert("name".to_owned(), json!(writing.name));
     }
-    metadata::namespaced(row, &writing.namespace, metadata::of(&mut config))?;
+    metadata::check_address(row, writing.address(), &mut config)?;
     let asked = metadata::text(&config, "resourceVersion").to_owned();
     let subresource = writing.subresource.clone().unwrap_or_default();
     let now = metadata::now();
@@ -75,7 +66,8 @@ pub async fn apply(
             }
             Err(status) => return Err(status),
         };
-        super::update::check_precondition(writing, &config, &asked, &old)?;
+        check_version(writing, &asked, &old)?;
+        check_immutable(writing, &config, &old)?;
         let mut new = managed::apply(row, Some(&old.value), &config, manager, force)?;
         let owners = new["metadata"]["managedFields"].take();
         // What was merged need not fit any more.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::update::{check_precondition, merged};
+use super::update::{check_immutable, check_version, merged};
 use crate::apiserver::{
     metadata,
     patch::{self, PatchType},
@@ -32,18 +32,15 @@ pub async fn patch(
         check_kind(row, &mut new)?;
         let mut warnings = Vec::new();
         writing.prune(&mut new, &[], &mut warnings)?;
-        if metadata::text(&new, "name") != writing.name {
-            return Err(Status::bad_request(
-                "the name of the object may not be changed",
-            ));
-        }
+        metadata::check_address(row, writing.address(), &mut new)?;
         let version = metadata::text(&new, "resourceVersion").to_owned();
         let asked = if version == old.revision.to_string() {
             String::new()
         } else {
             version
         };
-        check_precondition(writing, &new, &asked, &old)?;
+        check_version(writing, &asked, &old)?;
+        check_immutable(writing, &new, &old)?;
         metadata::of(&mut new).insert(
             "resourceVersion".to_owned(),
             json!(old.revision.to_string()),

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::apiserver::{
+    metadata,
     patch::{self, PatchType},
     registry::{Resource, ScalePaths, kinds::value::set},
     server::ApiServer,
@@ -57,7 +58,11 @@ async fn change(
     for _ in 0..RETRIES {
         let old = server.read(row, &writing.namespace, &writing.name).await?;
         let current = scale_of(paths, &old.value);
-        let wanted = make(&current)?;
+        let mut wanted = make(&current)?;
+        if metadata::text(&wanted, "name").is_empty() {
+            metadata::of(&mut wanted).insert("name".to_owned(), json!(writing.name));
+        }
+        metadata::check_address(row, writing.address(), &mut wanted)?;
         let version = wanted["metadata"]["resourceVersion"]
             .as_str()
             .unwrap_or_default();

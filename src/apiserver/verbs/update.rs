@@ -1,14 +1,12 @@
 //! PUT, on an object, its status or another part of it.
 
-use std::sync::Arc;
-
 use serde_json::{Value, json};
 
 use super::create;
 use crate::apiserver::{
     cache::Object,
     metadata,
-    registry::{Resource, Subresource},
+    registry::{Causes, Resource, Subresource},
     server::ApiServer,
     status::{Cause, CauseType, Reason, Status},
     write::{Writing, Written, check_kind},
@@ -37,17 +35,10 @@ pub async fn update(
     check_kind(row, &mut body)?;
     let mut warnings = Vec::new();
     writing.prune(&mut body, &duplicates, &mut warnings)?;
-    let name = metadata::text(&body, "name").to_owned();
-    if name.is_empty() {
+    if metadata::text(&body, "name").is_empty() {
         metadata::of(&mut body).insert("name".to_owned(), json!(writing.name));
-    } else if name != writing.name {
-        let what = format!(
-            "the name of the object ({name}) does not match the name on the URL ({})",
-            writing.name
-        );
-        return Err(Status::bad_request(what));
     }
-    metadata::namespaced(row, &writing.namespace, metadata::of(&mut body))?;
+    metadata::check_address(row, writing.address(), &mut body)?;
     let version = metadata::text(&body, "resourceVersion").to_owned();
     if version.is_empty() && !row.behaviour.unconditional_update {
         let message = "Invalid value: 0: must be specified for an update".to_owned();
@@ -76,7 +67,9 @@ pub async fn update(
             }
             Err(status) => return Err(status),
         };
-        check_precondition(writing, &body, &version, &old)?;
+        check_version(writing, &version, &old)?;
+        check_uid(writing, &body, &old)?;
+        check_immutable(writing, &body, &old)?;
         let new = merged(row, writing.subresource.as_deref(), body.clone(), &old);
         match server
             .write_changed(writing, new, &old, warnings.clone())
@@ -94,32 +87,48 @@ pub async fn update(
     ))
 }
 
-/// A stale resourceVersion or the uid of another object is a conflict.
-pub fn check_precondition(
-    writing: &Writing,
-    body: &Value,
-    version: &str,
-    old: &Arc<Object>,
-) -> Result<(), Status> {
-    let row = writing.row;
-    if !version.is_empty() && version != "0" && version != old.revision.to_string() {
-        return Err(Status::conflict(
-            row.group,
-            row.plural,
-            &writing.name,
-            "the object has been modified; please apply your changes to the latest version and try again",
-        ));
+/// A stale resourceVersion is a conflict.
+pub fn check_version(writing: &Writing, version: &str, old: &Object) -> Result<(), Status> {
+    if version.is_empty() || version == "0" || version == old.revision.to_string() {
+        return Ok(());
     }
+    Err(Status::conflict(
+        writing.row.group,
+        writing.row.plural,
+        &writing.name,
+        "the object has been modified; please apply your changes to the latest version and try again",
+    ))
+}
+
+/// The uid of another object of this name is a conflict: the one that was read is gone.
+fn check_uid(writing: &Writing, body: &Value, old: &Object) -> Result<(), Status> {
     let (uid, have) = (
         metadata::text(body, "uid"),
         metadata::text(&old.value, "uid"),
     );
-    if !uid.is_empty() && uid != have {
-        let why =
-            format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {have}");
-        return Err(Status::conflict(row.group, row.plural, &writing.name, &why));
+    if uid.is_empty() || uid == have {
+        return Ok(());
     }
-    Ok(())
+    let row = writing.row;
+    let why =
+        format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {have}");
+    Err(Status::conflict(row.group, row.plural, &writing.name, &why))
+}
+
+/// 422 for a change to what is fixed.
+pub fn check_immutable(writing: &Writing, new: &Value, old: &Object) -> Result<(), Status> {
+    let mut causes = Causes::default();
+    metadata::check_immutable(new, &old.value, &mut causes);
+    let row = writing.row;
+    match causes.0.is_empty() {
+        true => Ok(()),
+        false => Err(Status::invalid(
+            row.group,
+            row.kind,
+            &writing.name,
+            causes.0,
+        )),
+    }
 }
 
 /// What an update through one endpoint may change of an object: the rest stays as it was.
@@ -154,6 +163,7 @@ pub fn merged(row: &Resource, subresource: Option<&str>, mut body: Value, old: &
                     None => metadata::of(&mut new).remove(name),
                 };
             }
+            (row.behaviour.prepare_subresource)("status", &mut new, &old.value);
             new
         }
         Some("finalize") => {
@@ -165,9 +175,10 @@ pub fn merged(row: &Resource, subresource: Option<&str>, mut body: Value, old: &
             new
         }
         // Approval, ephemeral containers and the like: their kinds say in `prepare_update` what
-        // the main endpoint keeps; here the whole object is taken and validated.
-        Some(_) => {
+        // the main endpoint keeps, and in `prepare_subresource` what these keep.
+        Some(part) => {
             metadata::prepare_update(&mut body, &old.value);
+            (row.behaviour.prepare_subresource)(part, &mut body, &old.value);
             body
         }
     }

@@ -166,9 +166,12 @@ impl Manager {
         let decision = self
             .state
             .observe(&self.settings, &observations, Instant::now());
-        self.parts.pressures.send_if_modified(|pressures| {
+        let changed = self.parts.pressures.send_if_modified(|pressures| {
             std::mem::replace(pressures, decision.pressures) != decision.pressures
         });
+        if changed {
+            tracing::warn!(now = ?decision.pressures, "what the node is short of has changed");
+        }
         let over = self.evict_over_limits().await;
         if !over.is_empty() {
             return over;
@@ -190,7 +193,7 @@ impl Manager {
             .find(|candidate| !rank::is_critical(&candidate.pod));
         let Some(Candidate { pod, .. }) = first else {
             let signal = resource.name();
-            tracing::warn!(signal, "the node is short, and no pod could be evicted");
+            tracing::debug!(signal, "the node is short, and no pod could be evicted");
             return Vec::new();
         };
         let usages = match active.iter().find(|one| one.pod.uid() == pod.uid()) {

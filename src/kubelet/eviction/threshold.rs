@@ -71,6 +71,12 @@ impl Signal {
         })
     }
 
+    /// As it is typed.
+    pub fn name(self) -> &'static str {
+        let found = SIGNALS.iter().find(|(_, signal)| *signal == self);
+        found.map_or("allocatableMemory.available", |(name, _)| *name)
+    }
+
     pub fn resource(self) -> Resource {
         match self {
             Self::Memory | Self::AllocatableMemory => Resource::Memory,
@@ -137,6 +143,17 @@ impl Amount {
             _ => Err(wrong(format!(
                 "eviction threshold {signal} must be positive: {text}"
             ))),
+        }
+    }
+}
+
+impl std::fmt::Display for Amount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Units(units) => {
+                f.write_str(&proto::quantity::Quantity::from_bytes(*units).canonical())
+            }
+            Self::Part(part) => write!(f, "{}%", (part * 1e4).round() / 100.0),
         }
     }
 }
@@ -272,6 +289,11 @@ mod tests {
             ]
         );
         assert_eq!(settings.kept_free(Signal::NodefsBytes, 1000), 100);
+        let typed: Vec<String> = settings.thresholds[..2]
+            .iter()
+            .map(|one| format!("{}<{}", one.signal.name(), one.amount))
+            .collect();
+        assert_eq!(typed, ["memory.available<100Mi", "nodefs.available<10%"]);
     }
 
     #[test]

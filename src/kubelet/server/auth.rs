@@ -8,7 +8,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     hash::Hash,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -22,6 +22,7 @@ use rustls::pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
 
 use super::{answer::Answer, route::Right};
+use crate::pki::Clients;
 
 const MASTERS: &str = "system:masters";
 const AUTHENTICATED: &str = "system:authenticated";
@@ -44,29 +45,32 @@ type Decision = (User, &'static str, &'static str);
 pub struct Auth {
     node: String,
     client: kube::Client,
+    clients: Arc<Clients>,
     tokens: Kept<[u8; 32], Option<User>>,
     decisions: Kept<Decision, bool>,
 }
 
 impl Auth {
-    pub fn new(node: String, client: kube::Client) -> Self {
+    pub fn new(node: String, client: kube::Client, clients: Arc<Clients>) -> Self {
         Self {
             node,
             client,
+            clients,
             tokens: Kept::default(),
             decisions: Kept::default(),
         }
     }
 
-    /// `certificate`: the one that TLS has verified.
+    /// `shown`: the client's certificates, judged here. A bad one is as good as none: a token beside
+    /// it counts.
     pub async fn check(
         &self,
-        certificate: Option<&CertificateDer<'_>>,
+        shown: Option<&[CertificateDer<'static>]>,
         headers: &HeaderMap,
         right: &Right,
     ) -> Result<(), Answer> {
-        let user = match certificate {
-            Some(certificate) => holder(certificate),
+        let user = match shown.and_then(|chain| self.holder(chain)) {
+            Some(user) => Some(user),
             None => match bearer(headers) {
                 Some(token) => self.review(token).await,
                 None => None,
@@ -88,6 +92,24 @@ impl Auth {
                 user.name, right.verb, right.subresources
             ),
         ))
+    }
+
+    /// Common name and organizations of a good certificate, as user and groups.
+    fn holder(&self, chain: &[CertificateDer<'static>]) -> Option<User> {
+        let holder = match self.clients.holder(chain) {
+            Ok(holder) => holder?,
+            Err(why) => {
+                tracing::debug!(%why, "certificate rejected");
+                return None;
+            }
+        };
+        let mut groups = holder.groups;
+        groups.push(AUTHENTICATED.to_owned());
+        Some(User {
+            name: holder.user,
+            groups,
+            ..User::default()
+        })
     }
 
     async fn review(&self, token: &str) -> Option<User> {
@@ -169,23 +191,6 @@ impl Auth {
     }
 }
 
-/// Common name and organizations of a certificate, as user and groups.
-fn holder(certificate: &CertificateDer<'_>) -> Option<User> {
-    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    let subject = parsed.subject();
-    let name = subject.iter_common_name().last()?.as_str().ok()?.to_owned();
-    let mut groups: Vec<String> = subject
-        .iter_organization()
-        .filter_map(|organization| Some(organization.as_str().ok()?.to_owned()))
-        .collect();
-    groups.push(AUTHENTICATED.to_owned());
-    Some(User {
-        name,
-        groups,
-        ..User::default()
-    })
-}
-
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
@@ -229,15 +234,26 @@ mod tests {
     use super::*;
     use crate::pki::{Leaf, Pki};
 
-    #[test]
-    fn a_certificate_names_its_holder() {
+    #[tokio::test]
+    async fn a_good_certificate_names_its_holder() {
         let dir = tempfile::tempdir().unwrap();
-        let pki = Pki::open(dir.path()).unwrap();
-        let identity = pki.issue(&Leaf::client("jane", &["devs", "ops"])).unwrap();
-        let (_, pem) = x509_parser::pem::parse_x509_pem(identity.certificate.as_bytes()).unwrap();
-        let user = holder(&CertificateDer::from(pem.contents)).unwrap();
+        let ours = Pki::open(&dir.path().join("ours")).unwrap();
+        let theirs = Pki::open(&dir.path().join("theirs")).unwrap();
+        let nobody = |_: http::Request<kube::client::Body>| async {
+            Err::<http::Response<kube::client::Body>, _>(std::io::Error::other("not asked"))
+        };
+        let client = kube::Client::new(tower::service_fn(nobody), "default");
+        let auth = Auth::new("n".to_owned(), client, ours.clients().unwrap());
+        let chain = |pki: &Pki| {
+            let identity = pki.issue(&Leaf::client("jane", &["devs", "ops"])).unwrap();
+            let (_, pem) =
+                x509_parser::pem::parse_x509_pem(identity.certificate.as_bytes()).unwrap();
+            [CertificateDer::from(pem.contents)]
+        };
+        let user = auth.holder(&chain(&ours)).unwrap();
         assert_eq!(user.name, "jane");
         assert_eq!(user.groups, ["devs", "ops", AUTHENTICATED]);
+        assert_eq!(auth.holder(&chain(&theirs)), None);
     }
 
     #[test]

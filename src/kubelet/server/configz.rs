@@ -6,13 +6,21 @@ use http::Response;
 use serde_json::{Value, json};
 
 use super::answer::{Answer, Body, json as answer};
-use crate::kubelet::{Config, container::SwapBehavior};
+use crate::kubelet::{Config, container::SwapBehavior, eviction::Signal};
 
 pub fn configz(config: &Config) -> Result<Response<Body>, Answer> {
     answer(&document(config))
 }
 
 fn document(config: &Config) -> Value {
+    let resources = &config.resources;
+    let hard: serde_json::Map<String, Value> = resources
+        .eviction
+        .thresholds
+        .iter()
+        .filter(|one| one.grace.is_none() && one.signal != Signal::AllocatableMemory)
+        .map(|one| (one.signal.name().to_owned(), one.amount.to_string().into()))
+        .collect();
     json!({"kubeletconfig": {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -29,7 +37,10 @@ fn document(config: &Config) -> Value {
         "cgroupDriver": "cgroupfs",
         "clusterDNS": config.cluster_dns,
         "clusterDomain": config.cluster_domain,
+        "evictionHard": hard,
         "failSwapOn": false,
+        "imageGCHighThresholdPercent": resources.image_gc.high_percent,
+        "imageGCLowThresholdPercent": resources.image_gc.low_percent,
         "maxPods": config.max_pods,
         "memorySwap": {"swapBehavior": match config.swap {
             SwapBehavior::NoSwap => "NoSwap",
@@ -67,11 +78,12 @@ mod tests {
             pod_pids_limit: None,
             swap: SwapBehavior::LimitedSwap,
             resources: Default::default(),
-            own_ports: crate::own_ports::OwnPorts::default(),
+            own_ports: Default::default(),
         };
         let told = &document(&config)["kubeletconfig"];
         assert_eq!(told["kind"], "KubeletConfiguration");
         assert_eq!(told["maxPods"], 110);
+        assert_eq!(told["evictionHard"]["imagefs.available"], "15%");
         assert_eq!(told["podPidsLimit"], -1);
         assert_eq!(told["memorySwap"]["swapBehavior"], "LimitedSwap");
         assert_eq!(told["clusterDNS"], json!(["10.96.0.10"]));

@@ -38,7 +38,7 @@ use self::{
     streams::Kind,
 };
 use super::{Pods, stats::Stats};
-use crate::runtime::Runtime;
+use crate::{pki::Clients, runtime::Runtime};
 
 #[derive(Clone)]
 pub struct Server {
@@ -49,10 +49,12 @@ pub struct Server {
     pub log_dir: PathBuf,
     /// For TokenReview and SubjectAccessReview of who comes without a certificate of the API server.
     pub client: kube::Client,
+    /// Says whom a client's certificate names.
+    pub clients: Arc<Clients>,
 }
 
 impl Server {
-    /// Serves until told to stop. `tls` asks for client certificates and verifies them if given.
+    /// Serves until told to stop. `tls` asks for client certificates.
     pub async fn serve(
         self,
         listener: TcpListener,
@@ -97,7 +99,11 @@ struct Node {
 
 impl Node {
     fn new(server: Server, config: Option<super::Config>) -> Self {
-        let auth = Auth::new(server.node.clone(), server.client.clone());
+        let auth = Auth::new(
+            server.node.clone(),
+            server.client.clone(),
+            server.clients.clone(),
+        );
         let stats = Stats::new(
             server.runtime.clone(),
             server.pods.clone(),
@@ -113,13 +119,13 @@ impl Node {
         }
     }
 
-    /// `certificate`: the client's, as TLS has verified it.
+    /// `shown`: the client's certificates, not judged yet.
     async fn answer(
         &self,
         request: Request<Incoming>,
-        certificate: Option<&CertificateDer<'_>>,
+        shown: Option<&[CertificateDer<'static>]>,
     ) -> Response<Body> {
-        match self.dispatch(request, certificate).await {
+        match self.dispatch(request, shown).await {
             Ok(response) => response,
             Err(answer) => answer.response(),
         }
@@ -128,13 +134,11 @@ impl Node {
     async fn dispatch(
         &self,
         request: Request<Incoming>,
-        certificate: Option<&CertificateDer<'_>>,
+        shown: Option<&[CertificateDer<'static>]>,
     ) -> Result<Response<Body>, Answer> {
         let route = route(&request)?;
         let headers = request.headers();
-        self.auth
-            .check(certificate, headers, &route.right())
-            .await?;
+        self.auth.check(shown, headers, &route.right()).await?;
         let (server, sessions) = (&self.server, &self.sessions);
         let query = Query::parse(request.uri());
         match &route {

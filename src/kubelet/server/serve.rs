@@ -34,8 +34,8 @@ pub async fn tls(
     let answer = move |request: Request<Incoming>, certificates: Certificates| {
         let node = node.clone();
         async move {
-            let certificate = certificates.as_ref().and_then(|shown| shown.first());
-            node.answer(request, certificate).await
+            let shown = certificates.as_ref().map(|shown| shown.as_slice());
+            node.answer(request, shown).await
         }
     };
     listener.tls(config, answer).await;

@@ -25,13 +25,11 @@ use futures::future::{join, join_all};
 use serde_json::Value;
 
 use self::{disk::Walks, rates::Rates};
-use super::{Error, Pods, pod::record::Record};
+use super::{Error, Pods, pod::record::Record, volumes};
 use crate::runtime::{ContainerState, Identity, Phase, PodState, Runtime, Usage};
 
 /// A control group that does not answer by then is left out.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Below a pod's folder: what `kubelet/volumes` binds into containers for writing.
-const MANAGED: [&str; 4] = ["etc-hosts", "hostname", "resolv.conf", "containers"];
 
 /// How much to look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -240,8 +238,9 @@ impl Stats {
         };
         let (dir, walks) = (state_dir.join("pods").join(uid), self.walks.clone());
         let measured = blocking(move || {
-            MANAGED.iter().fold(Taken::default(), |sum, name| {
-                let one = walks.taken(&dir.join(name));
+            let files = volumes::managed_files(&dir);
+            files.iter().fold(Taken::default(), |sum, file| {
+                let one = walks.taken(file);
                 Taken {
                     bytes: sum.bytes + one.bytes,
                     inodes: sum.inodes + one.inodes,

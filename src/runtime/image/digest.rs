@@ -62,7 +62,7 @@ impl Digest {
     pub fn matches(&self, content: &[u8]) -> bool {
         let mut check = self.check();
         check.add(content);
-        check.is_right()
+        check.holds()
     }
 
     /// For content that comes in pieces.
@@ -116,7 +116,7 @@ impl Check {
     }
 
     /// Whether what was added is all of the content.
-    pub fn is_right(self) -> bool {
+    pub fn holds(self) -> bool {
         let found = match self.hash {
             Hash::Sha256(hash) => hex(&hash.finalize()),
             Hash::Sha384(hash) => hex(&hash.finalize()),

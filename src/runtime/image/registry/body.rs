@@ -198,7 +198,7 @@ impl Download {
             if self.left > 0 {
                 return Err(Trouble::Fewer(self.left));
             }
-            return match self.check.take().is_some_and(Check::is_right) {
+            return match self.check.take().is_some_and(Check::holds) {
                 true => Ok(false),
                 false => Err(Trouble::Digest),
             };

@@ -1,0 +1,83 @@
+//! What every listener does when it cannot accept connections: out of descriptors, say.
+//!
+//! Always true: it rests, longer each time, and its log gets a line a minute at most.
+
+use std::{io, time::Duration};
+
+use tokio::time::Instant;
+
+const REST: Duration = Duration::from_millis(50);
+const LONGEST_REST: Duration = Duration::from_secs(1);
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
+/// Failures to accept, in a row.
+#[derive(Debug)]
+pub struct Failures {
+    /// What the connections are for.
+    what: &'static str,
+    rest: Duration,
+    untold: u64,
+    told: Option<Instant>,
+}
+
+impl Failures {
+    pub fn new(what: &'static str) -> Self {
+        Self {
+            what,
+            rest: Duration::ZERO,
+            untold: 0,
+            told: None,
+        }
+    }
+
+    /// A connection was accepted.
+    pub fn over(&mut self) {
+        self.rest = Duration::ZERO;
+    }
+
+    /// How long to rest now; logs the failure if that is due.
+    pub fn rest(&mut self, error: &io::Error, now: Instant) -> Duration {
+        if let Some(times) = self.due(now) {
+            let what = self.what;
+            tracing::warn!(%error, what, times, "connections cannot be accepted");
+        }
+        self.rest = (self.rest * 2).clamp(REST, LONGEST_REST);
+        self.rest
+    }
+
+    /// Counts a failure; how many there were since the last line, if it is time for another.
+    fn due(&mut self, now: Instant) -> Option<u64> {
+        self.untold += 1;
+        if self.told.is_some_and(|told| now < told + TELL_EVERY) {
+            return None;
+        }
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.untold))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_a_minute_and_longer_rests() {
+        let begun = Instant::now();
+        let mut failures = Failures::new("tests");
+        for (seconds, want) in [
+            (0, Some(1)),
+            (1, None),
+            (59, None),
+            (60, Some(3)),
+            (61, None),
+        ] {
+            let now = begun + Duration::from_secs(seconds);
+            assert_eq!(failures.due(now), want, "after {seconds} s");
+        }
+        let error = io::Error::other("none left");
+        let rests = [(); 7].map(|()| failures.rest(&error, begun).as_millis());
+        assert_eq!(rests, [50, 100, 200, 400, 800, 1000, 1000]);
+        failures.over();
+        assert_eq!(failures.rest(&error, begun), REST);
+    }
+}

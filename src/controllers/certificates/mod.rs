@@ -1,0 +1,256 @@
+//! Certificate signing requests: kubelets' own are approved, approved ones are signed by the
+//! built-in signers, old ones are removed.
+//!
+//! `approving.rs`, `signing.rs` and `cleaning.rs` each decide one of these, without I/O; the loop
+//! here does what they say. The cluster's key is behind [`Authority`].
+//! Always true: nothing is signed that is not approved, or that its signer does not sign.
+
+mod approving;
+mod cleaning;
+mod signing;
+#[cfg(test)]
+mod testing;
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use k8s_openapi::{
+    ByteString,
+    api::{
+        authorization::v1::{SubjectAccessReview, SubjectAccessReviewSpec},
+        certificates::v1::{
+            CertificateSigningRequest as Csr, CertificateSigningRequestCondition as Condition,
+        },
+    },
+    apimachinery::pkg::apis::meta::v1::Time,
+    jiff::Timestamp,
+};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, PostParams, Preconditions},
+};
+use tokio_util::sync::CancellationToken;
+
+use self::{approving::Recognized, signing::Signing};
+use super::{
+    error::{Doing, Error, OrGone},
+    pods,
+    shared::{Controller, Loop, Next},
+};
+use crate::informer::{Informer, Informers, Key};
+
+/// Requests handled at once.
+const WORKERS: usize = 2;
+
+/// What a request's subject and names are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Requested {
+    pub common_name: String,
+    pub organizations: Vec<String>,
+    /// How many DNS names, addresses, e-mail addresses and URIs it has.
+    pub names: usize,
+    pub addresses: usize,
+    pub emails: usize,
+    pub uris: usize,
+}
+
+/// Reads requests and signs them with the cluster's key.
+pub trait Authority: Send + Sync {
+    /// `request`: the PEM of `spec.request`.
+    fn read(&self, request: &[u8]) -> Result<Requested, String>;
+
+    /// A certificate of what is requested, for `usages` only, as PEM.
+    fn sign(
+        &self,
+        request: &[u8],
+        usages: &[&str],
+        life: Duration,
+        now: SystemTime,
+    ) -> Result<String, String>;
+
+    /// When a certificate of PEM ends.
+    fn ends(&self, certificate: &[u8]) -> Option<SystemTime>;
+}
+
+/// Runs until `shutdown`.
+pub async fn run(informers: Informers, authority: Arc<dyn Authority>, shutdown: CancellationToken) {
+    let requests: Informer<Csr> = informers.get();
+    let controller = Certificates {
+        client: informers.client().clone(),
+        requests: requests.clone(),
+        authority,
+    };
+    Loop::new(controller, &requests)
+        .run(WORKERS, shutdown)
+        .await;
+}
+
+fn has(csr: &Csr, kind: &str) -> bool {
+    condition(csr, kind).is_some()
+}
+
+fn condition<'a>(csr: &'a Csr, kind: &str) -> Option<&'a Condition> {
+    conditions(csr).iter().find(|one| one.type_ == kind)
+}
+
+fn conditions(csr: &Csr) -> &[Condition] {
+    let status = csr.status.as_ref();
+    let conditions = status.and_then(|status| status.conditions.as_deref());
+    conditions.unwrap_or_default()
+}
+
+/// The issued certificate.
+fn certificate(csr: &Csr) -> Option<&[u8]> {
+    let certificate = csr.status.as_ref()?.certificate.as_ref()?;
+    (!certificate.0.is_empty()).then_some(certificate.0.as_slice())
+}
+
+fn usages(csr: &Csr) -> Vec<&str> {
+    let usages = csr.spec.usages.iter().flatten();
+    usages.map(String::as_str).collect()
+}
+
+struct Certificates {
+    client: Client,
+    requests: Informer<Csr>,
+    authority: Arc<dyn Authority>,
+}
+
+impl Controller for Certificates {
+    const NAME: &'static str = "certificatesigningrequest-controller";
+
+    async fn sync(&self, key: &Key) -> Result<Next, Error> {
+        let held = self.requests.get(key);
+        let Some(csr) = held.filter(|csr| !pods::is_terminating(csr.as_ref())) else {
+            return Ok(Next::Settled);
+        };
+        let now = Timestamp::now();
+        let ends = certificate(&csr).and_then(|pem| self.authority.ends(pem));
+        let end = cleaning::plan(&csr, ends);
+        if end.is_some_and(|end| end <= now) {
+            self.delete(&csr).await?;
+            return Ok(Next::Settled);
+        }
+        let cleaned = end.map(|end| pods::remaining(end, 0, now).unwrap_or_default());
+        if let Signing::Wanted(signer) = signing::wanted(&csr) {
+            self.sign(&csr, signer).await?;
+            return Ok(Next::Settled);
+        }
+        let again = self.approve(&csr, now).await?;
+        Ok(Next::after(again.into_iter().chain(cleaned).min()))
+    }
+}
+
+impl Certificates {
+    fn api(&self) -> Api<Csr> {
+        Api::all(self.client.clone())
+    }
+
+    /// Signs an approved request, or says in its status why not.
+    async fn sign(&self, csr: &Csr, signer: signing::Signer) -> Result<(), Error> {
+        let name = csr.name_any();
+        let invalid = |why: String| Error::invalid("request", format!("CSR {name}"), why);
+        let (authority, wanted) = (self.authority.clone(), csr.clone());
+        // Keys of others are checked, and the cluster's is used.
+        let signed =
+            tokio::task::spawn_blocking(move || -> Result<Result<String, String>, String> {
+                let request = &wanted.spec.request.0;
+                let requested = authority.read(request)?;
+                let usages = usages(&wanted);
+                if let Err(why) = signing::check(signer, &requested, &usages) {
+                    return Ok(Err(why));
+                }
+                let life = signing::life(wanted.spec.expiration_seconds);
+                let certificate = authority.sign(request, &usages, life, SystemTime::now());
+                certificate.map(Ok)
+            });
+        let signed = signed.await.map_err(|error| invalid(error.to_string()))?;
+        let mut csr = csr.clone();
+        let status = csr.status.get_or_insert_default();
+        match signed.map_err(invalid)? {
+            Ok(certificate) => status.certificate = Some(ByteString(certificate.into_bytes())),
+            Err(why) => {
+                let failed = new_condition("Failed", "SignerValidationFailure", &why);
+                status.conditions.get_or_insert_default().push(failed);
+            }
+        }
+        self.api()
+            .replace_status(&csr.name_any(), &PostParams::default(), &csr)
+            .await
+            .or_gone()
+            .doing(|| format!("write the certificate of CSR {name}"))?;
+        Ok(())
+    }
+
+    /// Approves the request of a kubelet that may have its client certificate. When to ask again.
+    async fn approve(&self, csr: &Csr, now: Timestamp) -> Result<Option<Duration>, Error> {
+        if !approving::is_open(csr) {
+            return Ok(None);
+        }
+        let name = csr.name_any();
+        let requested = self.authority.read(&csr.spec.request.0);
+        let requested =
+            requested.map_err(|why| Error::invalid("request", format!("CSR {name}"), why))?;
+        for recognized in approving::recognized(csr, &requested) {
+            if self.allowed(csr, recognized).await? {
+                let mut csr = csr.clone();
+                let status = csr.status.get_or_insert_default();
+                let approved = new_condition("Approved", "AutoApproved", recognized.message());
+                status.conditions.get_or_insert_default().push(approved);
+                self.api()
+                    .replace_subresource("approval", &name, &PostParams::default(), &csr)
+                    .await
+                    .or_gone()
+                    .doing(|| format!("approve CSR {name}"))?;
+                return Ok(None);
+            }
+        }
+        let created = csr.creation_timestamp().map(|time| time.0);
+        Ok(approving::ask_again(csr, &requested, created, now))
+    }
+
+    async fn allowed(&self, csr: &Csr, recognized: Recognized) -> Result<bool, Error> {
+        let review = SubjectAccessReview {
+            spec: SubjectAccessReviewSpec {
+                user: csr.spec.username.clone(),
+                uid: csr.spec.uid.clone(),
+                groups: csr.spec.groups.clone(),
+                extra: csr.spec.extra.clone(),
+                resource_attributes: Some(recognized.right()),
+                ..SubjectAccessReviewSpec::default()
+            },
+            ..SubjectAccessReview::default()
+        };
+        let reviewed = Api::all(self.client.clone())
+            .create(&PostParams::default(), &review)
+            .await
+            .doing(|| format!("ask what the requester of CSR {} may", csr.name_any()))?;
+        Ok(reviewed.status.is_some_and(|status| status.allowed))
+    }
+
+    async fn delete(&self, csr: &Csr) -> Result<(), Error> {
+        let params = DeleteParams::default().preconditions(Preconditions {
+            uid: csr.uid(),
+            resource_version: csr.resource_version(),
+        });
+        self.api()
+            .delete(&csr.name_any(), &params)
+            .await
+            .or_gone()
+            .doing(|| format!("delete CSR {} after its time", csr.name_any()))?;
+        Ok(())
+    }
+}
+
+fn new_condition(kind: &str, reason: &str, message: &str) -> Condition {
+    Condition {
+        type_: kind.to_owned(),
+        status: "True".to_owned(),
+        reason: Some(reason.to_owned()),
+        message: Some(message.to_owned()),
+        last_update_time: Some(Time(Timestamp::now())),
+        last_transition_time: None,
+    }
+}
