@@ -20,7 +20,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
     sync::RwLock,
-    time::{Instant as TokioInstant, timeout},
+    time::timeout,
 };
 
 use super::{
@@ -106,7 +106,8 @@ impl Server {
             let (stream, from) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tokio::time::sleep(failures.rest(&error, TokioInstant::now())).await;
+                    let now = tokio::time::Instant::now();
+                    tokio::time::sleep(failures.rest(&error, now)).await;
                     continue;
                 }
             };

@@ -19,10 +19,9 @@ use crate::{
 };
 
 const DRAIN: Duration = Duration::from_secs(1);
-/// Connections of the load balancers that ask for one Service, and the part of the process's
-/// descriptors that these may take.
-const CONNECTIONS: usize = 32;
-const PART_OF_DESCRIPTORS: u64 = 32;
+/// Of one Service's health check; and no more than this part of the process's descriptors.
+const CONNECTIONS: usize = 16;
+const OF_DESCRIPTORS: u64 = 64;
 
 /// The servers that run.
 #[derive(Debug, Default)]
@@ -65,7 +64,7 @@ impl HealthChecks {
             socket,
             shutdown,
             drain: DRAIN,
-            limits: Limits::new(CONNECTIONS, PART_OF_DESCRIPTORS),
+            limits: Limits::new(CONNECTIONS, OF_DESCRIPTORS),
         };
         let name = key.clone();
         tokio::spawn(listener.plain(move |_| {
