@@ -245,7 +245,8 @@ impl TokenIssuer {
         let signing = match self.signing.get() {
             Some(signing) => signing,
             None => {
-                let read = Signing::new(&self.keys.signing()?)?;
+                let key = self.keys.signing()?;
+                let read = Signing::new(&key)?;
                 self.signing.get_or_init(|| read)
             }
         };
