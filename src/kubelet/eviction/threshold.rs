@@ -153,7 +153,7 @@ impl std::fmt::Display for Amount {
             Self::Units(units) => {
                 f.write_str(&proto::quantity::Quantity::from_bytes(*units).canonical())
             }
-            Self::Part(part) => write!(f, "{}%", (part * 1e4).round() / 100.0),
+            Self::Part(part) => write!(f, "{}%", (*part * 10_000.0_f64).round() / 100.0),
         }
     }
 }
