@@ -226,20 +226,20 @@ fn links_are_followed_within_and_counted() {
 #[ignore = "needs root"]
 fn work_is_bounded() {
     let mut builder = tar::Builder::new(Vec::new());
-    let deep = "d/".repeat(40);
+    let deep = "d/".repeat(8);
     for number in 0..30 {
         let mut link = entry(SYMLINK, 0o777);
         let before = match number {
             0 => String::new(),
             _ => format!("l{}/", number - 1),
         };
-        let back = "../".repeat(40);
-        // Twice there and back again before each next link.
-        let target = &format!("{before}{deep}{back}")[..100.min(before.len() + 160)];
-        link.set_link_name_literal(target).unwrap();
+        let back = "../".repeat(8);
+        // There and back again before each next link.
+        let target = format!("{before}{deep}{back}");
+        link.set_link_name_literal(&target).unwrap();
         append_raw(&mut builder, link, &format!("l{number}"), b"");
     }
-    for number in 0..100_000 {
+    for number in 0..5000 {
         let name = format!("l29/{}/f{number}", number % 2);
         append_raw(&mut builder, entry(FILE, 0o644), &name, b"");
     }
