@@ -135,7 +135,14 @@ impl Lab {
             reserved_ports: Vec::new(),
             external_ips: vetch::apiserver::admission::ExternalIps::default(),
         };
-        handle.start(admission::chain(late, ports)).await.unwrap();
+        handle
+            .start(admission::chain(
+                late,
+                ports,
+                admission::Exemptions::default(),
+            ))
+            .await
+            .unwrap();
         let stop = CancellationToken::new();
         let leaf = Leaf::api_server("n1", &[api.ip()], &[]);
         let tls = Arc::new(pki::server_config(&pki, leaf).unwrap());

@@ -68,8 +68,9 @@ impl Lab {
                 reserved_addresses: Vec::new(),
                 node_ports: 30000..=32767,
                 reserved_ports: Vec::new(),
-                external_ips: vetch::apiserver::admission::ExternalIps::default(),
+                external_ips: admission::ExternalIps::default(),
             },
+            admission::Exemptions::default(),
         );
         handle.start(plugins).await?;
         let client = handle.client(own_user());

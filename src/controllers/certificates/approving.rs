@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_missing_right_is_asked_for_less_and_less() {
-        let at = |seconds| Timestamp::from_second(1_000_000 + seconds).expect("a time");
+        let at = |seconds| Timestamp::from_second(1_000_000 + i64::from(seconds)).expect("a time");
         let open = csr(KUBELET_CLIENT, &[], false);
         for (now, want) in [(0, 1), (-50, 1), (7, 7), (100_000, 300)] {
             let got = ask_again(&open, &node("n"), Some(at(0)), at(now));
