@@ -103,12 +103,6 @@ impl Selector {
         });
     }
 
-    /// The terms that say what a field must be.
-    pub fn equalities(&self) -> impl Iterator<Item = (&str, &str)> {
-        let equal = self.fields.iter().filter(|field| field.equal);
-        equal.map(|field| (field.label.as_str(), field.value.as_str()))
-    }
-
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty() && self.fields.is_empty()
     }
@@ -122,7 +116,8 @@ impl Selector {
         self.matches_value(row, &object.value, object.labels())
     }
 
-    pub(super) fn matches_value(
+    /// As [`Selector::matches`], of a value that is not in the cache.
+    pub fn matches_value(
         &self,
         row: &Resource,
         value: &Value,

@@ -10,24 +10,13 @@ use super::{
 };
 
 /// Reservations, eviction and garbage collection.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Default)]
 pub struct ResourceSettings {
     pub eviction: eviction::Settings,
     /// `None`: as much as suits the machine.
     pub kube_reserved: Option<Amounts>,
     pub system_reserved: Amounts,
     pub image_gc: image_gc::Policy,
-}
-
-impl Default for ResourceSettings {
-    fn default() -> Self {
-        Self {
-            eviction: eviction::Settings::default(),
-            kube_reserved: None,
-            system_reserved: Amounts::default(),
-            image_gc: image_gc::Policy::default(),
-        }
-    }
 }
 
 /// How thresholds are typed: `signal<value,...`, and `signal=value,...` for the other two.

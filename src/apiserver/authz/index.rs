@@ -87,7 +87,7 @@ impl Index {
             Some(namespace) => format!("RoleBinding {:?}", format!("{name}/{namespace}")),
         };
         for subject in binding["subjects"].as_array().into_iter().flatten() {
-            let Some((subject, to)) = parse_subject(subject) else {
+            let Some((subject, to)) = parse_subject(subject, namespace) else {
                 continue;
             };
             self.grants.entry(subject).or_default().push(Grant {
@@ -141,16 +141,16 @@ impl Grant {
     }
 }
 
-/// Whom a binding's subject means, and how to say it. A service account without a namespace is
-/// nobody.
-fn parse_subject(subject: &Value) -> Option<(Subject, String)> {
+/// Whom a binding's subject means, and how to say it. A service account without a namespace is one
+/// of the binding's own.
+fn parse_subject(subject: &Value, binding_in: Option<&str>) -> Option<(Subject, String)> {
     let name = subject["name"].as_str()?;
     match subject["kind"].as_str()? {
         "User" => Some((Subject::User(name.to_owned()), format!("User {name:?}"))),
         "Group" => Some((Subject::Group(name.to_owned()), format!("Group {name:?}"))),
         "ServiceAccount" => {
-            let place = subject["namespace"].as_str();
-            let place = place.filter(|place| !place.is_empty())?;
+            let named = subject["namespace"].as_str();
+            let place = named.filter(|place| !place.is_empty()).or(binding_in)?;
             let user = format!("system:serviceaccount:{place}:{name}");
             let to = format!("ServiceAccount {:?}", format!("{name}/{place}"));
             Some((Subject::User(user), to))

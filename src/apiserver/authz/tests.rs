@@ -175,17 +175,18 @@ async fn a_change_counts_at_once() {
 }
 
 #[tokio::test]
-async fn a_service_account_without_a_namespace_is_nobody() {
+async fn a_service_account_without_a_namespace_is_of_the_bindings_own() {
     let (objects, authorizer) = cluster();
     let account = json!({ "kind": "ServiceAccount", "name": "till" });
     bind(&objects, "shop", ("ClusterRole", "view"), account);
     let get = on("get", "", "pods", "shop", "web");
-    for name in [
-        "system:serviceaccount:shop:till",
-        "system:serviceaccount::till",
+    for (name, want) in [
+        ("system:serviceaccount:shop:till", true),
+        ("system:serviceaccount:other:till", false),
+        ("system:serviceaccount::till", false),
     ] {
         let user = User::internal(name, &[]);
-        assert!(!may(&authorizer, &user, &get).await, "{name}");
+        assert_eq!(may(&authorizer, &user, &get).await, want, "{name}");
     }
 }
 

@@ -24,7 +24,7 @@ pub use documents::Documents;
 pub use inflight::Inflight;
 pub use local::client;
 pub use serve::serve;
-pub use understood::{Understood, understand};
+pub use understood::{Served, Understood, understand};
 
 use std::sync::Arc;
 

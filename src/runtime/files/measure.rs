@@ -61,7 +61,7 @@ impl Sum {
     fn add(&mut self, stat: &FileStat) {
         let names = match is_folder(stat) {
             true => 1, // its links are its folders
-            false => u128::from(stat.st_nlink.max(1) as u64),
+            false => u128::from(stat.st_nlink.max(1)),
         };
         self.bytes += u128::from(stat.st_blocks.max(0) as u64 * 512) * PARTS / names;
         self.inodes += PARTS / names;

@@ -11,6 +11,8 @@
 mod archive;
 mod content;
 mod digest;
+#[doc(hidden)]
+pub mod fuzzing;
 mod import;
 mod json;
 mod layers;

@@ -4,6 +4,7 @@
 //! - Memory is bounded: what describes one entry takes at most [`MOST_DESCRIPTION`] bytes.
 //! - A size that a pax header gives overrides the header's, as everywhere else: two readers that
 //!   disagree about where an entry ends see different files in one archive.
+//!
 //! Source: POSIX.1-2017, pax, "Extended Header"; GNU tar manual, "Basic Tar Format".
 
 use std::io::{self, Read};

@@ -3,7 +3,11 @@
 //!
 //! Shared by `tests/fuzz/run`, which searches, and `tests/fuzz_seeds.rs`, which replays.
 
+mod images;
 mod patches;
+mod requests;
+
+use vetch::apiserver::registry::{Resource, kinds};
 
 pub type Target = fn(&[u8]);
 
@@ -11,6 +15,10 @@ pub const ALL: &[(&str, Target)] = &[
     ("strategic_merge", patches::strategic_merge),
     ("server_side_apply", patches::server_side_apply),
     ("json_patch", patches::json_patch),
+    ("request", requests::request),
+    ("selector", requests::selector),
+    ("manifest", images::manifest),
+    ("layer", images::layer),
 ];
 
 /// The JSON documents of an input, one a line.
@@ -21,4 +29,9 @@ fn documents<const N: usize>(data: &[u8]) -> Option<[&[u8]; N]> {
         *place = parts.next()?;
     }
     Some(found)
+}
+
+fn pods() -> &'static Resource {
+    let found = kinds::ALL.iter().find(|row| row.plural == "pods");
+    found.expect("pods are served")
 }

@@ -1,23 +1,15 @@
 //! Patches: an object on the first line, the patch on the second.
 
 use serde_json::Value;
-use vetch::apiserver::{
-    patch::{
-        self, PatchType,
-        managed::{self, Manager},
-    },
-    registry::{Resource, kinds},
+use vetch::apiserver::patch::{
+    self, PatchType,
+    managed::{self, Manager},
 };
 
-use super::documents;
+use super::{documents, pods};
 
 /// Deepest nesting of what a patch may leave.
 const MAX_DEPTH: usize = 120;
-
-fn pods() -> &'static Resource {
-    let found = kinds::ALL.iter().find(|row| row.plural == "pods");
-    found.expect("pods are served")
-}
 
 fn depth(value: &Value) -> usize {
     match value {
