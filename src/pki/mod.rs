@@ -347,10 +347,12 @@ mod tests {
     #[test]
     fn is_the_same_when_opened_again() {
         let (dir, first) = open();
+        let key_id = |pki: &Pki| pki.token_keys().signing().expect("a key").id.clone();
+        // Waits: the key is in its file from then on.
+        let made = key_id(&first);
         let second = Pki::open(&dir.path().join("pki")).expect("loaded");
         assert_eq!(first.ca_pem(), second.ca_pem());
-        let key_id = |pki: &Pki| pki.token_keys().signing().expect("a key").id.clone();
-        assert_eq!(key_id(&first), key_id(&second));
+        assert_eq!(made, key_id(&second));
         let leaf = Leaf::client("admin", &["system:masters"]);
         let kept = first.identity("admin", &leaf).expect("issued");
         assert!(kept == second.identity("admin", &leaf).expect("kept"));

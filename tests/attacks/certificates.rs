@@ -392,13 +392,26 @@ fn strange_credentials_are_refused_in_words() {
         .cluster
         .ok("get --raw /.well-known/openid-configuration");
     assert!(discovered.contains("[\"RS256\"]"), "{discovered}");
-    for bad in [
-        "x.y.z",
-        &token.trim()[..token.trim().len() - 8],
-        &"A".repeat(60_000),
+    let token = token.trim();
+    let cut = &token[..token.len() - 8];
+    let repeated = |times: usize| "A".repeat(times);
+    // The last two do not fit into the head of a request; curl itself sends no longer one by HTTP/2.
+    for (version, bad, status) in [
+        ("--http2", "x.y.z", 401),
+        ("--http1.1", "x.y.z", 401),
+        ("--http2", cut, 401),
+        ("--http2", &repeated(30_000), 401),
+        ("--http1.1", &repeated(60_000), 401),
+        ("--http2", &repeated(60_000), 431),
+        ("--http1.1", &repeated(70_000), 431),
     ] {
-        let answer = lab.curl(&format!("-H 'Authorization: Bearer {bad}'"), 6443, "/api");
-        assert!(answer.ends_with(" 401"), "{answer}");
+        let header = format!("{version} -H 'Authorization: Bearer {bad}'");
+        let answer = lab.curl(&header, 6443, "/api");
+        assert!(
+            answer.ends_with(&format!(" {status}")),
+            "{version} {bad:.20}, {} bytes: {answer}",
+            bad.len()
+        );
     }
     health.assert();
 }
@@ -433,22 +446,21 @@ fn answers_without_bodies_and_writes_to_wrong_places() {
         assert!(said.contains(want), "{arguments:?}: {said}");
     };
     cluster.ok("create configmap here --from-literal=a=b");
-    let file = lab.folder.join("again.yaml");
-    std::fs::write(
-        &file,
-        cluster
-            .ok("get configmap here -o yaml")
-            .replace("name: here", "name: again"),
-    )
-    .unwrap();
-    let again = file.display().to_string();
+    // kubectl clears a resourceVersion before it creates, unless it is not to read the file.
+    let file = lab.folder.join("again.json");
+    let again = cluster.ok("get configmap here -o json");
+    let again = again.replace("\"name\": \"here\"", "\"name\": \"again\"");
+    std::fs::write(&file, again).unwrap();
+    let configmaps = "/api/v1/namespaces/default/configmaps";
     refused(
-        &["create", "-f", &again],
-        "Error from server (BadRequest): error when creating",
-    );
-    refused(
-        &["create", "-f", &again],
-        "resourceVersion should not be set on objects to be created",
+        &[
+            "create",
+            "--raw",
+            configmaps,
+            "-f",
+            &file.display().to_string(),
+        ],
+        "Error from server (BadRequest): resourceVersion should not be set on objects to be created",
     );
     for (patch, want) in [
         (
@@ -496,19 +508,39 @@ fn a_certificate_that_ends_is_issued_anew() {
     let cluster = &lab.cluster;
     let pki = cluster.root.path().join("lib/pki");
     assert!(cluster.vetch(&["down"]).status.success());
+    // `openssl x509` cannot set when a certificate begins.
+    std::fs::write(
+        lab.folder.join("ca.cnf"),
+        "[ca]\ndefault_ca = own\n\
+         [own]\ndatabase = index\nnew_certs_dir = .\ndefault_md = sha256\nrand_serial = yes\n\
+         unique_subject = no\npolicy = names\nx509_extensions = usage\n\
+         [names]\norganizationName = optional\ncommonName = supplied\n\
+         [usage]\nextendedKeyUsage = clientAuth\n",
+    )
+    .unwrap();
     // The administrator's, and the API server's for kubelets: expired, and good for one more day.
-    for (name, subject, days) in [
-        ("admin", "/O=system:masters/CN=kubernetes-admin", "-1"),
+    for (name, subject, from, to) in [
+        (
+            "admin",
+            "/O=system:masters/CN=kubernetes-admin",
+            "-366 days",
+            "-1 day",
+        ),
         (
             "kube-apiserver-kubelet-client",
             "/O=system:masters/CN=kube-apiserver-kubelet-client",
-            "1",
+            "-364 days",
+            "+1 day",
         ),
     ] {
         let pki = pki.display();
+        let date = |when: &str| format!("$(date -u -d '{when}' +%Y%m%d%H%M%SZ)");
         lab.sh(&format!(
-            "echo extendedKeyUsage=clientAuth > ext; openssl req -new -key {pki}/{name}.key -subj '{subject}' -out old.csr; \
-             openssl x509 -req -in old.csr -CA {pki}/ca.crt -CAkey {pki}/ca.key -extfile ext -days {days} -out {pki}/{name}.crt 2>/dev/null"
+            ": > index && openssl req -new -key {pki}/{name}.key -subj '{subject}' -out old.csr && \
+             openssl ca -config ca.cnf -batch -notext -cert {pki}/ca.crt -keyfile {pki}/ca.key -in old.csr \
+             -startdate {} -enddate {} -out {pki}/{name}.crt 2>ca.log || {{ cat ca.log >&2; false; }}",
+            date(from),
+            date(to)
         ));
     }
     cluster.up();
