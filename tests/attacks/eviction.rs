@@ -314,7 +314,7 @@ fn settings_that_make_no_sense_are_refused_in_words() {
         ("--eviction-soft=memory.available<1Gi", "grace period must"),
         ("--kube-reserved=gpu=1", "cannot be reserved"),
         ("--kube-reserved=memory=1000Ti", "leaves no memory for pods"),
-        ("--image-gc-low-threshold=90", "must be lower than"),
+        ("--image-gc-low-threshold=100", "must be lower than"),
     ] {
         let output = cluster.vetch(&["up", "--detach", flag]);
         let told = text(&output);

@@ -74,7 +74,7 @@ fn a_full_store_takes_what_is_needed_to_empty_it() {
     let refused = tenant.kubectl("create configmap small");
     assert!(!refused.status.success());
     assert!(
-        text(&refused).contains("Error from server: etcdserver: mvcc: database space exceeded"),
+        text(&refused).contains("etcdserver: mvcc: database space exceeded"),
         "{}",
         text(&refused)
     );

@@ -122,7 +122,11 @@ impl Operation {
         let mut attributes = named(self.verb(), names);
         let selection = self.selection();
         attributes.fields = selection.map_or(Vec::new(), |selection| selection.fields().to_vec());
-        // Who lists what has one name asks for that object. A deletion of many is never one of one.
+        // Who lists what has one name asks for that object. A deletion of many is never one of one,
+        // and the old prefix `/watch/` never had a name from a selector.
+        if names.watch {
+            return attributes;
+        }
         if let (Self::List(selection) | Self::Watch(selection), Target::Resource { name, .. }) =
             (self, &mut attributes.target)
             && name.is_none()

@@ -562,7 +562,12 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(4000))]
+        #![proptest_config(ProptestConfig {
+            cases: 4000,
+            // The input is in the message; nothing is written beside the sources.
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
         #[test]
         fn what_is_authorized_is_what_is_served(
             method in prop::sample::select(&METHODS[..]),
