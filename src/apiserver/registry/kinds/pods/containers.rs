@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{probes, resources};
+use super::{probes, resources, security};
 use crate::apiserver::registry::{
     Causes,
     kinds::{
@@ -92,7 +92,7 @@ fn one(spec: &Value, container: &Value, list: List, path: &str, causes: &mut Cau
         &format!("{path}.resources"),
         causes,
     );
-    security(spec, container, path, causes);
+    security_context(spec, container, path, causes);
     let sidecar = text(container, "restartPolicy") == "Always";
     match list {
         List::Regular => probes::validate(container, path, causes),
@@ -316,22 +316,12 @@ fn mounts(spec: &Value, container: &Value, path: &str, causes: &mut Causes) {
     }
 }
 
-fn security(spec: &Value, container: &Value, path: &str, causes: &mut Causes) {
+fn security_context(spec: &Value, container: &Value, path: &str, causes: &mut Causes) {
     let Some(context) = at(container, "securityContext") else {
         return;
     };
     let path = format!("{path}.securityContext");
-    for field in ["runAsUser", "runAsGroup"] {
-        if let Some(id) =
-            number(context, field).filter(|id| !(0..=i64::from(i32::MAX)).contains(id))
-        {
-            causes.invalid(
-                format!("{path}.{field}"),
-                id,
-                "must be between 0 and 2147483647, inclusive",
-            );
-        }
-    }
+    security::of_container(context, &path, causes);
     let escalates = at(context, "allowPrivilegeEscalation").is_none_or(|value| value == true);
     if flag(context, "privileged") && !escalates {
         causes.invalid(

@@ -10,6 +10,7 @@ pub mod probes;
 pub mod qos;
 pub mod references;
 pub mod resources;
+mod security;
 pub mod template;
 pub mod validate;
 pub mod volumes;

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{
     containers::{self, List},
-    volumes,
+    security, volumes,
 };
 use crate::apiserver::registry::{
     Causes,
@@ -110,7 +110,7 @@ pub fn spec(spec: &Value, path: &str, causes: &mut Causes) {
             );
         }
     }
-    security(spec, path, causes);
+    security_context(spec, path, causes);
     for (index, gate) in items(spec, "schedulingGates").iter().enumerate() {
         let name = text(gate, "name");
         names::report(
@@ -213,7 +213,7 @@ fn spread(spec: &Value, path: &str, causes: &mut Causes) {
     }
 }
 
-fn security(spec: &Value, path: &str, causes: &mut Causes) {
+fn security_context(spec: &Value, path: &str, causes: &mut Causes) {
     let Some(context) = at(spec, "securityContext") else {
         return;
     };
@@ -225,22 +225,7 @@ fn security(spec: &Value, path: &str, causes: &mut Causes) {
         );
     }
     let path = format!("{path}.securityContext");
-    for field in ["runAsUser", "runAsGroup", "fsGroup"] {
-        if let Some(id) =
-            number(context, field).filter(|id| !(0..=i64::from(i32::MAX)).contains(id))
-        {
-            causes.invalid(
-                format!("{path}.{field}"),
-                id,
-                "must be between 0 and 2147483647, inclusive",
-            );
-        }
-    }
-    for (index, sysctl) in items(context, "sysctls").iter().enumerate() {
-        if text(sysctl, "name").is_empty() {
-            causes.required(format!("{path}.sysctls[{index}].name"), "");
-        }
-    }
+    security::of_pod(context, &path, causes);
 }
 
 #[cfg(test)]

@@ -1,0 +1,252 @@
+//! Validation of what pods' and containers' security contexts have in common, and of sysctls.
+
+use serde_json::Value;
+
+use crate::apiserver::registry::{
+    Causes,
+    kinds::value::{at, has, items, number, text},
+};
+
+const LARGEST_ID: i64 = i32::MAX as i64;
+const ID_RANGE: &str = "must be between 0 and 2147483647, inclusive";
+
+const LONGEST_SYSCTL: usize = 253;
+const SYSCTL_FORM: &str = "must have at most 253 characters and match regex \
+    ([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
+
+/// A pod's `securityContext` found at `path`.
+pub fn of_pod(context: &Value, path: &str, causes: &mut Causes) {
+    ids(
+        context,
+        &["runAsUser", "runAsGroup", "fsGroup"],
+        path,
+        causes,
+    );
+    for (index, group) in items(context, "supplementalGroups").iter().enumerate() {
+        if causes.is_full() {
+            break;
+        }
+        if let Some(id) = group.as_i64() {
+            in_range(id, format!("{path}.supplementalGroups[{index}]"), causes);
+        }
+    }
+    seccomp(context, path, causes);
+    sysctls(context, path, causes);
+}
+
+/// A container's `securityContext` found at `path`.
+pub fn of_container(context: &Value, path: &str, causes: &mut Causes) {
+    ids(context, &["runAsUser", "runAsGroup"], path, causes);
+    seccomp(context, path, causes);
+}
+
+fn ids(context: &Value, fields: &[&str], path: &str, causes: &mut Causes) {
+    for field in fields {
+        if let Some(id) = number(context, field) {
+            in_range(id, format!("{path}.{field}"), causes);
+        }
+    }
+}
+
+fn in_range(id: i64, path: String, causes: &mut Causes) {
+    if !(0..=LARGEST_ID).contains(&id) {
+        causes.invalid(path, id, ID_RANGE);
+    }
+}
+
+fn seccomp(context: &Value, path: &str, causes: &mut Causes) {
+    const TYPES: [&str; 3] = ["Localhost", "RuntimeDefault", "Unconfined"];
+    let Some(profile) = at(context, "seccompProfile") else {
+        return;
+    };
+    let path = format!("{path}.seccompProfile");
+    let kind = text(profile, "type");
+    if kind.is_empty() {
+        causes.required(
+            format!("{path}.type"),
+            "type is required when seccompProfile is set",
+        );
+    } else if !TYPES.contains(&kind) {
+        causes.unsupported(format!("{path}.type"), kind, &TYPES);
+    }
+    let path = format!("{path}.localhostProfile");
+    let name = text(profile, "localhostProfile");
+    match (kind == "Localhost", has(profile, "localhostProfile")) {
+        (true, false) => causes.required(path, "must be set when seccomp type is Localhost"),
+        (false, true) => causes.invalid(
+            path,
+            profile,
+            "can only be set when seccomp type is Localhost",
+        ),
+        (false, false) => {}
+        (true, true) => {
+            if name.starts_with('/') {
+                causes.invalid(&path, name, "must be a relative path");
+            }
+            if name.split('/').any(|part| part == "..") {
+                causes.invalid(path, name, "must not contain '..'");
+            }
+        }
+    }
+}
+
+fn sysctls(context: &Value, path: &str, causes: &mut Causes) {
+    let mut names = std::collections::HashSet::new();
+    for (index, sysctl) in items(context, "sysctls").iter().enumerate() {
+        if causes.is_full() {
+            break;
+        }
+        let path = format!("{path}.sysctls[{index}].name");
+        let name = text(sysctl, "name");
+        if name.is_empty() {
+            causes.required(path, "");
+        } else if !is_sysctl(name) {
+            causes.invalid(path, name, SYSCTL_FORM);
+        } else if names.contains(name) {
+            causes.duplicate(path, name);
+        }
+        names.insert(name);
+    }
+}
+
+/// Segments of a-z, 0-9, `-` and `_` between dots or slashes, each from a letter or digit to one.
+fn is_sysctl(name: &str) -> bool {
+    let plain = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let segment = |segment: &str| {
+        let bytes = segment.as_bytes();
+        bytes.first().is_some_and(plain)
+            && bytes.last().is_some_and(plain)
+            && bytes.iter().all(|byte| plain(byte) || b"-_".contains(byte))
+    };
+    name.len() <= LONGEST_SYSCTL && name.split(['.', '/']).all(segment)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn said(check: fn(&Value, &str, &mut Causes), context: &Value) -> Vec<String> {
+        let mut causes = Causes::default();
+        check(context, "c", &mut causes);
+        let causes = causes.0.into_iter();
+        causes
+            .map(|cause| format!("{}: {}", cause.field, cause.message))
+            .collect()
+    }
+
+    #[test]
+    fn of_both() {
+        for (context, want) in [
+            (json!({}), ""),
+            (json!({"runAsUser": 0, "runAsGroup": 2_147_483_647}), ""),
+            (
+                json!({"runAsUser": -1}),
+                "c.runAsUser: Invalid value: -1: must be between 0 and 2147483647, inclusive",
+            ),
+            (
+                json!({"runAsGroup": 4_294_967_296_i64}),
+                "c.runAsGroup: Invalid value: 4294967296: must be between 0 and 2147483647, inclusive",
+            ),
+            (json!({"seccompProfile": {"type": "RuntimeDefault"}}), ""),
+            (
+                json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "a/b.json"}}),
+                "",
+            ),
+            (
+                json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "a..b"}}),
+                "",
+            ),
+            (
+                json!({"seccompProfile": {}}),
+                "c.seccompProfile.type: Required value: type is required when seccompProfile is set",
+            ),
+            (
+                json!({"seccompProfile": {"type": "None"}}),
+                "c.seccompProfile.type: Unsupported value: \"None\": supported values: \"Localhost\", \"RuntimeDefault\", \"Unconfined\"",
+            ),
+            (
+                json!({"seccompProfile": {"type": "Localhost"}}),
+                "c.seccompProfile.localhostProfile: Required value: must be set when seccomp type is Localhost",
+            ),
+            (
+                json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "../../x"}}),
+                "c.seccompProfile.localhostProfile: Invalid value: \"../../x\": must not contain '..'",
+            ),
+            (
+                json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "/x"}}),
+                "c.seccompProfile.localhostProfile: Invalid value: \"/x\": must be a relative path",
+            ),
+        ] {
+            for check in [of_pod, of_container] {
+                assert_eq!(said(check, &context).join("; "), want, "{context}");
+            }
+        }
+        let stray = json!({"seccompProfile": {"type": "Unconfined", "localhostProfile": "x"}});
+        let found = said(of_container, &stray).join("; ");
+        assert!(
+            found.ends_with("can only be set when seccomp type is Localhost"),
+            "{found}"
+        );
+    }
+
+    #[test]
+    fn of_pods() {
+        for field in ["fsGroup", "supplementalGroups"] {
+            for (id, refused) in [
+                (0, false),
+                (2_147_483_647, false),
+                (-1, true),
+                (1 << 31, true),
+            ] {
+                let context = match field {
+                    "fsGroup" => json!({field: id}),
+                    _ => json!({field: [1, id]}),
+                };
+                let found = said(of_pod, &context).join("; ");
+                assert_eq!(found.contains(ID_RANGE), refused, "{context}: {found}");
+            }
+        }
+        let twice = json!({"sysctls": [{"name": "a.b", "value": "1"}, {"name": "a.b", "value": "2"}, {"value": "3"}]});
+        assert_eq!(
+            said(of_pod, &twice),
+            [
+                "c.sysctls[1].name: Duplicate value: \"a.b\"",
+                "c.sysctls[2].name: Required value"
+            ]
+        );
+    }
+
+    #[test]
+    fn names_of_sysctls() {
+        let (longest, long) = ("a".repeat(253), "a".repeat(254));
+        for (name, taken) in [
+            ("net.ipv4.tcp_rmem", true),
+            ("net/ipv4/tcp_rmem", true),
+            ("net.ipv4.conf.eth0/1.forwarding", true),
+            ("kernel.shm-rmid", true),
+            (longest.as_str(), true),
+            (long.as_str(), false),
+            ("net.ipv4.tcp_rmem\n", false),
+            ("net.ipv4.tcp_rmem\nkernel.core_pattern", false),
+            ("net..ipv4", false),
+            ("net/../kernel", false),
+            (".net", false),
+            ("net.", false),
+            ("_net", false),
+            ("net._x", false),
+            ("Net", false),
+            ("net=1", false),
+            ("net ipv4", false),
+            ("n\u{e9}t", false),
+        ] {
+            let context = json!({"sysctls": [{"name": name, "value": "1"}]});
+            let found = said(of_pod, &context).join("; ");
+            assert_eq!(found.is_empty(), taken, "{name:?}: {found}");
+            if !taken {
+                assert!(found.ends_with(SYSCTL_FORM), "{found}");
+            }
+        }
+    }
+}
