@@ -3,7 +3,7 @@
 use std::{
     io::Write,
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::OpenOptionsExt,
     path::Path,
     sync::Arc,
     time::Duration,
@@ -80,7 +80,7 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     install_crypto();
     raise_open_files();
     super::oom::be_spared();
-    make_folders(&config.paths)?;
+    config.paths.make()?;
     // Held to the process's very end: whoever waits for it then finds the store free as well.
     std::mem::forget(lock(&config.paths, &config.root_flag).await?);
     let listener = listen(config.port).await?;
@@ -352,17 +352,6 @@ fn greet(config: &Config) {
         "the cluster is up. Use it with: export KUBECONFIG={}",
         config.paths.kubeconfig().display()
     );
-}
-
-fn make_folders(paths: &Paths) -> Result<(), Error> {
-    for path in paths.all() {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(|error| format!("create {}: {error}", path.display()))?;
-    }
-    Ok(())
 }
 
 /// One daemon per root. The lock goes with the process, however it ends.

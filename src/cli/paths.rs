@@ -1,6 +1,13 @@
 //! Where everything lies. `--root DIR` moves all of it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+/// What a folder's mode gives to those who are neither its owner nor of its group.
+const OTHERS: u32 = 0o007;
 
 /// Shared by every subcommand that touches a cluster.
 #[derive(Clone, Debug, clap::Args)]
@@ -84,6 +91,26 @@ impl Paths {
     pub fn all(&self) -> [&Path; 4] {
         [&self.etc, &self.state, &self.run, &self.log]
     }
+
+    /// Makes them, for nobody but root. Those that are there already are closed to others but for
+    /// the folder of configuration, which an administrator may have opened on purpose; files in it
+    /// have modes of their own.
+    pub fn make(&self) -> io::Result<()> {
+        for path in self.all() {
+            let failed = |error| io::Error::other(format!("create {}: {error}", path.display()));
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(path)
+                .map_err(failed)?;
+            let mode = fs::metadata(path).map_err(failed)?.permissions().mode();
+            if path != self.etc && mode & OTHERS != 0 {
+                let closed = fs::Permissions::from_mode(mode & 0o7777 & !OTHERS);
+                fs::set_permissions(path, closed).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -100,5 +127,19 @@ mod tests {
                 .iter()
                 .all(|path| path.ends_with("vetch"))
         );
+    }
+
+    #[test]
+    fn folders_are_closed_to_others() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::under(&root.path().join("deep/root"));
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        paths.make().unwrap();
+        assert_eq!(paths.all().map(mode), [0o700; 4]);
+        for path in paths.all() {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        paths.make().unwrap();
+        assert_eq!(paths.all().map(mode), [0o755, 0o750, 0o750, 0o750]);
     }
 }

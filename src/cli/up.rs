@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     num::NonZeroU32,
-    os::unix::process::CommandExt,
+    os::unix::{fs::OpenOptionsExt, process::CommandExt},
     process::{Command, ExitCode, Stdio},
 };
 
@@ -170,14 +170,14 @@ impl Up {
 
     /// Starts the same command again in a session of its own and waits until it is ready.
     fn start_detached(&self, paths: &Paths) -> Result<ExitCode, Error> {
-        std::fs::create_dir_all(&paths.run)?;
-        std::fs::create_dir_all(&paths.log)?;
+        paths.make()?;
         let notices = tempfile::tempdir_in(&paths.run)?;
         let socket = notices.path().join("notify");
         let listener = Listener::bind(&socket)?;
         let log = File::options()
             .create(true)
             .append(true)
+            .mode(0o640)
             .open(paths.daemon_log())?;
         let before = log.metadata()?.len();
         let arguments = std::env::args_os()
