@@ -13,9 +13,10 @@ use nix::unistd::{Whence, lseek};
 
 use crate::runtime::sys;
 
-/// Some hundred entries a call.
+/// The most at once: some hundred entries.
 const BUFFER: usize = 32 << 10;
-/// The first read of a folder that was opened again: most of what it gives may be read once more.
+/// At first: most folders have few entries, and what a folder gives that was opened again may have to
+/// be read once more.
 const FIRST: usize = 2 << 10;
 /// Before the name: inode, place, length of the entry, kind.
 const HEAD: usize = 19;
@@ -42,9 +43,10 @@ pub struct Found {
 #[derive(Debug)]
 pub struct Listing {
     folder: OwnedFd,
+    /// As long as what is read at once; grows to [`BUFFER`] while folders fill it.
     buffer: Vec<u8>,
-    /// How much to read at once; grows to [`BUFFER`].
-    size: usize,
+    /// How much of it was read last, and how much of that was given out.
+    filled: usize,
     at: usize,
     place: Place,
 }
@@ -54,7 +56,7 @@ impl Listing {
         Self {
             folder,
             buffer: Vec::new(),
-            size: BUFFER,
+            filled: 0,
             at: 0,
             place: Place::default(),
         }
@@ -64,7 +66,6 @@ impl Listing {
     pub fn resumed(folder: OwnedFd, place: Place) -> io::Result<Self> {
         lseek(&folder, place.0, Whence::SeekSet)?;
         Ok(Self {
-            size: FIRST,
             place,
             ..Self::new(folder)
         })
@@ -78,18 +79,17 @@ impl Listing {
     /// From the beginning.
     pub fn rewind(&mut self) -> io::Result<()> {
         lseek(&self.folder, 0, Whence::SeekSet)?;
-        self.buffer.clear();
-        (self.at, self.place) = (0, Place::default());
+        (self.filled, self.at, self.place) = (0, 0, Place::default());
         Ok(())
     }
 
     /// The next entry but `.` and `..`; `None` at the end.
     pub fn next(&mut self) -> io::Result<Option<Found>> {
         loop {
-            if self.at >= self.buffer.len() && !self.fill()? {
+            if self.at >= self.filled && !self.fill()? {
                 return Ok(None);
             }
-            let rest = self.buffer.get(self.at..).unwrap_or_default();
+            let rest = self.buffer.get(self.at..self.filled).unwrap_or_default();
             let Some((found, place, length)) = parse(rest) else {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidData,
@@ -105,15 +105,18 @@ impl Listing {
     }
 
     fn fill(&mut self) -> io::Result<bool> {
-        self.buffer.resize(self.size, 0);
-        self.at = 0;
-        let filled = sys::getdents(self.folder.as_fd(), &mut self.buffer);
-        self.buffer.truncate(*filled.as_ref().unwrap_or(&0));
-        self.size = (self.size * 2).min(BUFFER);
-        match filled {
+        // An entry takes at most some 280 bytes, so that one that did not fit left less than half.
+        if self.filled >= self.buffer.len() / 2 && self.buffer.len() < BUFFER {
+            self.buffer.resize((self.buffer.len() * 2).max(FIRST), 0);
+        }
+        (self.filled, self.at) = (0, 0);
+        match sys::getdents(self.folder.as_fd(), &mut self.buffer) {
             // A folder that was removed meanwhile has no entries.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            other => Ok(other? > 0),
+            other => {
+                self.filled = other?;
+                Ok(self.filled > 0)
+            }
         }
     }
 }
