@@ -325,6 +325,13 @@ fn by_what_is_asked_for() {
             filter("none.json"),
             "failed to load seccomp profile",
         ),
+        (
+            "H18",
+            "unnamed",
+            SLEEP.into(),
+            filter("''"),
+            "failed to load seccomp profile",
+        ),
     ] {
         tenant.create(&pod(name, "busybox:1", &container, &spec));
         wanted.push((class, name, want));
@@ -347,7 +354,37 @@ fn by_what_is_asked_for() {
             "H11",
             SLEEP.into(),
             "securityContext: {runAsUser: 4294967296}".into(),
-            "runAsUser",
+            "must be between 0 and 2147483647",
+        ),
+        (
+            "H11",
+            SLEEP.into(),
+            "securityContext: {runAsUser: -1}".into(),
+            "must be between 0 and 2147483647",
+        ),
+        (
+            "H13",
+            SLEEP.into(),
+            "securityContext: {sysctls: [{name: \"net.ipv4.tcp_rmem=1\\nkernel.core_pattern\", value: '|/x'}]}".into(),
+            "must have at most 253 characters and match regex",
+        ),
+        (
+            "H18",
+            SLEEP.into(),
+            filter(""),
+            "localhostProfile: Required value",
+        ),
+        (
+            "H18",
+            SLEEP.into(),
+            filter("../../x"),
+            "must not contain '..'",
+        ),
+        (
+            "H18",
+            SLEEP.into(),
+            filter("/etc/passwd"),
+            "must be a relative path",
         ),
     ] {
         let refused = tenant.apply(&pod("never", "busybox:1", &container, &spec));
@@ -443,7 +480,6 @@ fn by_images() {
     for (name, user, want) in [
         ("huge", "4294967296", "4294967296"),
         ("negative", "-1", "-1"),
-        ("half", "1000:", "lacks a part"),
         ("unknown", "nobody-here", "nobody-here"),
     ] {
         let image = format!("{name}:1");
@@ -457,6 +493,12 @@ fn by_images() {
         let why = refusal(&cluster, name);
         assert!(why.contains(want), "H11 {name}: {why}");
     }
+    // An empty group is no group; the user remains.
+    let half = Layer::default().folder("x");
+    images::import(&cluster, "half:1", half, json!({"User": "1000:"}));
+    tenant.create(&pod("half", "half:1", SLEEP, ""));
+    cluster.ok("wait pod half -n escapes --for=condition=Ready --timeout=60s");
+    assert_eq!(inside(&cluster, "half", "id -u; id -g").trim(), "1000\n0");
 
     // H01: a container whose program is the runtime's own.
     let program = Path::new(env!("CARGO_BIN_EXE_vetch"));
