@@ -30,7 +30,7 @@ spec:
   containers:
   - name: c
     image: busybox:1
-    command: [sh, -c, '{NEST}; mkdir /w; nest /v 32; nest /w 48; touch /done; exec sleep 10000']
+    command: [sh, -c, '{NEST}; mkdir /w; nest /v 16; nest /w 48; touch /done; exec sleep 10000']
     readinessProbe: {{exec: {{command: [test, -e, /done]}}, periodSeconds: 1}}
     volumeMounts: [{{name: v, mountPath: /v}}]
 "
@@ -75,7 +75,7 @@ fn folders_nested_deeper_than_any_stack() {
         let inodes = folders.map(|folder| folder["inodesUsed"].as_u64().unwrap());
         inodes.sum::<u64>()
     };
-    assert!(used("gone") > 20_000, "{}", used("gone"));
+    assert!(used("gone") > 16_000, "{}", used("gone"));
 
     let uid = cluster.ok("get pod gone -n deep -o jsonpath={.metadata.uid}");
     let path = "{.status.containerStatuses[0].containerID}";
