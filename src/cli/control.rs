@@ -72,10 +72,13 @@ pub async fn call(
 ) -> Result<Option<Outcome>, super::Error> {
     let stream = match UnixStream::connect(socket).await {
         Ok(stream) => stream,
+        // Reset: it was killed in this very moment.
         Err(error)
             if matches!(
                 error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                io::ErrorKind::NotFound
+                    | io::ErrorKind::ConnectionRefused
+                    | io::ErrorKind::ConnectionReset
             ) =>
         {
             return Ok(None);
