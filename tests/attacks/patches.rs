@@ -87,6 +87,6 @@ fn long_lists_and_many_keys_are_merged_in_seconds() {
         answer.len()
     );
     neighbour.assert();
-    // Copies of large objects in all caches and controllers: too much still.
+    // Still more than elsewhere: a debug build was seen to hold 457 MB here.
     health.assert_below(2 * DAEMON_MEMORY);
 }

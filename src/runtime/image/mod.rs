@@ -6,7 +6,7 @@
 //!   memory.
 //! - An image is listed only when all of it is there; a cut pull leaves only finished layers.
 //!
-//! Start at [`Images::pull`]; `layers.rs` and `unpack.rs` put bytes on disk.
+//! Start at [`Images::pull`]; `layers.rs` and `unpack` put bytes on disk.
 
 mod archive;
 mod content;
