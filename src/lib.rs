@@ -5,6 +5,7 @@
 mod accepting;
 pub mod addresses;
 pub mod apiserver;
+pub mod backoff;
 pub mod cli;
 pub mod controllers;
 pub mod dns;
@@ -16,6 +17,7 @@ pub mod own_ports;
 pub mod pki;
 pub mod placement;
 pub mod proxy;
+pub mod queue;
 pub mod runtime;
 pub mod scheduler;
 pub mod store;

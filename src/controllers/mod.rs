@@ -24,7 +24,6 @@ mod node;
 mod percent;
 mod pod_gc;
 mod pods;
-mod queue;
 mod replicas;
 mod revisions;
 mod root_ca;

@@ -11,8 +11,11 @@ use kube::Resource;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{error::Error, queue::Queue};
-use crate::informer::{Change, Informer, Key};
+use super::error::Error;
+use crate::{
+    informer::{Change, Informer, Key},
+    queue::Queue,
+};
 
 /// What one sync asks of its loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

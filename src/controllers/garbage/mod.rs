@@ -29,10 +29,10 @@ use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::graph::{Graph, Node, Owner, Place, Uid};
-use super::queue::Queue;
 use crate::{
     events::Recorder,
     informer::{Informers, Key},
+    queue::Queue,
 };
 
 const WORKERS: usize = 20;

@@ -1,7 +1,9 @@
-//! The work queue of a controller: keys, each at most once, each with one worker at a time.
+//! A work queue: keys, each at most once, each with one worker at a time.
 //!
-//! Owned by a [`super::shared::Loop`]; its workers take keys with [`Queue::next`] and give them back
-//! with [`Queue::done`].
+//! The way in which anything of ours is brought to what is wanted, be it an object, a pod's volumes or
+//! a set of rules: who hears of a change adds the key, and a worker takes it with [`Queue::next`],
+//! looks at what is wanted **then**, and gives it back with [`Queue::done`]. So at most one change of a
+//! thing is under way, and the newest wish is carried out last.
 //! Always true:
 //! - A key added while it is being worked on is handed out again afterwards, never beside it.
 //! - A key waits for its deadline, not for a tick: an idle queue wakes nobody.
