@@ -1,0 +1,1 @@
+//! Pods' lives, volumes, images and static manifests on a node.

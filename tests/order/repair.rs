@@ -1,0 +1,1 @@
+//! Host state that somebody else changes: nf_tables, addresses, routes, sysctls.
