@@ -21,3 +21,5 @@ pub mod queue;
 pub mod runtime;
 pub mod scheduler;
 pub mod store;
+#[cfg(test)]
+mod testing;

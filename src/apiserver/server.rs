@@ -119,7 +119,7 @@ impl ApiServer {
             return Ok(objects);
         };
         let each = |object: Arc<Object>| {
-            let mut value = (*object.value).clone();
+            let mut value = (*object.value()).clone();
             (convert.from_stored)(&mut value);
             Arc::new(object.converted(value))
         };
@@ -134,7 +134,7 @@ impl Lookup for ApiServer {
             .read(self.row_of(plural).ok()?, namespace, name)
             .await
             .ok()?;
-        Some(object.value.clone())
+        Some(object.value().clone())
     }
 
     async fn list(&self, plural: &str, namespace: &str) -> Vec<Arc<Value>> {
@@ -145,7 +145,10 @@ impl Lookup for ApiServer {
         let prefix = cache::key(row.storage, namespace, "");
         let objects = self.cache.kind(row.storage).list(&prefix, "");
         match self.shown_all(row, objects).await {
-            Ok(objects) => objects.iter().map(|object| object.value.clone()).collect(),
+            Ok(objects) => objects
+                .iter()
+                .map(|object| object.value().clone())
+                .collect(),
             Err(status) => {
                 tracing::warn!(%status, plural, "objects cannot be read");
                 Vec::new()
@@ -192,7 +195,7 @@ impl Objects for ApiServer {
             Vec::new(),
         )
         .await?;
-        Ok((*written.object.value).clone())
+        Ok((*written.object.value()).clone())
     }
 
     async fn update(
@@ -207,7 +210,7 @@ impl Objects for ApiServer {
             let old = self
                 .read(writing.row, target.namespace, target.name)
                 .await?;
-            let mut new = (*old.value).clone();
+            let mut new = (*old.value()).clone();
             change(&mut new)?;
             let result = match trusted {
                 true => self.store_changed(&writing, new, &old, Vec::new()).await,
@@ -215,7 +218,7 @@ impl Objects for ApiServer {
             };
             match result {
                 Err(status) if status.reason == Reason::Conflict => {}
-                result => return result.map(|written| (*written.object.value).clone()),
+                result => return result.map(|written| (*written.object.value()).clone()),
             }
         }
         Err(Status::conflict(
@@ -233,6 +236,6 @@ impl Objects for ApiServer {
         options: Value,
     ) -> Result<Value, Status> {
         let deleted = verbs::delete(self, &self.writing(user, target)?, &options).await?;
-        Ok((*deleted.object().value).clone())
+        Ok((*deleted.object().value()).clone())
     }
 }

@@ -271,6 +271,7 @@ impl ApiServer {
         old: &Arc<Object>,
         mut warnings: Vec<String>,
     ) -> Result<Written, Status> {
+        let was = old.value();
         let row = writing.row;
         let name = &writing.name;
         row.default_values(&mut object)?;
@@ -279,24 +280,24 @@ impl ApiServer {
             Operation::Update,
             name,
             &mut object,
-            Some(&old.value),
+            Some(&was),
             &mut warnings,
         )
         .await?;
         row.default_values(&mut object)?;
         let mut causes = Causes::default();
         metadata::validate(row, &object, &mut causes);
-        added_finalizers(&object, &old.value, &mut causes);
+        added_finalizers(&object, &was, &mut causes);
         row.validate(&object, &mut causes);
         match writing.subresource.as_deref() {
-            None => (row.behaviour.validate_update)(&object, &old.value, &mut causes),
+            None => (row.behaviour.validate_update)(&object, &was, &mut causes),
             Some(part) => {
-                (row.behaviour.validate_subresource)(part, &object, &old.value, &mut causes);
+                (row.behaviour.validate_subresource)(part, &object, &was, &mut causes);
             }
         }
         self.refuse(writing, name, causes)?;
-        if row.behaviour.generation && spec_differs(&object, &old.value) {
-            let generation = old.value["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
+        if row.behaviour.generation && spec_differs(&object, &was) {
+            let generation = was["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
             metadata::of(&mut object).insert("generation".to_owned(), json!(generation));
         }
         if !writing.applies {
@@ -305,14 +306,14 @@ impl ApiServer {
                 subresource: writing.subresource.as_deref().unwrap_or_default(),
                 now: &metadata::now(),
             };
-            managed::updated(row, &old.value, &mut object, manager);
+            managed::updated(row, &was, &mut object, manager);
         }
         self.admit_last(
             writing,
             Operation::Update,
             name,
             Some(&object),
-            Some(&old.value),
+            Some(&was),
             &mut warnings,
         )
         .await?;
@@ -328,12 +329,13 @@ impl ApiServer {
         old: &Arc<Object>,
         warnings: Vec<String>,
     ) -> Result<Written, Status> {
+        let was = old.value();
         let row = writing.row;
         metadata::of(&mut object).insert(
             "resourceVersion".to_owned(),
             json!(old.revision.to_string()),
         );
-        if object == *old.value {
+        if object == *was {
             return Ok(Written {
                 object: old.clone(),
                 warnings,
@@ -354,7 +356,7 @@ impl ApiServer {
             .commit(writing, writing.key(&writing.name), expect, &object)
             .await?;
         for plugin in self.plugins() {
-            plugin.replaced(row, &old.value, &object).await;
+            plugin.replaced(row, &was, &object).await;
         }
         self.written(writing, &writing.name, object, revision, warnings)
     }
@@ -455,7 +457,7 @@ impl ApiServer {
         let bytes = serde_json::to_vec(&object).map_err(Status::internal)?;
         let mut made = Object::new(key, &rest, &bytes, revision).map_err(Status::internal)?;
         if revision == 0 {
-            let mut value = (*made.value).clone();
+            let mut value = (*made.value()).clone();
             metadata::of(&mut value).remove("resourceVersion");
             made = made.converted(value);
         }

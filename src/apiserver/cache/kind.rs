@@ -18,8 +18,8 @@ const KEPT: Duration = Duration::from_secs(300);
 const LEAST: usize = 100;
 /// Changes kept at most.
 const MOST: usize = 4096;
-/// Bytes of objects that only changes hold, at most.
-const MOST_BYTES: usize = 16 << 20;
+/// Bytes of memory of objects that only changes hold, at most.
+const MOST_BYTES: usize = 32 << 20;
 
 #[derive(Debug)]
 pub struct Kind {
@@ -47,7 +47,7 @@ impl State {
                 break;
             }
             self.forgotten = oldest.object.revision;
-            self.history_bytes -= oldest.size();
+            self.history_bytes -= oldest.weight();
             self.history.pop_front();
         }
     }
@@ -62,8 +62,8 @@ pub struct Change {
 }
 
 impl Change {
-    fn size(&self) -> usize {
-        self.object.size + self.previous.as_ref().map_or(0, |previous| previous.size)
+    fn weight(&self) -> usize {
+        self.object.weight + self.previous.as_ref().map_or(0, |previous| previous.weight)
     }
 }
 
@@ -112,7 +112,7 @@ impl Kind {
             previous,
             deleted,
         };
-        state.history_bytes += change.size();
+        state.history_bytes += change.weight();
         state.history.push_back((now, change));
         state.forget(now);
     }

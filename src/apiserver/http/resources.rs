@@ -486,7 +486,7 @@ impl Frontend {
             Deleted::Gone(object) if !RETURN_DELETED.contains(&row.plural) => {
                 let status = json!({
                     "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
-                    "details": {"name": &*object.name, "group": row.group, "kind": row.plural, "uid": object.value["metadata"]["uid"]},
+                    "details": {"name": &*object.name, "group": row.group, "kind": row.plural, "uid": object.value()["metadata"]["uid"]},
                 });
                 let encoded = encode::plain(
                     &status,

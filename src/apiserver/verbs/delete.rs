@@ -52,7 +52,7 @@ pub async fn delete(
                 Operation::Delete,
                 &writing.name,
                 None,
-                Some(&old.value),
+                Some(&old.value()),
                 &mut warnings,
             )
             .await?;
@@ -86,7 +86,7 @@ async fn remove(
             Expect::ModRevision(old.revision),
         )
         .await?;
-    server.release(writing, &old.value).await;
+    server.release(writing, &old.value()).await;
     Ok(Deleted::Gone(old.clone()))
 }
 
@@ -122,7 +122,8 @@ fn check_preconditions(writing: &Writing, options: &Value, old: &Object) -> Resu
         Err(Status::conflict(row.group, row.plural, &writing.name, &why))
     };
     let wanted = &options["preconditions"];
-    let uid = metadata::text(&old.value, "uid");
+    let was = old.value();
+    let uid = metadata::text(&was, "uid");
     match wanted["uid"].as_str() {
         Some(asked) if asked != uid => return conflict("UID", asked, uid),
         _ => {}
@@ -144,8 +145,9 @@ enum Plan {
 
 /// Pure but for the clock.
 fn plan(writing: &Writing, options: &Value, old: &Object) -> Result<Plan, Status> {
+    let was = old.value();
     let row = writing.row;
-    let mut new = (*old.value).clone();
+    let mut new = (*was).clone();
     let policy = match (
         options["propagationPolicy"].as_str(),
         options["orphanDependents"].as_bool(),
@@ -175,27 +177,27 @@ fn plan(writing: &Writing, options: &Value, old: &Object) -> Result<Plan, Status
     let asked = options["gracePeriodSeconds"]
         .as_i64()
         .map(|seconds| if seconds < 0 { 1 } else { seconds });
-    let terminating = old.value["metadata"]["deletionTimestamp"].is_string();
+    let terminating = was["metadata"]["deletionTimestamp"].is_string();
     let grace = match (row.behaviour.graceful, terminating) {
         (None, _) => 0,
-        (Some(default), false) => asked.unwrap_or_else(|| default(&old.value)),
+        (Some(default), false) => asked.unwrap_or_else(|| default(&was)),
         (Some(default), true) => {
-            let have = old.value["metadata"]["deletionGracePeriodSeconds"]
+            let have = was["metadata"]["deletionGracePeriodSeconds"]
                 .as_i64()
                 .unwrap_or(0);
             // A second delete may only shorten.
-            asked.unwrap_or_else(|| default(&old.value)).min(have)
+            asked.unwrap_or_else(|| default(&was)).min(have)
         }
     };
     // Nothing to wait for: unscheduled or finished pods end at once.
     let grace = match row.behaviour.graceful {
-        Some(default) if default(&old.value) == 0 => 0,
+        Some(default) if default(&was) == 0 => 0,
         _ => grace,
     };
     let end = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(grace);
     let shorter = terminating
         && grace
-            < old.value["metadata"]["deletionGracePeriodSeconds"]
+            < was["metadata"]["deletionGracePeriodSeconds"]
                 .as_i64()
                 .unwrap_or(0);
     let metadata = metadata::of(&mut new);
@@ -229,7 +231,7 @@ fn plan(writing: &Writing, options: &Value, old: &Object) -> Result<Plan, Status
     if is_finished(row, &new) {
         return Ok(Plan::Remove);
     }
-    Ok(if new == *old.value {
+    Ok(if new == *was {
         Plan::Nothing
     } else {
         Plan::Mark(new)

@@ -278,7 +278,7 @@ impl Watcher {
             (None, false) => None,
             (Some(previous), false) => {
                 // The last state that matched, at the revision where it stopped to.
-                let mut value = (*previous.value).clone();
+                let mut value = (*previous.value()).clone();
                 crate::apiserver::metadata::of(&mut value).insert(
                     "resourceVersion".to_owned(),
                     object.revision.to_string().into(),

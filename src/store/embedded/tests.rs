@@ -53,6 +53,21 @@ async fn dump(store: &Embedded, at: Option<Revision>) -> BTreeMap<String, String
 }
 
 #[tokio::test]
+async fn a_value_is_no_larger_than_it_may_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(dir.path()).unwrap();
+    let value = "x".repeat(MAX_VALUE_BYTES + 1);
+    let put = |value: &str| store.commit(write("a", Expect::Absent, Some(value)));
+    let refused = put(&value).await;
+    assert!(
+        matches!(refused, Err(Error::TooLarge { limit, .. }) if limit == MAX_VALUE_BYTES),
+        "{refused:?}"
+    );
+    assert!(store.get("a").await.unwrap().0.is_none());
+    put(&value[1..]).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_write_needs_what_it_expects() {
     let dir = tempfile::tempdir().unwrap();
     let store = Embedded::open(dir.path()).unwrap();

@@ -106,12 +106,12 @@ impl Custom {
         mut objects: Vec<Arc<Object>>,
     ) -> Result<Vec<Arc<Object>>, Status> {
         let version = format!("{}/{}", row.group, row.version);
-        let foreign = |object: &Arc<Object>| text(&object.value, "apiVersion") != version;
+        let foreign = |object: &Arc<Object>| text(&object.value(), "apiVersion") != version;
         if let Some(converter) = &self.converter {
             let values: Vec<Value> = objects
                 .iter()
                 .filter(|object| foreign(object))
-                .map(|object| (*object.value).clone())
+                .map(|object| (*object.value()).clone())
                 .collect();
             if !values.is_empty() {
                 let made = converter.convert(lookup, &version, values).await?;
@@ -129,7 +129,7 @@ impl Custom {
 
     /// Pruned and defaulted anew, since its definition may have changed since it was written.
     fn shown(&self, row: &Resource, object: Arc<Object>) -> Arc<Object> {
-        let mut value = (*object.value).clone();
+        let mut value = (*object.value()).clone();
         value["apiVersion"] = format!("{}/{}", row.group, row.version).into();
         schema::prune(&self.schema, &mut value);
         if let Err(error) = schema::default(&self.schema, &mut value) {
@@ -137,7 +137,7 @@ impl Custom {
             // those who delete it as well.
             tracing::warn!(key = %object.key, %error, "shown without some of its defaults");
         }
-        match value == *object.value {
+        match value == *object.value() {
             true => object,
             false => Arc::new(object.converted(value)),
         }
