@@ -244,6 +244,11 @@ impl Node {
     }
 }
 
+/// What the node was called when it last ran below this root.
+pub fn recorded_name(paths: &Paths) -> Result<Option<String>, Error> {
+    Ok(Recorded::load(paths)?.map(|recorded| recorded.name))
+}
+
 /// Takes away what a stopped daemon has left on the host: pods, their network, services.
 pub async fn remove(paths: &Paths) -> Result<(), Error> {
     let Some(recorded) = Recorded::load(paths)? else {
