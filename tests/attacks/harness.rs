@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::lab::{Cluster, is_unoptimised, patiently, text};
+use crate::{
+    lab::{Cluster, is_unoptimised, patiently, text},
+    pod::script,
+};
 
 /// `/readyz` must answer within this, always.
 pub const READY_WITHIN: Duration = Duration::from_secs(1);
@@ -169,21 +172,13 @@ impl<'a> Neighbour<'a> {
 
     pub fn works(cluster: &'a Cluster, namespace: &str) -> Self {
         let tenant = Tenant::new(cluster, namespace);
-        let script = "n=0; ask() { curl -sk -o /dev/null -m 10 -w '%{time_total} %{http_code}\\n' \
-             -H \"Authorization: Bearer $TOKEN\" -H 'Content-Type: application/json' \"$@\"; }; \
-             while :; do n=$((n+1)); ask \"$URL\" \
-             -d \"{\\\"metadata\\\":{\\\"name\\\":\\\"n$n\\\"},\\\"data\\\":{\\\"a\\\":\\\"b\\\"}}\"; \
-             ask \"$URL?limit=10\"; sleep 0.05; done";
         let answers = std::fs::File::create(cluster.root.path().join(namespace)).unwrap();
         let working = cluster
             .host
-            .command("sh")
-            .args(["-c", script])
+            .command("python3")
+            .arg(script("neighbour.py"))
+            .arg(namespace)
             .env("TOKEN", tenant.token())
-            .env(
-                "URL",
-                format!("https://127.0.0.1:6443/api/v1/namespaces/{namespace}/configmaps"),
-            )
             .stdout(Stdio::from(answers))
             .spawn()
             .unwrap();
