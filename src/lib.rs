@@ -8,6 +8,7 @@ pub mod apiserver;
 pub mod backoff;
 pub mod cli;
 pub mod controllers;
+pub mod deletion;
 pub mod dns;
 pub mod events;
 pub mod informer;

@@ -9,7 +9,6 @@ use super::{
     aggregation::Remotes,
     cache::{self, Cache, Object},
     objects::{Lookup, Named, Objects},
-    query::FieldValidation,
     registry::{Resource, custom::Rows},
     request::User,
     special::Special,
@@ -17,6 +16,7 @@ use super::{
     verbs::{self, Missing},
     write::Writing,
 };
+use crate::store::Guard;
 
 pub struct ApiServer {
     pub cache: Arc<Cache>,
@@ -67,16 +67,11 @@ impl ApiServer {
     }
 
     fn writing(&self, user: &User, target: Named<'_>) -> Result<Writing, Status> {
+        let row = self.row_of(target.plural)?;
         Ok(Writing {
             user: user.clone(),
-            row: self.row_of(target.plural)?,
             subresource: (!target.subresource.is_empty()).then(|| target.subresource.to_owned()),
-            namespace: target.namespace.to_owned(),
-            name: target.name.to_owned(),
-            dry_run: false,
-            validation: FieldValidation::Ignore,
-            manager: "vetch".to_owned(),
-            applies: false,
+            ..Writing::own(row, target.namespace, target.name)
         })
     }
 
@@ -234,8 +229,13 @@ impl Objects for ApiServer {
         user: &User,
         target: Named<'_>,
         options: Value,
+        guards: Vec<Guard>,
     ) -> Result<Value, Status> {
-        let deleted = verbs::delete(self, &self.writing(user, target)?, &options).await?;
+        let writing = Writing {
+            guards,
+            ..self.writing(user, target)?
+        };
+        let deleted = verbs::delete(self, &writing, &options).await?;
         Ok((*deleted.object().value()).clone())
     }
 }

@@ -137,6 +137,9 @@ impl Handle {
             front_proxy: &self.front_proxy_ca_pem,
         };
         bootstrap::write(&self.server, &self.config, authorities).await?;
+        for plugin in self.server.plugins() {
+            plugin.started();
+        }
         Keeper::start(&self.server).await;
         Aggregator::start(&self.server, self.front.clone());
         Ok(())

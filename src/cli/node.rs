@@ -19,6 +19,7 @@ use kube::{
     runtime::wait,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,7 @@ use crate::{
         request::User,
         start::{Handle, own_user},
     },
+    backoff::Backoff,
     dns,
     informer::Informers,
     kubelet::{
@@ -160,16 +162,19 @@ impl Node {
         let network = PodNetwork::open(network_config(&config, &names)).await?;
         let gateway = network.gateway();
         let cluster_dns = cluster_dns(config.services)?;
-        announce_dns(
-            handle.client(own_user()),
-            &config.name,
-            cluster_dns,
-            gateway,
-        )
-        .await?;
-
         let shutdown = CancellationToken::new();
         let mut tasks = JoinSet::new();
+        let dns = Announcement {
+            client: handle.client(own_user()),
+            node: config.name.clone(),
+            cluster_dns,
+            address: gateway,
+        };
+        if let Err(error) = dns.write().await {
+            // What users have set up may refuse it; the node starts all the same.
+            tracing::warn!(%error, "the cluster DNS is not announced, will retry");
+            tasks.spawn(dns.retry(shutdown.clone()));
+        }
         let watching = Informers::new(handle.client(User::internal("system:kube-proxy", &[])));
         tasks.spawn(run_proxy(
             watching.clone(),
@@ -448,18 +453,53 @@ fn resolv_conf() -> PathBuf {
     }
 }
 
-/// Writes the objects by which pods find this node's DNS.
-async fn announce_dns(
+/// The objects by which pods find this node's DNS.
+struct Announcement {
     client: Client,
-    node: &str,
+    node: String,
     cluster_dns: IpAddr,
     address: IpAddr,
-) -> Result<(), Error> {
-    apply(&client, &dns::service(cluster_dns)).await?;
-    apply(&client, &dns::endpoint_slice(node, address)).await
 }
 
-/// Creates the object, or brings the one that is there to the same content.
+impl Announcement {
+    async fn write(&self) -> Result<(), Error> {
+        apply(&self.client, &dns::service(self.cluster_dns)).await?;
+        apply(&self.client, &dns::endpoint_slice(&self.node, self.address)).await
+    }
+
+    async fn retry(self, shutdown: CancellationToken) -> Result<(), Error> {
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+        let written = async {
+            loop {
+                tokio::time::sleep(backoff.next()).await;
+                match self.write().await {
+                    Ok(()) => return,
+                    Err(error) => tracing::debug!(%error, "the cluster DNS is not announced"),
+                }
+            }
+        };
+        shutdown.run_until_cancelled(written).await;
+        Ok(())
+    }
+}
+
+/// Whether all that is wanted is there already, whatever else is.
+fn holds(found: &Value, wanted: &Value) -> bool {
+    match (found, wanted) {
+        (_, Value::Null) => true,
+        (Value::Object(found), Value::Object(wanted)) => wanted
+            .iter()
+            .all(|(name, value)| found.get(name).is_some_and(|found| holds(found, value))),
+        (Value::Array(found), Value::Array(wanted)) => {
+            let pairs = found.iter().zip(wanted);
+            found.len() == wanted.len() && pairs.into_iter().all(|(a, b)| holds(a, b))
+        }
+        (found, wanted) => found == wanted,
+    }
+}
+
+/// Creates the object, or brings the one that is there to the same content. One that is so already is
+/// not written.
 async fn apply<K>(client: &Client, object: &K) -> Result<(), Error>
 where
     K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
@@ -476,7 +516,11 @@ where
     let found = api.get_opt(&name).await.map_err(&said)?;
     let written = match found {
         None => api.create(&PostParams::default(), object).await,
-        Some(_) => {
+        Some(found) => {
+            let json = |object: &K| serde_json::to_value(object).unwrap_or_default();
+            if holds(&json(&found), &json(object)) {
+                return Ok(());
+            }
             let patch = Patch::Merge(object);
             api.patch(&name, &PatchParams::default(), &patch).await
         }
@@ -535,7 +579,22 @@ async fn not_ready(nodes: &Api<NodeObject>, name: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn what_is_there_is_not_written_again() {
+        let found = json!({"a": 1, "ports": [{"port": 53, "protocol": "UDP"}], "more": true});
+        for (wanted, want) in [
+            (json!({"a": 1, "ports": [{"port": 53}]}), true),
+            (json!({"a": 2}), false),
+            (json!({"b": 1}), false),
+            (json!({"ports": []}), false),
+        ] {
+            assert_eq!(holds(&found, &wanted), want, "{wanted}");
+        }
+    }
 
     fn paths(root: Option<&str>) -> Paths {
         let folder = PathBuf::from("/r");
