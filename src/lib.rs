@@ -21,3 +21,4 @@ pub mod queue;
 pub mod runtime;
 pub mod scheduler;
 pub mod store;
+pub mod supervision;

@@ -60,7 +60,7 @@ pub async fn run(
     let server = Arc::new(Server::new(domain, forwarder, config.clients));
     let mut services = Services::start(&informers).await;
     update(&server, services.all()).await;
-    let _sockets = listen(&server, &config.listen).await?;
+    let mut sockets = listen(&server, &config.listen).await?;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
@@ -68,6 +68,7 @@ pub async fn run(
                 Some(changed) => update(&server, changed).await,
                 None => return Ok(()),
             },
+            Some(ended) = sockets.join_next() => return Err(Error::Socket(ended.err())),
         }
     }
 }
@@ -119,4 +120,6 @@ pub enum Error {
         address: SocketAddr,
         source: std::io::Error,
     },
+    #[error("a socket of DNS is no longer served")]
+    Socket(#[source] Option<tokio::task::JoinError>),
 }

@@ -2,7 +2,8 @@
 //!
 //! One task follows the store and feeds all kinds; readers wait until what they must see is in
 //! ([`Cache::caught_up`]). Watchers read the shared history from where they are, so that a slow
-//! one costs nothing and misses nothing: it is ended when its place is gone.
+//! one costs nothing and misses nothing: it is ended when its place is gone. When the store's own
+//! watch ends, the task reads everything anew and goes on.
 //! Called by `verbs`; the only reader of the store.
 
 mod kind;
@@ -13,13 +14,19 @@ pub use object::{LARGE, Object};
 
 use std::{
     collections::HashMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, Weak},
     time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
 
-use crate::store::{Event, Range, Revision, Store};
+use crate::{
+    store::{self, Event, Range, Revision, Store, Watch},
+    supervision::{Parts, Policy},
+};
+
+/// The check of the task that follows the store.
+pub const PART: &str = "part/watch-cache";
 
 /// All keys of the API lie under this.
 pub const ROOT: &str = "/registry/";
@@ -36,7 +43,7 @@ pub struct Cache {
 
 impl Cache {
     /// Loads everything and follows the store from there.
-    pub async fn start(store: Arc<dyn Store>) -> Result<Arc<Self>, crate::store::Error> {
+    pub async fn start(store: Arc<dyn Store>, parts: &Parts) -> Result<Arc<Self>, store::Error> {
         let slice = store
             .range(Range {
                 prefix: ROOT.to_owned(),
@@ -54,39 +61,16 @@ impl Cache {
                 kind.load(object, slice.revision);
             }
         }
-        let mut events = cache.store.watch(ROOT, slice.revision).await?;
+        let mut first = Some(cache.store.watch(ROOT, slice.revision).await?);
         let feeding = Arc::downgrade(&cache);
-        tokio::spawn(async move {
-            let mut tidied = Instant::now();
-            loop {
-                let batch = events.recv().await;
-                let Some(cache) = feeding.upgrade() else {
-                    return;
-                };
-                match batch {
-                    Ok(batch) => {
-                        cache.apply(batch);
-                        // Heartbeats come all the time, so quiet kinds are tidied too.
-                        if tidied.elapsed() >= TIDY {
-                            tidied = Instant::now();
-                            cache.forget(tidied);
-                        }
-                    }
-                    // Large objects came faster than they could be read.
-                    Err(crate::store::Error::Compacted { .. }) => match cache.resync().await {
-                        Ok(again) => events = again,
-                        Err(error) => {
-                            tracing::error!(%error, "the watch cache lost the store");
-                            return;
-                        }
-                    },
-                    Err(error) => {
-                        // This is the store ending, or a defect that must not be hidden by stale
-                        // answers.
-                        tracing::error!(%error, "the watch cache lost the store");
-                        return;
-                    }
-                }
+        parts.start(PART, Policy::Restart, move |shutdown| {
+            let (cache, first) = (feeding.clone(), first.take());
+            async move {
+                let fed = feed(cache, first);
+                shutdown.run_until_cancelled(fed).await.unwrap_or(Ok(()))?;
+                // Nobody reads the cache any more.
+                shutdown.cancelled().await;
+                Ok::<(), store::Error>(())
             }
         });
         Ok(cache)
@@ -146,7 +130,7 @@ impl Cache {
     }
 
     /// Makes up for changes that were missed: what differs from the store is a change of now.
-    async fn resync(&self) -> Result<Box<dyn crate::store::Watch>, crate::store::Error> {
+    async fn resync(&self) -> Result<Box<dyn Watch>, store::Error> {
         let slice = self
             .store
             .range(Range {
@@ -247,6 +231,42 @@ impl Cache {
                 tracing::error!(%key, %error, "an object in the store is not JSON");
                 None
             }
+        }
+    }
+}
+
+/// Follows the store until it fails, or nobody has the cache any more. Without a watch to go on with,
+/// everything is compared first.
+async fn feed(cache: Weak<Cache>, watch: Option<Box<dyn Watch>>) -> Result<(), store::Error> {
+    let resync = async || match cache.upgrade() {
+        Some(cache) => cache.resync().await.map(Some),
+        None => Ok(None),
+    };
+    let mut events = match watch {
+        Some(watch) => watch,
+        None => match resync().await? {
+            Some(watch) => watch,
+            None => return Ok(()),
+        },
+    };
+    let mut tidied = Instant::now();
+    loop {
+        let batch = events.recv().await;
+        let Some(cache) = cache.upgrade() else {
+            return Ok(());
+        };
+        match batch {
+            Ok(batch) => {
+                cache.apply(batch);
+                // Heartbeats come all the time, so quiet kinds are tidied too.
+                if tidied.elapsed() >= TIDY {
+                    tidied = Instant::now();
+                    cache.forget(tidied);
+                }
+            }
+            // Large objects came faster than they could be read.
+            Err(store::Error::Compacted { .. }) => events = cache.resync().await?,
+            Err(error) => return Err(error),
         }
     }
 }

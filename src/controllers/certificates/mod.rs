@@ -37,7 +37,7 @@ use self::{approving::Recognized, signing::Signing};
 use super::{
     error::{Doing, Error, OrGone},
     pods,
-    shared::{Controller, Loop, Next},
+    shared::{Controller, Loop, Next, Stopped},
 };
 use crate::informer::{Informer, Informers, Key};
 
@@ -75,7 +75,11 @@ pub trait Authority: Send + Sync {
 }
 
 /// Runs until `shutdown`.
-pub async fn run(informers: Informers, authority: Arc<dyn Authority>, shutdown: CancellationToken) {
+pub async fn run(
+    informers: Informers,
+    authority: Arc<dyn Authority>,
+    shutdown: CancellationToken,
+) -> Result<(), Stopped> {
     let requests: Informer<Csr> = informers.get();
     let controller = Certificates {
         client: informers.client().clone(),
@@ -84,7 +88,7 @@ pub async fn run(informers: Informers, authority: Arc<dyn Authority>, shutdown: 
     };
     Loop::new(controller, &requests)
         .run(WORKERS, shutdown)
-        .await;
+        .await
 }
 
 fn has(csr: &Csr, kind: &str) -> bool {

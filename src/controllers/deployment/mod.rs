@@ -31,7 +31,7 @@ use super::{
     dependents::{Claimant, Dependents, owners_of},
     error::{Doing, Error, OrGone, already_exists, namespace_terminating},
     pods,
-    shared::{Controller, Loop, Next},
+    shared::{Controller, Loop, Next, Stopped},
     written::PATIENCE,
 };
 use crate::{
@@ -42,7 +42,7 @@ use crate::{
 const WORKERS: usize = 5;
 
 /// Runs until `shutdown`.
-pub async fn run(informers: Informers, shutdown: CancellationToken) {
+pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
     let deployments: Informer<Deployment> = informers.get();
     let sets: Informer<ReplicaSet> = informers.get();
     let pods: Informer<Pod> = informers.get();
@@ -60,7 +60,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
         })
         .watch(&pods, move |pod| waiting_for(pod, &all_sets, &recreated))
         .run(WORKERS, shutdown)
-        .await;
+        .await
 }
 
 /// Deployments that recreate wait for their old pods to be gone.

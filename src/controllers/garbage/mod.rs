@@ -29,10 +29,12 @@ use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::graph::{Graph, Node, Owner, Place, Uid};
+use super::shared::Stopped;
 use crate::{
     events::Recorder,
     informer::{Informers, Key},
     queue::Queue,
+    supervision::caught,
 };
 
 const WORKERS: usize = 20;
@@ -67,7 +69,7 @@ struct Shared {
 }
 
 /// Runs until `shutdown`.
-pub async fn run(informers: Informers, shutdown: CancellationToken) {
+pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
     let client = informers.client().clone();
     let shared = Arc::new(Shared {
         events: Recorder::start(client.clone(), "garbage-collector-controller"),
@@ -85,14 +87,20 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
         kind_changes,
     ));
     let started = tokio::time::timeout(PATIENCE, all_listed(shared.clone(), first_lists));
-    if shutdown.run_until_cancelled(started).await.is_none() {
-        return;
+    tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        stopped = Stopped::first_of(&mut tasks) => return Err(stopped),
+        _ = started => {}
     }
     for _ in 0..WORKERS {
         tasks.spawn(work(shared.clone()));
     }
-    shutdown.cancelled().await;
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        stopped = Stopped::first_of(&mut tasks) => return Err(stopped),
+    }
     tasks.shutdown().await;
+    Ok(())
 }
 
 /// What the watches tell those who start and restart them.
@@ -296,16 +304,19 @@ fn node(name: &KindName, object: &PartialObjectMeta<DynamicObject>) -> Node {
 async fn work(shared: Arc<Shared>) {
     loop {
         let uid = shared.queue.next().await;
-        match apply::process(&shared, &uid).await {
-            Ok(()) => shared.queue.forget(&uid),
-            Err(error) => {
+        match caught(apply::process(&shared, &uid)).await {
+            Ok(Ok(())) => shared.queue.forget(&uid),
+            Err(panic) => {
+                tracing::error!(uid = *uid, %panic, "garbage collection of an object failed");
+                shared.queue.retry(uid.clone());
+            }
+            Ok(Err(error)) => {
                 if !error.is_conflict() {
                     let error = &error as &dyn std::error::Error;
-                    tracing::debug!(uid, error, "garbage collection of an object failed");
+                    tracing::debug!(uid = *uid, error, "garbage collection of an object failed");
                 }
                 shared.queue.retry(uid.clone());
             }
         }
-        shared.queue.done(&uid);
     }
 }

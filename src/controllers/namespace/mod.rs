@@ -23,7 +23,7 @@ use self::conditions::{Findings, conditions};
 use super::{
     error::{Doing, Error, OrGone},
     pods,
-    shared::{Controller, Loop, Next},
+    shared::{Controller, Loop, Next, Stopped},
 };
 use crate::informer::{Informer, Informers, Key};
 
@@ -33,7 +33,7 @@ const FINALIZER: &str = "kubernetes";
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs until `shutdown`.
-pub async fn run(informers: Informers, shutdown: CancellationToken) {
+pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
     let namespaces: Informer<Namespace> = informers.get();
     let pods: Informer<Pod> = informers.get();
     let controller = Namespaces {
@@ -51,7 +51,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
             ends.then_some(key).into_iter().collect()
         })
         .run(WORKERS, shutdown)
-        .await;
+        .await
 }
 
 struct Namespaces {

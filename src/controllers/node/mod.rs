@@ -4,7 +4,7 @@
 //! the node's; each node has its own deadline and nothing ticks.
 //! Always true: a node is declared silent only after the server itself was asked.
 
-mod evict;
+pub mod evict;
 mod plan;
 
 use std::{
@@ -32,7 +32,7 @@ use self::plan::{Eviction, Health, eviction, health, silent, taints};
 use super::{
     error::{Doing, Error, OrGone},
     pods,
-    shared::{Controller, Loop, Next},
+    shared::{Controller, Loop, Next, Stopped},
 };
 use crate::{
     events::{Level, Recorder},
@@ -48,15 +48,8 @@ const LEASES: &str = "kube-node-lease";
 const ZONE: &str = "topology.kubernetes.io/zone";
 const REGION: &str = "topology.kubernetes.io/region";
 
-/// Runs both loops until `shutdown`.
-pub async fn run(informers: Informers, shutdown: CancellationToken) {
-    tokio::join!(
-        watch_health(&informers, shutdown.clone()),
-        evict::run(&informers, shutdown.clone()),
-    );
-}
-
-async fn watch_health(informers: &Informers, shutdown: CancellationToken) {
+/// Judges nodes until `shutdown`.
+pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
     let nodes: Informer<Node> = informers.get();
     let leases: Informer<Lease> = informers.get();
     let controller = Nodes {
@@ -77,7 +70,7 @@ async fn watch_health(informers: &Informers, shutdown: CancellationToken) {
                 .collect()
         })
         .run(WORKERS, shutdown)
-        .await;
+        .await
 }
 
 /// The marks that a heartbeat changes.

@@ -23,7 +23,7 @@ use super::{
     history::History,
     pods,
     revisions::{self, HASH_LABEL},
-    shared::{Controller, Loop, Next},
+    shared::{Controller, Loop, Next, Stopped},
     written::PATIENCE,
 };
 use crate::{
@@ -36,7 +36,7 @@ const NAME_LABEL: &str = "statefulset.kubernetes.io/pod-name";
 const INDEX_LABEL: &str = "apps.kubernetes.io/pod-index";
 
 /// Runs until `shutdown`.
-pub async fn run(informers: Informers, shutdown: CancellationToken) {
+pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
     let sets: Informer<StatefulSet> = informers.get();
     let pods: Informer<Pod> = informers.get();
     let revisions: Informer<ControllerRevision> = informers.get();
@@ -72,7 +72,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
         })
         .watch(&claims, of_claim)
         .run(WORKERS, shutdown)
-        .await;
+        .await
 }
 
 fn claimant(set: &StatefulSet) -> Result<Claimant, Error> {
