@@ -22,6 +22,7 @@ use super::{
     cache::Cache,
     definitions::Keeper,
     http::{self, Documents, Frontend},
+    kept::Kept,
     request::User,
     server::ApiServer,
     special::Special,
@@ -160,8 +161,16 @@ impl Handle {
             front_proxy: &self.front_proxy_ca_pem,
         };
         bootstrap::write(&self.server, &self.config, authorities).await?;
+        bootstrap::complete_roles(&self.server).await?;
         Keeper::start(&self.server, &self.parts).await;
         Aggregator::start(&self.server, self.front.clone(), &self.parts);
+        let kept = Kept {
+            server: Arc::downgrade(&self.server),
+            config: self.config.clone(),
+            ca_pem: self.ca_pem.clone(),
+            front_proxy_ca_pem: self.front_proxy_ca_pem.clone(),
+        };
+        kept.start(&self.server, &self.parts);
         Ok(())
     }
 
