@@ -23,6 +23,7 @@ mod history;
 mod job;
 mod namespace;
 mod node;
+mod pace;
 mod percent;
 mod pod_gc;
 mod pods;

@@ -51,6 +51,15 @@ impl Next {
     pub fn after(delay: Option<Duration>) -> Self {
         delay.map_or(Self::Settled, Self::After)
     }
+
+    /// Also then, if that is sooner.
+    pub fn or_after(self, delay: Option<Duration>) -> Self {
+        match (self, delay) {
+            (Self::After(own), Some(other)) => Self::After(own.min(other)),
+            (next, None) => next,
+            (Self::Settled, other) => Self::after(other),
+        }
+    }
 }
 
 /// One controller: brings the object behind a key nearer to what is wanted.

@@ -30,6 +30,7 @@ use self::plan::{Action, Observed, plan};
 use super::{
     dependents::{Claimant, Dependents, owners_of},
     error::{Doing, Error, OrGone, already_exists, namespace_terminating},
+    pace::Pace,
     pods,
     shared::{Controller, Loop, Next, Stopped},
     written::PATIENCE,
@@ -52,6 +53,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<()
         deployments: deployments.clone(),
         sets: Dependents::new(&informers),
         pods: pods.clone(),
+        pace: Pace::default(),
     };
     let (all, all_sets, recreated) = (deployments.clone(), sets.clone(), deployments.clone());
     Loop::new(controller, &deployments)
@@ -93,6 +95,7 @@ struct Deployments {
     deployments: Informer<Deployment>,
     sets: Dependents<ReplicaSet>,
     pods: Informer<Pod>,
+    pace: Pace,
 }
 
 impl Controller for Deployments {
@@ -101,6 +104,7 @@ impl Controller for Deployments {
     async fn sync(&self, key: &Key) -> Result<Next, Error> {
         let Some(deployment) = self.deployments.get(key) else {
             self.sets.forget(key);
+            self.pace.forget(key);
             return Ok(Next::Settled);
         };
         if !self.sets.visible(key) {
@@ -122,7 +126,11 @@ impl Controller for Deployments {
         for action in &plan.actions {
             self.apply(&deployment, key, action).await?;
         }
+        let mut wait = None;
         if changed(&deployment, &plan.status) {
+            wait = self.pace.take(key);
+        }
+        if wait.is_none() && changed(&deployment, &plan.status) {
             let mut updated = Deployment::clone(&deployment);
             updated.status = Some(plan.status);
             if plan
@@ -139,7 +147,7 @@ impl Controller for Deployments {
                 .or_gone()
                 .doing(|| format!("update the status of Deployment {key}"))?;
         }
-        Ok(Next::after(plan.recheck))
+        Ok(Next::after(plan.recheck).or_after(wait))
     }
 }
 
