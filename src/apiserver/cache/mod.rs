@@ -284,3 +284,88 @@ pub fn key(storage: &str, namespace: &str, name: &str) -> Arc<str> {
         namespace => format!("{ROOT}{storage}/{namespace}/{name}").into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::store::{
+        Committed, Durability, Entry, Error, Expect, Op, Slice, Space, Write, embedded::Embedded,
+    };
+
+    /// A store whose first watch ends when there is something to see.
+    struct Fickle {
+        store: Embedded,
+        ended: AtomicBool,
+    }
+
+    struct Ends(Box<dyn Watch>);
+
+    #[async_trait::async_trait]
+    impl Watch for Ends {
+        async fn recv(&mut self) -> Result<Vec<Event>, Error> {
+            self.0.recv().await?;
+            Err(Error::Closed)
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl Store for Fickle {
+        fn revision(&self) -> Revision {
+            self.store.revision()
+        }
+        async fn get(&self, key: &str) -> Result<(Option<Entry>, Revision), Error> {
+            self.store.get(key).await
+        }
+        async fn range(&self, range: Range) -> Result<Slice, Error> {
+            self.store.range(range).await
+        }
+        async fn commit(&self, write: Write) -> Result<Committed, Error> {
+            self.store.commit(write).await
+        }
+        async fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, Error> {
+            let watch = self.store.watch(prefix, after).await?;
+            Ok(match self.ended.swap(true, Ordering::SeqCst) {
+                false => Box::new(Ends(watch)),
+                true => watch,
+            })
+        }
+        async fn compact(&self, revision: Revision) -> Result<(), Error> {
+            self.store.compact(revision).await
+        }
+        async fn failed(&self) {
+            self.store.failed().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_watch_of_the_store_that_ends_is_made_up_for() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = Fickle {
+            store: Embedded::open(dir.path()).expect("a store"),
+            ended: AtomicBool::new(false),
+        };
+        let parts = Parts::default();
+        let cache = Cache::start(Arc::new(store), &parts)
+            .await
+            .expect("a cache");
+        for number in 0..3 {
+            let write = Write {
+                key: key("configmaps", "n", &number.to_string()),
+                expect: Expect::Absent,
+                op: Op::Put {
+                    value: "{}".into(),
+                    ttl: None,
+                },
+                durability: Durability::Relaxed,
+                space: Space::Ordinary,
+            };
+            cache.store().commit(write).await.expect("written");
+            let seen = tokio::time::timeout(Duration::from_secs(10), cache.caught_up()).await;
+            assert!(seen.is_ok(), "write {number} is never seen");
+        }
+        assert_eq!(cache.kind("configmaps").count(), 3);
+        assert_eq!(parts.report()[0].restarts, 1);
+    }
+}
