@@ -177,7 +177,7 @@ impl Parts {
     where
         F: FnMut(CancellationToken) -> Fut + Send + 'static,
         Fut: Future<Output = Result<(), E>> + Send + 'static,
-        E: Into<BoxError> + 'static,
+        E: Into<BoxError> + Send + 'static,
     {
         let part = Part {
             name: name.into(),
@@ -331,6 +331,12 @@ pub async fn caught<F: Future>(future: F) -> Result<F::Output, Panic> {
     let panicked = |panic: Box<dyn Any + Send>| Panic(message(&*panic));
     let future = AssertUnwindSafe(future).catch_unwind();
     future.await.map_err(panicked)
+}
+
+/// As [`caught`], for what does not wait.
+pub fn caught_here<T>(work: impl FnOnce() -> T) -> Result<T, Panic> {
+    let done = std::panic::catch_unwind(AssertUnwindSafe(work));
+    done.map_err(|panic| Panic(message(&*panic)))
 }
 
 fn message(panic: &(dyn Any + Send)) -> String {

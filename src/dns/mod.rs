@@ -31,9 +31,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{forward::Forwarder, records::Records, serve::Server};
-use crate::informer::{
-    Informers,
-    services::{Joined, Services},
+use crate::{
+    informer::{
+        Informers,
+        services::{Joined, Services},
+    },
+    supervision::caught_here,
 };
 
 #[derive(Clone, Debug)]
@@ -100,9 +103,14 @@ async fn update(server: &Server, changed: Vec<Joined>) {
         .into_iter()
         .map(|joined| {
             let slices: Vec<&EndpointSlice> = joined.slices.iter().map(|slice| &**slice).collect();
-            let records = joined
-                .service
-                .map(|service| records::records(&service, &slices, &server.domain));
+            let records = joined.service.map(|service| {
+                // A Service that cannot be served must not keep others from it.
+                let made = caught_here(|| records::records(&service, &slices, &server.domain));
+                made.unwrap_or_else(|panic| {
+                    tracing::error!(service = %joined.key, %panic, "names are not served");
+                    Records::default()
+                })
+            });
             (joined.key, records.unwrap_or_default())
         })
         .collect();

@@ -143,7 +143,7 @@ async fn follow_discovery(
                     watches.entry(name.clone()).or_insert_with(|| {
                         let stop = CancellationToken::new();
                         let version = kind.resource.version.clone();
-                        let watch = watch(shared.clone(), name, kind, reports.clone());
+                        let watch = keep_watching(shared.clone(), name, kind, reports.clone());
                         let stopped = stop.clone();
                         tokio::spawn(async move { stopped.run_until_cancelled(watch).await });
                         (version, stop.drop_guard())
@@ -186,6 +186,17 @@ async fn discover(client: &Client) -> Result<HashMap<KindName, Kind>, kube::Erro
             )
         });
     Ok(kinds.collect())
+}
+
+/// A change that cannot be taken in must not end the watch of its kind: it starts with a new list.
+async fn keep_watching(shared: Arc<Shared>, name: KindName, kind: Kind, reports: Reports) {
+    loop {
+        let watch = watch(shared.clone(), name.clone(), kind.clone(), reports.clone());
+        if let Err(panic) = caught(watch).await {
+            tracing::error!(kind = name.1, %panic, "watch failed, will retry");
+        }
+        tokio::time::sleep(RETRY).await;
+    }
 }
 
 async fn watch(shared: Arc<Shared>, name: KindName, kind: Kind, reports: Reports) {
