@@ -22,5 +22,6 @@ pub mod queue;
 pub mod runtime;
 pub mod scheduler;
 pub mod store;
+pub mod supervision;
 #[cfg(test)]
 mod testing;

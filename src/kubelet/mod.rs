@@ -253,6 +253,9 @@ pub async fn run(
     });
     while let Some(part) = parts.join_next().await {
         part.map_err(|error| during("run a part of the kubelet")(error.into()))??;
+        if !shutdown.is_cancelled() {
+            return Err(Error::Ended);
+        }
     }
     Ok(())
 }
@@ -368,6 +371,8 @@ async fn remove_pod(runtime: &Runtime, pod: crate::runtime::PodState) -> Result<
 /// Why the kubelet cannot go on at all. What concerns one pod is an event and a status instead.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error("a part of the kubelet ended by itself")]
+    Ended,
     #[error("{0} is not supported")]
     Unsupported(&'static str),
     #[error("{action}")]

@@ -43,6 +43,7 @@ use crate::{
         services::{Joined, Services},
     },
     own_ports::OwnPorts,
+    supervision::caught_here,
 };
 
 /// The bit of the packet mark that asks for masquerade, where nothing else is chosen.
@@ -154,7 +155,12 @@ fn plans(services: Vec<Joined>, node: &Node) -> Vec<(Key, Plan)> {
     let plan = |joined: &Joined| match &joined.service {
         Some(service) => {
             let slices: Vec<&EndpointSlice> = joined.slices.iter().map(|slice| &**slice).collect();
-            model::plan(service, &slices, node)
+            // A Service that cannot be served must not keep others from it.
+            let plan = caught_here(|| model::plan(service, &slices, node));
+            plan.unwrap_or_else(|panic| {
+                tracing::error!(service = %joined.key, %panic, "a Service is not served");
+                Plan::default()
+            })
         }
         None => Plan::default(),
     };

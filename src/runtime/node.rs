@@ -31,6 +31,7 @@ use super::{
     sys,
     teardown::{self, io_error},
 };
+use crate::supervision::hooks;
 
 /// Changes a slow listener may miss before it must look at everything.
 const EVENTS: usize = 1024;
@@ -95,7 +96,11 @@ async fn blocking<T: Send + 'static>(
 async fn carried<T: Send + 'static>(
     work: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {
-    match tokio::spawn(work).await {
+    let delayed = async {
+        hooks::delay().await;
+        work.await
+    };
+    match tokio::spawn(delayed).await {
         Ok(result) => result,
         Err(error) => Err(io_error("work")(std::io::Error::other(error))),
     }

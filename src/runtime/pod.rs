@@ -3,7 +3,7 @@
 use std::{
     os::fd::{AsFd, OwnedFd},
     sync::{Arc, Mutex},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
@@ -19,6 +19,10 @@ use super::{
     records::{self, ContainerRecord, PodDir, PodRecord, StateRecord},
     sys,
 };
+use crate::supervision::caught;
+
+/// After news that could not be taken in.
+const AGAIN: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub struct Pod {
@@ -72,7 +76,7 @@ impl Pod {
         }
         match &pod.link {
             Some(link) if pod.process.is_some() => {
-                let reader = tokio::spawn(read(pod.clone(), link.clone()));
+                let reader = tokio::spawn(keep_reading(pod.clone(), link.clone()));
                 *lock(&pod.reader) = Some(reader.abort_handle());
             }
             _ => pod.lost(),
@@ -215,6 +219,14 @@ impl Pod {
         if let Some(reader) = lock(&self.reader).take() {
             reader.abort();
         }
+    }
+}
+
+/// News that cannot be taken in must not keep later ones from it.
+async fn keep_reading(pod: Arc<Pod>, link: Arc<Link>) {
+    while let Err(panic) = caught(read(pod.clone(), link.clone())).await {
+        tracing::error!(pod = pod.uid(), %panic, "news of a pod were not taken in");
+        tokio::time::sleep(AGAIN).await;
     }
 }
 

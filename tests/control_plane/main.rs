@@ -36,6 +36,7 @@ use vetch::{
     pki::Pki,
     scheduler,
     store::embedded::Embedded,
+    supervision::Parts,
 };
 
 type TestResult = Result<(), Box<dyn Error + Send + Sync>>;
@@ -75,8 +76,10 @@ impl Lab {
         );
         handle.start(plugins).await?;
         let client = handle.client(own_user());
-        let informers = Informers::new(client.clone());
         let stop = CancellationToken::new();
+        let parts = Parts::until(stop.clone());
+        let manager = User::internal("system:kube-controller-manager", &[]);
+        let informers = Informers::new(handle.client(manager));
         let config = controllers::Config {
             ca_pem: pki.ca_pem().into(),
             authority: Arc::new(vetch::cli::ClusterAuthority(pki.clone())),
@@ -95,7 +98,10 @@ impl Lab {
                 }
             }),
         };
-        tokio::spawn(controllers::run(informers.clone(), config, stop.clone()));
+        // Each with the rights that it has in a cluster, and no more.
+        let client_of =
+            |account: &str| handle.client(User::service_account("kube-system", account));
+        controllers::start(&parts, &informers, client_of, &config);
         let config = scheduler::Config::default();
         // With the rights it has in a cluster, and no more.
         let user = User::internal("system:kube-scheduler", &[]);

@@ -27,7 +27,7 @@ use netns::{nft, route::Link, sysctl};
 
 pub use self::ports::{Forward, forwards, host_address};
 use self::{pool::Pool, records::Records};
-use crate::own_ports::OwnPorts;
+use crate::{own_ports::OwnPorts, supervision::hooks};
 
 const FORWARD: &str = "net/ipv4/ip_forward";
 const GUARD: &str = "set up the check of what pods send (it needs a kernel with \
@@ -328,6 +328,7 @@ fn during(action: String) -> impl FnOnce(netns::Error) -> Error {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
+    hooks::delay().await;
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|error| {
