@@ -29,6 +29,14 @@ pub struct Target {
     pub uid: String,
 }
 
+impl Target {
+    /// Whether the object is still there: by its name there may be another by now.
+    pub async fn is_in(&self, api: &Api<Pod>) -> Result<bool, kube::Error> {
+        let found = api.get_opt(&self.name).await?;
+        Ok(found.and_then(|pod| pod.metadata.uid).as_ref() == Some(&self.uid))
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Urgency {
     Soon,
@@ -172,13 +180,10 @@ async fn write(
         // Gone: nobody wants to know.
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
         // Another pod by now, or so many write this one that the server gave up.
-        Err(kube::Error::Api(status)) if status.code == 409 => {
-            let found = api.get_opt(&target.name).await?;
-            match found.and_then(|pod| pod.metadata.uid) {
-                Some(uid) if uid == target.uid => Err(kube::Error::Api(status)),
-                _ => Ok(None),
-            }
-        }
+        Err(kube::Error::Api(status)) if status.code == 409 => match target.is_in(&api).await? {
+            true => Err(kube::Error::Api(status)),
+            false => Ok(None),
+        },
         Err(error) => Err(error),
         Ok(pod) => Ok(revision(&pod)),
     }
@@ -275,11 +280,12 @@ mod tests {
             let number = counted.fetch_add(1, Ordering::SeqCst);
             let (method, code, uid) = answers.get(number).copied().unwrap_or(("", 500, ""));
             assert_eq!(request.method(), method, "request {number}");
+            let reason = if code == 404 { "NotFound" } else { "Conflict" };
             let body = match code {
                 200 => json!({"apiVersion": "v1", "kind": "Pod",
                     "metadata": {"name": "p", "uid": uid, "resourceVersion": "7"}}),
                 code => json!({"apiVersion": "v1", "kind": "Status", "status": "Failure",
-                    "message": "m", "reason": "Conflict", "code": code}),
+                    "message": "m", "reason": reason, "code": code}),
             };
             let body = http_body_util::Full::new(bytes::Bytes::from(body.to_string()));
             let mut response = http::Response::new(body);

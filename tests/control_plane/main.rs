@@ -414,6 +414,39 @@ async fn a_stateful_set_starts_in_order_and_rolls_from_the_top() -> TestResult {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statuses_that_change_together_are_written_together() -> TestResult {
+    const PODS: i32 = 12;
+    let lab = Lab::new().await?;
+    let sets = Informers::new(lab.client.clone()).get::<StatefulSet>();
+    let mut changes = sets.changes();
+    sets.synced().await;
+    let spec = json!({"serviceName": "web", "replicas": PODS, "podManagementPolicy": "Parallel"});
+    let set: StatefulSet = object(workload("web", spec))?;
+    let begun = tokio::time::Instant::now();
+    lab.api("default")
+        .create(&PostParams::default(), &set)
+        .await?;
+    let mut written = 0;
+    let all_ready = async {
+        while let Some(change) = changes.next().await {
+            let Change::Applied { old, new } = change else {
+                continue;
+            };
+            let status = |set: &StatefulSet| set.status.clone().unwrap_or_default();
+            written += i32::from(old.is_some_and(|old| status(&old) != status(&new)));
+            if status(&new).ready_replicas == Some(PODS) {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), all_ready).await?;
+    // One at once, and one in each 50 ms after it.
+    let most = i32::try_from(begun.elapsed().as_millis() / 50)? + 2;
+    assert!(written <= most, "{written} in {:?}", begun.elapsed());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_quota_counts_and_refuses() -> TestResult {
     let lab = Lab::new().await?;
     let params = PostParams::default();

@@ -88,8 +88,8 @@ fn restarts(cluster: &Cluster) -> String {
 }
 
 /// Whether everything works that has to do with a new pod: it is made, placed, started, and reached
-/// by the name of its Service.
-fn serves(cluster: &Cluster, replicas: u32) {
+/// through its Service, whose name is known.
+fn serves(cluster: &Cluster, address: &str, replicas: u32) {
     cluster.ok(&format!("scale deployment web --replicas={replicas}"));
     let ready = "get deployment web -o jsonpath={.status.readyReplicas}";
     cluster.wait(ready, &replicas.to_string());
@@ -97,8 +97,10 @@ fn serves(cluster: &Cluster, replicas: u32) {
     cluster.wait_for(addresses, |got| {
         got.split_whitespace().count() == replicas as usize
     });
-    let ask = "exec client -- wget -qO- -T 5 http://web.default.svc.cluster.local/cgi-bin/name";
-    cluster.wait_for(ask, |got| got.starts_with("web-"));
+    let ask = "exec client -- nslookup web.default.svc.cluster.local";
+    cluster.wait_for(ask, |got| got.contains(address));
+    let ask = format!("exec client -- wget -qO- -T 5 http://{address}/cgi-bin/name");
+    cluster.wait_for(&ask, |got| got.starts_with("web-"));
 }
 
 #[test]
@@ -109,9 +111,10 @@ fn every_part_comes_back() {
     cluster.import("busybox");
     let range = cluster.field("service kubernetes", ".spec.clusterIP");
     let (network, _) = range.rsplit_once('.').unwrap();
-    cluster.apply(&WEB.replace("ADDRESS", &format!("{network}.77")));
+    let address = format!("{network}.77");
+    cluster.apply(&WEB.replace("ADDRESS", &address));
     cluster.ready("client");
-    serves(&cluster, 2);
+    serves(&cluster, &address, 2);
     let before = restarts(&cluster);
 
     let all = parts(&cluster);
@@ -127,7 +130,7 @@ fn every_part_comes_back() {
         heals(&cluster, part, since);
         cluster
             .host
-            .sh(&format!("curl -s -m 5 http://{network}.77/cgi-bin/name"));
+            .sh(&format!("curl -s -m 5 http://{address}/cgi-bin/name"));
     }
     // What there are many of fails at once, which is worse.
     let since = Instant::now();
@@ -140,11 +143,11 @@ fn every_part_comes_back() {
         assert!(metrics.contains(&line), "{line}");
     }
     assert_eq!(restarts(&cluster), before);
-    serves(&cluster, 3);
+    serves(&cluster, &address, 3);
 
     // A worker's panic is a failure of what it worked on, and of nothing else.
     provoke(&cluster, "replicaset-controller", "Panic");
-    serves(&cluster, 4);
+    serves(&cluster, &address, 4);
     assert!(
         cluster
             .daemon_log()
