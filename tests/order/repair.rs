@@ -63,7 +63,7 @@ fn probes(cluster: &Cluster, service: &str) -> Vec<(String, Command)> {
     });
     let from_pod = names.into_iter().map(|name| {
         let mut wget = cluster.kubectl_command();
-        wget.args(["exec", "client", "--", "wget", "-T1", "-qO-"]);
+        wget.args(["exec", "client", "--", "timeout", "1", "wget", "-qO-"]);
         wget.arg(format!("http://{name}/version"));
         (format!("{name} from a pod"), wget)
     });
