@@ -6,6 +6,7 @@
 //! supervisor's. Files are replaced as a whole; a missing state means the container never started.
 
 use std::{
+    collections::HashSet,
     fs,
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
@@ -15,7 +16,7 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Config, ContainerConfig, Phase, PodConfig, files};
+use super::{Config, ContainerConfig, Phase, PodConfig, Rootfs, files};
 
 /// Raised with every change that an older reader would misunderstand.
 pub const VERSION: u32 = 1;
@@ -104,6 +105,31 @@ pub fn names(dir: &Path) -> Vec<String> {
     entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .collect()
+}
+
+/// Names of the layer folders below `layers` that recorded containers are made of; `None` if that
+/// cannot be told, for there is one whose record cannot be read.
+pub fn used_layers(run_dir: &Path, layers: &Path) -> Option<HashSet<String>> {
+    let mut used = HashSet::new();
+    let pods = run_dir.join("pods");
+    for uid in names(&pods) {
+        let dir = PodDir(pods.join(uid));
+        for id in dir.container_ids() {
+            let record: ContainerRecord = match read(&dir.container_config(&id)) {
+                Ok(record) => record,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => {
+                    tracing::warn!(container = id, %error, "no layer is removed: a record is not read");
+                    return None;
+                }
+            };
+            let Rootfs::Layers(folders) = record.config.rootfs;
+            let below = folders.iter().filter(|one| one.parent() == Some(layers));
+            let names = below.filter_map(|one| one.file_name()?.to_str());
+            used.extend(names.map(str::to_owned));
+        }
+    }
+    Some(used)
 }
 
 /// Root filesystem of one container: writable layer and mount point.
