@@ -332,6 +332,25 @@ async fn a_new_daemon_finds_everything() -> TestResult {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root"]
+async fn what_a_failed_try_has_left_is_in_nobodys_way() -> TestResult {
+    let lab = Lab::new().await?;
+    let left = lab.root.path().join("run/pods/p1");
+    std::fs::create_dir(&left)?;
+    std::fs::write(left.join("pod.json"), "half a rec")?;
+    lab.create_pod("p1", |_| {}).await?;
+    lab.run("p1", "true", |_| {}).await?;
+    // Only what nobody has is taken for a leftover.
+    assert!(lab.create_pod("p1", |_| {}).await.is_err());
+    assert!(lab.runtime.pod("p1").await.is_some_and(|pod| pod.alive));
+    lab.runtime.remove_pod("p1").await?;
+    std::fs::create_dir(&left)?;
+    lab.runtime.remove_pod("p1").await?;
+    assert!(!left.exists());
+    lab.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root"]
 async fn namespaces_of_pods() -> TestResult {
     let lab = Lab::new().await?;
     lab.create_pod("shared", |config| config.share_processes = true)

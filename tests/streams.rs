@@ -78,9 +78,14 @@ impl Client {
     }
 }
 
-struct OnePod(Arc<Pod>);
+/// The node's pod, and the UID by which the API asks for it: the runtime has another.
+struct OnePod(Arc<Pod>, String);
 
 impl Pods for OnePod {
+    fn pod_by_uid(&self, uid: &str) -> Option<Arc<Pod>> {
+        (uid == self.1).then(|| self.0.clone())
+    }
+
     fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
         let metadata = &self.0.metadata;
         let named = metadata.namespace.as_deref() == Some(namespace)
@@ -155,14 +160,14 @@ impl Lab {
         let text = pki::kubeconfig(&format!("https://{api}"), pki.ca_pem(), &admin);
         std::fs::write(dir.join("kubeconfig"), text).unwrap();
 
-        let pod = Self::add_objects(&handle, kubelet).await;
+        let (pod, uid) = Self::add_objects(&handle, kubelet).await;
         let serving = pki
             .issue(&Leaf::kubelet_serving("n1", &[kubelet.ip()]))
             .unwrap();
         let tls = pki::server_config_with(pki.ca_pem(), &serving).unwrap();
         let server = Server {
             node: "n1".to_owned(),
-            pods: Arc::new(OnePod(Arc::new(pod))),
+            pods: Arc::new(OnePod(Arc::new(pod), uid)),
             runtime: runtime.clone(),
             log_dir: dir.join("log"),
             client: handle.client(User::internal("system:node:n1", &["system:nodes"])),
@@ -180,7 +185,7 @@ impl Lab {
         }
     }
 
-    async fn add_objects(handle: &Handle, kubelet: SocketAddr) -> Pod {
+    async fn add_objects(handle: &Handle, kubelet: SocketAddr) -> (Pod, String) {
         let client = handle.client(own_user());
         let create = PostParams::default();
         let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(client.clone());
@@ -209,8 +214,8 @@ impl Lab {
         pods.create(&create, &pod).await.unwrap();
         let status = Patch::Merge(json!({"status": {"phase": "Running"}}));
         let mut pod: Pod = pods.patch_status("p", &patch, &status).await.unwrap();
-        pod.metadata.uid = Some(UID.to_owned());
-        pod
+        let uid = pod.metadata.uid.replace(UID.to_owned());
+        (pod, uid.unwrap_or_default())
     }
 
     /// Runs kubectl with words separated by blanks.

@@ -16,12 +16,13 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::sync::broadcast;
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use vetch::{
     apiserver,
     kubelet::{
         container::{Environment, Facts},
-        volumes::{Config, Error, Volumes},
+        volumes::{Config, Error, Mounts, News, PodVolumes, Volumes},
     },
     pki::Pki,
     store::embedded::Embedded,
@@ -36,6 +37,8 @@ struct Lab {
     folder: tempfile::TempDir,
     _api: apiserver::start::Handle,
     volumes: Volumes,
+    /// Volumes are kept up to date until it is dropped.
+    _refreshing: DropGuard,
     client: Client,
 }
 
@@ -67,8 +70,13 @@ impl Lab {
                 ..Facts::default()
             },
         };
+        let volumes = Volumes::new(config, client.clone());
+        let (refreshed, stop) = (volumes.clone(), CancellationToken::new());
+        let until = stop.clone();
+        tokio::spawn(async move { refreshed.run(until).await });
         Ok(Self {
-            volumes: Volumes::new(config, client.clone()),
+            volumes,
+            _refreshing: stop.drop_guard(),
             folder,
             _api: api,
             client,
@@ -101,20 +109,33 @@ impl Lab {
         self.folder.path().join("pods/u-1/volumes").join(volume)
     }
 
-    async fn mounts(
-        &self,
-        pod: &Pod,
-        environment: &Environment,
-    ) -> Result<Vec<oci_spec::runtime::Mount>, Error> {
+    async fn mounts(&self, pod: &Pod, environment: &Environment) -> Result<Mounts, Error> {
         let container = &pod.spec.as_ref().unwrap().containers[0];
         let ips: [IpAddr; 1] = ["10.0.0.7".parse().unwrap()];
         self.volumes
+            .of_pod("u-1")
             .mounts(pod, &ips, container, 0, environment)
             .await
     }
 
+    /// The pod's volumes, as wanted from now on.
+    fn of(&self, pod: &Pod) -> PodVolumes {
+        let volumes = self
+            .volumes
+            .of_pod(pod.metadata.uid.as_deref().unwrap_or_default());
+        volumes.want(Arc::new(pod.clone()));
+        volumes
+    }
+
+    async fn patch_map(&self, name: &str, data: Value) -> TestResult {
+        let patch = Patch::Merge(json!({"data": data}));
+        let maps = self.objects::<ConfigMap>();
+        maps.patch(name, &PatchParams::default(), &patch).await?;
+        Ok(())
+    }
+
     async fn close(self) -> TestResult {
-        self.volumes.tear_down("u-1").await?;
+        self.volumes.of_pod("u-1").release().await?;
         assert!(self.volumes.known().await?.is_empty());
         Ok(())
     }
@@ -140,8 +161,23 @@ fn is_mount_point(path: &Path) -> TestResult<bool> {
     Ok(fs::metadata(path)?.dev() != fs::metadata(path.join(".."))?.dev())
 }
 
-async fn change(receiver: &mut broadcast::Receiver<String>) -> TestResult<String> {
-    Ok(tokio::time::timeout(PATIENCE, receiver.recv()).await??)
+async fn news(receiver: &mut watch::Receiver<News>) -> TestResult<News> {
+    tokio::time::timeout(PATIENCE, receiver.changed()).await??;
+    Ok(receiver.borrow_and_update().clone())
+}
+
+async fn until(what: &str, mut suits: impl FnMut() -> bool) {
+    let end = std::time::Instant::now() + PATIENCE;
+    while !suits() {
+        assert!(std::time::Instant::now() < end, "timed out: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn refreshed(failures: &[&str]) -> News {
+    News::Refreshed {
+        failures: failures.iter().map(|text| (*text).to_owned()).collect(),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -155,16 +191,17 @@ async fn config_maps_are_followed() -> TestResult {
             {"name": "d", "downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}}]),
         json!({}),
     );
-    let error = lab.volumes.set_up(&pod).await.unwrap_err();
+    let volumes = lab.of(&pod);
+    let mut heard = volumes.news();
+    let error = volumes.set_up().await.unwrap_err();
     assert_eq!(
         error.to_string(),
         "MountVolume.SetUp failed for volume \"v\" : configmap \"m\" not found"
     );
-    let mut changes = lab.volumes.changes();
     lab.create::<ConfigMap>(json!({"metadata": {"name": "m"}, "data": {"a": "1", "b": "2"}}))
         .await?;
-    assert_eq!(change(&mut changes).await?, "u-1");
-    lab.volumes.set_up(&pod).await?;
+    assert_eq!(news(&mut heard).await?, News::Changed);
+    volumes.set_up().await?;
     let volume = lab.path("kubernetes.io~configmap/v");
     assert_eq!(read(volume.join("a")), "1");
     assert_eq!(fs::metadata(volume.join("a"))?.mode() & 0o777, 0o440);
@@ -174,26 +211,164 @@ async fn config_maps_are_followed() -> TestResult {
     );
     assert!(lab.path("kubernetes.io~configmap/w/..data").exists());
 
-    let patch = json!({"data": {"a": "changed", "b": null}});
-    let maps = lab.objects::<ConfigMap>();
-    maps.patch("m", &PatchParams::default(), &Patch::Merge(&patch))
+    lab.patch_map("m", json!({"a": "changed", "b": null}))
         .await?;
-    assert_eq!(change(&mut changes).await?, "u-1");
-    lab.volumes.set_up(&pod).await?;
+    assert_eq!(news(&mut heard).await?, refreshed(&[]));
     assert_eq!(read(volume.join("a")), "changed");
     assert!(!volume.join("b").exists());
     let container = &pod.spec.as_ref().unwrap().containers[0];
-    let referenced = lab.volumes.referenced(&pod, container).await?;
+    let referenced = volumes.referenced(&pod, container).await?;
     assert_eq!(
         referenced.config_maps["m"].as_ref().unwrap()["a"],
         b"changed"
     );
 
     // What is gone stays on disk: only a new pod needs it.
+    let maps = lab.objects::<ConfigMap>();
     maps.delete("m", &DeleteParams::default()).await?;
-    assert_eq!(change(&mut changes).await?, "u-1");
-    assert!(lab.volumes.set_up(&pod).await.is_err());
+    let failure = "MountVolume.SetUp failed for volume \"v\" : configmap \"m\" not found";
+    assert_eq!(news(&mut heard).await?, refreshed(&[failure]));
     assert_eq!(read(volume.join("a")), "changed");
+    // The labels that a volume shows follow, also while another cannot be had.
+    let mut labelled = pod.clone();
+    labelled.metadata.labels = Some([("app".to_owned(), "y".to_owned())].into());
+    lab.of(&labelled);
+    let labels = lab.path("kubernetes.io~downward-api/d/labels");
+    until("labels follow", || read(labels.clone()) == "app=\"y\"").await;
+    lab.close().await
+}
+
+/// Whatever is changed while volumes are refreshed is there at the end.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newest_content_is_written_last() -> TestResult {
+    let lab = Lab::new().await?;
+    let map = |name: &str| json!({"name": name, "configMap": {"name": name}});
+    let names = ["a", "b", "c"];
+    for name in names {
+        lab.create::<ConfigMap>(json!({"metadata": {"name": name}, "data": {"k": "0"}}))
+            .await?;
+    }
+    let pod = pod(json!({}), json!(names.map(map)), json!({}));
+    lab.of(&pod).set_up().await?;
+    for round in 1..=40 {
+        for part in 0..3 {
+            let text = format!("{round}-{part}");
+            let patches = names.map(|name| lab.patch_map(name, json!({"k": text})));
+            futures::future::try_join_all(patches).await?;
+        }
+        let want = format!("{round}-2");
+        for name in names {
+            let file = lab.path("kubernetes.io~configmap").join(name).join("k");
+            until(&format!("{name} holds {want}"), || {
+                read(file.clone()) == want
+            })
+            .await;
+        }
+    }
+    lab.close().await
+}
+
+/// One volume that cannot be had holds up no other, at first and later.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_volume_is_made_by_itself() -> TestResult {
+    let lab = Lab::new().await?;
+    let map = |name: &str| json!({"name": name, "configMap": {"name": name}});
+    lab.create::<ConfigMap>(json!({"metadata": {"name": "here"}, "data": {"k": "1"}}))
+        .await?;
+    let pod = pod(json!({}), json!(["here", "missing"].map(map)), json!({}));
+    let volumes = lab.of(&pod);
+    assert!(volumes.set_up().await.is_err());
+    let file = lab.path("kubernetes.io~configmap/here/k");
+    assert_eq!(read(file.clone()), "1");
+    lab.create::<ConfigMap>(json!({"metadata": {"name": "missing"}, "data": {"k": "1"}}))
+        .await?;
+    until("the object is known", || {
+        matches!(*volumes.news().borrow(), News::Changed)
+    })
+    .await;
+    volumes.set_up().await?;
+    let maps = lab.objects::<ConfigMap>();
+    maps.delete("missing", &DeleteParams::default()).await?;
+    lab.patch_map("here", json!({"k": "2"})).await?;
+    until("the other follows", || read(file.clone()) == "2").await;
+    let kept = lab.path("kubernetes.io~configmap/missing/k");
+    assert_eq!(read(kept), "1");
+    lab.close().await
+}
+
+/// Whatever was on its way when a pod is released: nothing is made again, nobody watches for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_set_up_after_release() -> TestResult {
+    let lab = Lab::new().await?;
+    lab.create::<ConfigMap>(json!({"metadata": {"name": "m"}, "data": {"k": "1"}}))
+        .await?;
+    let pod = pod(
+        json!({}),
+        json!([{"name": "m", "configMap": {"name": "m"}}]),
+        json!({}),
+    );
+    for _ in 0..40 {
+        let volumes = lab.of(&pod);
+        // A set-up at every stage, a container that is being made, and a refresh.
+        let set_up = tokio::spawn({
+            let volumes = volumes.clone();
+            async move { volumes.set_up().await }
+        });
+        if rand::random::<bool>() {
+            tokio::task::yield_now().await;
+        }
+        volumes.adopt();
+        volumes.release().await?;
+        let _ = set_up.await?;
+        assert!(lab.volumes.known().await?.is_empty());
+        assert!(matches!(volumes.set_up().await, Err(Error::Released)));
+        let container = &pod.spec.as_ref().unwrap().containers[0];
+        let environment = Environment::default();
+        let mounts = volumes.mounts(&pod, &[], container, 0, &environment).await;
+        assert!(matches!(mounts, Err(Error::Released)), "{mounts:?}");
+        assert!(lab.volumes.known().await?.is_empty());
+    }
+    lab.close().await
+}
+
+/// What a container is being made of stays until it has it.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root"]
+async fn a_part_that_is_being_mounted_is_not_replaced() -> TestResult {
+    let lab = Lab::new().await?;
+    lab.create::<ConfigMap>(json!({"metadata": {"name": "m"}, "data": {"k": "1"}}))
+        .await?;
+    let pod = pod(
+        json!({"volumeMounts": [{"name": "m", "mountPath": "/k", "subPath": "k"}]}),
+        json!([{"name": "m", "configMap": {"name": "m"}}]),
+        json!({}),
+    );
+    let volumes = lab.of(&pod);
+    volumes.set_up().await?;
+    let mut heard = volumes.news();
+    let mounts = lab.mounts(&pod, &Environment::default()).await?;
+    let source = mounts.list[0].source().clone().unwrap();
+    lab.patch_map("m", json!({"k": "2"})).await?;
+    // The kernel mounts nothing that is unlinked.
+    let early = tokio::time::timeout(Duration::from_millis(300), heard.changed()).await;
+    assert!(early.is_err(), "it was replaced meanwhile");
+    let target = lab.folder.path().join("target");
+    fs::write(&target, "")?;
+    let none = None::<&str>;
+    nix::mount::mount(
+        Some(&source),
+        &target,
+        none,
+        nix::mount::MsFlags::MS_BIND,
+        none,
+    )?;
+    assert_eq!(read(target.clone()), "1");
+    nix::mount::umount(&target)?;
+    drop(mounts);
+    assert_eq!(news(&mut heard).await?, refreshed(&[]));
+    let mounts = lab.mounts(&pod, &Environment::default()).await?;
+    assert_eq!(read(mounts.list[0].source().clone().unwrap()), "2");
+    drop(mounts);
     lab.close().await
 }
 
@@ -209,8 +384,8 @@ async fn managed_files() -> TestResult {
         json!([]),
         json!({}),
     );
-    lab.volumes.set_up(&pod).await?;
-    let mounts = lab.mounts(&pod, &Environment::default()).await?;
+    lab.of(&pod).set_up().await?;
+    let mounts = lab.mounts(&pod, &Environment::default()).await?.list;
     let shown: Vec<_> = mounts
         .iter()
         .map(|mount| {
@@ -240,12 +415,13 @@ async fn managed_files() -> TestResult {
     let log = mounts[3].source().clone().unwrap();
     assert_eq!(fs::metadata(&log)?.mode() & 0o777, 0o666);
     fs::write(&log, "x".repeat(5000))?;
-    assert_eq!(
-        lab.volumes.termination_message("u-1", "c", 0).await.len(),
-        4096
-    );
-    assert_eq!(lab.volumes.termination_message("u-1", "c", 1).await, "");
-    assert_eq!(lab.volumes.termination_message("../u-1", "c", 0).await, "");
+    let message = async |uid, attempt| {
+        let volumes = lab.volumes.of_pod(uid);
+        volumes.termination_message("c", attempt).await
+    };
+    assert_eq!(message("u-1", 0).await.len(), 4096);
+    assert_eq!(message("u-1", 1).await, "");
+    assert_eq!(message("../u-1", 0).await, "");
     lab.close().await
 }
 
@@ -267,7 +443,7 @@ async fn what_is_not_supported_says_so() -> TestResult {
         ),
     ] {
         let pod = pod(json!({}), json!([source]), json!({}));
-        match lab.volumes.set_up(&pod).await {
+        match lab.of(&pod).set_up().await {
             Err(Error::Volume { volume, message }) => {
                 assert_eq!((volume.as_str(), message.as_str()), ("v", want))
             }
@@ -305,10 +481,10 @@ async fn the_default_token_volume() -> TestResult {
     wanted.metadata.uid = made.metadata.uid.clone();
     let uid = wanted.metadata.uid.clone().unwrap();
     let began = std::time::Instant::now();
-    lab.volumes.set_up(&wanted).await?;
+    lab.of(&wanted).set_up().await?;
     println!("first set-up {:?}", began.elapsed());
     let began = std::time::Instant::now();
-    lab.volumes.set_up(&wanted).await?;
+    lab.of(&wanted).set_up().await?;
     println!("second set-up {:?}", began.elapsed());
 
     let volume = lab
@@ -325,7 +501,7 @@ async fn the_default_token_volume() -> TestResult {
     assert_eq!(token.split('.').count(), 3, "{token}");
     let meta = fs::metadata(volume.join("token"))?;
     assert_eq!((meta.mode() & 0o777, meta.gid()), (0o640, 4711));
-    lab.volumes.tear_down(&uid).await?;
+    lab.volumes.of_pod(&uid).release().await?;
     assert!(!volume.exists());
     lab.close().await
 }
@@ -350,7 +526,7 @@ async fn scratch_folders_and_parts_of_them() -> TestResult {
         ]),
         json!({"fsGroup": 4711}),
     );
-    lab.volumes.set_up(&pod).await?;
+    lab.of(&pod).set_up().await?;
     let disk = lab.path("kubernetes.io~empty-dir/d");
     let memory = lab.path("kubernetes.io~empty-dir/m");
     let meta = fs::metadata(&disk)?;
@@ -363,7 +539,7 @@ async fn scratch_folders_and_parts_of_them() -> TestResult {
     // What the pod changed is left alone.
     fs::write(disk.join("file"), "x")?;
     fs::set_permissions(&disk, fs::Permissions::from_mode(0o700))?;
-    lab.volumes.set_up(&pod).await?;
+    lab.of(&pod).set_up().await?;
     assert_eq!(fs::metadata(&disk)?.mode() & 0o777, 0o700);
 
     std::os::unix::fs::symlink(host.path(), disk.join("away"))?;
@@ -388,7 +564,7 @@ async fn scratch_folders_and_parts_of_them() -> TestResult {
     assert!(unknown.contains("no variable NAME"), "{unknown}");
     fs::remove_file(disk.join("away"))?;
     for _ in 0..2 {
-        let mounts = lab.mounts(&pod, &environment).await?;
+        let mounts = lab.mounts(&pod, &environment).await?.list;
         let part = &mounts[1];
         assert_eq!(
             part.options().as_ref().unwrap().join(","),
@@ -412,7 +588,7 @@ async fn scratch_folders_and_parts_of_them() -> TestResult {
         none,
     )?;
     let pods = lab.folder.path().join("pods");
-    lab.volumes.tear_down("u-1").await?;
+    lab.volumes.of_pod("u-1").release().await?;
     assert_eq!(read(host.path().join("keep")), "me");
     assert_eq!(fs::read_dir(pods)?.count(), 0);
     lab.close().await

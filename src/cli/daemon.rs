@@ -148,7 +148,7 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     schedule(&running, &handle);
     control_cluster(&running, &handle, &pki);
 
-    let images = Images::open(config.paths.state.clone()).await?;
+    let images = Images::open(config.paths.state.clone(), config.paths.runtime()).await?;
     let (stop, mut stopped) = mpsc::channel(1);
     answer_commands(&running, &config.paths, &images, stop)?;
 

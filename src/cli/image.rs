@@ -121,7 +121,7 @@ async fn ask(paths: &Paths, request: Request) -> Result<Vec<ImageLine>, Error> {
         Some(outcome) => outcome,
         None => {
             crate::cli::daemon::install_crypto();
-            let images = Images::open(paths.state.clone()).await?;
+            let images = Images::open(paths.state.clone(), paths.runtime()).await?;
             handle(&images, request, Arc::new(progress)).await?
         }
     };
@@ -148,11 +148,8 @@ pub async fn handle(
                 (Some(username), Some(password)) => Credentials::Basic { username, password },
                 _ => Credentials::Anonymous,
             };
-            vec![
-                images
-                    .pull(&reference, &credentials, Some(progress))
-                    .await?,
-            ]
+            let pulled = images.pull(&reference, &credentials, Some(progress));
+            vec![pulled.await?.image().clone()]
         }
         Request::ImageImport { path } => images.import(&path, Some(progress)).await?,
         Request::ImageList => images.list().await?,

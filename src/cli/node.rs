@@ -289,7 +289,7 @@ pub async fn remove(paths: &Paths) -> Result<(), Error> {
     let deps = kubelet::Deps {
         informers: Informers::new(nobody()),
         runtime: Runtime::open(runtime_config(paths, &names)).await?,
-        images: Images::open(paths.state.clone()).await?,
+        images: Images::open(paths.state.clone(), paths.runtime()).await?,
         network: network.clone(),
         server_tls: Arc::new(pki::server_config(&pki, Leaf::kubelet_serving("", &[]))?),
         clients: pki.clients()?,
@@ -362,7 +362,7 @@ fn nobody() -> Client {
 fn runtime_config(paths: &Paths, names: &Names) -> runtime::Config {
     runtime::Config {
         state_dir: paths.state.join("runtime"),
-        run_dir: paths.run.join("pods"),
+        run_dir: paths.runtime(),
         cgroup_root: names.cgroup_root.clone(),
     }
 }

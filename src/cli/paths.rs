@@ -79,6 +79,11 @@ impl Paths {
         self.run.join("vetch.sock")
     }
 
+    /// Live records of pods and containers.
+    pub fn runtime(&self) -> PathBuf {
+        self.run.join("pods")
+    }
+
     /// Locked while a daemon runs; holds its process id.
     pub fn lock(&self) -> PathBuf {
         self.run.join("vetch.lock")

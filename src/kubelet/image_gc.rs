@@ -163,6 +163,10 @@ impl ImageGc {
 
     /// Removes images if their disk is too full, as few as will do.
     async fn collect(&self) {
+        // Those of images that were removed while containers of them ran.
+        if let Err(error) = self.shared.images.remove_unused_layers().await {
+            tracing::warn!(error = chain(&error), "unused layers are not removed");
+        }
         let space = match self.space().await {
             Some(space) if space.capacity_bytes > 0 => space,
             Some(_) => {

@@ -22,7 +22,7 @@ use super::{
     image_gc::Uses,
     pod::Member,
 };
-use crate::runtime::image::{self, Credentials, Image, Images, Name, excerpt};
+use crate::runtime::image::{self, Credentials, Held, Images, Name, excerpt};
 
 const FIRST_DELAY: Duration = Duration::from_secs(10);
 const LONGEST_DELAY: Duration = Duration::from_secs(300);
@@ -95,8 +95,8 @@ impl Puller {
         }
     }
 
-    /// The member's image, pulled if its policy says so.
-    pub async fn ensure(&self, pod: &Pod, member: &Member<'_>) -> Result<Image, Failure> {
+    /// The member's image, pulled if its policy says so; its layers stay while it is held.
+    pub async fn ensure(&self, pod: &Pod, member: &Member<'_>) -> Result<Held, Failure> {
         let reference = member.spec.image.as_deref().unwrap_or_default();
         self.shared.uses.note(reference);
         let result = self.find_or_pull(pod, member, reference).await;
@@ -106,6 +106,19 @@ impl Puller {
             events.container(pod, member, Level::Warning, "Failed", message);
         }
         result
+    }
+
+    /// Changes whenever an image has come.
+    pub fn additions(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.shared.images.additions()
+    }
+
+    /// Whether the member can have its image without asking a registry.
+    pub fn is_there(&self, member: &Member<'_>) -> bool {
+        let reference = member.spec.image.as_deref().unwrap_or_default();
+        let name = Name::parse(reference);
+        let here = |name: Name| policy(member, &name) != Policy::Always;
+        name.is_ok_and(here) && matches!(self.shared.images.hold(reference), Ok(Some(_)))
     }
 
     /// Says that the pull waits.
@@ -122,7 +135,7 @@ impl Puller {
         pod: &Pod,
         member: &Member<'_>,
         reference: &str,
-    ) -> Result<Image, Failure> {
+    ) -> Result<Held, Failure> {
         let events = &self.shared.events;
         let name = Name::parse(reference).map_err(|error| {
             let reference = told(reference);
@@ -131,7 +144,7 @@ impl Puller {
             failure("InvalidImageName", message)
         })?;
         let policy = policy(member, &name);
-        let found = self.shared.images.get(reference).await.map_err(|error| {
+        let found = self.shared.images.hold(reference).map_err(|error| {
             let message = format!("Failed to inspect image {reference:?}: {}", chain(&error));
             events.container(pod, member, Level::Warning, "InspectFailed", &message);
             failure("ImageInspectError", message)
@@ -160,7 +173,7 @@ impl Puller {
         reference: &str,
         name: &Name,
         policy: Policy,
-    ) -> Result<Image, Failure> {
+    ) -> Result<Held, Failure> {
         let events = &self.shared.events;
         let began = Instant::now();
         let message = format!("Pulling image {reference:?}");
@@ -171,7 +184,7 @@ impl Puller {
         let _few = few.acquire().await;
         let _at_once = self.shared.at_once.acquire().await;
         if policy == Policy::IfNotPresent
-            && let Ok(Some(image)) = self.shared.images.get(reference).await
+            && let Ok(Some(image)) = self.shared.images.hold(reference)
         {
             // Another pod has pulled it meanwhile.
             return Ok(image);
@@ -185,7 +198,7 @@ impl Puller {
                     "Successfully pulled image {reference:?} in {:.1?} ({:.1?} including waiting). Image size: {} bytes.",
                     pulling.elapsed(),
                     began.elapsed(),
-                    image.size_bytes
+                    image.image().size_bytes
                 );
                 events.container(pod, member, Level::Normal, "Pulled", message);
                 Ok(image)
@@ -209,7 +222,7 @@ impl Puller {
         pod: &Pod,
         name: &Name,
         reference: &str,
-    ) -> Result<Image, image::Error> {
+    ) -> Result<Held, image::Error> {
         let images = &self.shared.images;
         let mut denied = None;
         for credentials in self.credentials(pod, name).await {
@@ -310,6 +323,14 @@ impl Shared {
         failed.insert(key, Failed { at: now, delay });
         delay
     }
+}
+
+/// Whether a container that waits for this reason waits for its image.
+pub fn is_about_image(reason: &str) -> bool {
+    matches!(
+        reason,
+        "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull"
+    )
 }
 
 fn failure(reason: &'static str, message: String) -> Failure {

@@ -166,8 +166,10 @@ pub async fn compress_rotated(runtime: Runtime, shutdown: CancellationToken) {
                 if !matches!(container.phase, Phase::Running { .. }) {
                     continue;
                 }
-                if is_large(&log) {
-                    rotate(&runtime, &container.id, log.clone()).await;
+                match state(&log) {
+                    State::Kept => {}
+                    State::Large => rotate(&runtime, &container.id, log.clone()).await,
+                    State::Missing => reopen(&runtime, &container.id).await,
                 }
                 logs.push(log);
             }
@@ -190,8 +192,34 @@ pub async fn compress_rotated(runtime: Runtime, shutdown: CancellationToken) {
     }
 }
 
-fn is_large(log: &Path) -> bool {
-    fs::metadata(log).is_ok_and(|data| data.len() > NOT_ROTATED_BYTES)
+/// What must be done about the log of a running container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Kept,
+    /// Its supervisor does not rotate.
+    Large,
+    /// Moved away, and whoever did that has died before it was opened anew; or removed by somebody.
+    Missing,
+}
+
+fn state(log: &Path) -> State {
+    match fs::metadata(log) {
+        Ok(data) if data.len() > NOT_ROTATED_BYTES => State::Large,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // Without its folder it cannot be opened: the pod is going.
+            match log.parent().is_some_and(Path::is_dir) {
+                true => State::Missing,
+                false => State::Kept,
+            }
+        }
+        _ => State::Kept,
+    }
+}
+
+async fn reopen(runtime: &Runtime, id: &str) {
+    if let Err(error) = runtime.reopen_log(id).await {
+        tracing::warn!(%error, container = id, "log not reopened");
+    }
 }
 
 /// Moves a log aside for a supervisor that does not.
@@ -200,10 +228,8 @@ async fn rotate(runtime: &Runtime, id: &str, log: PathBuf) {
         let time = strtime::format("%Y%m%d-%H%M%S", Timestamp::now()).map_err(io::Error::other)?;
         fs::rename(&log, with_suffix(&log, &time))
     };
-    if blocking(aside).await
-        && let Err(error) = runtime.reopen_log(id).await
-    {
-        tracing::warn!(%error, container = id, "log not reopened");
+    if blocking(aside).await {
+        reopen(runtime, id).await;
     }
 }
 
@@ -335,6 +361,19 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_that_is_not_there_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("0.log");
+        assert_eq!(state(&log), State::Missing);
+        fs::write(&log, "line").unwrap();
+        assert_eq!(state(&log), State::Kept);
+        let file = fs::File::options().write(true).open(&log).unwrap();
+        file.set_len(NOT_ROTATED_BYTES + 1).unwrap();
+        assert_eq!(state(&log), State::Large);
+        assert_eq!(state(&folder.path().join("none/0.log")), State::Kept);
+    }
 
     #[test]
     fn the_last_lines_without_their_heads() {

@@ -8,12 +8,14 @@
 //! - A restart of the daemon changes nothing for pods that run.
 
 mod admit;
+mod book;
 pub mod container;
 pub mod events;
 pub mod eviction;
 pub mod image_gc;
 mod images;
 mod logs;
+mod mirrors;
 pub mod network;
 pub mod node;
 pub mod pod;
@@ -108,7 +110,9 @@ pub struct Deps {
 
 /// Where others in the kubelet look up this node's pods.
 pub trait Pods: Send + Sync {
+    /// The one of that name that came last.
     fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>>;
+    fn pod_by_uid(&self, uid: &str) -> Option<Arc<Pod>>;
     fn pods(&self) -> Vec<Arc<Pod>>;
 }
 
@@ -169,7 +173,7 @@ pub async fn run(
         facts,
         events: events.clone(),
     });
-    let book = Arc::new(table::Book::default());
+    let book = Arc::new(book::Book::default());
     let server = server::Server {
         node: config.node.clone(),
         pods: book.clone(),
@@ -247,6 +251,11 @@ pub async fn run(
         // Another node on this machine has it, say. Nothing in the cluster asks there.
         Err(error) => tracing::warn!(%error, "health checks are not served on {HEALTH:?}"),
     }
+    let (volumes, until) = (context.volumes.clone(), stop.clone());
+    parts.spawn(async move {
+        volumes.run(until).await;
+        Ok(())
+    });
     let (runtime, until) = (deps.runtime, stop.clone());
     parts.spawn(async move {
         logs::compress_rotated(runtime, until).await;
@@ -362,8 +371,8 @@ pub async fn remove_pods(config: &Config, deps: &Deps) -> Result<(), Error> {
     let known = volumes.known().await;
     let known = known.map_err(|error| failed("list volumes", images::chain(&error)))?;
     for uid in known.into_iter().filter(|uid| !set_aside.contains(uid)) {
-        let torn = volumes.tear_down(&uid).await;
-        torn.map_err(|error| failed("remove volumes", images::chain(&error)))?;
+        let released = volumes.of_pod(&uid).release().await;
+        released.map_err(|error| failed("remove volumes", images::chain(&error)))?;
     }
     logs::remove_orphans(&config.log_dir, set_aside.clone()).await;
     let detached = deps.network.adopt(&set_aside, BTreeMap::new()).await;
@@ -372,18 +381,9 @@ pub async fn remove_pods(config: &Config, deps: &Deps) -> Result<(), Error> {
 
 /// Gives the pod's containers a moment to stop by themselves.
 async fn remove_pod(runtime: &Runtime, pod: crate::runtime::PodState) -> Result<(), Error> {
-    let stops = pod.containers.into_iter().filter_map(|container| {
-        let running = matches!(container.phase, crate::runtime::Phase::Running { .. });
-        running.then_some(async move {
-            let signal = pod::record::Record::here(container.clone(), true).signal;
-            // What does not stop is killed with its pod.
-            let _ = runtime
-                .stop_container(&container.id, signal, REMOVAL_GRACE)
-                .await;
-        })
-    });
-    futures::future::join_all(stops).await;
-    Ok(runtime.remove_pod(&pod.config.identity.uid).await?)
+    let uid = pod.config.identity.uid.clone();
+    worker::stop_containers(runtime, pod, |_| REMOVAL_GRACE).await;
+    Ok(runtime.remove_pod(&uid).await?)
 }
 
 /// Why the kubelet cannot go on at all. What concerns one pod is an event and a status instead.

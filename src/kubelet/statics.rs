@@ -3,7 +3,10 @@
 //! Owns the watch of the folder and the pods' names and UIDs. The kubelet's loop runs them like
 //! others and shows each in the API as a mirror pod.
 
+mod folder;
+
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     time::Duration,
@@ -14,10 +17,9 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::{Resource, ResourceExt};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use sha2::{Digest, Sha256};
-use tokio::net::unix::pipe;
 
+use self::folder::FolderWatch;
 use super::sources::{Change, Sender, Source};
 use crate::runtime::files;
 
@@ -30,8 +32,10 @@ const SOURCE: &str = "kubernetes.io/config.source";
 const LONGEST_MANIFEST: u64 = 10 << 20;
 /// An editor writes in several steps.
 const SETTLE: Duration = Duration::from_millis(50);
-/// If the folder cannot be watched it is read so often.
+/// The folder is read so often, whatever its watch says, as by the original.
 const READ_EVERY: Duration = Duration::from_secs(20);
+/// Of a static pod's UID.
+const UID_BYTES: usize = 16;
 
 /// Whether the pod came from a manifest.
 pub fn is_static(pod: &Pod) -> bool {
@@ -73,92 +77,98 @@ pub fn mirror(pod: &Pod, node: &Node) -> Pod {
     mirror
 }
 
-/// Sends the folder's pods at first and after every change, until nobody listens.
+/// Whether a pod with this UID is a static one: the API's have dashes.
+pub fn is_static_uid(uid: &str) -> bool {
+    uid.len() == 2 * UID_BYTES && uid.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Sends the folder's pods at first and after every change, until nobody listens. A folder that
+/// cannot be read says nothing, so its pods go on.
 pub async fn watch(folder: PathBuf, node: String, changes: Sender) {
-    let watch = match inotify(&folder) {
-        Ok(watch) => Some(watch),
-        Err(error) => {
-            tracing::warn!(folder = %folder.display(), %error, "manifests are read now and then");
-            None
-        }
-    };
+    if let Err(error) = fs::create_dir_all(&folder) {
+        tracing::warn!(folder = %folder.display(), %error, "the folder of manifests is not made");
+    }
+    let mut watch = FolderWatch::new(folder.clone());
+    let mut known = Known::default();
+    let mut sent = None;
     loop {
-        let pods = read(folder.clone(), node.clone()).await;
-        if changes
-            .send((Source::Static, Change::List(pods)))
-            .await
-            .is_err()
-        {
+        // First the watch, then the look: nothing that happens in between is missed.
+        watch.renew();
+        (known, sent) = match read(folder.clone(), node.clone(), known).await {
+            (known, Ok(pods)) => {
+                let uids: Vec<_> = pods.iter().map(ResourceExt::uid).collect();
+                if sent.as_ref() != Some(&uids) {
+                    let list = (Source::Static, Change::List(pods));
+                    if changes.send(list).await.is_err() {
+                        return;
+                    }
+                }
+                (known, Some(uids))
+            }
+            (known, Err(error)) => {
+                tracing::warn!(%error, folder = %folder.display(), "manifests not read, will retry");
+                (known, sent)
+            }
+        };
+        if changes.is_closed() {
             return;
         }
-        match &watch {
-            Some(watch) => {
-                changed(watch).await;
-                tokio::time::sleep(SETTLE).await;
-            }
-            None => tokio::time::sleep(READ_EVERY).await,
+        if tokio::time::timeout(READ_EVERY, watch.changed())
+            .await
+            .is_ok()
+        {
+            tokio::time::sleep(SETTLE).await;
         }
     }
 }
 
-fn inotify(folder: &Path) -> io::Result<pipe::Receiver> {
-    fs::create_dir_all(folder)?;
-    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-    let flags = AddWatchFlags::IN_CLOSE_WRITE
-        | AddWatchFlags::IN_CREATE
-        | AddWatchFlags::IN_DELETE
-        | AddWatchFlags::IN_MOVED_FROM
-        | AddWatchFlags::IN_MOVED_TO;
-    inotify.add_watch(folder, flags)?;
-    // Not a pipe, but read like one.
-    pipe::Receiver::from_owned_fd_unchecked(inotify.into())
-}
+/// What each file said when it was read last.
+type Known = BTreeMap<PathBuf, Pod>;
 
-/// Waits for something to happen and takes all there is; what it was does not matter.
-async fn changed(watch: &pipe::Receiver) {
-    let mut buffer = [0; 4096];
-    if watch.readable().await.is_err() {
-        return tokio::time::sleep(READ_EVERY).await;
-    }
-    while watch.try_read(&mut buffer).is_ok_and(|length| length > 0) {}
-}
-
-async fn read(folder: PathBuf, node: String) -> Vec<Pod> {
-    let read = tokio::task::spawn_blocking(move || read_folder(&folder, &node)).await;
-    match read {
-        Ok(Ok(pods)) => pods,
-        Ok(Err(error)) => {
-            tracing::warn!(%error, "manifests not read");
-            Vec::new()
+async fn read(folder: PathBuf, node: String, known: Known) -> (Known, io::Result<Vec<Pod>>) {
+    let kept = known.clone();
+    let read = tokio::task::spawn_blocking(move || read_folder(&folder, &node, known));
+    match read.await {
+        Ok(Ok(known)) => {
+            let pods = known.values().cloned().collect();
+            (known, Ok(pods))
         }
-        Err(_) => Vec::new(),
+        Ok(Err(error)) => (kept, Err(error)),
+        Err(error) => (kept, Err(error.into())),
     }
 }
 
-fn read_folder(folder: &Path, node: &str) -> io::Result<Vec<Pod>> {
+/// The pod of each file. One that cannot be read says what it said before; one that is no pod, or is
+/// not there, says none.
+fn read_folder(folder: &Path, node: &str, mut before: Known) -> io::Result<Known> {
     let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Known::new()),
         entries => entries?,
     };
-    let mut files: Vec<PathBuf> = entries
+    let files: Vec<PathBuf> = entries
         .map(|entry| entry.map(|entry| entry.path()))
         .collect::<io::Result<_>>()?;
-    files.sort();
-    let mut pods = Vec::new();
+    let mut known = Known::new();
     for file in files {
         let hidden = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with('.');
         if file.is_dir() || file.file_name().is_some_and(hidden) {
             continue;
         }
         match read_manifest(&file).map(|text| parse(&text, node)) {
-            Ok(Ok(pod)) => pods.push(pod),
+            Ok(Ok(pod)) => drop(known.insert(file, pod)),
             Ok(Err(reason)) => {
                 tracing::warn!(file = %file.display(), reason, "not a pod that can run here");
             }
-            Err(error) => tracing::warn!(file = %file.display(), %error, "manifest not read"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::warn!(file = %file.display(), %error, "manifest not read");
+                if let Some(pod) = before.remove(&file) {
+                    known.insert(file, pod);
+                }
+            }
         }
     }
-    Ok(pods)
+    Ok(known)
 }
 
 fn read_manifest(file: &Path) -> io::Result<String> {
@@ -170,7 +180,7 @@ fn read_manifest(file: &Path) -> io::Result<String> {
 fn parse(text: &str, node: &str) -> Result<Pod, String> {
     let mut pod: Pod = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
     let digest = Sha256::digest(format!("{node}\n{text}").as_bytes());
-    let hash: String = digest[..16]
+    let hash: String = digest[..UID_BYTES]
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect();
@@ -239,6 +249,8 @@ mod tests {
         assert_eq!(pod.namespace().as_deref(), Some("default"));
         assert!(is_static(&pod) && !is_mirror(&pod));
         assert_eq!(pod.uid(), parse(text, "n1").unwrap().uid());
+        assert!(is_static_uid(&pod.uid().unwrap()));
+        assert!(!is_static_uid("d6f6c8de-4d3c-4f9c-8f4e-5e5a1d0f9b7a"));
         assert_ne!(pod.uid(), parse(text, "n2").unwrap().uid());
         let mut node = Node::default();
         node.metadata.name = Some("n1".into());
@@ -256,5 +268,77 @@ mod tests {
         );
         assert!(parse(&secret, "n1").unwrap_err().contains("secrets"));
         assert!(parse("kind: Pod", "n1").is_err());
+    }
+
+    const MANIFEST: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: NAME}\nspec: {containers: [{name: a, image: i}]}\n";
+
+    fn manifest(name: &str) -> String {
+        MANIFEST.replace("NAME", name)
+    }
+
+    #[test]
+    fn what_cannot_be_read_says_what_it_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let names =
+            |known: &Known| -> Vec<String> { known.values().map(|pod| pod.name_any()).collect() };
+        fs::write(at("a.yaml"), manifest("a")).unwrap();
+        fs::write(at("b.yaml"), manifest("b")).unwrap();
+        let known = read_folder(folder.path(), "n", Known::new()).unwrap();
+        assert_eq!(names(&known), ["a-n", "b-n"]);
+        // Too large to be read.
+        let large = fs::File::create(at("a.yaml")).unwrap();
+        large.set_len(LONGEST_MANIFEST + 1).unwrap();
+        let known = read_folder(folder.path(), "n", known).unwrap();
+        assert_eq!(names(&known), ["a-n", "b-n"]);
+        fs::write(at("a.yaml"), "not: a pod").unwrap();
+        fs::remove_file(at("b.yaml")).unwrap();
+        let known = read_folder(folder.path(), "n", known).unwrap();
+        assert_eq!(names(&known), [""; 0]);
+        // A folder that is none is an error, one that is not there is empty.
+        assert!(read_folder(&at("a.yaml"), "n", Known::new()).is_err());
+        assert!(read_folder(&at("none"), "n", known).unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_is_replaced_or_unreadable() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("manifests");
+        let (sender, mut changes) = crate::kubelet::sources::channel();
+        let watching = tokio::spawn(watch(folder.clone(), "n".into(), sender));
+        let mut next = async || -> Vec<String> {
+            let change = tokio::time::timeout(Duration::from_secs(10), changes.recv()).await;
+            match change.expect("it is noticed").unwrap() {
+                (Source::Static, Change::List(pods)) => {
+                    pods.iter().map(ResourceExt::name_any).collect()
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(next().await, [""; 0]);
+        fs::write(folder.join("a.yaml"), manifest("a")).unwrap();
+        assert_eq!(next().await, ["a-n"]);
+        // Another folder in its place.
+        let other = root.path().join("other");
+        fs::create_dir(&other).unwrap();
+        fs::write(other.join("b.yaml"), manifest("b")).unwrap();
+        fs::rename(&folder, root.path().join("aside")).unwrap();
+        fs::rename(&other, &folder).unwrap();
+        assert_eq!(next().await, ["b-n"]);
+        fs::write(folder.join("c.yaml"), manifest("c")).unwrap();
+        assert_eq!(next().await, ["b-n", "c-n"]);
+        // It cannot be read: nothing is said, and what comes later is.
+        fs::remove_dir_all(&folder).unwrap();
+        fs::write(&folder, "a file").unwrap();
+        tokio::time::sleep(4 * SETTLE).await;
+        fs::remove_file(&folder).unwrap();
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("d.yaml"), manifest("d")).unwrap();
+        let mut seen = next().await;
+        if seen.is_empty() {
+            seen = next().await; // it was not there for a moment
+        }
+        assert_eq!(seen, ["d-n"]);
+        watching.abort();
     }
 }

@@ -3,16 +3,13 @@
 //! Always true: nothing is killed for being unknown before both sources have been read.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    sync::{Arc, PoisonError, RwLock},
+    collections::{HashMap, HashSet, hash_map},
+    sync::Arc,
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::{Node, Pod, PodStatus};
-use kube::{
-    Api, ResourceExt,
-    api::{DeleteParams, PostParams, Preconditions},
-};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
 use tokio::{
     sync::{broadcast, mpsc, watch},
     task::JoinSet,
@@ -20,59 +17,36 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Pods,
     admit::{self, Refusal, Room},
+    book::Book,
     events,
     eviction::{self, Order, Pressures},
-    logs, network,
+    logs,
+    mirrors::Mirrors,
+    network,
     node::Health,
     pod, probe,
     reporter::Target,
     sources::{self, Change, Changes, Source},
     statics,
-    worker::{Context, Desired, Handle, Note, Wish, Worker, sandbox},
+    worker::{
+        Context, Desired, FORCED_GRACE, Handle, Note, Wish, Worker, sandbox, stop_containers,
+    },
 };
-use crate::informer::Key;
+use crate::{backoff::Backoff, informer::Key};
 
-const FIRST_RETRY: Duration = Duration::from_millis(50);
 const RETRY: Duration = Duration::from_secs(5);
-
-/// The pods for whoever looks them up.
-#[derive(Default)]
-pub struct Book {
-    /// By UID.
-    pods: RwLock<HashMap<String, Arc<Pod>>>,
-}
-
-impl Book {
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<String, Arc<Pod>>> {
-        self.pods.write().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Pods for Book {
-    /// The youngest, if one of the same name is still ending.
-    fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
-        let is_it = |pod: &&Arc<Pod>| {
-            pod.metadata.name.as_deref() == Some(name)
-                && pod.metadata.namespace.as_deref() == Some(namespace)
-        };
-        let born = |pod: &&Arc<Pod>| pod.metadata.creation_timestamp.clone();
-        let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
-        pods.values().filter(is_it).max_by_key(born).cloned()
-    }
-
-    fn pods(&self) -> Vec<Arc<Pod>> {
-        let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
-        pods.values().cloned().collect()
-    }
-}
+/// A worker that panicked starts over after the first, then twice as long.
+const FIRST_RESTART: Duration = Duration::from_secs(1);
+const LAST_RESTART: Duration = Duration::from_secs(60);
 
 struct Entry {
     source: Source,
     pod: Arc<Pod>,
     handle: Handle,
     wish: Wish,
+    /// Of its worker.
+    panics: Backoff,
 }
 
 /// What decides whether the node takes a new pod.
@@ -90,10 +64,14 @@ pub struct Table {
     /// By UID.
     entries: HashMap<String, Entry>,
     workers: JoinSet<String>,
-    /// Mirror pods in the API.
-    mirrors: BTreeMap<Key, Arc<Pod>>,
+    /// Resolve with the UID of a pod whose worker shall start over.
+    restarts: JoinSet<String>,
+    mirrors: Mirrors,
     /// Static pods that wait until an older one of their name is gone.
     waiting: HashMap<Key, Pod>,
+    /// Pods that an earlier daemon left and nobody knows; by UID, being removed.
+    leaving: HashMap<String, Key>,
+    removals: JoinSet<String>,
     synced: HashSet<Source>,
     tasks: JoinSet<()>,
     /// Pods that are not understood, by UID.
@@ -107,15 +85,19 @@ impl Table {
         health: watch::Sender<Health>,
         admission: Admission,
     ) -> Self {
+        let (client, node) = (context.client.clone(), context.config.node.clone());
         Self {
+            mirrors: Mirrors::new(client, node),
             context,
             book,
             health,
             admission,
             entries: HashMap::new(),
             workers: JoinSet::new(),
-            mirrors: BTreeMap::new(),
+            restarts: JoinSet::new(),
             waiting: HashMap::new(),
+            leaving: HashMap::new(),
+            removals: JoinSet::new(),
             synced: HashSet::new(),
             tasks: JoinSet::new(),
             left_alone: HashMap::new(),
@@ -130,7 +112,7 @@ impl Table {
         shutdown: CancellationToken,
     ) {
         let mut events = self.context.runtime.events();
-        let mut volumes = self.context.volumes.changes();
+        let mut images = self.context.puller.additions();
         let mut changes = self.watch_sources();
         loop {
             tokio::select! {
@@ -149,12 +131,10 @@ impl Table {
                     Order::Evict { uid, eviction } => self.note(&uid, Note::Evict(eviction)),
                     Order::RemoveDead { uid } => self.note(&uid, Note::RemoveDead),
                 },
-                changed = volumes.recv() => match changed {
-                    Ok(uid) => self.note(&uid, Note::Volumes),
-                    Err(broadcast::error::RecvError::Lagged(_)) => self.note_all(|| Note::Volumes),
-                    Err(broadcast::error::RecvError::Closed) => return,
-                },
+                Ok(()) = images.changed() => self.note_all(|| Note::Images),
                 Some(ended) = self.workers.join_next() => self.ended(ended),
+                Some(Ok(uid)) = self.restarts.join_next() => self.restart(&uid),
+                Some(Ok(uid)) = self.removals.join_next() => self.left(&uid),
                 Some(_) = self.tasks.join_next() => {}
             }
         }
@@ -173,6 +153,7 @@ impl Table {
             config.node.clone(),
             sender,
         ));
+        self.tasks.spawn(self.mirrors.clone().run());
         changes
     }
 
@@ -191,8 +172,8 @@ impl Table {
         match change {
             Change::Applied(pod) => self.applied(source, pod),
             Change::Deleted(pod) if self.is_mirror(&pod) => {
-                self.mirrors.remove(&Key::of(&pod));
-                self.mirror(&Key::of(&pod));
+                self.mirrors.deleted(&pod);
+                self.send_static(&Key::of(&pod));
             }
             Change::Deleted(pod) => self.gone(&pod.uid().unwrap_or_default()),
             Change::List(pods) => self.listed(source, pods).await,
@@ -209,10 +190,12 @@ impl Table {
             .collect();
         missing.iter().for_each(|uid| self.gone(uid));
         if source == Source::Api {
-            self.mirrors
-                .retain(|_, pod| listed.contains(&pod.uid().unwrap_or_default()));
+            self.mirrors.listed(&listed);
         } else {
             self.waiting.clear();
+            if !self.synced.contains(&source) {
+                self.supersede(&pods).await;
+            }
         }
         // The oldest first: there may not be room for all.
         pods.sort_by_key(|pod| pod.metadata.creation_timestamp.clone());
@@ -220,18 +203,14 @@ impl Table {
         let first = self.synced.insert(source);
         if first && self.synced.len() == 2 {
             self.remove_orphans().await;
+            self.mirrors.open();
         }
         if self.synced.contains(&Source::Api) {
             self.health.send_replace(Health::Ready);
-            let keys: HashSet<Key> = self
-                .entries
-                .values()
-                .filter(|entry| entry.source == Source::Static)
-                .map(|entry| Key::of(&*entry.pod))
-                .chain(self.mirrors.keys().cloned())
-                .collect();
-            keys.iter().for_each(|key| self.mirror(key));
         }
+        let statics = self.entries.iter();
+        let statics = statics.filter(|(_, entry)| entry.source == Source::Static);
+        statics.for_each(|(uid, _)| self.send(uid));
     }
 
     fn applied(&mut self, source: Source, pod: Pod) {
@@ -241,16 +220,17 @@ impl Table {
         }
         if source == Source::Api && self.is_mirror(&pod) {
             let key = Key::of(&pod);
-            self.mirrors.insert(key.clone(), Arc::new(pod));
-            return self.mirror(&key);
+            self.mirrors.applied(Arc::new(pod));
+            return self.send_static(&key);
         }
         let uid = pod.uid().unwrap_or_default();
         let key = Key::of(&pod);
         if source == Source::Static {
-            if self.entries.contains_key(&uid) {
+            let entry = self.entries.get(&uid);
+            if entry.is_some_and(|entry| entry.wish == Wish::Run) {
                 return; // the UID says all of a manifest
             }
-            if self.static_of(&key).is_some() {
+            if self.is_taken(&uid, &key) {
                 self.waiting.insert(key, pod);
                 return;
             }
@@ -259,7 +239,7 @@ impl Table {
         if let Some(why) = self.context.runtime.set_aside().get(&uid) {
             return self.leave_alone(&uid, pod, why);
         }
-        self.book.write().insert(uid.clone(), pod.clone());
+        self.book.put(&uid, pod.clone());
         if let Some(entry) = self.entries.get_mut(&uid) {
             entry.pod = pod;
             return self.send(&uid);
@@ -268,18 +248,17 @@ impl Table {
             Source::Api => self.admit(&pod),
             Source::Static => Wish::Run,
         };
-        let desired = Desired {
-            target: self.target(source, &pod),
-            held: self.held(source, &pod),
-            pod: pod.clone(),
-            wish: wish.clone(),
-        };
+        if source == Source::Static {
+            self.mirrors.run_begins(pod.clone());
+        }
+        let desired = self.desired(source, &pod, &wish);
         let handle = Worker::start(self.context.clone(), desired, &mut self.workers);
         let entry = Entry {
             source,
             pod,
             handle,
             wish,
+            panics: Backoff::new(FIRST_RESTART, LAST_RESTART),
         };
         self.entries.insert(uid, entry);
     }
@@ -296,6 +275,34 @@ impl Table {
             let events = &self.context.events;
             events.pod(&pod, events::Level::Warning, "RecordSetAside", message);
         }
+    }
+
+    fn desired(&self, source: Source, pod: &Arc<Pod>, wish: &Wish) -> Desired {
+        let shown = match source {
+            Source::Api => pod.uid().map(|uid| (uid, pod.status.clone())),
+            Source::Static => self.mirrors.of(pod),
+        };
+        let (uid, held) = shown.unzip();
+        let target = uid.map(|uid| Target {
+            namespace: pod.namespace().unwrap_or_default(),
+            name: pod.name_any(),
+            uid,
+        });
+        Desired {
+            pod: pod.clone(),
+            target,
+            held: held.flatten(),
+            wish: wish.clone(),
+        }
+    }
+
+    /// Whether an earlier pod of that name, or with that UID, is still ending.
+    fn is_taken(&self, uid: &str, key: &Key) -> bool {
+        let leaves = self
+            .leaving
+            .iter()
+            .any(|(one, named)| one == uid || named == key);
+        leaves || self.entries.contains_key(uid) || self.static_of(key).is_some()
     }
 
     /// Whether the pod only stands for one that runs here. What this node runs itself does not become
@@ -316,8 +323,8 @@ impl Table {
             let reason = eviction::REASON.to_owned();
             return Wish::Reject { reason, message };
         }
-        // A pod that is gone from the API no longer counts for whoever placed this one.
-        let counts = |entry: &&Entry| entry.wish != Wish::Gone && !pod::is_over(&entry.pod);
+        // What is gone from the API, or was refused itself, takes no room from this one.
+        let counts = |entry: &&Entry| entry.wish == Wish::Run && !pod::is_over(&entry.pod);
         let others = self.entries.values().filter(counts);
         let others = others.map(|entry| entry.pod.as_ref());
         let own_ports = &self.context.config.own_ports;
@@ -337,36 +344,15 @@ impl Table {
     /// Tells the worker what it shall bring about now.
     fn send(&self, uid: &str) {
         if let Some(entry) = self.entries.get(uid) {
-            entry.handle.desired.send_replace(Desired {
-                target: self.target(entry.source, &entry.pod),
-                held: self.held(entry.source, &entry.pod),
-                pod: entry.pod.clone(),
-                wish: entry.wish.clone(),
-            });
+            let desired = self.desired(entry.source, &entry.pod, &entry.wish);
+            entry.handle.desired.send_replace(desired);
         }
     }
 
-    /// The object in the API for the pod's status.
-    fn target(&self, source: Source, pod: &Pod) -> Option<Target> {
-        let uid = match source {
-            Source::Api => pod.uid(),
-            Source::Static => {
-                let mirror = self.mirrors.get(&Key::of(pod))?;
-                (statics::hash(mirror) == statics::hash(pod)).then(|| mirror.uid())?
-            }
-        };
-        Some(Target {
-            namespace: pod.namespace().unwrap_or_default(),
-            name: pod.name_any(),
-            uid: uid?,
-        })
-    }
-
-    /// What the API says of the pod.
-    fn held(&self, source: Source, pod: &Pod) -> Option<PodStatus> {
-        match source {
-            Source::Api => pod.status.clone(),
-            Source::Static => self.mirrors.get(&Key::of(pod))?.status.clone(),
+    /// The same for the static pod of that name, whose mirror is another now.
+    fn send_static(&self, key: &Key) {
+        if let Some(uid) = self.static_of(key).and_then(|entry| entry.pod.uid()) {
+            self.send(&uid);
         }
     }
 
@@ -376,52 +362,85 @@ impl Table {
             .find(|entry| entry.source == Source::Static && Key::of(&*entry.pod) == *key)
     }
 
-    /// Brings the mirror of one name in line with the static pod, once both sources are known.
-    fn mirror(&mut self, key: &Key) {
-        if self.synced.len() < 2 {
-            return;
-        }
-        let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &key.namespace);
-        let running = self
-            .static_of(key)
-            .filter(|entry| entry.wish == Wish::Run)
-            .map(|entry| entry.pod.clone());
-        match (running, self.mirrors.get(key)) {
-            (Some(pod), None) => {
-                let node = self.context.config.node.clone();
-                self.tasks.spawn(create(api, node, pod));
-            }
-            (Some(pod), Some(mirror))
-                if statics::hash(mirror) == statics::hash(&pod)
-                    && mirror.metadata.deletion_timestamp.is_none() =>
-            {
-                self.send(&pod.uid().unwrap_or_default());
-            }
-            (_, Some(mirror)) => {
-                self.tasks.spawn(delete(api, mirror.clone()));
-            }
-            (None, None) => {}
-        }
-    }
-
     fn ended(&mut self, ended: Result<String, tokio::task::JoinError>) {
         let uid = match ended {
             Ok(uid) => uid,
-            Err(error) => {
-                tracing::error!(%error, "a pod's worker failed");
-                return;
-            }
+            Err(error) => return self.panicked(&error),
         };
-        self.book.write().remove(&uid);
+        self.book.remove(&uid);
         let Some(entry) = self.entries.remove(&uid) else {
             return;
         };
         let key = Key::of(&*entry.pod);
-        if let Some(pod) = self.waiting.remove(&key) {
+        if entry.source == Source::Static {
+            self.mirrors.run_ended(&key);
+        }
+        self.start_waiting(&key);
+    }
+
+    /// The static pod of that name that waits may start if nothing is in its way any more.
+    fn start_waiting(&mut self, key: &Key) {
+        if let Some(pod) = self.waiting.remove(key) {
             self.applied(Source::Static, pod);
         }
-        if entry.source == Source::Static {
-            self.mirror(&key);
+    }
+
+    /// The pod itself goes on without its worker; another takes over what is there.
+    fn panicked(&mut self, error: &tokio::task::JoinError) {
+        let of = |(_, entry): &(&String, &mut Entry)| entry.handle.task == error.id();
+        let Some((uid, entry)) = self.entries.iter_mut().find(of) else {
+            return;
+        };
+        let (uid, delay) = (uid.clone(), entry.panics.next());
+        tracing::error!(%error, pod = entry.pod.name_any(), "a pod's worker failed, will start over");
+        self.restarts.spawn(async move {
+            tokio::time::sleep(delay).await;
+            uid
+        });
+    }
+
+    fn restart(&mut self, uid: &str) {
+        let Some(entry) = self.entries.get(uid) else {
+            return;
+        };
+        self.context.prober.stop(uid);
+        let desired = self.desired(entry.source, &entry.pod, &entry.wish);
+        let handle = Worker::start(self.context.clone(), desired, &mut self.workers);
+        if let Some(entry) = self.entries.get_mut(uid) {
+            entry.handle = handle;
+        }
+    }
+
+    /// Removes what runs of manifests that were changed while no daemon ran: before the new ones
+    /// start, with or without the API.
+    async fn supersede(&mut self, listed: &[Pod]) {
+        let keys: HashMap<Key, Option<String>> =
+            listed.iter().map(|pod| (Key::of(pod), pod.uid())).collect();
+        for state in self.context.runtime.pods().await {
+            let identity = state.config.identity;
+            let key = Key::new(&identity.namespace, &identity.name);
+            let other = keys
+                .get(&key)
+                .is_some_and(|uid| uid.as_ref() != Some(&identity.uid));
+            if other && statics::is_static_uid(&identity.uid) {
+                self.leave(identity.uid, key);
+            }
+        }
+    }
+
+    /// Stops and removes a pod that no source knows.
+    fn leave(&mut self, uid: String, key: Key) {
+        if let hash_map::Entry::Vacant(vacant) = self.leaving.entry(uid.clone()) {
+            vacant.insert(key);
+            tracing::info!(pod = uid, "removing a pod that nobody knows");
+            self.removals.spawn(remove(self.context.clone(), uid));
+        }
+    }
+
+    /// Nothing of it is left.
+    fn left(&mut self, uid: &str) {
+        if let Some(key) = self.leaving.remove(uid) {
+            self.start_waiting(&key);
         }
     }
 
@@ -443,27 +462,23 @@ impl Table {
             .chain(set_aside.keys())
             .cloned()
             .collect();
-        let is_orphan = |uid: &String| !live.contains(uid);
-        let pods = context.runtime.pods().await;
-        let running: HashSet<String> = pods
-            .iter()
-            .map(|pod| pod.config.identity.uid.clone())
-            .filter(is_orphan)
-            .collect();
-        for uid in running.clone() {
-            tracing::info!(pod = uid, "removing a pod that nobody knows");
-            self.tasks.spawn(remove(context.clone(), uid));
+        for state in context.runtime.pods().await {
+            let identity = state.config.identity;
+            if !live.contains(&identity.uid) {
+                let key = Key::new(&identity.namespace, &identity.name);
+                self.leave(identity.uid, key);
+            }
         }
         let known = context.volumes.known().await;
         let known = known.unwrap_or_else(|error| {
             tracing::warn!(%error, "volumes of pods that are gone may stay");
             Vec::new()
         });
-        for uid in known.into_iter().filter(is_orphan) {
-            if !running.contains(&uid) {
-                self.tasks.spawn(remove(context.clone(), uid));
-            }
+        for uid in known.into_iter().filter(|uid| !live.contains(uid)) {
+            // Nobody remembers its name.
+            self.leave(uid, Key::new("", ""));
         }
+        let running = self.leaving.keys().cloned();
         let kept: Vec<String> = live.iter().cloned().chain(running).collect();
         let known = self.entries.iter().map(|(uid, entry)| (uid, &entry.pod));
         let asked = |(uid, pod): (&String, &Arc<Pod>)| (uid.clone(), network::forwards(pod));
@@ -475,48 +490,20 @@ impl Table {
     }
 }
 
-/// Removes a pod of which there is only the UID.
-async fn remove(context: Arc<Context>, uid: String) {
+/// Removes a pod of which there is only what the runtime knows, after its containers had their time.
+async fn remove(context: Arc<Context>, uid: String) -> String {
+    if let Some(pod) = context.runtime.pod(&uid).await {
+        stop_containers(&context.runtime, pod, |record| {
+            record.grace.unwrap_or(match statics::is_static_uid(&uid) {
+                true => pod::DEFAULT_GRACE,
+                false => FORCED_GRACE,
+            })
+        })
+        .await;
+    }
     while let Err(error) = sandbox::release_uid(&context, &uid).await {
         tracing::warn!(pod = uid, error, "not removed, will retry");
         tokio::time::sleep(RETRY).await;
     }
-}
-
-/// Makes the mirror of a static pod. It belongs to the Node, which may be registered only now.
-async fn create(api: Api<Pod>, node: String, pod: Arc<Pod>) {
-    let nodes: Api<Node> = Api::all(api.clone().into_client());
-    let mut pause = FIRST_RETRY;
-    loop {
-        match nodes.get_opt(&node).await {
-            Ok(Some(node)) => {
-                let mirror = statics::mirror(&pod, &node);
-                match api.create(&PostParams::default(), &mirror).await {
-                    Ok(_) => return,
-                    // Refused for good, or there already: another try says nothing new.
-                    Err(kube::Error::Api(status)) if (400..500).contains(&status.code) => {
-                        tracing::warn!(pod = mirror.name_any(), %status, "no mirror pod");
-                        return;
-                    }
-                    Err(error) => tracing::debug!(%error, "no mirror pod yet"),
-                }
-            }
-            Ok(None) => tracing::debug!(node, "no mirror pod before the node is registered"),
-            Err(error) => tracing::debug!(%error, "no mirror pod yet"),
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(RETRY);
-    }
-}
-
-async fn delete(api: Api<Pod>, mirror: Arc<Pod>) {
-    let params = DeleteParams::default()
-        .grace_period(0)
-        .preconditions(Preconditions {
-            uid: mirror.uid(),
-            resource_version: None,
-        });
-    if let Err(error) = api.delete(&mirror.name_any(), &params).await {
-        tracing::debug!(%error, pod = mirror.name_any(), "mirror pod not deleted");
-    }
+    uid
 }

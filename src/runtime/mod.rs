@@ -194,6 +194,11 @@ impl Runtime {
         self.node.find(uid).map(|pod| pod.snapshot())
     }
 
+    pub fn is_running(&self, pod_uid: &str, id: &str) -> bool {
+        let phase = self.node.find(pod_uid).and_then(|pod| pod.phase(id));
+        matches!(phase, Some(Phase::Running { .. }))
+    }
+
     /// Makes the pod's namespaces, cgroup and supervisor. The network namespace has only `lo`;
     /// the caller wires it (see [`Runtime::netns`]) before it starts containers.
     pub async fn create_pod(&self, config: PodConfig) -> Result<(), Error> {

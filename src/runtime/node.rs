@@ -4,7 +4,7 @@
 //! nothing is left half made.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     fs,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
@@ -44,6 +44,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two tries to take a pod over.
 const FIRST_WAIT: Duration = Duration::from_millis(10);
 const LAST_WAIT: Duration = Duration::from_secs(1);
+/// A start that an earlier daemon has ordered is asked about so often: of one that left no record
+/// nothing is told.
+const LAUNCH_LOOK: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub struct Node {
@@ -55,6 +58,8 @@ pub struct Node {
     pods: Mutex<BTreeMap<String, Arc<Pod>>>,
     /// Pods whose records this program does not understand, and why. They are left alone.
     set_aside: Mutex<BTreeMap<String, String>>,
+    /// UIDs of pods that are being made or removed: one such change of a pod at a time.
+    changing: Mutex<HashSet<String>>,
     events: broadcast::Sender<Event>,
 }
 
@@ -137,6 +142,7 @@ impl Node {
             _program: program,
             pods: Mutex::default(),
             set_aside: Mutex::default(),
+            changing: Mutex::default(),
             events: broadcast::channel(EVENTS).0,
         });
         let adoptions = uids.iter().map(|uid| node.adopt(uid));
@@ -148,7 +154,7 @@ impl Node {
 
     /// Takes over a pod that an earlier daemon made. What is not understood is left alone; a shortage
     /// that does not end is an error, since a pod that is not seen would be started a second time.
-    async fn adopt(&self, uid: &str) -> Result<(), Error> {
+    async fn adopt(self: &Arc<Self>, uid: &str) -> Result<(), Error> {
         let dir = PodDir::new(&self.config, uid);
         let found = dir.clone();
         let loaded = match blocking(move || Ok(pod::load(&found))).await? {
@@ -199,17 +205,14 @@ impl Node {
             tokio::time::sleep(wait.next()).await;
         };
         for id in pod.unstarted() {
-            let Some(link) = &pod.link else { break };
-            // Signal 0 only asks: what the supervisor never heard of will not start any more.
-            let call = Call::Signal {
-                id: id.clone(),
-                signal: 0,
-            };
-            if let Ok((Err(Failure::NoContainer), _)) = link.call(call).await {
+            if is_unknown(&pod, &id).await {
                 self.discard(&pod, &id).await?;
             }
         }
-        lock(&self.pods).insert(uid.into(), pod);
+        lock(&self.pods).insert(uid.into(), pod.clone());
+        for id in pod.unstarted() {
+            tokio::spawn(self.clone().follow_launch(pod.clone(), id));
+        }
         Ok(())
     }
 
@@ -225,6 +228,20 @@ impl Node {
     /// Pods that may run, but are not understood, and why.
     pub fn set_aside(&self) -> BTreeMap<String, String> {
         lock(&self.set_aside).clone()
+    }
+
+    /// Waits for what becomes of a start that an earlier daemon has ordered, and tells of it: it runs,
+    /// has failed, or leaves nothing.
+    async fn follow_launch(self: Arc<Self>, pod: Arc<Pod>, id: String) {
+        while tokio::time::timeout(LAUNCH_LOOK, pod.launched(&id))
+            .await
+            .is_err()
+        {
+            if is_unknown(&pod, &id).await {
+                self.discard_logged(&pod, &id).await;
+            }
+        }
+        pod.tell();
     }
 
     pub fn events(&self) -> broadcast::Receiver<Event> {
@@ -262,6 +279,7 @@ impl Node {
                 std::io::ErrorKind::InvalidInput.into(),
             ));
         }
+        let _alone = self.change(&uid)?;
         let dir = PodDir::new(&self.config, &uid);
         let record = PodRecord {
             version: records::VERSION,
@@ -270,12 +288,21 @@ impl Node {
             state_dir: self.config.state_dir.clone(),
             cgroup_root: self.config.cgroup_root.clone(),
         };
-        // Whoever makes the folder owns the pod; it is also what a crash from here on leaves.
-        let path = dir.0.clone();
+        if self.find(&uid).is_some() {
+            return Err(io_error(format!("make pod {uid}"))(
+                std::io::ErrorKind::AlreadyExists.into(),
+            ));
+        }
+        // Whoever makes the folder owns the pod; it is also what a crash from here on leaves. One that
+        // is there without a pod is left of an earlier try that was not taken back whole.
+        let (left, config, hierarchy) = (dir.clone(), self.config.clone(), self.hierarchy.clone());
         blocking(move || {
+            if left.0.exists() {
+                teardown::remove_pod(&config, &hierarchy, &left)?;
+            }
             let mut builder = fs::DirBuilder::new();
-            let made = builder.mode(0o700).create(&path);
-            made.map_err(io_error(format!("make {}", path.display())))
+            let made = builder.mode(0o700).create(&left.0);
+            made.map_err(io_error(format!("make {}", left.0.display())))
         })
         .await?;
         let started = self.start_supervisor(&dir, &record).await;
@@ -517,11 +544,28 @@ impl Node {
         carried(async move { node.remove(&uid).await }).await
     }
 
+    /// Marks the pod as being made or removed, while the result is held.
+    fn change(&self, uid: &str) -> Result<Change<'_>, Error> {
+        match lock(&self.changing).insert(uid.to_owned()) {
+            true => Ok(Change {
+                changing: &self.changing,
+                uid: uid.to_owned(),
+            }),
+            false => Err(io_error(format!("pod {uid} is being made or removed"))(
+                std::io::ErrorKind::ResourceBusy.into(),
+            )),
+        }
+    }
+
     async fn remove(&self, uid: &str) -> Result<(), Error> {
-        let Some(pod) = self.find(uid) else {
-            return Ok(());
-        };
-        if let Some(link) = &pod.link {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if uid.is_empty() || uid.starts_with('.') || !uid.chars().all(plain) {
+            return Ok(()); // no pod is named so
+        }
+        let _alone = self.change(uid)?;
+        let pod = self.find(uid);
+        let link = pod.as_ref().and_then(|pod| Some((pod, pod.link.as_ref()?)));
+        if let Some((pod, link)) = link {
             // If it cannot, all of its group is killed below.
             let _ = tokio::time::timeout(PATIENCE, async {
                 if link.call(Call::Shutdown).await.is_ok() {
@@ -531,8 +575,13 @@ impl Node {
             .await;
         }
         let (config, hierarchy) = (self.config.clone(), self.hierarchy.clone());
-        let dir = pod.dir.clone();
-        blocking(move || teardown::remove_pod(&config, &hierarchy, &dir)).await?;
+        let dir = PodDir::new(&self.config, uid);
+        // Without a pod too: a try to make it may have left something.
+        blocking(move || match dir.0.exists() {
+            true => teardown::remove_pod(&config, &hierarchy, &dir),
+            false => Ok(()),
+        })
+        .await?;
         lock(&self.pods).remove(uid);
         Ok(())
     }
@@ -681,6 +730,31 @@ impl Node {
         })
         .await
     }
+}
+
+/// A pod that is being made or removed.
+struct Change<'a> {
+    changing: &'a Mutex<HashSet<String>>,
+    uid: String,
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        lock(self.changing).remove(&self.uid);
+    }
+}
+
+/// Whether the supervisor surely has no such container, so that it will not start any more.
+async fn is_unknown(pod: &Pod, id: &str) -> bool {
+    let Some(link) = &pod.link else {
+        return false;
+    };
+    // Signal 0 only asks.
+    let call = Call::Signal {
+        id: id.into(),
+        signal: 0,
+    };
+    matches!(link.call(call).await, Ok((Err(Failure::NoContainer), _)))
 }
 
 impl Drop for Node {

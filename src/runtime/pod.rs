@@ -119,6 +119,7 @@ impl Pod {
 
     pub fn forget(&self, id: &str) {
         lock(&self.state).containers.retain(|one| one.id != id);
+        self.changed.send_replace(());
     }
 
     /// Containers that were recorded but not yet heard of.
@@ -150,7 +151,8 @@ impl Pod {
         }
     }
 
-    fn tell(&self) {
+    /// Tells listeners to look at the pod.
+    pub fn tell(&self) {
         let event = Event {
             pod_uid: self.uid().into(),
         };
@@ -199,12 +201,18 @@ impl Pod {
 
     /// Returns once the container has ended or is forgotten.
     pub async fn ended(&self, id: &str) {
+        let ended = |phase| matches!(phase, None | Some(Phase::Exited { .. }));
+        self.until(id, ended).await;
+    }
+
+    /// Returns once the container runs, has ended or is forgotten.
+    pub async fn launched(&self, id: &str) {
+        self.until(id, |phase| phase != Some(Phase::Created)).await;
+    }
+
+    async fn until(&self, id: &str, suits: impl Fn(Option<Phase>) -> bool) {
         let mut changed = self.changed.subscribe();
-        loop {
-            match self.phase(id) {
-                None | Some(Phase::Exited { .. }) => return,
-                Some(_) => {}
-            }
+        while !suits(self.phase(id)) {
             if changed.changed().await.is_err() {
                 return;
             }

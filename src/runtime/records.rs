@@ -7,6 +7,7 @@
 //! They are read by whichever version of the program runs next, newer or older: see [`crate::format`].
 
 use std::{
+    collections::HashSet,
     fs,
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
@@ -16,7 +17,7 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Config, ContainerConfig, Phase, PodConfig, files};
+use super::{Config, ContainerConfig, Phase, PodConfig, Rootfs, files};
 use crate::format::{self, Unreadable};
 
 /// Raised with every change that an older reader would misunderstand; see [`crate::format`].
@@ -117,6 +118,36 @@ pub fn names(dir: &Path) -> io::Result<Vec<String>> {
     };
     let names = entries.map(|entry| Ok(entry?.file_name().into_string().ok()));
     names.filter_map(Result::transpose).collect()
+}
+
+/// Names of the layer folders below `layers` that recorded containers are made of; `None` if that
+/// cannot be told, for there is one whose record cannot be read.
+pub fn used_layers(run_dir: &Path, layers: &Path) -> Option<HashSet<String>> {
+    let listed = |error: io::Error| {
+        tracing::warn!(%error, "no layer is removed: the records are not listed");
+    };
+    let mut used = HashSet::new();
+    let pods = run_dir.join("pods");
+    for uid in names(&pods).map_err(listed).ok()? {
+        let dir = PodDir(pods.join(uid));
+        for id in dir.container_ids().map_err(listed).ok()? {
+            let path = dir.container_config(&id);
+            let was_set_aside = format::aside(&path).symlink_metadata().is_ok();
+            let record: ContainerRecord = match read(&path) {
+                Ok(record) => record,
+                Err(Unreadable::Absent) if !was_set_aside => continue,
+                Err(error) => {
+                    tracing::warn!(container = id, %error, "no layer is removed: a record is not read");
+                    return None;
+                }
+            };
+            let Rootfs::Layers(folders) = record.config.rootfs;
+            let below = folders.iter().filter(|one| one.parent() == Some(layers));
+            let names = below.filter_map(|one| one.file_name()?.to_str());
+            used.extend(names.map(str::to_owned));
+        }
+    }
+    Some(used)
 }
 
 /// Root filesystem of one container: writable layer and mount point.

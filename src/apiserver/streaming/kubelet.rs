@@ -56,12 +56,7 @@ impl Proxy {
             host,
             port,
             transport: Transport::Kubelet,
-            path: path(&[
-                "containerLogs",
-                &forward.namespace,
-                &forward.name,
-                &container,
-            ]),
+            path: of_pod("containerLogs", &forward, &pod, Some(&container)),
             query: only(&query, &kept),
         };
         forward.headers.remove(header::ACCEPT);
@@ -137,7 +132,6 @@ fn stream_target(
     pod: &Value,
     query: &Query,
 ) -> Result<(String, String), Status> {
-    let (namespace, name) = (forward.namespace.as_str(), forward.name.as_str());
     let mut out = form_urlencoded::Serializer::new(String::new());
     if forward.subresource == "portforward" {
         let ports: Vec<&str> = query
@@ -153,7 +147,7 @@ fn stream_target(
         if !ports.is_empty() {
             out.append_pair("port", &ports.join(","));
         }
-        return Ok((path(&["portForward", namespace, name]), out.finish()));
+        return Ok((of_pod("portForward", forward, pod, None), out.finish()));
     }
     let container = container(pod, query.get("container").unwrap_or_default())?;
     let attach = forward.subresource == "attach";
@@ -189,10 +183,8 @@ fn stream_target(
             out.append_pair(name, "1");
         }
     }
-    Ok((
-        path(&[&forward.subresource, namespace, name, &container]),
-        out.finish(),
-    ))
+    let path = of_pod(&forward.subresource, forward, pod, Some(&container));
+    Ok((path, out.finish()))
 }
 
 /// The container meant: the one named, or the only one. Pure.
@@ -317,6 +309,18 @@ fn kubelet_of(node: &Value) -> Result<(String, u16), Status> {
         .filter(|port| *port > 0)
         .unwrap_or(KUBELET_PORT);
     Ok((host.to_owned(), port))
+}
+
+/// What is asked of this very pod: another of its name may still be ending on its node. A mirror pod's
+/// UID means nothing there.
+fn of_pod(what: &str, forward: &Forward, pod: &Value, container: Option<&str>) -> String {
+    let meta = &pod["metadata"];
+    let uid = meta["uid"].as_str().filter(|uid| !uid.is_empty());
+    let is_mirror = !meta["annotations"]["kubernetes.io/config.mirror"].is_null();
+    let mut segments = vec![what, &forward.namespace, &forward.name];
+    segments.extend(uid.filter(|_| !is_mirror));
+    segments.extend(container);
+    path(&segments)
 }
 
 fn path(segments: &[&str]) -> String {
@@ -453,6 +457,14 @@ mod tests {
             let want = want.map(|(path, query)| (path.to_owned(), query.to_owned()));
             assert_eq!(got, want, "{subresource}?{query}");
         }
+        // By UID, where the node knows it.
+        let forward = super::super::target::tests::forward("pods", "n", "p", "attach", "");
+        let mut pod = pod(&["a"]);
+        pod["metadata"]["uid"] = "u".into();
+        let path = |pod: &Value| of_pod("attach", &forward, pod, Some("a"));
+        assert_eq!(path(&pod), "/attach/n/p/u/a");
+        pod["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "hash"});
+        assert_eq!(path(&pod), "/attach/n/p/a");
     }
 
     #[test]

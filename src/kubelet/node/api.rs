@@ -70,7 +70,7 @@ pub async fn write_status(
     status: &Value,
 ) -> Result<Node, kube::Error> {
     let nodes: Api<Node> = Api::all(client.clone());
-    let patch = Patch::Merge(json!({"status": status}));
+    let patch = Patch::Strategic(json!({"status": status}));
     nodes
         .patch_status(node, &PatchParams::default(), &patch)
         .await

@@ -197,7 +197,7 @@ impl Keeper {
             .sent
             .as_ref()
             .is_some_and(|(sent, at)| *sent == plain && at.elapsed() < SEND_AFTER);
-        if fresh {
+        if fresh && status::is_held(&self.node, &status) {
             return;
         }
         match api::write_status(&self.client, &self.config.node, &status).await {

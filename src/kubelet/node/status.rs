@@ -17,7 +17,6 @@ use crate::{
 
 /// The largest of the node's images are told, so many.
 const MAX_IMAGES: usize = 50;
-const OURS: [&str; 4] = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
 
 /// All that a status is made from.
 #[derive(Debug)]
@@ -33,7 +32,8 @@ pub struct Seen<'a> {
     pub before: &'a Node,
 }
 
-/// The whole status, to be merged over what is there.
+/// The status as a strategic merge patch over what is there: of the conditions only those that the
+/// kubelet owns, since others write theirs at the same time.
 pub fn status(seen: &Seen<'_>, now: Timestamp) -> Value {
     json!({
         "capacity": capacity(seen),
@@ -153,7 +153,7 @@ fn conditions(seen: &Seen<'_>, now: Timestamp) -> Vec<Value> {
             messages[usize::from(holds)],
         )
     };
-    let mut conditions = vec![
+    vec![
         pressed(
             "MemoryPressure",
             pressures.memory,
@@ -189,9 +189,21 @@ fn conditions(seen: &Seen<'_>, now: Timestamp) -> Vec<Value> {
             ),
             Health::NotReady(why) => condition(seen, now, "Ready", false, "KubeletNotReady", why),
         },
-    ];
-    conditions.extend(foreign(seen.before));
-    conditions
+    ]
+}
+
+/// Whether the object says of our conditions what the patch does: others may have written them too,
+/// while nothing was heard of the node.
+pub fn is_held(node: &Node, patch: &Value) -> bool {
+    let status = node.status.as_ref();
+    let held = status.and_then(|status| status.conditions.as_ref());
+    let holds = |condition: &Value| {
+        held.into_iter().flatten().any(|held| {
+            condition["type"] == held.type_.as_str() && condition["status"] == held.status.as_str()
+        })
+    };
+    let ours = patch["conditions"].as_array();
+    ours.is_some_and(|ours| ours.iter().all(holds))
 }
 
 /// Reasons of the events that say how a node's pressures have changed. A node that is new and well
@@ -227,19 +239,6 @@ pub fn news(before: &Node, after: &Node) -> Vec<&'static str> {
         }
     });
     changed.collect()
-}
-
-/// Conditions that others keep.
-fn foreign(before: &Node) -> impl Iterator<Item = Value> {
-    let conditions = before
-        .status
-        .as_ref()
-        .and_then(|status| status.conditions.as_deref())
-        .unwrap_or_default();
-    conditions
-        .iter()
-        .filter(|condition| !OURS.contains(&condition.type_.as_str()))
-        .filter_map(|condition| serde_json::to_value(condition).ok())
 }
 
 /// The time of transition moves only when the status does.
@@ -282,6 +281,8 @@ fn addresses(config: &Config) -> Vec<Value> {
         .iter()
         .map(|address| json!({"type": "InternalIP", "address": address.to_string()}))
         .chain([json!({"type": "Hostname", "address": config.node})])
+        // The list as a whole: a node may have several addresses of one type.
+        .chain([json!({"$patch": "replace"})])
         .collect()
 }
 
@@ -378,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn transitions_move_and_foreign_conditions_stay() {
+    fn transitions_move_and_only_our_own_conditions_are_sent() {
         let config = Config {
             node: "n".into(),
             addresses: vec!["192.0.2.1".parse().unwrap()],
@@ -401,6 +402,16 @@ mod tests {
             "allocatable": {"example.com/gone": "1", "cpu": "7"},
         }}))
         .unwrap();
+        let before_with = |ready: &str| -> Node {
+            let condition = |kind: &str, status: &str| json!({"type": kind, "status": status});
+            let conditions = [
+                condition("MemoryPressure", "False"),
+                condition("DiskPressure", "False"),
+                condition("PIDPressure", "False"),
+                condition("Ready", ready),
+            ];
+            serde_json::from_value(json!({"status": {"conditions": conditions}})).unwrap()
+        };
         let now = Timestamp::from_second(1_700_000_000).unwrap();
         let status_with =
             |health: &Health| status(&seen(&config, &host, health, &before, &budget), now);
@@ -416,7 +427,10 @@ mod tests {
             find(&ready, "Ready")["lastTransitionTime"],
             "2020-01-01T00:00:00Z"
         );
-        assert_eq!(find(&ready, "Mine")["status"], "True");
+        assert!(!ready["conditions"].to_string().contains("Mine"));
+        assert!(is_held(&before_with("True"), &ready));
+        // As the control plane says of a node that was silent.
+        assert!(!is_held(&before_with("Unknown"), &ready));
         let not = status_with(&Health::NotReady("no network".into()));
         assert_eq!(find(&not, "Ready")["message"], "no network");
         assert_eq!(
@@ -444,7 +458,7 @@ mod tests {
                 .as_array()
                 .unwrap()
                 .len(),
-            5
+            4
         );
     }
 }

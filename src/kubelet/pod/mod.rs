@@ -16,6 +16,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
 
 /// Grace period of a pod that names none.
 const GRACE_SECONDS: i64 = 30;
+pub const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 
 /// The action of a restart rule that this node knows.
 const RESTART: &str = "Restart";

@@ -199,13 +199,17 @@ impl<'a> Observed<'a> {
         self.marks.starting.contains(name)
     }
 
-    /// Running, past its startup probe and its postStart hook.
+    /// Running, past its startup probe and its postStart hook. While it is being started the runtime
+    /// may say already that it runs, but nobody has begun its hook and its probes.
     pub fn has_started(&self, member: &Member<'_>) -> bool {
-        self.here(member.name()).is_some_and(|record| {
-            record.is_running()
-                && !self.marks.in_hook.contains(&record.id)
-                && (member.spec.startup_probe.is_none() || self.marks.started.contains(&record.id))
-        })
+        let name = member.name();
+        !self.is_starting(name)
+            && self.here(name).is_some_and(|record| {
+                record.is_running()
+                    && !self.marks.in_hook.contains(&record.id)
+                    && (member.spec.startup_probe.is_none()
+                        || self.marks.started.contains(&record.id))
+            })
     }
 
     pub fn is_ready(&self, member: &Member<'_>) -> bool {
@@ -217,7 +221,7 @@ impl<'a> Observed<'a> {
 
     /// Whether a container that ended starts again.
     pub fn will_restart(&self, member: &Member<'_>, record: &Record) -> bool {
-        let by_probe = self.marks.faults.contains_key(&record.id);
+        let by_probe = self.marks.stopped_by_fault.contains(&record.id);
         record
             .exit_code()
             .is_some_and(|code| restarts(self.pod, member, code, by_probe))
@@ -343,16 +347,11 @@ impl<'a> Observed<'a> {
             return;
         }
         let Some(record) = self.latest(name) else {
-            return self.start(name, 0, Duration::ZERO, plan);
+            return self.start(member, 0, Duration::ZERO, plan);
         };
         match (&record.phase, record.origin) {
-            (Phase::Created, _) => {
-                // Left over from a start that was cut short.
-                plan.actions.push(Action::Remove {
-                    id: record.id.clone(),
-                });
-                self.start(name, record.attempt + 1, record.delay, plan);
-            }
+            // An earlier daemon has begun to start it: it will run, or be gone.
+            (Phase::Created, _) => {}
             (Phase::Running { .. }, _) => {
                 if let Some((cause, grace)) = self.must_stop(member, record, image)
                     && (cause != Cause::Changed || self.settling().is_none())
@@ -363,7 +362,7 @@ impl<'a> Observed<'a> {
             (Phase::Exited { .. }, Origin::Before) => {
                 let again = member.role == Role::Init || self.will_restart(member, record);
                 if again {
-                    self.start(name, record.attempt + 1, next_delay(record, image), plan);
+                    self.start(member, record.attempt + 1, next_delay(record, image), plan);
                 }
             }
             (Phase::Exited { finished, .. }, Origin::Here) => {
@@ -373,7 +372,7 @@ impl<'a> Observed<'a> {
                 let due = due(record, image);
                 // A clock that was set back must not hold it up.
                 if self.now >= due || self.now < *finished {
-                    self.start(name, record.attempt + 1, next_delay(record, image), plan);
+                    self.start(member, record.attempt + 1, next_delay(record, image), plan);
                 } else {
                     plan.wake(due);
                 }
@@ -381,8 +380,11 @@ impl<'a> Observed<'a> {
         }
     }
 
-    fn start(&self, container: &str, attempt: u32, delay: Duration, plan: &mut Plan) {
+    fn start(&self, member: &Member<'_>, attempt: u32, delay: Duration, plan: &mut Plan) {
+        let container = member.name();
+        let image = member.spec.image.as_deref().unwrap_or_default();
         if let Some(setback) = self.marks.setbacks.get(container)
+            && setback.image == image
             && self.now < setback.again
         {
             return plan.wake(setback.again);

@@ -25,6 +25,7 @@ mod label {
     pub const IMAGE_ID: &str = "vetch.dev/image-id";
     pub const DELAY_MS: &str = "vetch.dev/restart-delay-ms";
     pub const SIGNAL: &str = "vetch.dev/stop-signal";
+    pub const GRACE_MS: &str = "vetch.dev/gone-grace-ms";
 }
 
 /// Whether a container's sandbox is the one there is now.
@@ -48,6 +49,8 @@ pub struct Record {
     pub delay: Duration,
     /// Asks it to stop.
     pub signal: i32,
+    /// How long it has to stop when nobody knows its pod any more.
+    pub grace: Option<Duration>,
     pub phase: Phase,
     pub origin: Origin,
     pub log_path: PathBuf,
@@ -62,6 +65,7 @@ pub struct Carried<'a> {
     pub image_id: &'a str,
     pub delay: Duration,
     pub signal: i32,
+    pub grace: Duration,
 }
 
 impl Carried<'_> {
@@ -72,6 +76,7 @@ impl Carried<'_> {
             (label::IMAGE_ID, self.image_id.to_owned()),
             (label::DELAY_MS, self.delay.as_millis().to_string()),
             (label::SIGNAL, self.signal.to_string()),
+            (label::GRACE_MS, self.grace.as_millis().to_string()),
         ]
         .map(|(key, value)| (key.to_owned(), value))
         .into()
@@ -83,6 +88,7 @@ impl Record {
         let annotation = |key: &str| state.annotations.get(key).cloned().unwrap_or_default();
         let delay = annotation(label::DELAY_MS).parse().unwrap_or(0);
         let signal = annotation(label::SIGNAL).parse();
+        let grace = annotation(label::GRACE_MS).parse().ok();
         let lost = !alive && !matches!(state.phase, Phase::Exited { .. });
         Self {
             image: annotation(label::IMAGE),
@@ -90,6 +96,7 @@ impl Record {
             image_id: annotation(label::IMAGE_ID),
             delay: Duration::from_millis(delay),
             signal: signal.unwrap_or(libc::SIGTERM),
+            grace: grace.map(Duration::from_millis),
             told: lost.then(|| unknown(&state.id)),
             phase: match lost {
                 true => lost_phase(),
@@ -129,6 +136,7 @@ impl Record {
             image_id: status.image_id.clone(),
             delay: Duration::ZERO,
             signal: libc::SIGTERM,
+            grace: None,
             phase: Phase::Exited {
                 exit: Exit {
                     code: told.exit_code,
@@ -150,6 +158,11 @@ impl Record {
 
     pub fn is_running(&self) -> bool {
         matches!(self.phase, Phase::Running { .. })
+    }
+
+    /// Made, but not yet known to run.
+    pub fn is_launching(&self) -> bool {
+        self.phase == Phase::Created
     }
 
     pub fn is_exited(&self) -> bool {
@@ -286,6 +299,8 @@ pub struct Setback {
     pub reason: &'static str,
     pub message: String,
     pub again: SystemTime,
+    /// As the spec named it. A start with another one has not failed yet.
+    pub image: String,
 }
 
 /// What the worker knows beyond the runtime: by container id, or by name where it says so.
@@ -298,6 +313,8 @@ pub struct Marks {
     /// The postStart hook has not ended.
     pub in_hook: BTreeSet<String>,
     pub faults: BTreeMap<String, Fault>,
+    /// Told to stop because of a fault, while they ran. An end of their own is nobody's fault.
+    pub stopped_by_fault: BTreeSet<String>,
     /// Their wait for the next attempt was told of.
     pub waiting: BTreeSet<String>,
     /// Being stopped, until when at the latest.
@@ -331,6 +348,7 @@ impl Marks {
         self.in_hook.retain(|id| ids.contains(id.as_str()));
         self.waiting.retain(|id| ids.contains(id.as_str()));
         self.faults.retain(|id, _| ids.contains(id.as_str()));
+        self.stopped_by_fault.retain(|id| ids.contains(id.as_str()));
         self.stopping.retain(|id, _| ids.contains(id.as_str()));
         self.messages.retain(|id, _| ids.contains(id.as_str()));
     }

@@ -543,6 +543,9 @@ mod tests {
         assert_eq!(container["image"], "docker.io/library/i:latest");
         marks.ready.insert("a-1".into());
         assert_eq!(ready(&marks)["ready"], true);
+        marks.starting.insert("a".into());
+        assert_eq!(ready(&marks)["ready"], false);
+        marks.starting.clear();
         marks.in_hook.insert("a-1".into());
         assert_eq!(ready(&marks)["ready"], false);
         assert_eq!(ready(&marks)["started"], false);
@@ -558,6 +561,7 @@ mod tests {
                 reason: "ImagePullBackOff",
                 message: "no".into(),
                 again: at(20),
+                image: "i".into(),
             },
         );
         let before: PodStatus = serde_json::from_value(json!({"containerStatuses": [{

@@ -47,6 +47,7 @@ pub fn record(name: &str, attempt: u32, phase: Phase) -> Record {
         image_id: "sha256:1".into(),
         delay: Duration::ZERO,
         signal: 15,
+        grace: None,
         phase,
         origin: Origin::Here,
         log_path: Default::default(),

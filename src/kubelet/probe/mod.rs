@@ -42,8 +42,16 @@ pub struct Update {
     pub pod_uid: String,
     pub container: String,
     pub container_id: String,
-    pub kind: Kind,
-    pub outcome: Outcome,
+    kind: Kind,
+    outcome: Outcome,
+}
+
+impl Update {
+    /// What the probe says, if `runs` says that its container still does: of one that has ended
+    /// nothing counts.
+    pub fn if_running(self, runs: impl FnOnce(&str) -> bool) -> Option<(Kind, Outcome)> {
+        runs(&self.container_id).then_some((self.kind, self.outcome))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -209,6 +217,15 @@ impl Prober {
         }
     }
 
+    /// The container has ended, and its probes with it; those of a later attempt go on.
+    pub fn ended(&self, pod_uid: &str, container_id: &str) {
+        let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(probed) = pods.get_mut(pod_uid) {
+            let others = |running: &Running| running.container_id != container_id;
+            probed.containers.retain(|_, running| others(running));
+        }
+    }
+
     pub fn stop(&self, pod_uid: &str) {
         let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         pods.remove(pod_uid);
@@ -291,6 +308,9 @@ impl Rounds {
                 answer = action.run(&self.runtime, &self.target, timeout).await;
             }
             early = EarlyTries::NONE;
+            if !self.container_runs() {
+                return false;
+            }
             if let Err(message) = &answer {
                 let message = message.clone();
                 self.tell(kind, Outcome::Warning { message });
@@ -308,6 +328,11 @@ impl Rounds {
                 Kind::Liveness | Kind::Readiness => {}
             }
         }
+    }
+
+    fn container_runs(&self) -> bool {
+        let (uid, id) = (self.target.uid(), &self.target.container_id);
+        self.runtime.is_running(uid, id)
     }
 
     /// A program that has just been started listens a few milliseconds later, after the first run
@@ -408,6 +433,21 @@ fn target(address: IpAddr, ports: serde_json::Value) -> Target {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_an_ended_container_nothing_counts() {
+        let update = |id: &str| Update {
+            pod_uid: "u".into(),
+            container: "c".into(),
+            container_id: id.into(),
+            kind: Kind::Liveness,
+            outcome: Outcome::Success,
+        };
+        let runs = |id: &str| id == "second";
+        assert_eq!(update("first").if_running(runs), None);
+        let counts = Some((Kind::Liveness, Outcome::Success));
+        assert_eq!(update("second").if_running(runs), counts);
+    }
 
     #[test]
     fn early_tries_end_before_half_a_period() {

@@ -30,15 +30,17 @@ pub struct Found {
 impl Server {
     pub(super) async fn find(&self, target: &Target) -> Result<Found, Answer> {
         let missing = || Answer::not_found(format!("pod {:?} does not exist", target.pod));
-        let pod = self
-            .pods
-            .pod(&target.namespace, &target.pod)
-            .ok_or_else(missing)?;
+        let found = match &target.uid {
+            Some(uid) => self.pods.pod_by_uid(uid),
+            None => self.pods.pod(&target.namespace, &target.pod),
+        };
+        let named = |pod: &Arc<Pod>| {
+            pod.metadata.name.as_ref() == Some(&target.pod)
+                && pod.metadata.namespace.as_ref() == Some(&target.namespace)
+        };
+        let pod = found.filter(named).ok_or_else(missing)?;
         // Never by an annotation, which whoever may write pods chooses.
         let uid = pod.metadata.uid.clone().unwrap_or_default();
-        if target.uid.as_ref().is_some_and(|asked| *asked != uid) {
-            return Err(missing());
-        }
         let state = self.runtime.pod(&uid).await;
         Ok(Found { pod, uid, state })
     }

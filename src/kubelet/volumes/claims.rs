@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{
 };
 use kube::{Api, ResourceExt};
 
-use super::{Error, Volumes};
+use super::{Error, Shared};
 
 /// A pod whose claims have been replaced by what they stand for.
 pub struct Resolved<'a> {
@@ -20,7 +20,7 @@ pub struct Resolved<'a> {
     pub read_only: BTreeSet<String>,
 }
 
-impl Volumes {
+impl Shared {
     pub(super) async fn resolved<'a>(&self, pod: &'a Pod) -> Result<Resolved<'a>, Error> {
         let mut resolved = Resolved {
             pod: Cow::Borrowed(pod),

@@ -1,13 +1,13 @@
 //! What each of a pod's volumes is made of: fetched from the API, not yet on disk.
 
-use futures::future::try_join_all;
+use futures::future::{join_all, try_join_all};
 use k8s_openapi::api::core::v1::{
     ConfigMapProjection, Pod, ProjectedVolumeSource, SecretProjection,
     ServiceAccountTokenProjection, Volume,
 };
 
 use super::{
-    Error, Volumes,
+    PodVolumes,
     empty_dir::EmptyDir,
     host_path::HostPath,
     objects::{Key, Kind},
@@ -42,26 +42,41 @@ pub fn folder_name(volume: &Volume) -> Option<&'static str> {
     names.iter().find(|(is, _)| *is).map(|(_, name)| *name)
 }
 
-/// A volume and what it is made of.
-pub type Collected = (String, Option<&'static str>, Source);
+/// Whether the volume's content is the API's, and follows it while the pod runs.
+pub fn is_api_data(volume: &Volume) -> bool {
+    volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.downward_api.is_some()
+        || volume.projected.is_some()
+}
 
-impl Volumes {
-    /// All volumes of the pod, fetched side by side.
-    pub(super) async fn collect(&self, pod: &Pod, uid: &str) -> Result<Vec<Collected>, Error> {
+/// A volume and what it is made of, or why that cannot be had.
+#[derive(Debug)]
+pub struct Collected {
+    pub name: String,
+    /// Of the folder that volumes of its kind lie in.
+    pub kind: Option<&'static str>,
+    pub source: Result<Source, String>,
+}
+
+impl PodVolumes {
+    /// The pod's volumes of which `which` is true, fetched side by side. One that cannot be had holds
+    /// up no other.
+    pub(super) async fn collect(&self, pod: &Pod, which: fn(&Volume) -> bool) -> Vec<Collected> {
         let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_ref());
-        let each = volumes.into_iter().flatten().map(|volume| async move {
-            let source = self.source(pod, uid, volume).await;
-            let source = source.map_err(|message| Error::Volume {
-                volume: volume.name.clone(),
-                message,
-            })?;
-            Ok((volume.name.clone(), folder_name(volume), source))
+        let volumes = volumes.into_iter().flatten().filter(|one| which(one));
+        let each = volumes.map(|volume| async move {
+            Collected {
+                name: volume.name.clone(),
+                kind: folder_name(volume),
+                source: self.source(pod, volume).await,
+            }
         });
-        try_join_all(each).await
+        join_all(each).await
     }
 
-    async fn source(&self, pod: &Pod, uid: &str, volume: &Volume) -> Result<Source, String> {
-        let facts = &self.config.facts;
+    async fn source(&self, pod: &Pod, volume: &Volume) -> Result<Source, String> {
+        let facts = &self.shared().config.facts;
         if let Some(wanted) = &volume.empty_dir {
             return EmptyDir::new(wanted, pod, facts).map(Source::EmptyDir);
         }
@@ -75,7 +90,7 @@ impl Volumes {
                 optional: wanted.optional,
             };
             let defaults = Defaults::new(wanted.default_mode, wanted.default_user);
-            let payload = self.config_map(pod, uid, &projection, defaults).await?;
+            let payload = self.config_map(pod, &projection, defaults).await?;
             (payload, Place::Disk)
         } else if let Some(wanted) = &volume.secret {
             let projection = SecretProjection {
@@ -84,14 +99,14 @@ impl Volumes {
                 optional: wanted.optional,
             };
             let defaults = Defaults::new(wanted.default_mode, wanted.default_user);
-            let payload = self.secret(pod, uid, &projection, defaults).await?;
+            let payload = self.secret(pod, &projection, defaults).await?;
             (payload, Place::Memory)
         } else if let Some(wanted) = &volume.downward_api {
             let defaults = Defaults::new(wanted.default_mode, wanted.default_user);
             let payload = payload::downward(pod, wanted.items.as_deref(), defaults, facts)?;
             (payload, Place::Disk)
         } else if let Some(wanted) = &volume.projected {
-            (self.projected(pod, uid, wanted).await?, Place::Memory)
+            (self.projected(pod, wanted).await?, Place::Memory)
         } else {
             return Err(unsupported(volume));
         };
@@ -101,13 +116,12 @@ impl Volumes {
     async fn config_map(
         &self,
         pod: &Pod,
-        uid: &str,
         wanted: &ConfigMapProjection,
         defaults: Defaults,
     ) -> Result<Payload, String> {
         let optional = wanted.optional == Some(true);
         let data = self
-            .data(pod, uid, Kind::ConfigMap, &wanted.name, optional)
+            .data(pod, Kind::ConfigMap, &wanted.name, optional)
             .await?;
         payload::keyed(&data, wanted.items.as_deref(), defaults, optional, "config")
             .map_err(|message| format!("configmap {message}"))
@@ -116,14 +130,11 @@ impl Volumes {
     async fn secret(
         &self,
         pod: &Pod,
-        uid: &str,
         wanted: &SecretProjection,
         defaults: Defaults,
     ) -> Result<Payload, String> {
         let optional = wanted.optional == Some(true);
-        let data = self
-            .data(pod, uid, Kind::Secret, &wanted.name, optional)
-            .await?;
+        let data = self.data(pod, Kind::Secret, &wanted.name, optional).await?;
         payload::keyed(&data, wanted.items.as_deref(), defaults, optional, "secret")
     }
 
@@ -131,7 +142,6 @@ impl Volumes {
     async fn data(
         &self,
         pod: &Pod,
-        uid: &str,
         kind: Kind,
         name: &str,
         optional: bool,
@@ -141,11 +151,8 @@ impl Volumes {
             Kind::ConfigMap => "configmap",
             Kind::Secret => "secret",
         };
-        match self
-            .objects
-            .get(&Key::new(kind, namespace, name), uid)
-            .await?
-        {
+        let key = Key::new(kind, namespace, name);
+        match self.shared().objects.get(&key, self.user()).await? {
             Some(data) => Ok(data),
             None if optional => Ok(std::sync::Arc::default()),
             None => Err(format!("{shown} {name:?} not found")),
@@ -156,18 +163,17 @@ impl Volumes {
     async fn projected(
         &self,
         pod: &Pod,
-        uid: &str,
         wanted: &ProjectedVolumeSource,
     ) -> Result<Payload, String> {
         let defaults = Defaults::new(wanted.default_mode, wanted.default_user);
-        let facts = &self.config.facts;
+        let facts = &self.shared().config.facts;
         let sources = wanted.sources.iter().flatten().map(|source| async move {
             if let Some(token) = &source.service_account_token {
                 self.token(pod, token, defaults).await
             } else if let Some(config_map) = &source.config_map {
-                self.config_map(pod, uid, config_map, defaults).await
+                self.config_map(pod, config_map, defaults).await
             } else if let Some(secret) = &source.secret {
-                self.secret(pod, uid, secret, defaults).await
+                self.secret(pod, secret, defaults).await
             } else if let Some(fields) = &source.downward_api {
                 payload::downward(pod, fields.items.as_deref(), defaults, facts)
             } else if source.cluster_trust_bundle.is_some() {
@@ -199,7 +205,7 @@ impl Volumes {
             .as_ref()
             .and_then(|spec| spec.security_context.as_ref()?.fs_group);
         let file = File {
-            content: self.tokens.get(pod, wanted).await?.into_bytes(),
+            content: self.token_text(pod, wanted).await?.into_bytes(),
             mode: match user.is_some() || group.is_some() {
                 true => 0o600,
                 false => defaults.mode,
@@ -207,6 +213,14 @@ impl Volumes {
             owner: user,
         };
         Ok([(path, file)].into())
+    }
+
+    async fn token_text(
+        &self,
+        pod: &Pod,
+        wanted: &ServiceAccountTokenProjection,
+    ) -> Result<String, String> {
+        self.shared().tokens.get(self.user(), pod, wanted).await
     }
 }
 

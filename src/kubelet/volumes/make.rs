@@ -42,18 +42,20 @@ pub fn place(folder: &Path, kind: &str, name: &str) -> PathBuf {
     folder.join("volumes").join(kind).join(name)
 }
 
-pub fn make(folder: &Path, volumes: &[Collected], owners: Owners) -> Result<(), Error> {
+/// Makes each by itself; the errors of those that could not be made.
+pub fn make(folder: &Path, volumes: Vec<Collected>, owners: Owners) -> Result<Vec<Error>, Error> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true).mode(0o750);
     builder.create(folder).map_err(io("create", folder))?;
-    for (name, kind, source) in volumes {
-        let made = make_one(folder, name, *kind, source, owners);
-        made.map_err(|message| Error::Volume {
-            volume: name.clone(),
-            message,
-        })?;
+    let mut failed = Vec::new();
+    for Collected { name, kind, source } in volumes {
+        let made = source.and_then(|source| make_one(folder, &name, kind, &source, owners));
+        if let Err(message) = made {
+            let volume = name;
+            failed.push(Error::Volume { volume, message });
+        }
     }
-    Ok(())
+    Ok(failed)
 }
 
 fn make_one(

@@ -8,8 +8,11 @@
 //! tmpfs for memory volumes and secrets, and one bind per `subPath`.
 //!
 //! What a pod uses of the API is fetched when it starts and watched one by one while it runs
-//! (`objects.rs`); tokens are asked for anew at 80 % of their life (`tokens.rs`). Both tell
-//! [`Volumes::changes`], upon which the pod's worker calls [`Volumes::set_up`] again.
+//! (`objects.rs`); tokens are asked for anew at 80 % of their life (`tokens.rs`). A change adds the pod
+//! to a queue, from which [`Volumes::run`] brings volumes up to date (`refresh.rs`).
+//!
+//! All goes through [`PodVolumes`] (`pod.rs`): at most one set-up of a pod's volumes is under way, and
+//! none after its release.
 
 mod atomic;
 mod claims;
@@ -23,31 +26,28 @@ mod mountinfo;
 mod mounts;
 mod objects;
 mod payload;
+mod pod;
+mod refresh;
 mod removal;
 mod resolv;
 mod subpath;
 mod tokens;
+mod user;
 
-pub use self::disk::{managed_files, on_node_disk};
+pub use self::{
+    disk::{managed_files, on_node_disk},
+    pod::{Mounts, News, PodVolumes},
+};
 
 use std::{
+    collections::HashMap,
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use k8s_openapi::api::core::v1::{Container, Pod};
-use tokio::sync::broadcast;
-
-use crate::{
-    kubelet::container::{self, Environment, Facts, Referenced},
-    runtime::files,
-};
-
-/// Pods whose change is not yet looked at; who lags looks at all of them.
-const BACKLOG: usize = 1024;
-/// As much of a termination message is kept, as upstream does.
-const MESSAGE_MAX: u64 = 4096;
+use self::pod::Life;
+use crate::{kubelet::container::Facts, queue::Queue};
 
 /// Where volumes lie and what managed files say.
 #[derive(Clone, Debug)]
@@ -63,122 +63,45 @@ pub struct Config {
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct Volumes {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
     config: Arc<Config>,
     objects: objects::Objects,
     tokens: tokens::Tokens,
     client: kube::Client,
-    changes: broadcast::Sender<String>,
+    /// By UID, until released.
+    lives: Mutex<HashMap<String, Arc<Life>>>,
+    /// UIDs of pods whose volumes must be looked at.
+    queue: Arc<Queue<String>>,
+}
+
+impl Shared {
+    fn lives(&self) -> MutexGuard<'_, HashMap<String, Arc<Life>>> {
+        self.lives.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Volumes {
     /// Reads config maps, secrets and tokens with `client`, watching those in use one by one.
     pub fn new(config: Config, client: kube::Client) -> Self {
-        let changes = broadcast::channel(BACKLOG).0;
+        let changes = user::Changes::default();
         Self {
-            config: Arc::new(config),
-            objects: objects::Objects::new(client.clone(), changes.clone()),
-            tokens: tokens::Tokens::new(client.clone(), changes.clone()),
-            client,
-            changes,
+            shared: Arc::new(Shared {
+                config: Arc::new(config),
+                queue: changes.queue.clone(),
+                objects: objects::Objects::new(client.clone(), changes),
+                tokens: tokens::Tokens::new(client.clone()),
+                client,
+                lives: Mutex::default(),
+            }),
         }
-    }
-
-    /// Makes the pod's folder and all its volumes; again after a change of content. Doing it twice
-    /// is fine. An error names the volume.
-    pub async fn set_up(&self, pod: &Pod) -> Result<(), Error> {
-        let (uid, folder) = self.folder_of(pod)?;
-        let resolved = self.resolved(pod).await?;
-        let volumes = self.collect(&resolved.pod, &uid).await?;
-        let owners = make::Owners::of(pod);
-        blocking(move || make::make(&folder, &volumes, owners)).await
-    }
-
-    /// UIDs of pods whose volume content changed in the API: call [`Volumes::set_up`] again.
-    pub fn changes(&self) -> broadcast::Receiver<String> {
-        self.changes.subscribe()
-    }
-
-    /// What the container's environment refers to.
-    pub async fn referenced(&self, pod: &Pod, container: &Container) -> Result<Referenced, Error> {
-        let (uid, folder) = self.folder_of(pod)?;
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        let (config_maps, secrets) = container::referenced(container);
-        let fetch = async |kind, names: Vec<String>| {
-            let mut found = std::collections::BTreeMap::new();
-            for name in names {
-                let key = objects::Key::new(kind, namespace, &name);
-                let data = self
-                    .objects
-                    .get(&key, &uid)
-                    .await
-                    .map_err(Error::Container)?;
-                found.insert(name, data.map(|data| data.as_ref().clone()));
-            }
-            Ok::<_, Error>(found)
-        };
-        let wanted = mounts::referenced_files(pod, container, &folder);
-        let files = match wanted.is_empty() {
-            true => Default::default(),
-            false => blocking(move || mounts::read_files(wanted)).await?,
-        };
-        Ok(Referenced {
-            config_maps: fetch(objects::Kind::ConfigMap, config_maps).await?,
-            secrets: fetch(objects::Kind::Secret, secrets).await?,
-            files,
-        })
-    }
-
-    /// The container's volume mounts and managed files (/etc/hosts, /etc/hostname, /etc/resolv.conf,
-    /// termination log, /dev/shm is the runtime's), as OCI mounts. `environment` expands subPathExpr.
-    pub async fn mounts(
-        &self,
-        pod: &Pod,
-        pod_ips: &[IpAddr],
-        container: &Container,
-        attempt: u32,
-        environment: &Environment,
-    ) -> Result<Vec<oci_spec::runtime::Mount>, Error> {
-        let (_, folder) = self.folder_of(pod)?;
-        let resolved = self.resolved(pod).await?;
-        let mut container = container.clone();
-        for mount in container.volume_mounts.iter_mut().flatten() {
-            if resolved.read_only.contains(&mount.name) {
-                mount.read_only = Some(true);
-            }
-        }
-        let wanted = mounts::Wanted {
-            config: self.config.clone(),
-            folder,
-            pod: resolved.pod.into_owned(),
-            pod_ips: pod_ips.to_vec(),
-            container,
-            attempt,
-            environment: environment.clone(),
-        };
-        blocking(move || wanted.prepare()).await
-    }
-
-    /// The termination message of one attempt, at most 4096 bytes; empty if none was written.
-    pub async fn termination_message(&self, uid: &str, container: &str, attempt: u32) -> String {
-        let Ok(folder) = folder(&self.config.pods_dir, uid) else {
-            return String::new();
-        };
-        let path = mounts::termination_log(&folder, container, attempt);
-        let read = blocking(move || Ok(files::read_start(&path, MESSAGE_MAX).unwrap_or_default()));
-        String::from_utf8_lossy(&read.await.unwrap_or_default()).into_owned()
-    }
-
-    /// Unmounts and removes everything of the pod.
-    pub async fn tear_down(&self, uid: &str) -> Result<(), Error> {
-        self.objects.release(uid);
-        self.tokens.release(uid);
-        let folder = folder(&self.config.pods_dir, uid)?;
-        blocking(move || removal::remove(&folder)).await
     }
 
     /// UIDs that have a folder here, for finding orphans.
     pub async fn known(&self) -> Result<Vec<String>, Error> {
-        let pods_dir = self.config.pods_dir.clone();
+        let pods_dir = self.shared.config.pods_dir.clone();
         blocking(move || {
             let entries = match std::fs::read_dir(&pods_dir) {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -190,12 +113,6 @@ impl Volumes {
             Ok(names.collect())
         })
         .await
-    }
-
-    fn folder_of(&self, pod: &Pod) -> Result<(String, PathBuf), Error> {
-        let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let folder = folder(&self.config.pods_dir, &uid)?;
-        Ok((uid, folder))
     }
 }
 
@@ -228,6 +145,8 @@ fn io(action: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error("the pod's volumes are released")]
+    Released,
     #[error("{0} is not supported")]
     Unsupported(String),
     /// The text names the volume and what is missing or wrong, as `kubectl describe` shows it.

@@ -2,9 +2,10 @@
 //!
 //! A node may see only what its pods refer to, hence no informer of all of them. A watch lives as
 //! long as a pod uses the object; an immutable object is not watched.
+//! Always true: whoever was released uses nothing afterwards, whatever was on its way.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     fmt::Debug,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant},
@@ -17,7 +18,9 @@ use kube::{
     api::{ListParams, WatchEvent, WatchParams},
 };
 use serde::de::DeserializeOwned;
-use tokio::{sync::broadcast, task::AbortHandle};
+use tokio::task::AbortHandle;
+
+use super::user::{Changes, User};
 
 /// The server ends a watch after this long; a new one goes on where it ended.
 const WATCH_SECONDS: u32 = 290;
@@ -92,14 +95,15 @@ impl Content for Secret {
 #[derive(Clone)]
 pub struct Objects {
     client: Client,
+    /// Locked before `users` of an entry.
     entries: Arc<Mutex<HashMap<Key, Arc<Entry>>>>,
-    changes: broadcast::Sender<String>,
+    changes: Changes,
 }
 
 #[derive(Default)]
 struct Entry {
-    /// UIDs of pods.
-    users: Mutex<HashSet<String>>,
+    /// By UID.
+    users: Mutex<HashMap<String, User>>,
     /// `None` until fetched.
     value: Mutex<Option<Value>>,
     /// One fetch at a time; the others wait for its result.
@@ -120,7 +124,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Objects {
-    pub fn new(client: Client, changes: broadcast::Sender<String>) -> Self {
+    pub fn new(client: Client, changes: Changes) -> Self {
         Self {
             client,
             entries: Arc::default(),
@@ -128,10 +132,9 @@ impl Objects {
         }
     }
 
-    /// What the object holds now. From here on the pod is told of its changes, until released.
-    pub async fn get(&self, key: &Key, uid: &str) -> Result<Value, String> {
-        let entry = lock(&self.entries).entry(key.clone()).or_default().clone();
-        lock(&entry.users).insert(uid.to_owned());
+    /// What the object holds now. From here on the user hears of its changes, until released.
+    pub async fn get(&self, key: &Key, user: &User) -> Result<Value, String> {
+        let entry = self.entry(key, user)?;
         if let Some(value) = lock(&entry.value).clone() {
             return Ok(value);
         }
@@ -145,11 +148,22 @@ impl Objects {
         }
     }
 
-    /// The pod uses nothing any more.
-    pub fn release(&self, uid: &str) {
+    fn entry(&self, key: &Key, user: &User) -> Result<Arc<Entry>, String> {
+        let mut entries = lock(&self.entries);
+        // Looked at while the entries are held, which its release waits for.
+        if user.is_released() {
+            return Err("the pod's volumes are released".into());
+        }
+        let entry = entries.entry(key.clone()).or_default().clone();
+        lock(&entry.users).insert(user.uid().to_owned(), user.clone());
+        Ok(entry)
+    }
+
+    /// The user, which is marked as released, uses nothing any more.
+    pub fn release(&self, user: &User) {
         lock(&self.entries).retain(|_, entry| {
             let mut users = lock(&entry.users);
-            users.remove(uid);
+            users.remove(user.uid());
             !users.is_empty()
         });
     }
@@ -200,7 +214,7 @@ struct Follower<K> {
     api: Api<K>,
     name: String,
     entry: Weak<Entry>,
-    changes: broadcast::Sender<String>,
+    changes: Changes,
     revision: String,
 }
 
@@ -294,10 +308,9 @@ impl<K: Content> Follower<K> {
             changed
         };
         if changed {
-            for uid in lock(&entry.users).iter() {
-                // Without a listener nobody needs to know.
-                let _ = self.changes.send(uid.clone());
-            }
+            lock(&entry.users)
+                .values()
+                .for_each(|user| self.changes.tell(user));
         }
         match finished {
             true => std::ops::ControlFlow::Break(()),

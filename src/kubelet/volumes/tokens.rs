@@ -1,6 +1,7 @@
 //! Service account tokens: asked for when a pod needs one, and anew at 80 % of their life.
 //!
-//! Bound to the pod: when it is gone, its tokens are worth nothing.
+//! Bound to the pod: when it is gone, its tokens are worth nothing. Who asks for one asks again when
+//! it is [`Tokens::due`].
 
 use std::{
     collections::HashMap,
@@ -13,7 +14,8 @@ use k8s_openapi::api::{
     core::v1::{Pod, ServiceAccount, ServiceAccountTokenProjection},
 };
 use kube::{Api, Client, api::PostParams};
-use tokio::{sync::broadcast, task::AbortHandle};
+
+use super::user::User;
 
 /// What is asked for if the pod does not say.
 const LIFE_SECONDS: i64 = 3600;
@@ -38,19 +40,7 @@ struct Token {
     renew: SystemTime,
 }
 
-#[derive(Default)]
-struct OfPod {
-    tokens: HashMap<Key, Token>,
-    timer: Option<AbortHandle>,
-}
-
-impl Drop for OfPod {
-    fn drop(&mut self) {
-        if let Some(timer) = self.timer.take() {
-            timer.abort();
-        }
-    }
-}
+type OfPod = HashMap<Key, Token>;
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -58,25 +48,23 @@ pub struct Tokens {
     client: Client,
     /// By UID.
     pods: Arc<Mutex<HashMap<String, OfPod>>>,
-    changes: broadcast::Sender<String>,
 }
 
 impl Tokens {
-    pub fn new(client: Client, changes: broadcast::Sender<String>) -> Self {
+    pub fn new(client: Client) -> Self {
         Self {
             client,
             pods: Arc::default(),
-            changes,
         }
     }
 
     /// A token that is good for a while yet.
     pub async fn get(
         &self,
+        user: &User,
         pod: &Pod,
         wanted: &ServiceAccountTokenProjection,
     ) -> Result<String, String> {
-        let meta = &pod.metadata;
         let account = pod
             .spec
             .as_ref()
@@ -88,11 +76,8 @@ impl Tokens {
             audience: wanted.audience.clone().unwrap_or_default(),
             seconds: wanted.expiration_seconds.unwrap_or(LIFE_SECONDS),
         };
-        let uid = meta.uid.clone().unwrap_or_default();
-        let held = self
-            .lock()
-            .get(&uid)
-            .and_then(|of| of.tokens.get(&key).cloned());
+        let uid = user.uid();
+        let held = self.lock().get(uid).and_then(|of| of.get(&key).cloned());
         let now = SystemTime::now();
         if let Some(token) = held.as_ref().filter(|token| now < token.renew) {
             return Ok(token.text.clone());
@@ -109,12 +94,21 @@ impl Tokens {
             (Err(error), _) => return Err(format!("failed to fetch token: {error}")),
         };
         let text = token.text.clone();
-        self.keep(&uid, key, token);
+        self.keep(user, key, token);
         Ok(text)
     }
 
-    pub fn release(&self, uid: &str) {
-        self.lock().remove(uid);
+    /// How long until the first of its tokens must be asked for anew.
+    pub fn due(&self, user: &User) -> Option<Duration> {
+        let pods = self.lock();
+        let due = pods.get(user.uid())?.values().map(|token| token.renew);
+        let left = due.min()?.duration_since(SystemTime::now());
+        Some(left.unwrap_or_default())
+    }
+
+    /// The user, which is marked as released, has no tokens any more.
+    pub fn release(&self, user: &User) {
+        self.lock().remove(user.uid());
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, OfPod>> {
@@ -161,21 +155,12 @@ impl Tokens {
         })
     }
 
-    /// Remembers the token and wakes the pod when its first one is due.
-    fn keep(&self, uid: &str, key: Key, token: Token) {
+    fn keep(&self, user: &User, key: Key, token: Token) {
         let mut pods = self.lock();
-        let of = pods.entry(uid.to_owned()).or_default();
-        of.tokens.insert(key, token);
-        let due = of.tokens.values().map(|token| token.renew).min();
-        let wait = due.and_then(|due| due.duration_since(SystemTime::now()).ok());
-        let (changes, uid) = (self.changes.clone(), uid.to_owned());
-        let timer = tokio::spawn(async move {
-            tokio::time::sleep(wait.unwrap_or_default()).await;
-            // Without a listener nobody needs to know.
-            let _ = changes.send(uid);
-        });
-        if let Some(old) = of.timer.replace(timer.abort_handle()) {
-            old.abort();
+        // Looked at while the tokens are held, which its release waits for.
+        if !user.is_released() {
+            let of = pods.entry(user.uid().to_owned()).or_default();
+            of.insert(key, token);
         }
     }
 }

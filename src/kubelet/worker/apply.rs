@@ -20,8 +20,7 @@ use super::{
 use crate::kubelet::{
     events::Level,
     eviction::{self, Eviction},
-    images::chain,
-    logs,
+    images, logs,
     pod::{
         self,
         plan::{Action, Cause, Verdict},
@@ -29,12 +28,11 @@ use crate::kubelet::{
     },
     probe::{self, Kind, Outcome},
     reporter::Target,
+    volumes::News,
 };
 
 /// How soon a sandbox that could not be made is tried again: doubling from the first to the last.
 const SANDBOX_RETRY: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(15)];
-/// Volumes that could not be brought up to date are tried again after this long.
-const VOLUMES_RETRY: Duration = Duration::from_secs(10);
 /// A failed pull is shown as such so long, then as one that waits.
 const SHOW_PULL_ERROR: Duration = Duration::from_secs(2);
 /// The end of an evicted pod is told before what it holds is given back, if that is soon.
@@ -48,6 +46,8 @@ pub enum Done {
     Sandbox(Result<Vec<IpAddr>, SandboxFailure>),
     Started {
         container: String,
+        /// As the spec named it.
+        image: String,
         result: Result<String, StartFailure>,
     },
     Hook {
@@ -61,7 +61,6 @@ pub enum Done {
     PullErrorShown {
         container: String,
     },
-    Volumes(Result<(), String>),
     Released,
     Deleted,
 }
@@ -95,9 +94,11 @@ impl Worker {
     /// Until it is there the sandbox is `meanwhile`.
     pub(super) fn make_sandbox(&mut self, meanwhile: Sandbox) {
         self.sandbox = meanwhile;
+        self.volumes_changed = false;
         let (context, pod) = (self.context.clone(), self.pod.clone());
+        let volumes = self.volumes.clone();
         self.tasks
-            .spawn(async move { Done::Sandbox(sandbox::make(&context, &pod).await) });
+            .spawn(async move { Done::Sandbox(sandbox::make(&context, &volumes, &pod).await) });
     }
 
     fn start_container(&mut self, container: String, attempt: u32, delay: Duration) {
@@ -108,11 +109,13 @@ impl Worker {
             attempt,
             delay,
             pod_ips: self.pod_ips.clone(),
+            volumes: self.volumes.clone(),
             ending: self.ends.clone(),
         };
         let context = self.context.clone();
         self.tasks.spawn(async move {
             Done::Started {
+                image: order.image(),
                 result: start::start(&context, &order).await,
                 container: order.container,
             }
@@ -129,6 +132,9 @@ impl Worker {
             crate::runtime::Phase::Running { started, .. } => started,
             _ => SystemTime::now(),
         };
+        if matches!(cause, Cause::Fault(_)) {
+            self.marks.stopped_by_fault.insert(id.to_owned());
+        }
         let address = self.pod_ips.first().copied();
         let order = stop::Order {
             pod: self.pod.clone(),
@@ -215,21 +221,25 @@ impl Worker {
         });
     }
 
-    /// Brings the volumes up to date, after a while if it must be.
-    pub(super) fn refresh_volumes(&mut self, after: Duration) {
-        match self.sandbox {
-            _ if self.stage != Stage::Active || self.ending.is_some() => return,
-            Sandbox::Ready => {}
-            Sandbox::Making | Sandbox::Checking => return self.volumes_stale = true,
-            // Making it begins with the volumes.
-            Sandbox::Absent | Sandbox::Broken | Sandbox::Failed { .. } => return,
+    /// Takes in what became of the volumes.
+    pub(super) fn take_volumes_news(&mut self, news: News) {
+        match news {
+            News::Nothing => {}
+            // Making the sandbox begins with the volumes.
+            News::Changed => match &mut self.sandbox {
+                Sandbox::Failed { again } => *again = SystemTime::now(),
+                _ => self.volumes_changed = true,
+            },
+            News::Refreshed { failures } => {
+                // When a namespace goes, what its pods use may go before them.
+                let told = failures.iter().filter(|_| self.ending.is_none());
+                let events = &self.context.events;
+                for message in told {
+                    events.pod(&self.pod, Level::Warning, "FailedMount", message);
+                }
+                self.forget_missing_config();
+            }
         }
-        let (context, pod) = (self.context.clone(), self.pod.clone());
-        self.tasks.spawn(async move {
-            tokio::time::sleep(after).await;
-            let result = context.volumes.set_up(&pod).await;
-            Done::Volumes(result.map_err(|error| chain(&error)))
-        });
     }
 
     /// Takes in what a task came to.
@@ -239,12 +249,13 @@ impl Worker {
                 self.pod_ips = addresses;
                 self.sandbox = Sandbox::Ready;
                 self.sandbox_failures = 0;
-                if std::mem::take(&mut self.volumes_stale) {
-                    self.refresh_volumes(Duration::ZERO);
-                }
             }
             Done::Sandbox(Err(failure)) => self.sandbox_failed(failure),
-            Done::Started { container, result } => self.started(container, result),
+            Done::Started {
+                container,
+                image,
+                result,
+            } => self.started(container, image, result),
             Done::Hook {
                 id,
                 container,
@@ -259,12 +270,6 @@ impl Worker {
                 self.marks.stopping.remove(&id);
             }
             Done::PullErrorShown { container } => self.pull_waits(&container),
-            Done::Volumes(Ok(())) => self.forget_missing_config(),
-            Done::Volumes(Err(message)) => {
-                let events = &self.context.events;
-                events.pod(&self.pod, Level::Warning, "FailedMount", message);
-                self.refresh_volumes(VOLUMES_RETRY);
-            }
             Done::Released => {
                 self.stage = Stage::Released;
                 self.evicted = None;
@@ -288,12 +293,16 @@ impl Worker {
         let [first, last] = SANDBOX_RETRY;
         let delay = (first * 2_u32.saturating_pow(self.sandbox_failures.min(8))).min(last);
         self.sandbox_failures += 1;
+        let delay = match std::mem::take(&mut self.volumes_changed) {
+            true => Duration::ZERO,
+            false => delay,
+        };
         self.sandbox = Sandbox::Failed {
             again: SystemTime::now() + delay,
         };
     }
 
-    fn started(&mut self, container: String, result: Result<String, StartFailure>) {
+    fn started(&mut self, container: String, image: String, result: Result<String, StartFailure>) {
         self.marks.starting.remove(&container);
         match result {
             Ok(id) => {
@@ -320,14 +329,16 @@ impl Worker {
                     reason,
                     message,
                     again: SystemTime::now() + after,
+                    image,
                 };
                 self.marks.setbacks.insert(container, setback);
+                self.retry_images(); // one may have come while it failed
             }
         }
     }
 
     /// A container runs: its hook and its probes begin.
-    fn began(&mut self, container: &str, id: String) {
+    pub(super) fn began(&mut self, container: &str, id: String) {
         let Some(member) = pod::member(&self.pod, container) else {
             return;
         };
@@ -397,18 +408,29 @@ impl Worker {
         }
     }
 
+    /// Containers whose image could not be had start at once if it is there now.
+    fn retry_images(&mut self) {
+        for (container, setback) in &mut self.marks.setbacks {
+            let of_image = images::is_about_image(setback.reason);
+            if let Some(member) = pod::member(&self.pod, container).filter(|_| of_image)
+                && self.context.puller.is_there(&member)
+            {
+                setback.again = SystemTime::now();
+            }
+        }
+    }
+
     /// Takes in what the node tells its pods.
     pub(super) async fn hear(&mut self, note: Note) {
         match note {
             Note::Look => {}
-            Note::Volumes => {
-                if let Sandbox::Failed { again } = &mut self.sandbox {
-                    *again = SystemTime::now();
-                } else {
-                    self.refresh_volumes(Duration::ZERO);
+            Note::Images => self.retry_images(),
+            Note::Probe(update) => {
+                if self.stage == Stage::Active {
+                    self.observe().await; // does its container still run?
                 }
+                self.probed(update);
             }
-            Note::Probe(update) => self.probed(update),
             Note::Evict(eviction) => self.evict(eviction),
             Note::RemoveDead => self.remove_dead().await,
         }
@@ -453,11 +475,16 @@ impl Worker {
     }
 
     fn probed(&mut self, update: probe::Update) {
-        let id = update.container_id;
-        match (update.kind, update.outcome) {
-            (kind, Outcome::Warning { message }) => {
-                self.unhealthy(kind, &update.container, &message)
-            }
+        let (id, container) = (update.container_id.clone(), update.container.clone());
+        let runs = |id: &str| {
+            let mut records = self.records.iter();
+            records.any(|record| record.id == id && record.is_running())
+        };
+        let Some(said) = update.if_running(runs) else {
+            return;
+        };
+        match said {
+            (kind, Outcome::Warning { message }) => self.unhealthy(kind, &container, &message),
             (Kind::Startup, Outcome::Success) => drop(self.marks.started.insert(id)),
             (Kind::Startup, Outcome::Failure { .. }) => {
                 self.marks.faults.insert(id, Fault::Startup);

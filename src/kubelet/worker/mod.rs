@@ -13,8 +13,10 @@ mod start;
 mod stop;
 
 pub use start::identity;
+pub use stop::stop_containers;
 
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -47,7 +49,7 @@ use super::{
     probe::{self, Prober},
     reporter::{Reporter, Target, Urgency, revision},
     statics,
-    volumes::Volumes,
+    volumes::{News, PodVolumes, Volumes},
 };
 use crate::{
     informer::Informer,
@@ -57,7 +59,7 @@ use crate::{
 /// Everything is looked at again after this long, in case something was missed.
 const RESYNC: Duration = Duration::from_secs(75);
 /// How long containers may take to stop when their pod's object is gone.
-const FORCED_GRACE: Duration = Duration::from_secs(2);
+pub const FORCED_GRACE: Duration = Duration::from_secs(2);
 /// What containers say at their end, at most.
 const MESSAGE_BYTES: usize = 4096;
 
@@ -102,8 +104,8 @@ pub enum Note {
     /// The runtime has news of the pod.
     Look,
     Probe(probe::Update),
-    /// Content of its volumes has changed in the API.
-    Volumes,
+    /// There are images that were not there before.
+    Images,
     Evict(Eviction),
     /// The disk is short: what is left of attempts that ran anew since must go.
     RemoveDead,
@@ -114,6 +116,8 @@ pub enum Note {
 pub struct Handle {
     pub desired: watch::Sender<Desired>,
     pub notes: mpsc::UnboundedSender<Note>,
+    /// The worker itself.
+    pub task: tokio::task::Id,
 }
 
 /// How far the pod's end has come.
@@ -141,10 +145,14 @@ pub struct Worker {
     sandbox: Sandbox,
     /// How often in a row it could not be made.
     sandbox_failures: u32,
-    /// Volumes must be brought up to date once the sandbox is made.
-    volumes_stale: bool,
+    volumes: PodVolumes,
+    volumes_news: watch::Receiver<News>,
+    /// What volumes are made of has changed since the sandbox began to be made.
+    volumes_changed: bool,
     pod_ips: Vec<IpAddr>,
     records: Vec<Record>,
+    /// Ids of containers that an earlier daemon has begun to start.
+    launching: BTreeSet<String>,
     marks: Marks,
     ending: Option<Ending>,
     /// Dropped when an evicted pod is gone.
@@ -165,8 +173,14 @@ impl Worker {
         let held = desired.held.clone().unwrap_or_default();
         let since = held.start_time.as_ref().map(|time| time.0.into());
         let (sender, receiver) = watch::channel(desired.clone());
+        let uid = desired.pod.uid().unwrap_or_default();
+        let volumes = context.volumes.of_pod(&uid);
+        volumes.want(desired.pod.clone());
         let worker = Self {
-            uid: desired.pod.uid().unwrap_or_default(),
+            uid,
+            volumes_news: volumes.news(),
+            volumes,
+            volumes_changed: false,
             reporter: Reporter::start(context.client.clone(), held.clone()),
             context,
             desired: receiver,
@@ -178,9 +192,9 @@ impl Worker {
             stage: Stage::Active,
             sandbox: Sandbox::Absent,
             sandbox_failures: 0,
-            volumes_stale: false,
             pod_ips: Vec::new(),
             records: Vec::new(),
+            launching: BTreeSet::new(),
             marks: Marks::default(),
             ending: None,
             evicted: None,
@@ -189,10 +203,11 @@ impl Worker {
             told_target: desired.target.clone(),
             started: since.unwrap_or_else(SystemTime::now),
         };
-        workers.spawn(worker.run());
+        let task = workers.spawn(worker.run()).id();
         Handle {
             desired: sender,
             notes: notify,
+            task,
         }
     }
 
@@ -246,7 +261,9 @@ impl Worker {
         for record in self.records.clone() {
             self.probe(&record.name, &record);
         }
-        self.refresh_volumes(Duration::ZERO);
+        let launching = self.records.iter().filter(|one| one.is_launching());
+        self.launching = launching.map(|one| one.id.clone()).collect();
+        self.volumes.adopt();
     }
 
     /// What was told of containers is true until probes say otherwise.
@@ -304,7 +321,7 @@ impl Worker {
         self.pod = desired.pod;
         // After the pod was taken over: its labels are what a volume shows.
         if changed {
-            self.refresh_volumes(Duration::ZERO);
+            self.volumes.want(self.pod.clone());
         }
         self.take_target(&desired.target, desired.held.unwrap_or_default());
         self.target = desired.target;
@@ -329,11 +346,7 @@ impl Worker {
             }
             Wish::Gone => {
                 self.gone = true;
-                let grace = match statics::is_static(&self.pod) {
-                    true => pod::grace(&self.pod),
-                    false => FORCED_GRACE,
-                };
-                self.end(None, Some(grace));
+                self.end(None, Some(gone_grace(&self.pod)));
             }
         }
         if self.pod.metadata.deletion_timestamp.is_some() {
@@ -434,6 +447,10 @@ impl Worker {
         }
         self.records = record::records(state, &self.told);
         self.marks.retain(&self.records);
+        self.take_launched();
+        for record in self.records.iter().filter(|record| record.is_exited()) {
+            self.context.prober.ended(&self.uid, &record.id);
+        }
         for index in 0..self.records.len() {
             let record = &self.records[index];
             let is_new = record.is_exited()
@@ -444,6 +461,19 @@ impl Worker {
                 let message = self.last_words(record).await;
                 self.marks.messages.insert(id, message);
             }
+        }
+    }
+
+    /// Hook and probes of containers that an earlier daemon has begun to start.
+    fn take_launched(&mut self) {
+        let running = |record: &&Record| record.is_running() && self.launching.contains(&record.id);
+        let launched: Vec<(String, String)> = { self.records.iter() }
+            .filter(running)
+            .map(|record| (record.name.clone(), record.id.clone()))
+            .collect();
+        for (container, id) in launched {
+            self.launching.remove(&id);
+            self.began(&container, id);
         }
     }
 
@@ -460,9 +490,9 @@ impl Worker {
 
     /// What the container wrote for its end, or the end of its log if it asked for that.
     async fn last_words(&self, record: &Record) -> String {
-        let volumes = &self.context.volumes;
+        let volumes = &self.volumes;
         let message = volumes
-            .termination_message(&self.uid, &record.name, record.attempt)
+            .termination_message(&record.name, record.attempt)
             .await;
         let member = pod::member(&self.pod, &record.name);
         let policy = member.and_then(|member| member.spec.termination_message_policy.clone());
@@ -559,13 +589,27 @@ impl Worker {
                 Some(note) => self.hear(note).await,
                 None => return false,
             },
-            Some(done) = self.tasks.join_next() => match done {
+            Ok(()) = self.volumes_news.changed() => {
+                let news = self.volumes_news.borrow_and_update().clone();
+                self.take_volumes_news(news);
+            }
+            Some(done) = self.tasks.join_next() => match done.map_err(|error| error.try_into_panic()) {
                 Ok(done) => self.finish(done),
-                Err(error) => tracing::error!(%error, pod = self.pod.name_any(), "a task of a pod failed"),
+                // What it was to bring about will not come: the worker starts over, with what is there.
+                Err(Ok(panic)) => std::panic::resume_unwind(panic),
+                Err(Err(error)) => tracing::error!(%error, pod = self.pod.name_any(), "a task of a pod was cut off"),
             },
             () = tokio::time::sleep(until) => {}
         }
         true
+    }
+}
+
+/// How long a pod's containers have to stop when its object or manifest is no more.
+fn gone_grace(pod: &Pod) -> Duration {
+    match statics::is_static(pod) {
+        true => pod::grace(pod),
+        false => FORCED_GRACE,
     }
 }
 

@@ -7,7 +7,12 @@ use kube::{Api, ResourceExt};
 
 use super::Context;
 use crate::{
-    kubelet::{container, images::chain, network, pod, volumes},
+    kubelet::{
+        container,
+        images::chain,
+        network, pod,
+        volumes::{self, PodVolumes},
+    },
     runtime,
 };
 
@@ -38,17 +43,18 @@ impl Failure {
 }
 
 /// Makes what is missing of volumes, namespaces and address, and returns the pod's addresses.
-pub async fn make(context: &Context, pod: &Pod) -> Result<Vec<IpAddr>, Failure> {
+pub async fn make(
+    context: &Context,
+    volumes: &PodVolumes,
+    pod: &Pod,
+) -> Result<Vec<IpAddr>, Failure> {
     let config =
         container::pod_config(pod, &context.facts).map_err(|refused| match refused.reason {
             "CreatePodSandboxError" => Failure::Sandbox(refused.message),
             _ => Failure::Rejected(refused),
         })?;
-    let (volumes, addresses) = tokio::join!(
-        context.volumes.set_up(pod),
-        namespaces(context, pod, config)
-    );
-    volumes.map_err(Failure::Volumes)?;
+    let (made, addresses) = tokio::join!(volumes.set_up(), namespaces(context, pod, config));
+    made.map_err(Failure::Volumes)?;
     addresses.map_err(Failure::Sandbox)
 }
 
@@ -146,6 +152,6 @@ pub async fn release(context: &Context, pod: &Pod) {
 /// Once, for pods of which nothing but the UID is known too.
 pub async fn release_uid(context: &Context, uid: &str) -> Result<(), String> {
     remove(context, uid).await?;
-    let torn = context.volumes.tear_down(uid).await;
-    torn.map_err(|error| chain(&error))
+    let released = context.volumes.of_pod(uid).release().await;
+    released.map_err(|error| chain(&error))
 }

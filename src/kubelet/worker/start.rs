@@ -15,7 +15,7 @@ use crate::{
         logs,
         network::env::{Links, service_env},
         pod::{self, Member, record::Carried},
-        volumes,
+        volumes::{self, PodVolumes},
     },
     runtime::{self, Identity, image::Image},
 };
@@ -32,8 +32,18 @@ pub struct Order {
     pub attempt: u32,
     pub delay: Duration,
     pub pod_ips: Vec<IpAddr>,
+    pub volumes: PodVolumes,
     /// The pod ends: nothing more needs to start.
     pub ending: CancellationToken,
+}
+
+impl Order {
+    /// The container's image, as the spec names it.
+    pub fn image(&self) -> String {
+        let member = pod::member(&self.pod, &self.container);
+        let image = member.and_then(|member| member.spec.image.clone());
+        image.unwrap_or_default()
+    }
 }
 
 /// Why a container does not run.
@@ -90,7 +100,7 @@ pub async fn start(context: &Context, order: &Order) -> Result<String, Failure> 
         image = context.puller.ensure(&order.pod, &member) => image?,
         () = order.ending.cancelled() => return Err(Failure::Ending),
     };
-    let started = run(context, order, &member, &image).await;
+    let started = run(context, order, &member, image.image()).await;
     let (events, pod) = (&context.events, &order.pod);
     match &started {
         Ok(_) => {
@@ -113,7 +123,7 @@ async fn run(
     image: &Image,
 ) -> Result<String, Failure> {
     let pod = with_addresses(&order.pod, &order.pod_ips, &context.config.addresses);
-    let environment = environment(context, &pod, member).await?;
+    let environment = environment(context, order, &pod, member).await?;
     if !environment.skipped.is_empty() {
         let message = format!(
             "Keys [{}] from the EnvFrom sources were skipped since they are considered invalid environment variable names.",
@@ -123,7 +133,7 @@ async fn run(
         let events = &context.events;
         events.container(&order.pod, member, Level::Warning, reason, message);
     }
-    let mounts = context
+    let mut mounts = order
         .volumes
         .mounts(
             &pod,
@@ -153,7 +163,7 @@ async fn run(
         attempt: order.attempt,
         image,
         env: environment.variables,
-        mounts,
+        mounts: std::mem::take(&mut mounts.list),
         log_path: log_path.clone(),
         facts: &context.facts,
         seccomp_dir: context.config.state_dir.join("seccomp"),
@@ -164,6 +174,7 @@ async fn run(
         image_id: image.digests.first().unwrap_or(&image.id),
         delay: order.delay,
         signal: container::stop_signal(&member.spec, image),
+        grace: super::gone_grace(&pod),
     };
     config.annotations.extend(carried.annotations());
     if order.ending.is_cancelled() {
@@ -173,6 +184,7 @@ async fn run(
     let events = &context.events;
     events.container(&order.pod, member, Level::Normal, "Created", message);
     let run = context.runtime.run_container(&identity.uid, config).await;
+    drop(mounts); // the container has its own now, or will have none
     let id = run.map_err(|error| match error {
         runtime::Error::Start { .. } => Failure::Ran(chain(&error)),
         runtime::Error::User(message) => setback("CreateContainerConfigError", message),
@@ -184,6 +196,7 @@ async fn run(
 
 async fn environment(
     context: &Context,
+    order: &Order,
     pod: &Pod,
     member: &Member<'_>,
 ) -> Result<Environment, Failure> {
@@ -211,7 +224,7 @@ async fn environment(
     });
     let referenced = match config_maps.is_empty() && secrets.is_empty() && !from_files {
         true => container::Referenced::default(),
-        false => context
+        false => order
             .volumes
             .referenced(pod, &member.spec)
             .await

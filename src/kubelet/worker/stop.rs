@@ -13,10 +13,14 @@ use crate::{
     kubelet::{
         events::Level,
         images::chain,
-        pod::{self, Member, plan::Cause, record::Fault},
+        pod::{
+            self, Member,
+            plan::Cause,
+            record::{Fault, Record},
+        },
         probe::{self, Target},
     },
-    runtime,
+    runtime::{self, PodState, Runtime},
 };
 
 /// What is left for a signal to work after a hook has used up the time.
@@ -82,6 +86,24 @@ async fn kill(context: &Context, order: &Order, grace: Duration) {
             tokio::time::sleep(AFTER_FAILURE).await;
         }
     }
+}
+
+/// Stops what runs of a pod of which there is only what the runtime knows; each container has the
+/// time that `grace` gives it. What does not stop is killed with its pod.
+pub async fn stop_containers(
+    runtime: &Runtime,
+    pod: PodState,
+    grace: impl Fn(&Record) -> Duration,
+) {
+    let records = pod.containers.into_iter();
+    let records = records.map(|container| Record::here(container, pod.alive));
+    let running: Vec<Record> = records.filter(Record::is_running).collect();
+    let stops = running.iter().map(async |record| {
+        let _ = runtime
+            .stop_container(&record.id, record.signal, grace(record))
+            .await;
+    });
+    futures::future::join_all(stops).await;
 }
 
 fn pre_stop<'a>(member: &'a Member<'_>) -> Option<&'a LifecycleHandler> {

@@ -12,7 +12,7 @@ use super::{
     archive::Archive,
     content::{Content, MAX_CONFIG_BYTES},
     json,
-    layers::Layers,
+    layers::{Layers, Pins},
     manifest::{self, Descriptor, Document, MAX_INDEX_DEPTH, MAX_MANIFEST_BYTES, Manifest},
     platform,
     reference::Name,
@@ -29,6 +29,8 @@ const FULL_NAME: &str = "io.containerd.image.name";
 pub struct Imported {
     pub names: Vec<Name>,
     pub content: Content,
+    /// Its layers stay while this is held.
+    pub _pins: Pins,
 }
 
 /// Brings every image of the archive that is for this machine onto disk. Blocking.
@@ -79,10 +81,12 @@ impl Import<'_> {
             let config = self.archive.read(&image.config, MAX_CONFIG_BYTES)?;
             let (what, count) = (self.archive.what(), image.layers.len());
             let content = Content::new(what, String::new(), config, count)?;
+            let pins = self.layers.pin(&content.diff_ids);
             let size = self.make(&content, &image.layers)?;
             imported.push(Imported {
                 names: names(image.repo_tags.unwrap_or_default())?,
                 content: content.with_size(size),
+                _pins: pins,
             });
         }
         Ok(imported)
@@ -116,10 +120,12 @@ impl Import<'_> {
             let digest = entry.digest.to_string();
             let layers: Vec<String> = manifest.layers.iter().map(path).collect();
             let content = Content::new(self.archive.what(), digest, config, layers.len())?;
+            let pins = self.layers.pin(&content.diff_ids);
             let size = self.make(&content, &layers)?;
             imported.push(Imported {
                 names: names(named)?,
                 content: content.with_size(size),
+                _pins: pins,
             });
         }
         Ok(imported)
@@ -185,6 +191,7 @@ impl Import<'_> {
                 progress(done, total);
             }
         }
+        self.layers.complete(&content.diff_ids)?;
         Ok(total)
     }
 

@@ -2,17 +2,17 @@
 
 use std::{
     cell::Cell,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io::{self, BufRead, BufReader, Read},
     path::{Path, PathBuf},
     rc::Rc,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use sha2::{Digest, Sha256};
 
 use super::{
-    Error,
+    Error, parents,
     unpack::{self, Limits},
 };
 use crate::runtime::files::{self, Scratch};
@@ -27,19 +27,58 @@ const MOST_GROWTH: u64 = 100;
 pub struct Layers {
     dir: PathBuf,
     tmp: PathBuf,
+    /// Lists of layers' folders without an entry.
+    plain: PathBuf,
     /// One lock per layer being made, so that pulls that share it make it once.
     making: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// Folder names of layers that stay although no image has them, or will have them soon; how often
+    /// each was asked for. Locked while layers are put out of the way.
+    pinned: Mutex<HashMap<String, usize>>,
+}
+
+/// Keeps layers, those there are and those that are being made, while it is held.
+#[derive(Debug)]
+pub struct Pins {
+    layers: Arc<Layers>,
+    names: Vec<String>,
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        let mut pinned = self.layers.pinned();
+        for name in &self.names {
+            if let Some(count) = pinned.get_mut(name) {
+                *count -= 1;
+                if *count == 0 {
+                    pinned.remove(name);
+                }
+            }
+        }
+    }
+}
+
+/// The name of the folder of parents of an image with these layers.
+fn parents_name(diff_ids: &[String]) -> String {
+    let ids = diff_ids.iter().map(|id| folder_name(id));
+    let stack: Vec<&str> = ids.collect();
+    format!("parents-{}", hex(&Sha256::digest(stack.join("\n"))))
+}
+
+/// The name of a layer's folder.
+fn folder_name(diff_id: &str) -> &str {
+    diff_id.trim_start_matches("sha256:")
 }
 
 impl Layers {
     /// Takes the folder over; what a crash left unfinished is removed.
     pub fn open(images_dir: &Path) -> Result<Self, Error> {
         let (dir, tmp) = (images_dir.join("layers"), images_dir.join("tmp"));
+        let plain = images_dir.join("parents");
         // What cannot be removed is in nobody's way.
         if let Err(error) = files::remove_tree(&tmp) {
             tracing::warn!(path = %tmp.display(), %error, "unfinished layers were not removed");
         }
-        for path in [&dir, &tmp] {
+        for path in [&dir, &tmp, &plain] {
             std::fs::create_dir_all(path).map_err(|source| Error::Io {
                 action: "create",
                 path: path.clone(),
@@ -49,13 +88,35 @@ impl Layers {
         Ok(Self {
             dir,
             tmp,
+            plain,
             making: Mutex::default(),
+            pinned: Mutex::default(),
         })
     }
 
     /// Where the layer is, or will be. Only for checked digests.
     pub fn path(&self, diff_id: &str) -> PathBuf {
-        self.dir.join(diff_id.trim_start_matches("sha256:"))
+        self.dir.join(folder_name(diff_id))
+    }
+
+    fn pinned(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.pinned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps these layers. To be asked for before one looks whether they are there.
+    pub fn pin(self: &Arc<Self>, diff_ids: &[String]) -> Pins {
+        let names: Vec<String> = { diff_ids.iter() }
+            .map(|diff_id| folder_name(diff_id).to_owned())
+            .chain([parents_name(diff_ids)])
+            .collect();
+        let mut pinned = self.pinned();
+        for name in &names {
+            *pinned.entry(name.clone()).or_default() += 1;
+        }
+        Pins {
+            layers: self.clone(),
+            names,
+        }
     }
 
     pub fn has(&self, diff_id: &str) -> bool {
@@ -103,13 +164,17 @@ impl Layers {
             inner: plain,
             hash: Sha256::new(),
         };
-        unpack::unpack(&mut hashing, &folder, limits)
+        let plain = unpack::unpack(&mut hashing, &folder, limits)
             .map_err(|error| malformed(format!("unpack {error}")))?;
         let found = format!("sha256:{}", hex(&hashing.hash.finalize()));
         if found != diff_id {
             return Err(malformed(format!("its content has the digest {found}")));
         }
         sync_filesystem(&folder).map_err(io("sync", &folder))?;
+        let list = self.plain.join(folder_name(diff_id));
+        if !plain.is_empty() {
+            parents::save(&list, &plain).map_err(io("write", &list))?;
+        }
         let place = self.path(diff_id);
         match std::fs::rename(&folder, &place) {
             Err(_) if place.exists() => Ok(()),
@@ -117,34 +182,114 @@ impl Layers {
         }
     }
 
-    /// Removes every layer that `used` does not name.
-    pub fn retain(&self, used: impl Fn(&str) -> bool) -> Result<(), Error> {
+    /// The stack of an image's layers, lowest first, as they are mounted. All are there.
+    pub fn stack(&self, diff_ids: &[String]) -> Vec<PathBuf> {
+        let mut stack: Vec<PathBuf> = diff_ids.iter().map(|id| self.path(id)).collect();
+        let parents = self.dir.join(parents_name(diff_ids));
+        if parents.exists() {
+            stack.push(parents);
+        }
+        stack
+    }
+
+    /// Makes what the stack of these layers needs besides them (`parents.rs`). Blocking; the caller
+    /// has pinned them.
+    pub fn complete(&self, diff_ids: &[String]) -> Result<(), Error> {
+        let place = self.dir.join(parents_name(diff_ids));
+        let layer = |diff_id: &String| {
+            let plain = parents::load(&self.plain.join(folder_name(diff_id)))?;
+            let dir = self.path(diff_id);
+            Ok(parents::Layer { dir, plain })
+        };
+        let made = || -> io::Result<()> {
+            let layers: Vec<_> = diff_ids.iter().map(layer).collect::<io::Result<_>>()?;
+            if place.exists() || layers.iter().all(|layer| layer.plain.is_empty()) {
+                return Ok(());
+            }
+            let staging = Scratch::new(&self.tmp, "parents.")?;
+            let folder = staging.path().join("diff");
+            std::fs::create_dir(&folder)?;
+            set_mode_755(&folder)?;
+            if !parents::make(&layers, &folder)? {
+                return Ok(());
+            }
+            sync_filesystem(&folder)?;
+            match std::fs::rename(&folder, &place) {
+                Err(_) if place.exists() => Ok(()),
+                result => result,
+            }
+        };
+        made().map_err(|source| Error::Io {
+            action: "make",
+            path: place.clone(),
+            source,
+        })
+    }
+
+    /// Puts every layer out of the way that no image of `images` (diff ids of each) has, nobody has pinned and
+    /// no container uses, and returns where they lie now, to be removed. `users` is asked for the
+    /// folders that containers use, only if it matters; if it does not know, all stay.
+    ///
+    /// The caller sees to it that no image is recorded meanwhile. Blocking.
+    pub fn unused(
+        &self,
+        images: &[Vec<String>],
+        users: impl FnOnce(&Path) -> Option<HashSet<String>>,
+    ) -> Result<Vec<PathBuf>, Error> {
+        // First the pins, then the containers: whoever starts one unpins after it is recorded.
+        let before: HashSet<String> = self.pinned().keys().cloned().collect();
+        let of_images: HashSet<&str> = images.iter().flatten().map(|id| folder_name(id)).collect();
+        let parents: HashSet<String> = images.iter().map(|ids| parents_name(ids)).collect();
+        let mut candidates = self.names()?;
+        candidates.retain(|name| {
+            !of_images.contains(name.as_str()) && !parents.contains(name) && !before.contains(name)
+        });
+        if candidates.is_empty() {
+            return Ok(Vec::new());
+        }
+        let Some(used) = users(&self.dir) else {
+            return Ok(Vec::new());
+        };
+        candidates.retain(|name| !used.contains(name));
+        let pinned = self.pinned();
+        candidates.retain(|name| !pinned.contains_key(name));
+        // First out of sight, then away: a crash in between leaves no half layer.
+        let put_away = |name: String| {
+            let (from, to) = (self.dir.join(&name), self.tmp.join(&name));
+            std::fs::rename(&from, &to).map_err(|source| Error::Io {
+                action: "remove",
+                path: from,
+                source,
+            })?;
+            // A layer without its list counts as one that has entries for all.
+            let _ = std::fs::remove_file(self.plain.join(&name));
+            Ok(to)
+        };
+        candidates.into_iter().map(put_away).collect()
+    }
+
+    fn names(&self) -> Result<Vec<String>, Error> {
         let io = |source| Error::Io {
             action: "read",
             path: self.dir.clone(),
             source,
         };
-        for entry in std::fs::read_dir(&self.dir).map_err(io)? {
-            let entry = entry.map_err(io)?;
-            let name = entry.file_name();
-            if used(&format!("sha256:{}", name.to_string_lossy())) {
-                continue;
-            }
-            // First out of sight, then away: a crash in between leaves no half layer.
-            let doomed = self.tmp.join(&name);
-            std::fs::rename(entry.path(), &doomed).map_err(|source| Error::Io {
-                action: "remove",
-                path: entry.path(),
-                source,
-            })?;
-            files::remove_tree(&doomed).map_err(|source| Error::Io {
-                action: "remove",
-                path: doomed,
-                source,
-            })?;
-        }
-        Ok(())
+        let entries = std::fs::read_dir(&self.dir).map_err(io)?;
+        let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        names.collect::<io::Result<_>>().map_err(io)
     }
+}
+
+/// Removes folders that were put out of the way. Blocking.
+pub fn remove_all(paths: Vec<PathBuf>) -> Result<(), Error> {
+    for path in paths {
+        files::remove_tree(&path).map_err(|source| Error::Io {
+            action: "remove",
+            path,
+            source,
+        })?;
+    }
+    Ok(())
 }
 
 /// A frame's own word decides how much memory its window takes: 8 MiB, as RFC 8878 recommends.
@@ -312,7 +457,21 @@ mod tests {
                 std::fs::read_dir(dir.path().join("tmp")).unwrap().count(),
                 0
             );
-            layers.retain(|_| false).unwrap();
+            let layers = Arc::new(layers);
+            let sweep = |users: &'static [&str]| {
+                let unused = layers.unused(&[], |_| {
+                    Some(users.iter().map(|name| (*name).to_owned()).collect())
+                });
+                remove_all(unused.unwrap()).unwrap();
+            };
+            let pins = layers.pin(std::slice::from_ref(&diff_id));
+            sweep(&[]);
+            assert!(layers.has(&diff_id), "it is pinned");
+            drop(pins);
+            let unused = layers.unused(&[], |_| None);
+            assert!(unused.unwrap().is_empty(), "nobody knows who uses it");
+            assert!(layers.has(&diff_id));
+            sweep(&[]);
             assert!(!layers.has(&diff_id));
         }
     }

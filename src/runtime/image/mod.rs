@@ -5,6 +5,8 @@
 //! - A layer is downloaded, checked against its digest and unpacked once, streamed, never held in
 //!   memory.
 //! - An image is listed only when all of it is there; a cut pull leaves only finished layers.
+//! - A layer goes only when no image has it, no container is made of it, and nobody is about to use
+//!   it: a removal waits for no pull, and no pull for a removal.
 //!
 //! Start at [`Images::pull`]; `layers.rs` and `unpack` put bytes on disk.
 
@@ -17,12 +19,15 @@ mod import;
 mod json;
 mod layers;
 mod manifest;
+mod parents;
 mod platform;
 mod pull;
 mod records;
 mod reference;
 mod registry;
 mod tarball;
+#[cfg(test)]
+mod tests;
 mod unpack;
 
 pub use json::excerpt;
@@ -34,9 +39,9 @@ use std::{
     sync::{Arc, RwLock},
 };
 
-use layers::Layers;
+use layers::{Layers, Pins};
 use records::{Record, Records};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 /// Names of one image, and digests; the oldest are forgotten.
 const MOST_NAMES: usize = 256;
@@ -52,12 +57,27 @@ struct Shared {
     dir: PathBuf,
     layers: Arc<Layers>,
     records: Records,
+    /// Containers' records lie below.
+    run_dir: PathBuf,
     /// By image id. Changed only while `changing` is held.
     images: RwLock<HashMap<String, Arc<Image>>>,
-    /// One change of records at a time. `removal` inside: unused layers must not be swept while a
-    /// pull is between its first layer and its record, hence pulls hold it shared.
+    /// One change of records at a time, from the look that decides it.
     changing: Mutex<()>,
-    sweeping: tokio::sync::RwLock<()>,
+    /// Counts images and names that were added.
+    additions: watch::Sender<u64>,
+}
+
+/// An image that somebody is going to use: its layers stay while this is held, whoever removes it.
+#[derive(Debug)]
+pub struct Held {
+    image: Image,
+    _pins: Pins,
+}
+
+impl Held {
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
 }
 
 /// One image that is wholly here.
@@ -97,8 +117,9 @@ impl std::fmt::Debug for Credentials {
 pub type Progress = Arc<dyn Fn(u64, u64) + Send + Sync>;
 
 impl Images {
-    /// Takes over `state_dir/images`; what a crash left unfinished there is removed.
-    pub async fn open(state_dir: PathBuf) -> Result<Self, Error> {
+    /// Takes over `state_dir/images`; what a crash left unfinished there is removed. Containers are
+    /// those that the runtime has recorded below `run_dir`.
+    pub async fn open(state_dir: PathBuf, run_dir: PathBuf) -> Result<Self, Error> {
         blocking(move || {
             let dir = state_dir.join("images");
             let layers = Arc::new(Layers::open(&dir)?);
@@ -116,15 +137,15 @@ impl Images {
                     }
                 }
             }
-            let (changing, sweeping) = (Mutex::default(), tokio::sync::RwLock::default());
             Ok(Self {
                 shared: Arc::new(Shared {
                     dir,
                     layers,
                     records,
+                    run_dir,
                     images: RwLock::new(images),
-                    changing,
-                    sweeping,
+                    changing: Mutex::default(),
+                    additions: watch::channel(0).0,
                 }),
             })
         })
@@ -136,17 +157,39 @@ impl Images {
         Ok(self.find(reference)?.map(|image| image.as_ref().clone()))
     }
 
+    /// The same for somebody who is going to use it.
+    pub fn hold(&self, reference: &str) -> Result<Option<Held>, Error> {
+        let images = self.shared.read();
+        let Some(image) = find_in(&images, reference)? else {
+            return Ok(None);
+        };
+        // While nobody can remove it: a removal takes it from the list before it looks for pins.
+        let pins = self.shared.layers.pin(image.config.rootfs().diff_ids());
+        Ok(Some(Held {
+            image: image.as_ref().clone(),
+            _pins: pins,
+        }))
+    }
+
+    /// Changes whenever an image has come, or another name of one.
+    pub fn additions(&self) -> watch::Receiver<u64> {
+        self.shared.additions.subscribe()
+    }
+
     pub async fn pull(
         &self,
         reference: &str,
         credentials: &Credentials,
         progress: Option<Progress>,
-    ) -> Result<Image, Error> {
+    ) -> Result<Held, Error> {
         let name = Name::parse(reference)?;
-        let _no_sweep = self.shared.sweeping.read().await;
         let shared = &self.shared;
-        let content = pull::pull(&shared.layers, &shared.dir, &name, credentials, progress).await?;
-        self.add(content.record(Some(&name))).await
+        let pulled = pull::pull(&shared.layers, &shared.dir, &name, credentials, progress);
+        let (content, pins) = pulled.await?;
+        Ok(Held {
+            image: self.add(content.record(Some(&name))).await?,
+            _pins: pins,
+        })
     }
 
     /// A docker-archive or OCI layout (folder or tar), names as in the archive.
@@ -155,7 +198,6 @@ impl Images {
         path: &Path,
         progress: Option<Progress>,
     ) -> Result<Vec<Image>, Error> {
-        let _no_sweep = self.shared.sweeping.read().await;
         let (shared, path) = (self.shared.clone(), path.to_owned());
         let imported = blocking(move || {
             import::import(
@@ -182,11 +224,7 @@ impl Images {
     }
 
     pub async fn list(&self) -> Result<Vec<Image>, Error> {
-        let images = self
-            .shared
-            .images
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let images = self.shared.read();
         let mut images: Vec<Image> = images
             .values()
             .map(|image| image.as_ref().clone())
@@ -195,35 +233,35 @@ impl Images {
         Ok(images)
     }
 
-    /// Removes a name; the last one takes the image and its unused layers with it.
+    /// Removes a name; the last one takes the image with it, and the layers that nobody uses. Those
+    /// that a container is made of stay until it is gone.
     pub async fn remove(&self, reference: &str) -> Result<(), Error> {
+        let changing = self.shared.changing.lock().await;
+        // Only now: while this waited the image may have got another name.
         let Some(found) = self.find(reference)? else {
             return Err(Error::NotFound {
                 reference: reference.to_owned(),
             });
         };
-        let name = if reference == found.id {
-            None
-        } else {
-            Some(Name::parse(reference)?.to_string())
-        };
-        let _alone = self.shared.sweeping.write().await;
-        let _changing = self.shared.changing.lock().await;
         let mut image = found.as_ref().clone();
-        if let Some(name) = name {
+        if reference != found.id {
+            let name = Name::parse(reference)?.to_string();
+            let by_digest = image.digests.contains(&name);
             image.names.retain(|other| *other != name);
             image.digests.retain(|other| *other != name);
-        }
-        if reference != found.id && !image.names.is_empty() {
-            return self.record(image).await;
+            if !image.names.is_empty() || by_digest && !image.digests.is_empty() {
+                return self.record(image).await;
+            }
         }
         let shared = self.shared.clone();
-        blocking(move || {
+        let unused = blocking(move || {
             shared.records.delete(&image.id)?;
             shared.write().remove(&image.id);
-            shared.sweep()
-        })
-        .await
+            shared.unused_layers()
+        });
+        let unused = unused.await?;
+        drop(changing);
+        blocking(move || layers::remove_all(unused)).await
     }
 
     /// Removes an image with all its names and its unused layers, if `unused` says so; says whether
@@ -233,22 +271,35 @@ impl Images {
         id: &str,
         unused: impl FnOnce(&Image) -> bool + Send + 'static,
     ) -> Result<bool, Error> {
-        let _alone = self.shared.sweeping.write().await;
-        let _changing = self.shared.changing.lock().await;
+        let changing = self.shared.changing.lock().await;
         let (shared, id) = (self.shared.clone(), id.to_owned());
-        blocking(move || {
+        let removed = blocking(move || {
             {
                 let mut images = shared.write();
                 match images.get(&id) {
                     Some(image) if unused(image) => images.remove(&id),
-                    _ => return Ok(false),
+                    _ => return Ok(None),
                 };
             }
             shared.records.delete(&id)?;
-            shared.sweep()?;
-            Ok(true)
-        })
-        .await
+            shared.unused_layers().map(Some)
+        });
+        let Some(unused) = removed.await? else {
+            return Ok(false);
+        };
+        drop(changing);
+        blocking(move || layers::remove_all(unused)).await?;
+        Ok(true)
+    }
+
+    /// Removes layers that nobody uses any more: those that containers have outlived their images
+    /// with.
+    pub async fn remove_unused_layers(&self) -> Result<(), Error> {
+        let changing = self.shared.changing.lock().await;
+        let shared = self.shared.clone();
+        let unused = blocking(move || shared.unused_layers()).await?;
+        drop(changing);
+        blocking(move || layers::remove_all(unused)).await
     }
 
     /// The folders that hold layers; for measuring the disk they use.
@@ -257,18 +308,7 @@ impl Images {
     }
 
     fn find(&self, reference: &str) -> Result<Option<Arc<Image>>, Error> {
-        let images = self
-            .shared
-            .images
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(image) = images.get(reference) {
-            return Ok(Some(image.clone()));
-        }
-        let name = Name::parse(reference)?.to_string();
-        let named =
-            |image: &&Arc<Image>| image.names.contains(&name) || image.digests.contains(&name);
-        Ok(images.values().find(named).cloned())
+        find_in(&self.shared.read(), reference)
     }
 
     /// Adds an image, or its names to the one that is there. A name moves from the image that had
@@ -309,6 +349,7 @@ impl Images {
                 diff_ids: image.config.rootfs().diff_ids().clone(),
             })?;
             shared.write().insert(image.id.clone(), Arc::new(image));
+            shared.additions.send_modify(|count| *count += 1);
             Ok(())
         })
         .await
@@ -322,15 +363,32 @@ impl Shared {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Removes the layers that no image has any more.
-    fn sweep(&self) -> Result<(), Error> {
-        let used: std::collections::HashSet<String> = self
-            .write()
-            .values()
-            .flat_map(|image| image.config.rootfs().diff_ids().clone())
-            .collect();
-        self.layers.retain(|diff_id| used.contains(diff_id))
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<String, Arc<Image>>> {
+        self.images
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+
+    /// Puts the layers out of the way that nobody uses. The caller holds `changing`.
+    fn unused_layers(&self) -> Result<Vec<PathBuf>, Error> {
+        let ids = |image: &Arc<Image>| image.config.rootfs().diff_ids().clone();
+        let images: Vec<Vec<String>> = self.read().values().map(ids).collect();
+        self.layers.unused(&images, |layers| {
+            super::records::used_layers(&self.run_dir, layers)
+        })
+    }
+}
+
+fn find_in(
+    images: &HashMap<String, Arc<Image>>,
+    reference: &str,
+) -> Result<Option<Arc<Image>>, Error> {
+    if let Some(image) = images.get(reference) {
+        return Ok(Some(image.clone()));
+    }
+    let name = Name::parse(reference)?.to_string();
+    let named = |image: &&Arc<Image>| image.names.contains(&name) || image.digests.contains(&name);
+    Ok(images.values().find(named).cloned())
 }
 
 fn image(record: &Record, layers: &Layers) -> Result<Image, Error> {
@@ -351,11 +409,7 @@ fn image(record: &Record, layers: &Layers) -> Result<Image, Error> {
         names: record.names.clone(),
         digests: record.digests.clone(),
         size_bytes: record.size_bytes,
-        layers: record
-            .diff_ids
-            .iter()
-            .map(|diff_id| layers.path(diff_id))
-            .collect(),
+        layers: layers.stack(&record.diff_ids),
         config,
     })
 }

@@ -15,7 +15,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use super::{
     Credentials, Error, Progress, blocking,
     content::{Content, MAX_CONFIG_BYTES},
-    layers::Layers,
+    layers::{Layers, Pins},
     manifest::{self, Descriptor, Document, MAX_INDEX_DEPTH, Manifest},
     platform,
     reference::Name,
@@ -26,14 +26,15 @@ const LAYERS_AT_ONCE: usize = 3;
 /// Of all layers together, compressed.
 const MAX_IMAGE_BYTES: u64 = 64 << 30;
 
-/// Brings all layers of `name` onto disk and returns what must be recorded of the image.
+/// Brings all layers of `name` onto disk and returns what must be recorded of the image; its layers
+/// stay while the pins are held.
 pub async fn pull(
     layers: &Arc<Layers>,
     dir: &Path,
     name: &Name,
     credentials: &Credentials,
     progress: Option<Progress>,
-) -> Result<Content, Error> {
+) -> Result<(Content, Pins), Error> {
     let pull = Pull {
         registry: Registry::new(name, credentials, Patience::default()).await?,
         name,
@@ -46,6 +47,7 @@ pub async fn pull(
         .await?;
     let (what, count) = (name.to_string(), manifest.layers.len());
     let content = blocking(move || Content::new(&what, digest, config, count)).await?;
+    let pins = layers.pin(&content.diff_ids);
     let meter = Meter::new(total, progress);
     // Boxed, since the compiler cannot see that futures which borrow may cross threads otherwise.
     let downloads: Vec<_> = manifest
@@ -58,7 +60,9 @@ pub async fn pull(
         .buffer_unordered(LAYERS_AT_ONCE)
         .try_collect::<Vec<()>>()
         .await?;
-    Ok(content.with_size(meter.total))
+    let (all, ids) = (layers.clone(), content.diff_ids.clone());
+    blocking(move || all.complete(&ids)).await?;
+    Ok((content.with_size(meter.total), pins))
 }
 
 struct Pull<'a> {

@@ -17,7 +17,7 @@ use std::{
         fd::{AsFd, BorrowedFd},
         unix::ffi::OsStrExt,
     },
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use nix::{
@@ -36,7 +36,10 @@ use nix::{
 use xattr::FileExt;
 
 use self::place::{Places, mark_opaque};
-use super::tarball::{Archive, Entry, Kind};
+use super::{
+    parents::Folders,
+    tarball::{Archive, Entry, Kind},
+};
 use crate::runtime::files;
 
 /// What one layer may ask for.
@@ -74,8 +77,9 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Names that aufs kept for itself.
 const AUFS: &[u8] = b".wh..wh.";
 
-/// Unpacks the tar stream into `dir`, which exists and is empty; returns the bytes of its files.
-pub fn unpack(reader: impl Read, dir: &Path, limits: Limits) -> io::Result<u64> {
+/// Unpacks the tar stream into `dir`, which exists and is empty. Returns the folders that have no
+/// entry of their own, but for those that hide what the layers below have there.
+pub fn unpack(reader: impl Read, dir: &Path, limits: Limits) -> io::Result<Folders> {
     let mut archive = Archive::new(reader);
     let mut target = Target {
         places: Places::new(dir, limits.steps, limits.files)?,
@@ -92,7 +96,13 @@ pub fn unpack(reader: impl Read, dir: &Path, limits: Limits) -> io::Result<u64> 
     target.places.leave_all()?;
     // What follows the end mark belongs to the stream's digest.
     io::copy(&mut archive.into_inner(), &mut io::sink())?;
-    Ok(target.bytes)
+    let is_folder = |path: &PathBuf| {
+        let found = std::fs::symlink_metadata(dir.join(path));
+        found.is_ok_and(|found| found.is_dir())
+    };
+    let mut plain = std::mem::take(&mut target.places.plain);
+    plain.retain(is_folder); // a later entry may have replaced one
+    Ok(plain)
 }
 
 /// For people; names are of others' making.
@@ -149,13 +159,20 @@ impl Target {
             if matches!(hidden, b"" | b"." | b"..") {
                 return Err(invalid(&format!("invalid whiteout name: {name:?}")));
             }
-            return hide(self.places.enter(folder)?, OsStr::from_bytes(hidden));
+            let hidden = OsStr::from_bytes(hidden);
+            hide(self.places.enter(folder)?, hidden)?;
+            self.places.stands_alone(hidden);
+            return Ok(());
         }
         if entry.kind == Kind::HardLink {
             return self.hard_link(entry, folder, name);
         }
         let parent = self.places.enter(folder)?;
-        make(parent, name, entry, content)
+        make(parent, name, entry, content)?;
+        if entry.kind == Kind::Folder {
+            self.places.stands_alone(name);
+        }
+        Ok(())
     }
 
     fn count(&mut self, entry: &Entry) -> io::Result<()> {

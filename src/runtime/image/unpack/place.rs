@@ -11,7 +11,7 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use nix::{
@@ -25,7 +25,10 @@ use nix::{
 };
 use xattr::FileExt;
 
-use super::{MOST_DEPTH, invalid};
+use super::{
+    super::parents::{self, Folders},
+    MOST_DEPTH, invalid,
+};
 
 /// On one path, as the kernel has it.
 const MOST_LINKS: u32 = 40;
@@ -38,6 +41,8 @@ pub struct Places {
     named: Option<Vec<OsString>>,
     steps_left: u64,
     files_left: u64,
+    /// Folders that were made for what is in them, by their paths.
+    pub plain: Folders,
 }
 
 struct Open {
@@ -56,6 +61,7 @@ impl Places {
             named: None,
             steps_left: steps,
             files_left: files,
+            plain: Folders::new(),
         })
     }
 
@@ -80,6 +86,19 @@ impl Places {
             self.named = Some(folder.iter().map(|name| (*name).to_owned()).collect());
         }
         Ok(self.here())
+    }
+
+    /// What this folder of the present one is does not come from the layers below.
+    pub fn stands_alone(&mut self, name: &OsStr) {
+        if !self.plain.is_empty() {
+            let path = self.path(name);
+            self.plain.remove(&path);
+        }
+    }
+
+    fn path(&self, name: &OsStr) -> PathBuf {
+        let folders = self.chain.iter().map(|open| open.name.as_os_str());
+        folders.chain([name]).collect()
     }
 
     /// Leaves every folder that is open.
@@ -143,6 +162,10 @@ impl Places {
             Ok(folder) => folder,
             Err(Errno::ENOENT) => {
                 self.make(name)?;
+                if self.plain.len() < parents::MOST {
+                    let path = self.path(name);
+                    self.plain.insert(path);
+                }
                 open(self.here())?
             }
             Err(Errno::ENOTDIR | Errno::ELOOP) => {

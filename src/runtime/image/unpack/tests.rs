@@ -7,7 +7,7 @@ use tar::EntryType;
 
 use super::*;
 
-fn unpack_all(tar: &[u8], dir: &Path) -> io::Result<u64> {
+fn unpack_all(tar: &[u8], dir: &Path) -> io::Result<Folders> {
     unpack(tar, dir, Limits::default())
 }
 
@@ -313,14 +313,15 @@ fn depth_number_and_size_are_bounded() {
     let tar = layer(&[("a/b/c", FILE, ""), ("d", FILE, "")]);
     let with = |limits: Limits| {
         let dir = tempfile::tempdir().unwrap();
-        unpack(tar.as_slice(), dir.path(), limits).map_err(|error| error.to_string())
+        let done = unpack(tar.as_slice(), dir.path(), limits).map(drop);
+        done.map_err(|error| error.to_string())
     };
     let limits = Limits {
         files: 4,
         bytes: 0,
         steps: 2,
     };
-    assert_eq!(with(limits), Ok(0));
+    assert_eq!(with(limits), Ok(()));
     let error = with(Limits { files: 3, ..limits }).unwrap_err();
     assert!(
         error.contains("\"d\": the layer has too many files"),
@@ -372,4 +373,30 @@ fn holes_stay_holes() {
     let meta = std::fs::metadata(dir.path().join("s")).unwrap();
     assert_eq!(meta.len(), 1 << 30);
     assert!(meta.blocks() * 512 < 1 << 20, "{} blocks", meta.blocks());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn folders_without_an_entry_are_listed() {
+    let layer = layer(&[
+        ("tmp/x", FILE, ""),
+        ("late/x", FILE, ""),
+        ("late", FOLDER, ""),
+        ("a/b/c", FILE, ""),
+        ("replaced/x", FILE, ""),
+        ("replaced", FILE, ""),
+        // Whatever is below is hidden: these are new.
+        (".wh.new", FILE, ""),
+        ("new/x", FILE, ""),
+        ("hidden/x", FILE, ""),
+        (".wh.hidden", FILE, ""),
+        // This one keeps what it is, with other things in it.
+        ("emptied/.wh..wh..opq", FILE, ""),
+    ]);
+    let dir = tempfile::tempdir().unwrap();
+    let plain = unpack_all(&layer, dir.path()).unwrap();
+    let plain: Vec<_> = { plain.iter() }
+        .map(|path| path.display().to_string())
+        .collect();
+    assert_eq!(plain, ["a", "a/b", "emptied", "tmp"]);
 }
