@@ -19,9 +19,11 @@ use tokio_util::sync::CancellationToken;
 use super::{
     admit::{self, Refusal, Room},
     book::Book,
+    events,
     eviction::{self, Order, Pressures},
     logs,
     mirrors::Mirrors,
+    network,
     node::Health,
     pod, probe,
     reporter::Target,
@@ -72,6 +74,8 @@ pub struct Table {
     removals: JoinSet<String>,
     synced: HashSet<Source>,
     tasks: JoinSet<()>,
+    /// Pods that are not understood, by UID.
+    left_alone: HashMap<String, Arc<Pod>>,
 }
 
 impl Table {
@@ -96,6 +100,7 @@ impl Table {
             removals: JoinSet::new(),
             synced: HashSet::new(),
             tasks: JoinSet::new(),
+            left_alone: HashMap::new(),
         }
     }
 
@@ -231,6 +236,9 @@ impl Table {
             }
         }
         let pod = Arc::new(pod);
+        if let Some(why) = self.context.runtime.set_aside().get(&uid) {
+            return self.leave_alone(&uid, pod, why);
+        }
         self.book.put(&uid, pod.clone());
         if let Some(entry) = self.entries.get_mut(&uid) {
             entry.pod = pod;
@@ -281,6 +289,20 @@ impl Table {
             .iter()
             .any(|(one, named)| one == uid || named == key);
         leaves || self.entries.contains_key(uid) || self.static_of(key).is_some()
+    }
+
+    /// The pod may run, but nothing is known of it: nothing of it is changed, nor its status. Whoever
+    /// has written its records takes it over again.
+    fn leave_alone(&mut self, uid: &str, pod: Arc<Pod>, why: &str) {
+        if self
+            .left_alone
+            .insert(uid.to_owned(), pod.clone())
+            .is_none()
+        {
+            let message = format!("This version does not understand the pod's records: {why}");
+            let events = &self.context.events;
+            events.pod(&pod, events::Level::Warning, "RecordSetAside", message);
+        }
     }
 
     /// Whether the pod only stands for one that runs here. What this node runs itself does not become
@@ -425,7 +447,21 @@ impl Table {
     /// Removes what no source knows. Nothing new comes in meanwhile, since this is awaited.
     async fn remove_orphans(&mut self) {
         let context = self.context.clone();
-        let live: Vec<String> = self.entries.keys().cloned().collect();
+        let set_aside = context.runtime.set_aside();
+        let node = eviction::node_ref(&context.config.node);
+        for (uid, why) in &set_aside {
+            let message = format!("Pod {uid} is left alone, its records are not understood: {why}");
+            let level = events::Level::Warning;
+            context
+                .events
+                .about(node.clone(), level, "RecordSetAside", message);
+        }
+        let live: Vec<String> = self
+            .entries
+            .keys()
+            .chain(set_aside.keys())
+            .cloned()
+            .collect();
         for state in context.runtime.pods().await {
             let identity = state.config.identity;
             if !live.contains(&identity.uid) {
@@ -444,7 +480,10 @@ impl Table {
         }
         let running = self.leaving.keys().cloned();
         let kept: Vec<String> = live.iter().cloned().chain(running).collect();
-        if let Err(error) = context.network.retain(&kept).await {
+        let known = self.entries.iter().map(|(uid, entry)| (uid, &entry.pod));
+        let asked = |(uid, pod): (&String, &Arc<Pod>)| (uid.clone(), network::forwards(pod));
+        let ports = known.chain(&self.left_alone).map(asked).collect();
+        if let Err(error) = context.network.adopt(&kept, ports).await {
             tracing::warn!(%error, "addresses of pods that are gone may stay taken");
         }
         logs::remove_orphans(&context.config.log_dir, live).await;

@@ -264,9 +264,6 @@ impl Worker {
         let launching = self.records.iter().filter(|one| one.is_launching());
         self.launching = launching.map(|one| one.id.clone()).collect();
         self.volumes.adopt();
-        if let Err(error) = sandbox::open_ports(&self.context, &self.pod).await {
-            tracing::warn!(pod = self.pod.name_any(), error, "ports of the node");
-        }
     }
 
     /// What was told of containers is true until probes say otherwise.
