@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// As long as `wanted`, or longer where the machine is emulated: `VETCH_TEST_PATIENCE` times as long.
 pub fn patiently(wanted: Duration) -> Duration {
