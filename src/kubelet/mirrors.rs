@@ -182,10 +182,16 @@ impl Mirrors {
 
     /// Makes the API's mirrors what they shall be, for as long as it is polled.
     pub async fn run(self) {
+        let queue = &self.shared.queue;
         let mut looks = FuturesUnordered::new();
+        // Kept while others go on: it may have its key already.
+        let mut next = std::pin::pin!(queue.next());
         loop {
             tokio::select! {
-                key = self.shared.queue.next() => looks.push(self.look(key)),
+                key = &mut next => {
+                    next.set(queue.next());
+                    looks.push(self.look(key));
+                }
                 Some(()) = looks.next() => {}
             }
         }

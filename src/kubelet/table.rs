@@ -263,20 +263,6 @@ impl Table {
         self.entries.insert(uid, entry);
     }
 
-    /// The pod may run, but nothing is known of it: nothing of it is changed, nor its status. Whoever
-    /// has written its records takes it over again.
-    fn leave_alone(&mut self, uid: &str, pod: Arc<Pod>, why: &str) {
-        if self
-            .left_alone
-            .insert(uid.to_owned(), pod.clone())
-            .is_none()
-        {
-            let message = format!("This version does not understand the pod's records: {why}");
-            let events = &self.context.events;
-            events.pod(&pod, events::Level::Warning, "RecordSetAside", message);
-        }
-    }
-
     fn desired(&self, source: Source, pod: &Arc<Pod>, wish: &Wish) -> Desired {
         let shown = match source {
             Source::Api => pod.uid().map(|uid| (uid, pod.status.clone())),
@@ -303,6 +289,20 @@ impl Table {
             .iter()
             .any(|(one, named)| one == uid || named == key);
         leaves || self.entries.contains_key(uid) || self.static_of(key).is_some()
+    }
+
+    /// The pod may run, but nothing is known of it: nothing of it is changed, nor its status. Whoever
+    /// has written its records takes it over again.
+    fn leave_alone(&mut self, uid: &str, pod: Arc<Pod>, why: &str) {
+        if self
+            .left_alone
+            .insert(uid.to_owned(), pod.clone())
+            .is_none()
+        {
+            let message = format!("This version does not understand the pod's records: {why}");
+            let events = &self.context.events;
+            events.pod(&pod, events::Level::Warning, "RecordSetAside", message);
+        }
     }
 
     /// Whether the pod only stands for one that runs here. What this node runs itself does not become

@@ -41,12 +41,12 @@ use crate::{
 const EVENTS: usize = 1024;
 /// How long a killed container may take to end, and a supervisor to kill all it has.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Between two tries to take a pod over.
-const FIRST_WAIT: Duration = Duration::from_millis(10);
-const LAST_WAIT: Duration = Duration::from_secs(1);
 /// A start that an earlier daemon has ordered is asked about so often: of one that left no record
 /// nothing is told.
 const LAUNCH_LOOK: Duration = Duration::from_secs(1);
+/// Between two tries to take a pod over.
+const FIRST_WAIT: Duration = Duration::from_millis(10);
+const LAST_WAIT: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub struct Node {
@@ -56,10 +56,10 @@ pub struct Node {
     _program: Program,
     zygote: Zygote,
     pods: Mutex<BTreeMap<String, Arc<Pod>>>,
-    /// Pods whose records this program does not understand, and why. They are left alone.
-    set_aside: Mutex<BTreeMap<String, String>>,
     /// UIDs of pods that are being made or removed: one such change of a pod at a time.
     changing: Mutex<HashSet<String>>,
+    /// Pods whose records this program does not understand, and why. They are left alone.
+    set_aside: Mutex<BTreeMap<String, String>>,
     events: broadcast::Sender<Event>,
 }
 
@@ -141,8 +141,8 @@ impl Node {
             zygote: Zygote::new(program.path()),
             _program: program,
             pods: Mutex::default(),
-            set_aside: Mutex::default(),
             changing: Mutex::default(),
+            set_aside: Mutex::default(),
             events: broadcast::channel(EVENTS).0,
         });
         let adoptions = uids.iter().map(|uid| node.adopt(uid));
@@ -216,20 +216,6 @@ impl Node {
         Ok(())
     }
 
-    fn leave_alone(&self, uid: &str, why: String) {
-        tracing::error!(
-            pod = uid,
-            why,
-            "a pod is not understood and left alone as it is"
-        );
-        lock(&self.set_aside).insert(uid.to_owned(), why);
-    }
-
-    /// Pods that may run, but are not understood, and why.
-    pub fn set_aside(&self) -> BTreeMap<String, String> {
-        lock(&self.set_aside).clone()
-    }
-
     /// Waits for what becomes of a start that an earlier daemon has ordered, and tells of it: it runs,
     /// has failed, or leaves nothing.
     async fn follow_launch(self: Arc<Self>, pod: Arc<Pod>, id: String) {
@@ -242,6 +228,20 @@ impl Node {
             }
         }
         pod.tell();
+    }
+
+    fn leave_alone(&self, uid: &str, why: String) {
+        tracing::error!(
+            pod = uid,
+            why,
+            "a pod is not understood and left alone as it is"
+        );
+        lock(&self.set_aside).insert(uid.to_owned(), why);
+    }
+
+    /// Pods that may run, but are not understood, and why.
+    pub fn set_aside(&self) -> BTreeMap<String, String> {
+        lock(&self.set_aside).clone()
     }
 
     pub fn events(&self) -> broadcast::Receiver<Event> {
@@ -288,7 +288,7 @@ impl Node {
             state_dir: self.config.state_dir.clone(),
             cgroup_root: self.config.cgroup_root.clone(),
         };
-        if self.find(&uid).is_some() {
+        if self.find(&uid).is_some() || self.set_aside().contains_key(&uid) {
             return Err(io_error(format!("make pod {uid}"))(
                 std::io::ErrorKind::AlreadyExists.into(),
             ));
@@ -561,6 +561,9 @@ impl Node {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if uid.is_empty() || uid.starts_with('.') || !uid.chars().all(plain) {
             return Ok(()); // no pod is named so
+        }
+        if self.set_aside().contains_key(uid) {
+            return Ok(()); // nothing of it is touched
         }
         let _alone = self.change(uid)?;
         let pod = self.find(uid);

@@ -121,23 +121,30 @@ pub fn names(dir: &Path) -> io::Result<Vec<String>> {
 }
 
 /// Names of the layer folders below `layers` that recorded containers are made of; `None` if that
-/// cannot be told, for there is one whose record cannot be read.
+/// cannot be told, for there is something that cannot be read.
 pub fn used_layers(run_dir: &Path, layers: &Path) -> Option<HashSet<String>> {
-    let listed = |error: io::Error| {
-        tracing::warn!(%error, "no layer is removed: the records are not listed");
+    let unread = |what: &Path, error: &dyn std::fmt::Display| {
+        tracing::warn!(path = %what.display(), %error, "no layer is removed: it cannot be read");
     };
+    let listed = |dir: &Path| names(dir).inspect_err(|error| unread(dir, error)).ok();
     let mut used = HashSet::new();
     let pods = run_dir.join("pods");
-    for uid in names(&pods).map_err(listed).ok()? {
+    for uid in listed(&pods)? {
         let dir = PodDir(pods.join(uid));
-        for id in dir.container_ids().map_err(listed).ok()? {
+        for id in listed(&dir.containers())? {
             let path = dir.container_config(&id);
-            let was_set_aside = format::aside(&path).symlink_metadata().is_ok();
             let record: ContainerRecord = match read(&path) {
                 Ok(record) => record,
-                Err(Unreadable::Absent) if !was_set_aside => continue,
+                Err(Unreadable::Absent) => {
+                    // Removed meanwhile, or set aside.
+                    if dir.container(&id).exists() {
+                        unread(&path, &Unreadable::Absent);
+                        return None;
+                    }
+                    continue;
+                }
                 Err(error) => {
-                    tracing::warn!(container = id, %error, "no layer is removed: a record is not read");
+                    unread(&path, &error);
                     return None;
                 }
             };

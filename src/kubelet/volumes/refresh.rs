@@ -30,11 +30,17 @@ pub fn backoff() -> Backoff {
 impl Volumes {
     /// Keeps the volumes of all pods up to date until told to stop.
     pub async fn run(&self, shutdown: CancellationToken) {
+        let queue = &self.shared.queue;
         let mut looks = FuturesUnordered::new();
+        // Kept while others go on: it may have its key already.
+        let mut next = std::pin::pin!(queue.next());
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                uid = self.shared.queue.next() => looks.push(self.look(uid)),
+                uid = &mut next => {
+                    next.set(queue.next());
+                    looks.push(self.look(uid));
+                }
                 Some(()) = looks.next() => {}
             }
         }
