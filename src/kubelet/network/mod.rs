@@ -23,7 +23,10 @@ use std::{
     net::IpAddr,
     os::fd::{AsFd, BorrowedFd},
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::AtomicBool,
+    },
 };
 
 use ipnet::{IpNet, Ipv4Net};
@@ -81,6 +84,8 @@ struct Shared {
     /// them for a repair. Taken before everything else.
     wires: RwLock<()>,
     wired: Mutex<BTreeMap<String, guard::Port>>,
+    /// The bridge was restored, and knows no longer where pods are.
+    neighbours_lost: AtomicBool,
     /// Whether all pods that run are known.
     adopted: watch::Sender<bool>,
     /// A change has failed and shall be carried out again.
@@ -223,6 +228,7 @@ impl Shared {
             tables: Mutex::new(tables),
             wires: RwLock::default(),
             wired: Mutex::new(wired),
+            neighbours_lost: AtomicBool::new(false),
             adopted: watch::Sender::new(false),
             again: Notify::new(),
         })

@@ -1,6 +1,6 @@
 //! The pod network as state that others may break: what is looked at, and how it is restored.
 
-use std::{collections::HashMap, net::IpAddr, os::fd::AsFd};
+use std::{collections::HashMap, net::IpAddr, os::fd::AsFd, sync::atomic::Ordering};
 
 use netns::{
     monitor::Changes,
@@ -8,7 +8,9 @@ use netns::{
     sysctl,
 };
 
-use super::{Error, FORWARD, PodNetwork, Shared, blocking, during, tables::Tables, wiring};
+use super::{
+    Error, FORWARD, PodNetwork, Shared, blocking, during, guard::Port, tables::Tables, wiring,
+};
 use crate::{repair::HostState, runtime::Runtime};
 
 /// A pod network with the means to wire a pod again.
@@ -140,6 +142,8 @@ impl Shared {
             let IpAddr::V4(address) = self.gateway else {
                 return Ok(());
             };
+            // Neighbours go with the last address, and when the bridge goes down.
+            self.neighbours_lost.store(true, Ordering::Relaxed);
             let made = wiring::ensure_bridge(&self.config.bridge, address, range);
             self.set_bridge(made.map_err(failed())?);
             restored.push(match same {
@@ -183,17 +187,19 @@ impl Shared {
         let (there, gone): (Vec<_>, Vec<_>) = wired
             .into_iter()
             .partition(|(_, port)| links.contains_key(&port.link));
-        let astray: Vec<_> = there
-            .into_iter()
-            .filter(|(_, port)| {
-                let link = &links[&port.link];
-                link.master != Some(bridge.index) || !link.up
-            })
-            .map(|(_, port)| port)
-            .collect();
+        let there: Vec<_> = there.into_iter().map(|(_, port)| port).collect();
+        let is_astray = |port: &&Port| {
+            let link = &links[&port.link];
+            link.master != Some(bridge.index) || !link.up
+        };
+        let astray: Vec<Port> = there.iter().filter(is_astray).cloned().collect();
         if !astray.is_empty() {
             wiring::reconnect(&bridge, &astray).map_err(failed())?;
             restored.push(format!("the links of {} pods", astray.len()));
+        }
+        if self.neighbours_lost.load(Ordering::Relaxed) {
+            wiring::adopt(&bridge, &there).map_err(failed())?;
+            self.neighbours_lost.store(false, Ordering::Relaxed);
         }
         Ok(gone.into_iter().map(|(uid, _)| uid).collect())
     }

@@ -310,7 +310,8 @@ fn what_others_undo_is_found_and_restored() -> TestResult {
             let connected = ip("-o link show master vetch0")?.contains(&wire);
             let routes = ip("route")?.replace(" linkdown", "");
             let addresses = ip("-4 -o address")?.replace(char::is_numeric, "");
-            Ok(format!("{connected} {routes} {addresses}"))
+            let neighbours = ip("neigh show nud permanent")?;
+            Ok(format!("{connected} {routes} {addresses} {neighbours}"))
         };
         let rules = || -> TestResult<[String; 3]> {
             Ok([
