@@ -4,6 +4,7 @@
 //! from one [`Informers`].
 //! Always true:
 //! - A [`Change`] is sent after the cache shows it, in watch order.
+//! - Both sides of a change are the same object, by uid.
 //! - A subscriber that falls behind gets [`Change::Resync`] and must look at the whole cache.
 
 pub mod services;
@@ -193,6 +194,14 @@ where
         {
             return;
         }
+        // Deleted and made again while nobody watched: one is gone, and another one has come.
+        let (gone, old) = match old {
+            Some(old) if old.uid() != new.uid() => (Some(old), None),
+            old => (None, old),
+        };
+        if let Some(gone) = gone {
+            let _ = self.changes.send(Change::Deleted(gone));
+        }
         let _ = self.changes.send(Change::Applied { old, new });
     }
 
@@ -363,5 +372,49 @@ where
             Ok(Event::InitDone) => shared.replace(std::mem::take(&mut listing)),
             Err(error) => tracing::warn!(kind = %K::kind(&()), %error, "watch failed, will retry"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn another_object_of_the_same_name_is_another_object() {
+        let (sender, receiver) = broadcast::channel(8);
+        let shared: Shared<Pod> = Shared {
+            objects: RwLock::default(),
+            revision: AtomicU64::new(0),
+            changes: sender,
+            synced: watch::channel(false).0,
+        };
+        let pod = |uid: &str, version: &str| -> Pod {
+            serde_json::from_value(
+                json!({"metadata": {"name": "p", "namespace": "n", "uid": uid,
+                "resourceVersion": version}}),
+            )
+            .expect("a pod")
+        };
+        for (uid, version) in [("a", "1"), ("a", "2"), ("b", "3")] {
+            shared.apply(pod(uid, version));
+        }
+        let mut changes = Changes(receiver);
+        let mut seen = Vec::new();
+        drop(shared);
+        while let Some(change) = changes.next().await {
+            let uid = |pod: &Pod| pod.uid().unwrap_or_default();
+            seen.push(match change {
+                Change::Applied { old, new } => {
+                    format!("{:?} to {}", old.map(|old| uid(&old)), uid(&new))
+                }
+                Change::Deleted(old) => format!("{} gone", uid(&old)),
+                Change::Resync => "resync".to_owned(),
+            });
+        }
+        let want = ["None to a", "Some(\"a\") to a", "a gone", "None to b"];
+        assert_eq!(seen, want);
     }
 }

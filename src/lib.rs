@@ -8,6 +8,7 @@ pub mod apiserver;
 pub mod backoff;
 pub mod cli;
 pub mod controllers;
+pub mod deletion;
 pub mod dns;
 pub mod events;
 pub mod informer;
@@ -22,3 +23,5 @@ pub mod runtime;
 pub mod scheduler;
 pub mod store;
 pub mod supervision;
+#[cfg(test)]
+mod testing;

@@ -42,7 +42,7 @@ const ALLOWED: [(&str, &[&str]); 16] = [
 ];
 
 /// What every part may use; these use nothing of ours themselves.
-const FOR_ALL: [&str; 3] = ["backoff", "queue", "supervision"];
+const FOR_ALL: [&str; 4] = ["backoff", "deletion", "queue", "supervision"];
 
 /// Which of our crates each part may use.
 const CRATES: [(&str, &[&str]); 9] = [
@@ -186,4 +186,30 @@ fn the_reader_sees_what_is_used() {
         names.into_iter().collect::<Vec<_>>(),
         ["informer", "pki", "store"]
     );
+}
+
+/// Who deletes an object says which one was judged: see `src/deletion.rs`.
+#[test]
+fn only_what_was_judged_is_deleted() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut wrong = Vec::new();
+    for part in ["controllers", "scheduler"] {
+        let mut files = Vec::new();
+        sources(&root.join(part), &mut files);
+        for file in files {
+            let text = fs::read_to_string(&file).unwrap();
+            for plain in [
+                "&DeleteParams::default()",
+                "&DeleteParams::background()",
+                "&DeleteParams::foreground()",
+                "Preconditions {",
+            ] {
+                if text.contains(plain) {
+                    let path = file.strip_prefix(&root).unwrap();
+                    wrong.push(format!("{} has {plain}", path.display()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }

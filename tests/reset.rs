@@ -157,7 +157,7 @@ fn a_host_without_root_is_told_and_not_touched() {
     let cluster = Cluster::new();
     let root = cluster.root.path();
     let program = root.join("vetch");
-    fs::copy(env!("CARGO_BIN_EXE_vetch"), &program).unwrap();
+    fs::copy(lab::program(), &program).unwrap();
     cluster.host.sh(&format!("chmod 777 {}", root.display()));
     let commands = [
         "up",

@@ -176,6 +176,7 @@ async fn count_up(store: Arc<Embedded>, writer: usize) {
         let write = Write {
             key: key.clone(),
             expect,
+            guards: Vec::new(),
             op: Op::Put {
                 value: Bytes::from(format!("{value:<200}")),
                 ttl: None,

@@ -62,6 +62,15 @@ impl Netlink {
         })
     }
 
+    /// Leaves the wait for the socket's end, once this is dropped, to a thread of its own.
+    pub fn close_elsewhere(&self) {
+        if let Ok(last) = self.fd.try_clone() {
+            let closing = std::thread::Builder::new().name("netlink-close".to_owned());
+            // Without a thread the caller waits.
+            let _ = closing.spawn(move || drop(last));
+        }
+    }
+
     /// Sends all messages in one datagram and waits for each to be acknowledged. All are tried;
     /// the first error is returned.
     pub fn request(&mut self, messages: &mut [Message]) -> Result<(), Error> {

@@ -5,17 +5,18 @@
 //! Always true: a definition says Established only after its rows are served.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
 };
 
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::{
+    cache::{self, Object},
     metadata::now,
     objects::{Lookup, Named, Objects},
-    query::{FieldValidation, Query},
     registry::{
         Resource, custom,
         kinds::{
@@ -24,14 +25,14 @@ use super::{
             value::{items, set, text, texts},
         },
     },
-    selector::Selection,
     server::ApiServer,
     start::own_user,
-    status::{Reason, Status},
-    verbs::{self, ListOptions},
+    status::Reason,
+    verbs,
     write::Writing,
 };
 use crate::{
+    backoff::Backoff,
     store::Revision,
     supervision::{Parts, Policy},
 };
@@ -41,12 +42,16 @@ const STORAGE: &str = "customresourcedefinitions";
 /// The check of what follows the definitions, as the original names it.
 const PART: &str = "poststarthook/start-apiextensions-controllers";
 
+/// Between tries to delete what belongs to a definition: somebody's webhook may refuse that for long.
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
 pub struct Keeper {
     server: Weak<ApiServer>,
     /// Rows made, by the definition's uid, with the generation and names they were made of.
     made: Mutex<HashMap<String, (String, Vec<&'static Resource>)>>,
-    /// Definitions whose objects are being deleted.
-    emptying: Mutex<HashSet<String>>,
+    /// Definitions whose objects are being deleted, by uid, with why that did not work the last time.
+    emptying: Mutex<HashMap<String, Option<String>>>,
 }
 
 impl Keeper {
@@ -87,7 +92,7 @@ impl Keeper {
         for definition in &definitions {
             let uid = text(definition, "metadata.uid").to_owned();
             let mut next = (**definition).clone();
-            apply(&mut next, verdicts.get(&uid));
+            apply(&mut next, verdicts.get(&uid), self.failure(&uid).as_deref());
             if is_established(&next) {
                 rows.extend(self.rows(&uid, &next));
             }
@@ -108,9 +113,12 @@ impl Keeper {
         }
         for definition in &definitions {
             let name = text(definition, "metadata.name");
-            let verdict = verdicts.get(text(definition, "metadata.uid"));
+            let uid = text(definition, "metadata.uid");
+            let verdict = verdicts.get(uid);
             let change = |object: &mut Value| {
-                apply(object, verdict);
+                if text(object, "metadata.uid") == uid {
+                    apply(object, verdict, self.failure(uid).as_deref());
+                }
                 Ok(())
             };
             match server
@@ -147,77 +155,151 @@ impl Keeper {
         }
     }
 
-    /// Deletes every object, waits until they are gone, then lets the definition go.
+    fn emptying(&self) -> MutexGuard<'_, HashMap<String, Option<String>>> {
+        self.emptying.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why the objects of a definition could not be deleted the last time.
+    fn failure(&self, uid: &str) -> Option<String> {
+        self.emptying().get(uid).cloned().flatten()
+    }
+
+    /// Deletes every object, waits until they are gone, then lets the definition go; again until that
+    /// is done, or the definition is gone otherwise.
     fn empty(self: Arc<Self>, name: &str, definition: &Value) {
-        let finalizers = texts(definition, "metadata.finalizers");
         let uid = text(definition, "metadata.uid").to_owned();
-        let first = self
-            .emptying
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(uid.clone());
-        if !first || !finalizers.contains(&CLEANUP) {
+        if !texts(definition, "metadata.finalizers").contains(&CLEANUP) {
             return;
         }
+        match self.emptying().entry(uid.clone()) {
+            Entry::Occupied(_) => return,
+            Entry::Vacant(free) => free.insert(None),
+        };
         let name = name.to_owned();
         tokio::spawn(async move {
-            if let Err(status) = self.delete_all(&name).await {
-                tracing::warn!(%status, name, "the objects of a definition are not deleted");
+            let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
+            while let Some(server) = self.server.upgrade() {
+                match delete_all(&server, &name, &uid).await {
+                    Ok(()) => break,
+                    Err(why) => {
+                        tracing::info!(name, why, "the objects of a definition are not deleted");
+                        self.failed(&server, &name, &uid, why).await;
+                    }
+                }
+                drop(server);
+                tokio::time::sleep(backoff.next()).await;
             }
-            self.emptying
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&uid);
+            self.emptying().remove(&uid);
         });
     }
 
-    async fn delete_all(&self, name: &str) -> Result<(), Status> {
-        let gone = || Status::internal("the API server is stopping");
-        let server = self.server.upgrade().ok_or_else(gone)?;
-        if let Some(row) = server.rows.by_plural(name) {
-            let mut changes = server.cache.kind(row.storage).changes();
-            let writing = Writing {
-                user: own_user(),
-                row,
-                subresource: None,
-                namespace: String::new(),
-                name: String::new(),
-                dry_run: false,
-                validation: FieldValidation::Ignore,
-                manager: "vetch".to_owned(),
-                applies: false,
-            };
-            let every = ListOptions::parse(row, Selection::default(), &Query::parse(""))?;
-            loop {
-                changes.borrow_and_update();
-                server.cache.caught_up().await;
-                if server.cache.kind(row.storage).count() == 0 {
-                    break;
-                }
-                verbs::delete_collection(&server, &writing, &json!({}), &every).await?;
-                server.cache.caught_up().await;
-                if server.cache.kind(row.storage).count() == 0 {
-                    break;
-                }
-                // What finalizers hold goes when somebody takes them away.
-                if changes.changed().await.is_err() {
-                    return Err(gone());
-                }
+    /// Says in the definition's status why it is still there.
+    async fn failed(&self, server: &ApiServer, name: &str, uid: &str, why: String) {
+        self.emptying().insert(uid.to_owned(), Some(why));
+        let change = |object: &mut Value| {
+            if text(object, "metadata.uid") == uid {
+                put_terminating(object, self.failure(uid).as_deref());
+            }
+            Ok(())
+        };
+        let told = server
+            .update(&own_user(), named(name, "status"), true, &change)
+            .await;
+        if let Err(status) = told
+            && status.reason != Reason::NotFound
+        {
+            // With the next try, or the definition's next change.
+            tracing::debug!(%status, name, "the definition's status is not written");
+        }
+    }
+}
+
+/// One pass, and the wait for what finalizers hold; an error says what stands in the way.
+async fn delete_all(server: &Arc<ApiServer>, name: &str, uid: &str) -> Result<(), String> {
+    if let Some(row) = row_of(server, name, uid).await {
+        let kind = server.cache.kind(row.storage);
+        let mut changes = kind.changes();
+        loop {
+            changes.borrow_and_update();
+            server.cache.caught_up().await;
+            let held = kind.list(&cache::key(row.storage, "", ""), "");
+            if held.is_empty() {
+                break;
+            }
+            delete_each(server, row, held).await?;
+            server.cache.caught_up().await;
+            if kind.count() == 0 {
+                break;
+            }
+            // What finalizers hold goes when somebody takes them away.
+            if changes.changed().await.is_err() {
+                return Err("the API server is stopping".to_owned());
             }
         }
-        let release = |definition: &mut Value| {
+    }
+    let release = |definition: &mut Value| {
+        if text(definition, "metadata.uid") == uid {
             let mut finalizers = items(definition, "metadata.finalizers").to_vec();
             finalizers.retain(|one| one != CLEANUP);
             set(definition, "metadata.finalizers", finalizers);
-            Ok(())
-        };
-        match server
-            .update(&own_user(), named(name, ""), true, &release)
-            .await
-        {
-            Err(status) if status.reason != Reason::NotFound => Err(status),
-            _ => Ok(()),
         }
+        Ok(())
+    };
+    match server
+        .update(&own_user(), named(name, ""), true, &release)
+        .await
+    {
+        Err(status) if status.reason != Reason::NotFound => Err(format!(
+            "could not remove the finalizer: {}",
+            status.message
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The row of a definition's objects, also if none of its versions is served.
+async fn row_of(server: &ApiServer, name: &str, uid: &str) -> Option<&'static Resource> {
+    if let Some(row) = server.rows.by_plural(name) {
+        return Some(row);
+    }
+    let definition = server.get(PLURAL, "", name).await?;
+    if text(&definition, "metadata.uid") != uid || !is_established(&definition) {
+        return None;
+    }
+    custom::stored_row(&definition)
+}
+
+/// Asks for the end of every object, also of those after one that is refused.
+async fn delete_each(
+    server: &ApiServer,
+    row: &'static Resource,
+    objects: Vec<Arc<Object>>,
+) -> Result<(), String> {
+    let (mut refused, mut first) = (0, None);
+    for object in objects {
+        let value = object.value();
+        if value["metadata"]["deletionTimestamp"].is_string() {
+            continue;
+        }
+        let uid = text(&value, "metadata.uid");
+        let options = json!({"preconditions": {"uid": uid}});
+        let writing = Writing::own(row, &object.namespace, &object.name);
+        match verbs::delete(server, &writing, &options).await {
+            Ok(_) => {}
+            Err(status) if status.reason == Reason::NotFound => {}
+            Err(status) => {
+                refused += 1;
+                first.get_or_insert_with(|| format!("{}: {}", object.name, status.message));
+            }
+        }
+    }
+    match first {
+        None => Ok(()),
+        Some(first) if refused == 1 => Err(format!("could not issue all deletes: {first}")),
+        Some(first) => Err(format!(
+            "could not issue all deletes: {first}, and {} more",
+            refused - 1
+        )),
     }
 }
 
@@ -297,7 +379,8 @@ fn judge(definitions: &[Arc<Value>]) -> BTreeMap<String, Verdict> {
 }
 
 /// Writes a verdict into a definition's status. Changes nothing the second time.
-fn apply(definition: &mut Value, verdict: Option<&Verdict>) {
+/// `failure`: why its objects could not be deleted.
+fn apply(definition: &mut Value, verdict: Option<&Verdict>, failure: Option<&str>) {
     let Some(verdict) = verdict else {
         return;
     };
@@ -334,13 +417,7 @@ fn apply(definition: &mut Value, verdict: Option<&Verdict>) {
         }
     }
     if definition["metadata"]["deletionTimestamp"].is_string() {
-        put(
-            definition,
-            "Terminating",
-            "True",
-            "InstanceDeletionInProgress",
-            "CustomResource deletion is in progress",
-        );
+        put_terminating(definition, failure);
     }
     let mut stored = items(definition, "status.storedVersions").to_vec();
     for version in items(definition, "spec.versions") {
@@ -351,17 +428,30 @@ fn apply(definition: &mut Value, verdict: Option<&Verdict>) {
     set(definition, "status.storedVersions", stored);
 }
 
+fn put_terminating(definition: &mut Value, failure: Option<&str>) {
+    let (reason, message) = match failure {
+        None => (
+            "InstanceDeletionInProgress",
+            "CustomResource deletion is in progress",
+        ),
+        Some(why) => ("InstanceDeletionFailed", why),
+    };
+    put(definition, "Terminating", "True", reason, message);
+}
+
 fn put(definition: &mut Value, kind: &str, state: &str, reason: &str, message: &str) {
-    let same = condition(definition, kind)
-        .is_some_and(|one| text(one, "status") == state && text(one, "reason") == reason);
+    let held = condition(definition, kind).filter(|held| text(held, "status") == state);
+    let same =
+        held.is_some_and(|held| text(held, "reason") == reason && text(held, "message") == message);
     if same {
         return;
     }
+    let since = held.map(|held| text(held, "lastTransitionTime").to_owned());
     let mut all = items(definition, "status.conditions").to_vec();
     all.retain(|one| text(one, "type") != kind);
     all.push(
         json!({"type": kind, "status": state, "reason": reason, "message": message,
-        "lastTransitionTime": now()}),
+        "lastTransitionTime": since.unwrap_or_else(now)}),
     );
     set(definition, "status.conditions", all);
 }
@@ -392,10 +482,10 @@ mod tests {
             Some("\"Tab\" is already in use")
         );
         let mut once = (*all[1]).clone();
-        apply(&mut once, Some(&None));
+        apply(&mut once, Some(&None), None);
         assert!(is_established(&once));
         let mut twice = once.clone();
-        apply(&mut twice, Some(&None));
+        apply(&mut twice, Some(&None), None);
         assert_eq!(once, twice);
     }
 }

@@ -12,6 +12,7 @@ use super::{
     request::User,
     status::Status,
 };
+use crate::store::Guard;
 
 /// Reads current objects, fresh as of the last finished write.
 #[async_trait::async_trait]
@@ -59,9 +60,15 @@ pub trait Objects: Lookup {
         change: &(dyn for<'v> Fn(&'v mut Value) -> Result<(), Status> + Send + Sync),
     ) -> Result<Value, Status>;
 
-    /// `options` is a DeleteOptions object (`{}` for none).
-    async fn delete(&self, user: &User, target: Named<'_>, options: Value)
-    -> Result<Value, Status>;
+    /// `options` is a DeleteOptions object (`{}` for none). `guards`: what else must be as it was when
+    /// the deletion was decided on, or it is a conflict.
+    async fn delete(
+        &self,
+        user: &User,
+        target: Named<'_>,
+        options: Value,
+        guards: Vec<Guard>,
+    ) -> Result<Value, Status>;
 }
 
 /// One object, by name.

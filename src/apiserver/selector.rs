@@ -113,7 +113,12 @@ impl Selector {
     }
 
     pub fn matches(&self, row: &Resource, object: &Object) -> bool {
-        self.matches_value(row, &object.value, object.labels())
+        if self.is_empty() {
+            return true;
+        }
+        let value = object.value();
+        let labels = value["metadata"]["labels"].as_object();
+        self.matches_value(row, &value, labels)
     }
 
     /// As [`Selector::matches`], of a value that is not in the cache.

@@ -9,7 +9,6 @@ use super::{
     aggregation::Remotes,
     cache::{self, Cache, Object},
     objects::{Lookup, Named, Objects},
-    query::FieldValidation,
     registry::{Resource, custom::Rows},
     request::User,
     special::Special,
@@ -17,6 +16,7 @@ use super::{
     verbs::{self, Missing},
     write::Writing,
 };
+use crate::store::Guard;
 
 pub struct ApiServer {
     pub cache: Arc<Cache>,
@@ -67,16 +67,11 @@ impl ApiServer {
     }
 
     fn writing(&self, user: &User, target: Named<'_>) -> Result<Writing, Status> {
+        let row = self.row_of(target.plural)?;
         Ok(Writing {
             user: user.clone(),
-            row: self.row_of(target.plural)?,
             subresource: (!target.subresource.is_empty()).then(|| target.subresource.to_owned()),
-            namespace: target.namespace.to_owned(),
-            name: target.name.to_owned(),
-            dry_run: false,
-            validation: FieldValidation::Ignore,
-            manager: "vetch".to_owned(),
-            applies: false,
+            ..Writing::own(row, target.namespace, target.name)
         })
     }
 
@@ -119,7 +114,7 @@ impl ApiServer {
             return Ok(objects);
         };
         let each = |object: Arc<Object>| {
-            let mut value = (*object.value).clone();
+            let mut value = (*object.value()).clone();
             (convert.from_stored)(&mut value);
             Arc::new(object.converted(value))
         };
@@ -134,7 +129,7 @@ impl Lookup for ApiServer {
             .read(self.row_of(plural).ok()?, namespace, name)
             .await
             .ok()?;
-        Some(object.value.clone())
+        Some(object.value().clone())
     }
 
     async fn list(&self, plural: &str, namespace: &str) -> Vec<Arc<Value>> {
@@ -145,7 +140,10 @@ impl Lookup for ApiServer {
         let prefix = cache::key(row.storage, namespace, "");
         let objects = self.cache.kind(row.storage).list(&prefix, "");
         match self.shown_all(row, objects).await {
-            Ok(objects) => objects.iter().map(|object| object.value.clone()).collect(),
+            Ok(objects) => objects
+                .iter()
+                .map(|object| object.value().clone())
+                .collect(),
             Err(status) => {
                 tracing::warn!(%status, plural, "objects cannot be read");
                 Vec::new()
@@ -192,7 +190,7 @@ impl Objects for ApiServer {
             Vec::new(),
         )
         .await?;
-        Ok((*written.object.value).clone())
+        Ok((*written.object.value()).clone())
     }
 
     async fn update(
@@ -207,7 +205,7 @@ impl Objects for ApiServer {
             let old = self
                 .read(writing.row, target.namespace, target.name)
                 .await?;
-            let mut new = (*old.value).clone();
+            let mut new = (*old.value()).clone();
             change(&mut new)?;
             let result = match trusted {
                 true => self.store_changed(&writing, new, &old, Vec::new()).await,
@@ -215,7 +213,7 @@ impl Objects for ApiServer {
             };
             match result {
                 Err(status) if status.reason == Reason::Conflict => {}
-                result => return result.map(|written| (*written.object.value).clone()),
+                result => return result.map(|written| (*written.object.value()).clone()),
             }
         }
         Err(Status::conflict(
@@ -231,8 +229,13 @@ impl Objects for ApiServer {
         user: &User,
         target: Named<'_>,
         options: Value,
+        guards: Vec<Guard>,
     ) -> Result<Value, Status> {
-        let deleted = verbs::delete(self, &self.writing(user, target)?, &options).await?;
-        Ok((*deleted.object().value).clone())
+        let writing = Writing {
+            guards,
+            ..self.writing(user, target)?
+        };
+        let deleted = verbs::delete(self, &writing, &options).await?;
+        Ok((*deleted.object().value()).clone())
     }
 }

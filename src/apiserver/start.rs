@@ -162,6 +162,9 @@ impl Handle {
         };
         bootstrap::write(&self.server, &self.config, authorities).await?;
         bootstrap::complete_roles(&self.server).await?;
+        for plugin in self.server.plugins() {
+            plugin.started();
+        }
         Keeper::start(&self.server, &self.parts).await;
         Aggregator::start(&self.server, self.front.clone(), &self.parts);
         let kept = Kept {

@@ -1,11 +1,11 @@
-//! The path of every write: decoded, pruned, defaulted, admitted, validated, committed.
+//! The path of every write: decoded, pruned, defaulted, admitted, validated; `commit.rs` is its end.
 
 use std::{collections::HashSet, sync::Arc};
 
 use serde_json::{Value, json};
 
 use super::{
-    admission::{self, Operation, Round},
+    admission::{self, Held, Operation, Round},
     cache::{self, Object},
     metadata,
     patch::managed::{self, Manager},
@@ -13,9 +13,9 @@ use super::{
     registry::{Causes, Resource, custom::schema},
     request::User,
     server::ApiServer,
-    status::{Reason, Status},
+    status::Status,
 };
-use crate::store::{self, Durability, Expect, Op, Space, Write};
+use crate::store::Guard;
 
 /// Who writes what, and how careful they want it.
 #[derive(Clone, Debug)]
@@ -32,6 +32,11 @@ pub struct Writing {
     pub manager: String,
     /// A server-side apply, which says itself who owns what.
     pub applies: bool,
+    /// Of the server itself, for what every cluster needs: what users have set up to change or
+    /// refuse writes is not asked.
+    pub exempt: bool,
+    /// What must be as it was when the write was decided on.
+    pub guards: Vec<Guard>,
 }
 
 /// A write that went through.
@@ -42,6 +47,23 @@ pub struct Written {
 }
 
 impl Writing {
+    /// A write of the server itself, of the object's main endpoint.
+    pub fn own(row: &'static Resource, namespace: &str, name: &str) -> Self {
+        Self {
+            user: super::start::own_user(),
+            row,
+            subresource: None,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            dry_run: false,
+            validation: FieldValidation::Ignore,
+            manager: "vetch".to_owned(),
+            applies: false,
+            exempt: false,
+            guards: Vec::new(),
+        }
+    }
+
     pub fn key(&self, name: &str) -> Arc<str> {
         cache::key(self.row.storage, &self.namespace, name)
     }
@@ -198,9 +220,41 @@ impl ApiServer {
     pub async fn write_new(
         &self,
         writing: &Writing,
-        mut object: Value,
+        object: Value,
         mut warnings: Vec<String>,
     ) -> Result<Written, Status> {
+        let row = writing.row;
+        let mut round = Round::default();
+        let admitted = self
+            .admit_new(writing, object, &mut warnings, &mut round)
+            .await;
+        let stored = match admitted {
+            Ok((name, object)) if writing.dry_run => Ok((name, object, 0)),
+            Ok((name, object)) => self
+                .commit_new(writing, &name, &object, &round.held)
+                .await
+                .map(|revision| (name, object, revision)),
+            Err(status) => Err(status),
+        };
+        let kept = stored.is_ok() && !writing.dry_run;
+        round.held.settle(kept).await;
+        let (name, object, revision) = stored?;
+        if kept {
+            for plugin in self.plugins() {
+                plugin.created(row, &object).await;
+            }
+        }
+        self.written(writing, &name, object, revision, warnings)
+    }
+
+    /// Everything before the commit of a new object: its name, and what is to be stored.
+    async fn admit_new(
+        &self,
+        writing: &Writing,
+        mut object: Value,
+        warnings: &mut Vec<String>,
+        round: &mut Round,
+    ) -> Result<(String, Value), Status> {
         let row = writing.row;
         let owners = object["metadata"]["managedFields"].take();
         metadata::prepare_create(row, &writing.namespace, &mut object)?;
@@ -210,93 +264,71 @@ impl ApiServer {
         row.prepare_create(&mut object);
         row.default_values(&mut object)?;
         let name = metadata::text(&object, "name").to_owned();
-        self.admit(
-            writing,
-            Operation::Create,
-            &name,
-            &mut object,
-            None,
-            &mut warnings,
-        )
-        .await?;
+        let create = Operation::Create;
+        self.admit(writing, create, &name, &mut object, None, warnings, round)
+            .await?;
         row.default_values(&mut object)?;
-        let checked = async {
-            let mut causes = Causes::default();
-            metadata::validate(row, &object, &mut causes);
-            row.validate(&object, &mut causes);
-            self.refuse(writing, &name, causes)?;
-            self.admit_last(
-                writing,
-                Operation::Create,
-                &name,
-                Some(&object),
-                None,
-                &mut warnings,
-            )
-            .await
-        };
-        let committed = match checked.await {
-            Ok(()) if writing.dry_run => Ok(0),
-            Ok(()) => {
-                self.commit(writing, writing.key(&name), Expect::Absent, &object)
-                    .await
-            }
-            Err(status) => Err(status),
-        };
-        let revision = match committed {
-            Ok(revision) => revision,
-            Err(status) => {
-                self.release(writing, &object).await;
-                return Err(match status.reason {
-                    Reason::Conflict => Status::already_exists(row.group, row.plural, &name),
-                    _ => status,
-                });
-            }
-        };
-        if writing.dry_run {
-            self.release(writing, &object).await;
-        } else {
-            for plugin in self.plugins() {
-                plugin.created(row, &object).await;
-            }
-        }
-        self.written(writing, &name, object, revision, warnings)
+        let mut causes = Causes::default();
+        metadata::validate(row, &object, &mut causes);
+        row.validate(&object, &mut causes);
+        self.refuse(writing, &name, causes)?;
+        let made = Some(&object);
+        self.admit_last(writing, create, &name, made, None, warnings, round)
+            .await?;
+        Ok((name, object))
     }
 
     /// Stores a changed object over `old`. The caller has merged and kept what it must.
     pub async fn write_changed(
         &self,
         writing: &Writing,
-        mut object: Value,
+        object: Value,
         old: &Arc<Object>,
         mut warnings: Vec<String>,
     ) -> Result<Written, Status> {
+        let mut round = Round::default();
+        let admitted = self
+            .admit_changed(writing, object, old, &mut warnings, &mut round)
+            .await;
+        match admitted {
+            Ok(object) => self.store(writing, object, old, warnings, round.held).await,
+            Err(status) => {
+                round.held.settle(false).await;
+                Err(status)
+            }
+        }
+    }
+
+    /// Everything before the commit of a change.
+    async fn admit_changed(
+        &self,
+        writing: &Writing,
+        mut object: Value,
+        old: &Arc<Object>,
+        warnings: &mut Vec<String>,
+        round: &mut Round,
+    ) -> Result<Value, Status> {
         let row = writing.row;
         let name = &writing.name;
+        let was = old.value();
+        let (update, before) = (Operation::Update, Some(&*was));
         row.default_values(&mut object)?;
-        self.admit(
-            writing,
-            Operation::Update,
-            name,
-            &mut object,
-            Some(&old.value),
-            &mut warnings,
-        )
-        .await?;
+        self.admit(writing, update, name, &mut object, before, warnings, round)
+            .await?;
         row.default_values(&mut object)?;
         let mut causes = Causes::default();
         metadata::validate(row, &object, &mut causes);
-        added_finalizers(&object, &old.value, &mut causes);
+        added_finalizers(&object, &was, &mut causes);
         row.validate(&object, &mut causes);
         match writing.subresource.as_deref() {
-            None => (row.behaviour.validate_update)(&object, &old.value, &mut causes),
+            None => (row.behaviour.validate_update)(&object, &was, &mut causes),
             Some(part) => {
-                (row.behaviour.validate_subresource)(part, &object, &old.value, &mut causes);
+                (row.behaviour.validate_subresource)(part, &object, &was, &mut causes);
             }
         }
         self.refuse(writing, name, causes)?;
-        if row.behaviour.generation && spec_differs(&object, &old.value) {
-            let generation = old.value["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
+        if row.behaviour.generation && spec_differs(&object, &was) {
+            let generation = was["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
             metadata::of(&mut object).insert("generation".to_owned(), json!(generation));
         }
         if !writing.applies {
@@ -305,18 +337,12 @@ impl ApiServer {
                 subresource: writing.subresource.as_deref().unwrap_or_default(),
                 now: &metadata::now(),
             };
-            managed::updated(row, &old.value, &mut object, manager);
+            managed::updated(row, &was, &mut object, manager);
         }
-        self.admit_last(
-            writing,
-            Operation::Update,
-            name,
-            Some(&object),
-            Some(&old.value),
-            &mut warnings,
-        )
-        .await?;
-        self.store_changed(writing, object, old, warnings).await
+        let made = Some(&object);
+        self.admit_last(writing, update, name, made, before, warnings, round)
+            .await?;
+        Ok(object)
     }
 
     /// Commits a change that is past all checks; the generation is the caller's. One that changes nothing keeps its revision; the
@@ -324,121 +350,15 @@ impl ApiServer {
     pub async fn store_changed(
         &self,
         writing: &Writing,
-        mut object: Value,
+        object: Value,
         old: &Arc<Object>,
         warnings: Vec<String>,
     ) -> Result<Written, Status> {
-        let row = writing.row;
-        metadata::of(&mut object).insert(
-            "resourceVersion".to_owned(),
-            json!(old.revision.to_string()),
-        );
-        if object == *old.value {
-            return Ok(Written {
-                object: old.clone(),
-                warnings,
-            });
-        }
-        if writing.dry_run {
-            return self.written(writing, &writing.name, object, old.revision, warnings);
-        }
-        let expect = Expect::ModRevision(old.revision);
-        if is_finished(row, &object) {
-            let revision = self
-                .commit_delete(row, writing.key(&writing.name), expect)
-                .await?;
-            self.release(writing, &object).await;
-            return self.written(writing, &writing.name, object, revision, warnings);
-        }
-        let revision = self
-            .commit(writing, writing.key(&writing.name), expect, &object)
-            .await?;
-        for plugin in self.plugins() {
-            plugin.replaced(row, &old.value, &object).await;
-        }
-        self.written(writing, &writing.name, object, revision, warnings)
+        self.store(writing, object, old, warnings, Held::default())
+            .await
     }
 
-    /// Writes the bytes. A conflict is 409.
-    pub async fn commit(
-        &self,
-        writing: &Writing,
-        key: Arc<str>,
-        expect: Expect,
-        object: &Value,
-    ) -> Result<u64, Status> {
-        let row = writing.row;
-        let mut stored = object.clone();
-        metadata::of(&mut stored).remove("resourceVersion");
-        if let Some(convert) = row.convert {
-            (convert.to_stored)(&mut stored);
-        }
-        if let Some(custom) = row.custom {
-            stored = custom.to_stored(self, stored).await?;
-        }
-        let value = serde_json::to_vec(&stored).map_err(Status::internal)?;
-        // Kept for as long as the object is: without the room that the vector had to grow.
-        let value = value.into_boxed_slice().into();
-        let ttl = (row.storage == "events").then_some(EVENT_TTL);
-        self.put(
-            row,
-            Write {
-                key,
-                expect,
-                op: Op::Put { value, ttl },
-                durability: durability(row),
-                space: space(writing, object),
-            },
-        )
-        .await
-    }
-
-    pub async fn commit_delete(
-        &self,
-        row: &Resource,
-        key: Arc<str>,
-        expect: Expect,
-    ) -> Result<u64, Status> {
-        self.put(
-            row,
-            Write {
-                key,
-                expect,
-                op: Op::Delete,
-                durability: durability(row),
-                space: Space::Reserved,
-            },
-        )
-        .await
-    }
-
-    async fn put(&self, row: &Resource, write: Write) -> Result<u64, Status> {
-        let name = write.key.rsplit('/').next().unwrap_or_default().to_owned();
-        match self.cache.store().commit(write).await {
-            Ok(committed) => {
-                self.cache.reached(committed.revision).await;
-                Ok(committed.revision)
-            }
-            Err(store::Error::Conflict { .. }) => Err(Status::conflict(
-                row.group,
-                row.plural,
-                &name,
-                "the object has been modified; please apply your changes to the latest version and try again",
-            )),
-            Err(store::Error::TooLarge { .. }) => Err(Status::not_stored()),
-            Err(store::Error::NoSpace) => Err(Status::new(
-                Reason::Unknown,
-                "etcdserver: mvcc: database space exceeded",
-            )),
-            Err(store::Error::ReadOnly { reason }) => Err(Status::new(
-                Reason::ServiceUnavailable,
-                format!("the store takes no writes: {reason}"),
-            )),
-            Err(error) => Err(Status::internal(error)),
-        }
-    }
-
-    fn written(
+    pub(super) fn written(
         &self,
         writing: &Writing,
         name: &str,
@@ -455,7 +375,7 @@ impl ApiServer {
         let bytes = serde_json::to_vec(&object).map_err(Status::internal)?;
         let mut made = Object::new(key, &rest, &bytes, revision).map_err(Status::internal)?;
         if revision == 0 {
-            let mut value = (*made.value).clone();
+            let mut value = (*made.value()).clone();
             metadata::of(&mut value).remove("resourceVersion");
             made = made.converted(value);
         }
@@ -477,6 +397,7 @@ impl ApiServer {
         }
     }
 
+    #[allow(clippy::too_many_arguments)] // all of one write, named at each call
     async fn admit(
         &self,
         writing: &Writing,
@@ -485,12 +406,16 @@ impl ApiServer {
         object: &mut Value,
         old: Option<&Value>,
         warnings: &mut Vec<String>,
+        round: &mut Round,
     ) -> Result<(), Status> {
         let plugins = self.plugins();
-        let mut round = Round::default();
         let mut next = 0;
         while let Some(plugin) = plugins.get(next) {
-            let mut request = request(writing, operation, name, old, warnings, &mut round);
+            if writing.exempt && plugin.is_policy() {
+                next += 1;
+                continue;
+            }
+            let mut request = request(writing, operation, name, old, warnings, round);
             plugin.mutate(&mut request, object, self).await?;
             next = match std::mem::take(&mut round.again) {
                 true => 0,
@@ -511,13 +436,16 @@ impl ApiServer {
     ) -> Result<Vec<String>, Status> {
         let mut warnings = Vec::new();
         let name = writing.name.as_str();
-        self.admit(writing, operation, name, body, None, &mut warnings)
+        let mut round = Round::default();
+        let (all, round) = (&mut warnings, &mut round);
+        self.admit(writing, operation, name, body, None, all, round)
             .await?;
-        self.admit_last(writing, operation, name, Some(body), None, &mut warnings)
+        self.admit_last(writing, operation, name, Some(body), None, all, round)
             .await?;
         Ok(warnings)
     }
 
+    #[allow(clippy::too_many_arguments)] // all of one write, named at each call
     pub async fn admit_last(
         &self,
         writing: &Writing,
@@ -526,21 +454,22 @@ impl ApiServer {
         object: Option<&Value>,
         old: Option<&Value>,
         warnings: &mut Vec<String>,
+        round: &mut Round,
     ) -> Result<(), Status> {
-        let mut round = Round::default();
         for plugin in self.plugins() {
-            let mut request = request(writing, operation, name, old, warnings, &mut round);
+            if writing.exempt && plugin.is_policy() {
+                continue;
+            }
+            let mut request = request(writing, operation, name, old, warnings, round);
             plugin.validate(&mut request, object, self).await?;
         }
         Ok(())
     }
 
-    pub async fn release(&self, writing: &Writing, object: &Value) {
-        if writing.subresource.is_some() {
-            return;
-        }
+    /// Tells the plugins that an object is gone.
+    pub async fn deleted(&self, writing: &Writing, object: &Value) {
         for plugin in self.plugins() {
-            plugin.release(writing.row, object).await;
+            plugin.deleted(writing.row, object).await;
         }
     }
 }
@@ -564,34 +493,6 @@ fn request<'a>(
         dry_run: writing.dry_run,
         warnings,
         round,
-    }
-}
-
-/// Events are told for an hour.
-const EVENT_TTL: std::time::Duration = std::time::Duration::from_secs(3600);
-
-fn durability(row: &Resource) -> Durability {
-    match row.storage {
-        "events" | "leases" => Durability::Relaxed,
-        _ => Durability::Synced,
-    }
-}
-
-/// What must go on in a full store: heartbeats of nodes, statuses, the end of what is being deleted.
-fn space(writing: &Writing, object: &Value) -> Space {
-    let metadata = &object["metadata"];
-    let heartbeat = match writing.row.storage {
-        "nodes" => true,
-        "leases" => matches!(
-            metadata["namespace"].as_str(),
-            Some("kube-node-lease" | "kube-system")
-        ),
-        _ => false,
-    };
-    let status = writing.subresource.as_deref() == Some("status");
-    match heartbeat || status || metadata["deletionTimestamp"].is_string() {
-        true => Space::Reserved,
-        false => Space::Ordinary,
     }
 }
 

@@ -12,9 +12,37 @@ pub struct Check {}
 struct Finding {
     name: &'static str,
     good: bool,
-    /// Without it nothing runs; else something is less good.
-    needed: bool,
+    needed: Need,
     remedy: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    /// Without it no pod runs, and nothing but the remedy brings it.
+    AtStart,
+    /// Without it no pod runs; the kernel may load it when it is first used.
+    OnUse,
+    /// Something is less good without it.
+    Wish,
+}
+
+/// What keeps `up` from running any pod, with the remedies; `None` if nothing does.
+pub fn obstacles() -> Option<String> {
+    obstacles_of(&findings(&Host::read_settled()))
+}
+
+fn obstacles_of(findings: &[Finding]) -> Option<String> {
+    let lines: Vec<String> = findings
+        .iter()
+        .filter(|finding| !finding.good && finding.needed == Need::AtStart)
+        .map(|finding| format!("{}: {}", finding.name, finding.remedy))
+        .collect();
+    (!lines.is_empty()).then(|| {
+        format!(
+            "this host lacks what pods need:\n  {}\n`vetch check` says more",
+            lines.join("\n  ")
+        )
+    })
 }
 
 impl Check {
@@ -24,8 +52,8 @@ impl Check {
         for finding in &findings {
             let mark = match (finding.good, finding.needed) {
                 (true, _) => "ok     ",
-                (false, true) => "MISSING",
-                (false, false) => "lacking",
+                (false, Need::Wish) => "lacking",
+                (false, _) => "MISSING",
             };
             writeln!(out, "{mark}  {}", finding.name)?;
             if !finding.good {
@@ -34,7 +62,7 @@ impl Check {
         }
         let missing = findings
             .iter()
-            .any(|finding| finding.needed && !finding.good);
+            .any(|finding| finding.needed != Need::Wish && !finding.good);
         Ok(if missing {
             ExitCode::FAILURE
         } else {
@@ -75,7 +103,16 @@ fn release(text: &str) -> Option<(u32, u32)> {
 const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
 
 impl Host {
+    /// What is tried, too.
     fn read() -> Self {
+        Self {
+            bridge_tables: crate::kubelet::network::can_guard(),
+            ..Self::read_settled()
+        }
+    }
+
+    /// What files say; costs next to nothing.
+    fn read_settled() -> Self {
         let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let exists = |path: &str| Path::new(path).exists();
         Self {
@@ -89,7 +126,7 @@ impl Host {
                 .collect(),
             seccomp: text("/proc/self/status").contains("Seccomp:"),
             bridge_netfilter: exists("/proc/sys/net/bridge/bridge-nf-call-iptables"),
-            bridge_tables: crate::kubelet::network::can_guard(),
+            bridge_tables: false,
             v2_controllers: text("/sys/fs/cgroup/cgroup.controllers"),
             v1_swap: exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes"),
             // The root group has no limits of its own: look whether a child has.
@@ -137,66 +174,66 @@ fn findings(host: &Host) -> Vec<Finding> {
         remedy,
     };
     vec![
-        finding("root", host.root, true, "run vetch with sudo"),
+        finding("root", host.root, Need::AtStart, "run vetch with sudo"),
         finding(
             "Linux 5.12 or later",
             host.has_kernel(),
-            true,
+            Need::AtStart,
             "boot a newer kernel; Debian 12 has 6.1",
         ),
         finding(
             "namespaces (cgroup, ipc, mnt, net, pid, user, uts)",
             host.namespaces.len() == NAMESPACES.len(),
-            true,
+            Need::AtStart,
             "use a kernel with CONFIG_NAMESPACES and all its parts",
         ),
         finding(
             "overlayfs",
             host.has_filesystem("overlay"),
-            true,
+            Need::OnUse,
             "modprobe overlay, or a kernel with CONFIG_OVERLAY_FS",
         ),
         finding(
             "seccomp",
             host.seccomp,
-            true,
+            Need::AtStart,
             "use a kernel with CONFIG_SECCOMP_FILTER",
         ),
         finding(
             "cgroup memory",
             host.has_controller("memory"),
-            true,
+            Need::AtStart,
             "add cgroup_enable=memory to the kernel's command line",
         ),
         finding(
             "cgroup cpu",
             host.has_controller("cpu"),
-            true,
+            Need::AtStart,
             "mount the cpu controller, or boot with systemd.unified_cgroup_hierarchy=1",
         ),
         finding(
             "cgroup pids",
             host.has_controller("pids"),
-            true,
+            Need::AtStart,
             "mount the pids controller, or boot with systemd.unified_cgroup_hierarchy=1",
         ),
         finding(
             "nf_tables for bridges",
             host.bridge_tables,
-            true,
+            Need::OnUse,
             "use a kernel with CONFIG_NF_TABLES and CONFIG_NF_TABLES_BRIDGE (Debian, Ubuntu and Fedora have \
              them), as root; by it pods are kept from sending with others' addresses",
         ),
         finding(
             "swap accounting",
             host.v1_swap || host.v2_swap,
-            false,
+            Need::Wish,
             "add swapaccount=1 to the kernel's command line; without it swap limits cannot be kept",
         ),
         finding(
             "bridge netfilter",
             host.bridge_netfilter,
-            false,
+            Need::Wish,
             "modprobe br_netfilter; without it pods on one bridge are reached through services by routing only",
         ),
     ]
@@ -214,6 +251,25 @@ mod tests {
                 .iter()
                 .all(|finding| !finding.good && !finding.remedy.is_empty())
         );
+    }
+
+    #[test]
+    fn a_start_needs_what_no_use_brings() {
+        let bare = obstacles_of(&findings(&Host::default())).unwrap();
+        assert!(
+            bare.contains("cgroup memory: add cgroup_enable=memory"),
+            "{bare}"
+        );
+        assert!(
+            !bare.contains("overlayfs") && !bare.contains("swap"),
+            "{bare}"
+        );
+        let good = |mut finding: Finding| {
+            finding.good |= finding.needed == Need::AtStart;
+            finding
+        };
+        let enough: Vec<Finding> = findings(&Host::default()).into_iter().map(good).collect();
+        assert_eq!(obstacles_of(&enough), None);
     }
 
     #[test]

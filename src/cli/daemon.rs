@@ -485,13 +485,12 @@ fn node_address() -> IpAddr {
     ask().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
 }
 
-/// The machine's name as a node's.
+/// The machine's name.
 pub fn hostname() -> String {
     nix::unistd::gethostname()
         .ok()
         .and_then(|name| name.into_string().ok())
         .unwrap_or_else(|| "localhost".to_owned())
-        .to_lowercase()
 }
 
 /// Writes the administrator's kubeconfig, now and whenever its certificate is renewed.

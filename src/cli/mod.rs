@@ -15,6 +15,7 @@ mod image;
 mod kubeconfig;
 mod logs;
 mod node;
+mod node_name;
 mod notify;
 mod oom;
 mod paths;

@@ -12,13 +12,17 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net};
-use k8s_openapi::api::core::v1::{Node as NodeObject, NodeCondition};
+use k8s_openapi::api::{
+    core::v1::{Node as NodeObject, NodeCondition, Service},
+    discovery::v1::EndpointSlice,
+};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{Patch, PatchParams, PostParams},
     runtime::wait,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 
@@ -28,8 +32,9 @@ use crate::{
         request::User,
         start::{Handle, own_user},
     },
+    backoff::Backoff,
     dns,
-    informer::Informers,
+    informer::{Change, Changes, Informers, Key},
     kubelet::{
         self,
         container::SwapBehavior,
@@ -160,17 +165,23 @@ impl Node {
         let network = PodNetwork::open(network_config(&config, &names)).await?;
         let gateway = network.gateway();
         let cluster_dns = cluster_dns(config.services)?;
-        announce_dns(
-            handle.client(own_user()),
-            &config.name,
+        let dns = Announcement {
+            client: handle.client(own_user()),
+            node: config.name.clone(),
             cluster_dns,
-            gateway,
-        )
-        .await?;
-
+            address: gateway,
+        };
+        if let Err(error) = dns.write().await {
+            // What users have set up may refuse it; the node starts all the same.
+            tracing::warn!(%error, "the cluster DNS is not announced, will retry");
+        }
         let parts = parts.group();
         let client = handle.client(User::internal("system:kube-proxy", &[]));
         let watching = Informers::of("kube-proxy", client, parts.clone());
+        parts.start_endless("part/cluster-dns-service", Policy::Restart, {
+            let (dns, watching) = (Arc::new(dns), watching.clone());
+            move || dns.clone().keep(watching.clone())
+        });
         parts.start("part/kube-proxy", Policy::Restart, {
             let (watching, config) = (watching.clone(), proxy_config(&config, &names));
             move |shutdown| proxy::run(watching.clone(), config.clone(), shutdown)
@@ -229,6 +240,11 @@ impl Node {
     pub async fn remove_pods(&self) -> Result<(), Error> {
         Ok(kubelet::remove_pods(&self.config, &self.deps).await?)
     }
+}
+
+/// What the node was called when it last ran below this root.
+pub fn recorded_name(paths: &Paths) -> Result<Option<String>, Error> {
+    Ok(Recorded::load(paths)?.map(|recorded| recorded.name))
 }
 
 /// The kubelet. Its socket stays open when it fails: connections wait meanwhile.
@@ -446,18 +462,74 @@ fn resolv_conf() -> PathBuf {
     }
 }
 
-/// Writes the objects by which pods find this node's DNS.
-async fn announce_dns(
+/// The objects by which pods find this node's DNS.
+struct Announcement {
     client: Client,
-    node: &str,
+    node: String,
     cluster_dns: IpAddr,
     address: IpAddr,
-) -> Result<(), Error> {
-    apply(&client, &dns::service(cluster_dns)).await?;
-    apply(&client, &dns::endpoint_slice(node, address)).await
 }
 
-/// Creates the object, or brings the one that is there to the same content.
+impl Announcement {
+    async fn write(&self) -> Result<(), Error> {
+        apply(&self.client, &dns::service(self.cluster_dns)).await?;
+        apply(&self.client, &dns::endpoint_slice(&self.node, self.address)).await
+    }
+
+    /// Writes them again whenever somebody has deleted them.
+    async fn keep(self: Arc<Self>, informers: Informers) {
+        let (services, slices) = (informers.get::<Service>(), informers.get::<EndpointSlice>());
+        let (mut services, mut slices) = (services.changes(), slices.changes());
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+        let service = Key::of(&dns::service(self.cluster_dns));
+        let slice = Key::of(&dns::endpoint_slice(&self.node, self.address));
+        loop {
+            match self.write().await {
+                Ok(()) => {
+                    backoff.reset();
+                    tokio::select! {
+                        () = gone(&mut services, &service) => {}
+                        () = gone(&mut slices, &slice) => {}
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "the cluster DNS is not announced");
+                    tokio::time::sleep(backoff.next()).await;
+                }
+            }
+        }
+    }
+}
+
+/// Resolves when the object has been deleted, or may have been.
+async fn gone<K: Resource<DynamicType = ()>>(changes: &mut Changes<K>, key: &Key) {
+    loop {
+        match changes.next().await {
+            Some(Change::Deleted(object)) if Key::of(&*object) == *key => return,
+            Some(Change::Resync) => return,
+            Some(_) => {}
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Whether all that is wanted is there already, whatever else is.
+fn holds(found: &Value, wanted: &Value) -> bool {
+    match (found, wanted) {
+        (_, Value::Null) => true,
+        (Value::Object(found), Value::Object(wanted)) => wanted
+            .iter()
+            .all(|(name, value)| found.get(name).is_some_and(|found| holds(found, value))),
+        (Value::Array(found), Value::Array(wanted)) => {
+            let pairs = found.iter().zip(wanted);
+            found.len() == wanted.len() && pairs.into_iter().all(|(a, b)| holds(a, b))
+        }
+        (found, wanted) => found == wanted,
+    }
+}
+
+/// Creates the object, or brings the one that is there to the same content. One that is so already is
+/// not written.
 async fn apply<K>(client: &Client, object: &K) -> Result<(), Error>
 where
     K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
@@ -474,7 +546,11 @@ where
     let found = api.get_opt(&name).await.map_err(&said)?;
     let written = match found {
         None => api.create(&PostParams::default(), object).await,
-        Some(_) => {
+        Some(found) => {
+            let json = |object: &K| serde_json::to_value(object).unwrap_or_default();
+            if holds(&json(&found), &json(object)) {
+                return Ok(());
+            }
             let patch = Patch::Merge(object);
             api.patch(&name, &PatchParams::default(), &patch).await
         }
@@ -505,7 +581,22 @@ async fn not_ready(nodes: &Api<NodeObject>, name: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn what_is_there_is_not_written_again() {
+        let found = json!({"a": 1, "ports": [{"port": 53, "protocol": "UDP"}], "more": true});
+        for (wanted, want) in [
+            (json!({"a": 1, "ports": [{"port": 53}]}), true),
+            (json!({"a": 2}), false),
+            (json!({"b": 1}), false),
+            (json!({"ports": []}), false),
+        ] {
+            assert_eq!(holds(&found, &wanted), want, "{wanted}");
+        }
+    }
 
     fn paths(root: Option<&str>) -> Paths {
         let folder = PathBuf::from("/r");

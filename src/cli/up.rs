@@ -10,10 +10,11 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    Error,
+    Error, check,
     daemon::{self, Config},
     need_root,
-    node::{PodLimits, Ranges},
+    node::{self, PodLimits, Ranges},
+    node_name,
     notify::{Listener, Message, Notifier, VARIABLE},
     paths::{Paths, RootArg},
     reservations::Reservations,
@@ -43,7 +44,7 @@ pub struct Up {
     /// Range of this node's pod addresses [default: 10.42.0.0/24; another /24 below another --root]
     #[arg(long, value_name = "CIDR")]
     pod_cidr: Option<IpNet>,
-    /// This node's name [default: the host's name]
+    /// This node's name [default: the one it had before, or the host's]
     #[arg(long, value_name = "NAME")]
     node_name: Option<String>,
     /// Port of the node's own API; 0 for any that is free
@@ -124,6 +125,12 @@ impl Up {
         need_root("up")?;
         let paths = self.root.paths()?;
         let resources = self.reservations.settings()?;
+        if let Some(obstacles) = check::obstacles() {
+            return Err(obstacles.into());
+        }
+        let recorded = node::recorded_name(&paths)?;
+        let given = self.node_name.as_deref();
+        let node_name = node_name::choose(given, recorded.as_deref(), &daemon::hostname())?;
         if self.detach {
             return self.start_detached(&paths);
         }
@@ -141,7 +148,7 @@ impl Up {
             port: self.port,
             services: self.service_cidr.unwrap_or(ranges.services),
             pod_cidr: self.pod_cidr.unwrap_or(ranges.pods),
-            node_name: self.node_name.clone().unwrap_or_else(daemon::hostname),
+            node_name,
             kubelet_port: self.kubelet_port,
             limits: PodLimits {
                 swap: self.swap.into(),

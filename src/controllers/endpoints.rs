@@ -20,7 +20,10 @@ use super::{
     pods,
     shared::{Controller, Loop, Next, Stopped},
 };
-use crate::informer::{Informer, Informers, Key};
+use crate::{
+    deletion::Judged,
+    informer::{Informer, Informers, Key},
+};
 
 const WORKERS: usize = 5;
 const MAX_ADDRESSES: usize = 1000;
@@ -60,9 +63,10 @@ impl Controller for Controls {
         let api: Api<Endpoints> = Api::namespaced(self.client.clone(), &key.namespace);
         let held = self.endpoints.get(key);
         let Some(service) = self.services.get(key) else {
-            let managed = held.is_some_and(|held| held.labels().contains_key(MANAGED_BY));
-            if managed {
-                api.delete(&key.name, &DeleteParams::default())
+            let managed = held.filter(|held| held.labels().contains_key(MANAGED_BY));
+            if let Some(held) = managed {
+                let params = Judged::State.params(&held.metadata, DeleteParams::default());
+                api.delete(&key.name, &params)
                     .await
                     .or_gone()
                     .doing(|| format!("delete Endpoints {key}"))?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
-use kube::api::DeleteParams;
+use kube::{ResourceExt, api::DeleteParams};
 
 use super::{
     dependents::{Claimant, Dependents, Object},
@@ -11,7 +11,10 @@ use super::{
     pods,
     revisions::{Present, surplus},
 };
-use crate::informer::{Informers, Key};
+use crate::{
+    deletion::Judged,
+    informer::{Informers, Key},
+};
 
 /// Revisions that are kept besides those in use, where the owner does not say.
 const LIMIT: i32 = 10;
@@ -74,13 +77,17 @@ impl History {
     ) -> Result<(), Error> {
         let (key, kind) = (Key::of(owner), K::kind(&()));
         let limit = usize::try_from(limit.unwrap_or(LIMIT)).unwrap_or(0);
-        for old in surplus(held, limit, in_use) {
+        for name in surplus(held, limit, in_use) {
+            let Some(old) = held.iter().find(|one| one.name_any() == name) else {
+                continue;
+            };
+            let params = Judged::State.params(&old.metadata, DeleteParams::default());
             self.0
                 .api(&key)
-                .delete(&old, &DeleteParams::default())
+                .delete(&name, &params)
                 .await
                 .or_gone()
-                .doing(|| format!("delete old revision {old} of {kind} {key}"))?;
+                .doing(|| format!("delete old revision {name} of {kind} {key}"))?;
         }
         Ok(())
     }

@@ -30,6 +30,7 @@ mod pods;
 mod replicas;
 mod revisions;
 mod root_ca;
+mod served;
 mod service_account;
 mod shared;
 mod stateful;

@@ -10,7 +10,7 @@ use std::{
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, Preconditions},
+    api::{DeleteParams, Patch, PatchParams},
 };
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,10 @@ use super::{
     pods,
     shared::{Controller, Loop, Next, Stopped},
 };
-use crate::informer::{Informer, Informers, Key};
+use crate::{
+    deletion::Judged,
+    informer::{Informer, Informers, Key},
+};
 
 const MAX_FINISHED: usize = 12_500;
 /// A node may be away from the cache for a moment; only after this is it asked for.
@@ -127,8 +130,10 @@ impl Collector {
         let name = pod.name_any();
         let api: Api<Pod> =
             Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
+        let mut judged_as = pod.metadata.clone();
         if let Some((reason, message)) = why.filter(|_| !pods::is_finished(pod)) {
-            let patch = json!({"metadata": {"uid": pod.uid()}, "status": {
+            let judged = json!({"uid": pod.uid(), "resourceVersion": pod.resource_version()});
+            let patch = json!({"metadata": judged, "status": {
                 "phase": "Failed",
                 "conditions": [{
                     "type": "DisruptionTarget",
@@ -140,17 +145,18 @@ impl Collector {
                             k8s_openapi::jiff::Timestamp::now()),
                 }],
             }});
-            api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(&patch))
+            let marked = api
+                .patch_status(&name, &PatchParams::default(), &Patch::Strategic(&patch))
                 .await
                 .or_gone()
                 .doing(|| format!("mark pod {name} as failed"))?;
+            let Some(marked) = marked else {
+                return Ok(());
+            };
+            judged_as = marked.metadata;
         }
-        let params = DeleteParams::default()
-            .grace_period(0)
-            .preconditions(Preconditions {
-                uid: pod.uid(),
-                resource_version: None,
-            });
+        let params = DeleteParams::default().grace_period(0);
+        let params = Judged::State.params(&judged_as, params);
         api.delete(&name, &params)
             .await
             .or_gone()

@@ -12,7 +12,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, PostParams, Preconditions},
+    api::{DeleteParams, PostParams},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +21,10 @@ use super::{
     error::{Doing, Error, OrGone},
     shared::{Controller, Loop, Next, Stopped},
 };
-use crate::informer::{Informer, Informers, Key};
+use crate::{
+    deletion::Judged,
+    informer::{Informer, Informers, Key},
+};
 
 const ONLY: &str = "type=kubernetes.io/service-account-token";
 const ACCOUNT: &str = "kubernetes.io/service-account.name";
@@ -166,10 +169,7 @@ impl Tokens {
     }
 
     async fn delete(&self, key: &Key, secret: &Secret) -> Result<(), Error> {
-        let params = DeleteParams::default().preconditions(Preconditions {
-            uid: secret.uid(),
-            resource_version: None,
-        });
+        let params = Judged::State.params(&secret.metadata, DeleteParams::default());
         Api::<Secret>::namespaced(self.client.clone(), &key.namespace)
             .delete(&key.name, &params)
             .await

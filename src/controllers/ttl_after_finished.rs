@@ -3,10 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::{api::batch::v1::Job, jiff::Timestamp};
-use kube::{
-    Api, Client, ResourceExt,
-    api::{DeleteParams, Preconditions},
-};
+use kube::{Api, Client, ResourceExt, api::DeleteParams};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -14,7 +11,10 @@ use super::{
     pods,
     shared::{Controller, Loop, Next, Stopped},
 };
-use crate::informer::{Informer, Informers, Key};
+use crate::{
+    deletion::Judged,
+    informer::{Informer, Informers, Key},
+};
 
 /// Runs until `shutdown`.
 pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
@@ -64,16 +64,15 @@ impl Controller for Ttl {
             .get_opt(&key.name)
             .await
             .doing(|| format!("ask for Job {key} before its time is over"))?;
-        let Some(left) = live.as_ref().and_then(|job| left(job, Timestamp::now())) else {
+        let Some(live) = live.filter(|live| live.uid() == job.uid()) else {
             return Ok(Next::Settled);
         };
-        if !left.is_zero() {
-            return Ok(Next::After(left));
+        match left(&live, Timestamp::now()) {
+            None => return Ok(Next::Settled),
+            Some(left) if !left.is_zero() => return Ok(Next::After(left)),
+            Some(_) => {}
         }
-        let params = DeleteParams::foreground().preconditions(Preconditions {
-            uid: job.uid(),
-            resource_version: live.and_then(|live| live.resource_version()),
-        });
+        let params = Judged::State.params(&live.metadata, DeleteParams::foreground());
         api.delete(&key.name, &params)
             .await
             .or_gone()

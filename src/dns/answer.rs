@@ -202,9 +202,30 @@ pub fn encode(query: &Message, reply: &Message, udp: bool) -> Option<Vec<u8>> {
         None => 512,
     };
     match udp && bytes.len() > usize::from(room) {
-        true => reply.truncate().to_vec().ok(),
+        true => cut(reply, usize::from(room)),
         false => Some(bytes),
     }
+}
+
+/// As many answers as fit into `room` bytes, marked as cut: some resolvers take what they get and
+/// never ask by TCP.
+fn cut(reply: &Message, room: usize) -> Option<Vec<u8>> {
+    let with = |count: usize| {
+        let mut cut = reply.truncate();
+        cut.add_answers(reply.answers.iter().take(count).cloned());
+        cut.to_vec().ok().filter(|bytes| bytes.len() <= room)
+    };
+    // More answers never take fewer bytes.
+    let (mut fits, mut bytes) = (0, with(0));
+    let mut beyond = reply.answers.len();
+    while beyond - fits > 1 {
+        let middle = fits + (beyond - fits) / 2;
+        match with(middle) {
+            Some(more) => (fits, bytes) = (middle, Some(more)),
+            None => beyond = middle,
+        }
+    }
+    bytes
 }
 
 fn glue(index: &Index, target: &str, name: &Name) -> Vec<Record> {

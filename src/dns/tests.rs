@@ -228,7 +228,9 @@ async fn long_answers_come_by_tcp_and_silence_upstream_is_a_failure() -> TestRes
     );
     assert_eq!(shown(&ask("example.org.").await?), "ServFail");
     let cut = ask("many.shop.svc.cluster.local.").await?;
-    assert!(cut.metadata.truncation && cut.answers.is_empty());
+    // 12 bytes of header, 33 of question, 16 for each answer.
+    assert!(cut.metadata.truncation);
+    assert_eq!(cut.answers.len(), (512 - 12 - 33) / 16);
 
     let bytes = query("many.shop.svc.cluster.local.", RecordType::A)?.to_vec()?;
     let mut stream = tokio::net::TcpStream::connect(tcp_address).await?;
@@ -242,5 +244,47 @@ async fn long_answers_come_by_tcp_and_silence_upstream_is_a_failure() -> TestRes
     ];
     stream.read_exact(&mut reply).await?;
     assert_eq!(Message::from_vec(&reply)?.answers.len(), 100);
+    Ok(())
+}
+
+#[tokio::test]
+async fn strangers_and_long_queries_are_not_answered() -> TestResult {
+    let folder = tempfile::tempdir()?;
+    let forwarder = Forwarder::new(folder.path().join("none"), Vec::new());
+    let clients = vec!["127.0.0.1/32".parse()?];
+    let server = Arc::new(Server::new("cluster.local".into(), forwarder, clients));
+    *server.index.write().await = index()?;
+    let udp = UdpSocket::bind("127.0.0.1:0").await?;
+    let tcp = TcpListener::bind("127.0.0.1:0").await?;
+    let (udp_address, tcp_address) = (udp.local_addr()?, tcp.local_addr()?);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(server.clone().udp(udp));
+    tasks.spawn(server.clone().tcp(tcp));
+
+    // Queries are taken in order, so that the stranger would have its answer before the client.
+    let bytes = query("web.shop.svc.cluster.local.", RecordType::A)?.to_vec()?;
+    let stranger = UdpSocket::bind("127.0.0.2:0").await?;
+    let client = UdpSocket::bind("127.0.0.1:0").await?;
+    stranger.send_to(&bytes, udp_address).await?;
+    client.send_to(&bytes, udp_address).await?;
+    let mut buffer = vec![0; 4096];
+    tokio::time::timeout(PATIENCE, client.recv(&mut buffer)).await??;
+    assert!(stranger.try_recv(&mut buffer).is_err());
+
+    let by_tcp = async |from: &str, length: u16| -> TestResult<usize> {
+        let socket = tokio::net::TcpSocket::new_v4()?;
+        socket.bind(from.parse()?)?;
+        let mut stream = socket.connect(tcp_address).await?;
+        stream.write_u16(length).await?;
+        stream.write_all(&bytes).await?;
+        let mut byte = [0];
+        // Reset or closed: no answer either way.
+        let read = tokio::time::timeout(PATIENCE, stream.read(&mut byte)).await?;
+        Ok(read.unwrap_or(0))
+    };
+    let length = bytes.len() as u16;
+    assert_eq!(by_tcp("127.0.0.1:0", length).await?, 1);
+    assert_eq!(by_tcp("127.0.0.2:0", length).await?, 0);
+    assert_eq!(by_tcp("127.0.0.1:0", 4097).await?, 0);
     Ok(())
 }

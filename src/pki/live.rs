@@ -22,13 +22,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Authority, Error, Identity, Leaf, Pki,
+    clock::Clock,
     renewal::{Due, due},
     tls::certified,
 };
 
 /// A certificate that could not be renewed is tried again after so long.
 const RETRY: Duration = Duration::from_secs(60);
-/// How often the task looks at the clock, which may have been set.
+/// How often the task looks at the clock, which may have been set unnoticed.
 const LOOK: Duration = Duration::from_secs(60 * 60);
 
 /// One certificate with its key, renewed in time.
@@ -227,6 +228,7 @@ impl Pki {
 
 /// Renews every certificate in use, until `shutdown`.
 pub async fn renew_in_time(pki: Pki, shutdown: CancellationToken) -> Result<(), JoinError> {
+    let mut clock = Clock::watch();
     loop {
         let renewing = pki.clone();
         // It writes files.
@@ -235,7 +237,12 @@ pub async fn renew_in_time(pki: Pki, shutdown: CancellationToken) -> Result<(), 
         let wait = next.map_or(LOOK, |next| {
             next.duration_since(SystemTime::now()).unwrap_or(RETRY)
         });
-        let wait = tokio::time::sleep(wait.clamp(RETRY, LOOK));
+        let wait = async {
+            tokio::select! {
+                () = tokio::time::sleep(wait.clamp(RETRY, LOOK)) => {}
+                () = clock.set() => tracing::info!("the clock was set"),
+            }
+        };
         if shutdown.run_until_cancelled(wait).await.is_none() {
             return Ok(());
         }

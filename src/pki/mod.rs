@@ -13,6 +13,7 @@
 //! of tokens, `request.rs` reads and signs signing requests.
 
 mod clients;
+mod clock;
 mod der;
 mod files;
 mod kubeconfig;
@@ -51,6 +52,8 @@ pub const FRONT_PROXY: &str = "front-proxy-client";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const CA_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 const LEAF_LIFE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// The beginning of 2026: a clock that shows less is wrong.
+const PAST: Duration = Duration::from_secs(56 * 365 * 24 * 60 * 60 + 14 * 24 * 60 * 60);
 /// Clocks of the cluster's machines may differ by this much.
 const BACKDATE: Duration = Duration::from_secs(5 * 60);
 
@@ -296,6 +299,15 @@ fn key(path: &Path) -> Result<KeyPair, Error> {
     }
 }
 
+/// An authority cannot be made anew when the clock is corrected, since everybody knows it: it is valid
+/// from ever, and as long as from a time that no right clock is before.
+fn authority_validity(now: SystemTime) -> Validity {
+    Validity {
+        from: SystemTime::UNIX_EPOCH,
+        to: now.max(SystemTime::UNIX_EPOCH + PAST) + CA_LIFE,
+    }
+}
+
 fn make_authority(key: &KeyPair, subject: &str) -> Result<String, Error> {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
@@ -306,9 +318,9 @@ fn make_authority(key: &KeyPair, subject: &str) -> Result<String, Error> {
         KeyUsagePurpose::KeyCertSign,
         KeyUsagePurpose::CrlSign,
     ];
-    let now = SystemTime::now();
-    params.not_before = (now - BACKDATE).into();
-    params.not_after = (now + CA_LIFE).into();
+    let validity = authority_validity(SystemTime::now());
+    params.not_before = validity.from.into();
+    params.not_after = validity.to.into();
     let certificate = params.self_signed(key).map_err(|source| Error::Issue {
         action: "sign",
         subject: subject.to_owned(),
@@ -337,6 +349,18 @@ fn check_pair(path: &Path, certificate: &str, key: &KeyPair) -> Result<Validity,
 mod tests {
     use super::*;
     use std::{net::IpAddr, os::unix::fs::PermissionsExt};
+
+    #[test]
+    fn an_authority_outlives_a_wrong_clock() {
+        let year = 365 * DAY;
+        let now = SystemTime::now();
+        for wrong in [SystemTime::UNIX_EPOCH, now + Duration::from_secs(36_000)] {
+            let validity = authority_validity(wrong);
+            assert!(validity.from < now - 50 * year, "{wrong:?}");
+            assert!(validity.to > SystemTime::UNIX_EPOCH + PAST + 9 * year);
+        }
+        assert!(authority_validity(now).to > now + 9 * year);
+    }
 
     fn open() -> (tempfile::TempDir, Pki) {
         let dir = tempfile::tempdir().expect("a folder");

@@ -216,3 +216,21 @@ pub fn is_dir(fd: BorrowedFd<'_>) -> io::Result<bool> {
     let kind = fstat(fd)?.st_mode & SFlag::S_IFMT.bits();
     Ok(kind == SFlag::S_IFDIR.bits())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_an_image_is_no_larger_than_it_may_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root(open_dir(dir.path()).unwrap());
+        let file = std::fs::File::create(dir.path().join("passwd")).unwrap();
+        file.set_len(LONGEST_FILE).unwrap();
+        assert_eq!(root.read("/passwd").unwrap().len() as u64, LONGEST_FILE);
+        file.set_len(LONGEST_FILE + 1).unwrap();
+        let refused = root.read("/passwd").unwrap_err().to_string();
+        assert!(refused.starts_with("/passwd: "), "{refused}");
+        assert_eq!(root.read("/group").unwrap(), "");
+    }
+}

@@ -11,8 +11,10 @@ use std::{
 use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use kube::ResourceExt;
 
-use super::pod::PodInfo;
-use crate::informer::Key;
+use super::{
+    pod::{PodInfo, Uid},
+    promises::Promises,
+};
 use crate::placement::Resources;
 
 /// One node with what runs on it.
@@ -25,7 +27,7 @@ pub struct NodeInfo {
     pub requested: Resources,
     pub scored_milli_cpu: i64,
     pub scored_memory: i64,
-    pub pods: HashMap<Key, Arc<PodInfo>>,
+    pub pods: HashMap<Uid, Arc<PodInfo>>,
     /// Image name to its size in bytes.
     pub images: HashMap<String, i64>,
 }
@@ -84,13 +86,13 @@ impl NodeInfo {
         self.requested.add(&pod.requests.needed);
         self.scored_milli_cpu += pod.requests.scored_milli_cpu;
         self.scored_memory += pod.requests.scored_memory;
-        if let Some(old) = self.pods.insert(pod.key.clone(), pod) {
+        if let Some(old) = self.pods.insert(pod.uid.clone(), pod) {
             self.forget(&old);
         }
     }
 
-    pub fn remove(&mut self, key: &Key) -> Option<Arc<PodInfo>> {
-        let pod = self.pods.remove(key)?;
+    pub fn remove(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
+        let pod = self.pods.remove(uid)?;
         self.forget(&pod);
         Some(pod)
     }
@@ -108,14 +110,13 @@ pub struct Cluster {
     pub nodes: Vec<NodeInfo>,
     by_name: HashMap<String, usize>,
     /// Node of each pod that is bound or assumed to be.
-    homes: HashMap<Key, String>,
+    homes: HashMap<Uid, String>,
     /// Pods of nodes that are not known (yet).
-    homeless: HashMap<String, HashMap<Key, Arc<PodInfo>>>,
-    assumed: HashSet<Key>,
+    homeless: HashMap<String, HashMap<Uid, Arc<PodInfo>>>,
+    assumed: HashSet<Uid>,
     /// Pods on nodes that have affinity terms of any kind.
-    pub with_affinity: HashMap<Key, String>,
-    /// Pods that wait for their victims to leave a node.
-    pub nominated: HashMap<Key, (String, Arc<PodInfo>)>,
+    pub with_affinity: HashMap<Uid, String>,
+    pub promises: Promises,
 }
 
 impl Cluster {
@@ -160,59 +161,58 @@ impl Cluster {
 
     /// Notes a pod on a node, in place of what was known of it.
     pub fn set_pod(&mut self, pod: Arc<PodInfo>, node: &str) {
-        self.remove_pod(&pod.key);
-        self.homes.insert(pod.key.clone(), node.to_owned());
+        self.remove_pod(&pod.uid);
+        self.homes.insert(pod.uid.clone(), node.to_owned());
         if pod.has_affinity() {
-            self.with_affinity.insert(pod.key.clone(), node.to_owned());
+            self.with_affinity.insert(pod.uid.clone(), node.to_owned());
         }
         match self.node_mut(node) {
             Some(info) => info.add(pod),
             None => {
                 let waiting = self.homeless.entry(node.to_owned()).or_default();
-                waiting.insert(pod.key.clone(), pod);
+                waiting.insert(pod.uid.clone(), pod);
             }
         }
     }
 
-    pub fn has_pod(&self, key: &Key) -> bool {
-        self.homes.contains_key(key)
+    pub fn has_pod(&self, uid: &str) -> bool {
+        self.homes.contains_key(uid)
     }
 
-    pub fn pod_keys(&self) -> Vec<Key> {
+    pub fn pods(&self) -> Vec<Uid> {
         self.homes.keys().cloned().collect()
     }
 
     /// Takes over a new version of a pod that differs in nothing that counts.
-    pub fn refresh_pod(&mut self, key: &Key, pod: Arc<Pod>) {
-        let Some(node) = self.homes.get(key).cloned() else {
+    pub fn refresh_pod(&mut self, uid: &str, pod: Arc<Pod>) {
+        let Some(node) = self.homes.get(uid).cloned() else {
             return;
         };
-        if let Some(held) = self.node_mut(&node).and_then(|info| info.pods.get_mut(key)) {
+        if let Some(held) = self.node_mut(&node).and_then(|info| info.pods.get_mut(uid)) {
             Arc::make_mut(held).pod = pod;
         }
     }
 
     /// Counts a pod on a node before the API has confirmed it.
     pub fn assume(&mut self, pod: Arc<PodInfo>, node: &str) {
-        let key = pod.key.clone();
+        let uid = pod.uid.clone();
         self.set_pod(pod, node);
-        self.assumed.insert(key);
+        self.assumed.insert(uid);
     }
 
-    pub fn is_assumed(&self, key: &Key) -> bool {
-        self.assumed.contains(key)
+    pub fn is_assumed(&self, uid: &str) -> bool {
+        self.assumed.contains(uid)
     }
 
-    pub fn remove_pod(&mut self, key: &Key) -> Option<Arc<PodInfo>> {
-        self.assumed.remove(key);
-        self.nominated.remove(key);
-        self.with_affinity.remove(key);
-        let node = self.homes.remove(key)?;
+    pub fn remove_pod(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
+        self.assumed.remove(uid);
+        self.with_affinity.remove(uid);
+        let node = self.homes.remove(uid)?;
         if let Some(info) = self.node_mut(&node) {
-            return info.remove(key);
+            return info.remove(uid);
         }
         let waiting = self.homeless.get_mut(&node)?;
-        let pod = waiting.remove(key);
+        let pod = waiting.remove(uid);
         if waiting.is_empty() {
             self.homeless.remove(&node);
         }
@@ -221,9 +221,9 @@ impl Cluster {
 
     /// The pods with affinity terms, each with its node.
     pub fn pods_with_affinity(&self) -> impl Iterator<Item = (&NodeInfo, &Arc<PodInfo>)> {
-        self.with_affinity.iter().filter_map(|(key, node)| {
+        self.with_affinity.iter().filter_map(|(uid, node)| {
             let node = self.node(node)?;
-            Some((node, node.pods.get(key)?))
+            Some((node, node.pods.get(uid)?))
         })
     }
 }
@@ -274,7 +274,7 @@ pub mod tests {
         assert_eq!((cpu(&cluster, "a"), cpu(&cluster, "b")), (0, 3000));
         cluster.remove_node("a");
         assert_eq!(cpu(&cluster, "b"), 3000);
-        cluster.remove_pod(&Key::new("default", "early"));
+        cluster.remove_pod("early");
         assert_eq!(cpu(&cluster, "b"), 2000);
     }
 }

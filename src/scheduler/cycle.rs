@@ -103,17 +103,15 @@ pub fn check(
     filters: &Filters,
 ) -> Option<Reject> {
     let promised: Vec<_> = cluster
-        .nominated
-        .values()
-        .filter(|(name, other)| {
-            *name == node.name && other.priority >= pod.priority && other.key != pod.key
-        })
+        .promises
+        .on(&node.name)
+        .filter(|other| other.priority >= pod.priority && other.uid != pod.uid)
         .collect();
     if promised.is_empty() {
         return filters.check(pod, node);
     }
     let mut crowded = node.clone();
-    for (_, other) in promised {
+    for other in promised {
         crowded.add(other.clone());
     }
     filters
@@ -200,9 +198,7 @@ mod tests {
         let mut cluster = Cluster::default();
         cluster.set_node(node("a", json!({}), json!({})));
         let promised = asking("promised", "3", "1Gi");
-        cluster
-            .nominated
-            .insert(promised.key.clone(), ("a".into(), promised.clone()));
+        cluster.promises.make(&promised, "a");
         let attempt = |pod: &PodInfo| schedule(pod, &cluster, &|_| None, None, &mut 0).is_ok();
         assert!(!attempt(&asking("p", "2", "1Gi")));
         assert!(attempt(&asking("p", "1", "1Gi")));

@@ -3,18 +3,26 @@
 //! One task owns the queue and the cluster picture and tries one pod after the other; API calls
 //! run beside it. It reacts to watch events and deadlines and knows no ticks.
 //! Start at [`run`]; `cycle.rs` is one attempt, `plugins/` are the rules.
-//! Always true: a pod counts on its node from the moment it is chosen (assumed), so that two pods
-//! never get the same room.
+//! Always true:
+//! - A pod counts on its node from the moment it is chosen (assumed), so that two pods never get the
+//!   same room.
+//! - A pod goes by its uid: what was found out or begun for one never counts for the next of its name.
+//! - Whatever frees room, the end of a promise too, wakes those that had none.
 
 mod cluster;
 mod cycle;
 mod plugins;
 mod pod;
 mod preempt;
+mod promises;
 mod queue;
 mod report;
+mod statuses;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use k8s_openapi::api::{
     apps::v1::ReplicaSet,
@@ -27,7 +35,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{cluster::Cluster, plugins::Plugins, pod::PodInfo, preempt::preempt, queue::Queue};
+use self::{
+    cluster::Cluster,
+    plugins::Plugins,
+    pod::{PodInfo, Uid, nominated, uid_of},
+    preempt::{Preemption, Refusal, preempt},
+    queue::Queue,
+    statuses::{Nomination, Statuses, Wish},
+};
 use crate::{
     events::{Level, Recorder},
     informer::{Change, Informer, Informers, Key},
@@ -78,17 +93,25 @@ pub async fn run(informers: Informers, config: Config, shutdown: CancellationTok
             },
             change = pod_changes.next() => match change {
                 Some(Change::Applied { old, new }) => scheduler.pod_applied(old.as_deref(), new),
-                Some(Change::Deleted(pod)) => scheduler.pod_gone(&Key::of(pod.as_ref())),
+                Some(Change::Deleted(pod)) => scheduler.pod_gone(&uid_of(&pod)),
                 Some(Change::Resync) => scheduler.resync(&pods, &nodes),
                 None => return,
             },
-            Some(key) = failed.recv() => scheduler.binding_failed(&key),
+            Some(failure) = failed.recv() => scheduler.failed(&failure),
             () = std::future::ready(()), if scheduler.queue.has_active() => scheduler.attempt(),
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                 scheduler.queue.promote(Instant::now());
             }
         }
     }
+}
+
+/// An API call for a pod that has to be made again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Failure {
+    Binding(Uid),
+    /// A victim is still there, and nobody has asked it to leave.
+    Preemption(Uid),
 }
 
 struct Scheduler {
@@ -99,8 +122,9 @@ struct Scheduler {
     cluster: Cluster,
     /// Where the next search begins.
     start: usize,
-    /// Pods whose binding failed.
-    failures: mpsc::UnboundedSender<Key>,
+    statuses: Statuses,
+    /// From the API calls that run beside.
+    failures: mpsc::UnboundedSender<Failure>,
     namespaces: Informer<Namespace>,
     services: Informer<Service>,
     sets: Informer<ReplicaSet>,
@@ -116,8 +140,13 @@ const ON_POD_GONE: Plugins = Plugins::FIT
 const ON_POD_PLACED: Plugins = Plugins::SPREAD.and(Plugins::INTERPOD);
 
 impl Scheduler {
-    fn new(informers: &Informers, config: Config, failures: mpsc::UnboundedSender<Key>) -> Self {
+    fn new(
+        informers: &Informers,
+        config: Config,
+        failures: mpsc::UnboundedSender<Failure>,
+    ) -> Self {
         Self {
+            statuses: Statuses::start(informers.client().clone()),
             client: informers.client().clone(),
             events: Recorder::start(informers.client().clone(), report::COMPONENT),
             config,
@@ -144,20 +173,18 @@ impl Scheduler {
         for name in names {
             self.cluster.remove_node(&name);
         }
-        for key in self.cluster.pod_keys() {
-            if pods.get(&key).is_none() {
-                self.cluster.remove_pod(&key);
-            }
-        }
-        for key in self.queue.keys() {
-            if pods.get(&key).is_none() {
-                self.queue.remove(&key);
-            }
+        let all = pods.list();
+        let live: HashSet<Uid> = all.iter().map(|pod| uid_of(pod)).collect();
+        let mut known = self.cluster.pods();
+        known.extend(self.queue.pods());
+        known.extend(self.cluster.promises.pods());
+        for uid in known.iter().filter(|uid| !live.contains(*uid)) {
+            self.pod_gone(uid);
         }
         for node in nodes.list() {
             self.cluster.set_node(node);
         }
-        for pod in pods.list() {
+        for pod in all {
             self.pod_applied(None, pod);
         }
         self.queue.wake(Plugins::ALL, Instant::now());
@@ -172,27 +199,31 @@ impl Scheduler {
     }
 
     fn pod_applied(&mut self, old: Option<&Pod>, new: Arc<Pod>) {
-        let key = Key::of(new.as_ref());
+        let uid = uid_of(&new);
         let status = new.status.as_ref();
         let phase = status.and_then(|status| status.phase.as_deref());
         if matches!(phase, Some("Succeeded" | "Failed")) {
-            return self.pod_gone(&key);
+            return self.pod_gone(&uid);
         }
         let spec = new.spec.as_ref();
         let node = spec
             .and_then(|spec| spec.node_name.clone())
             .filter(|node| !node.is_empty());
         if let Some(node) = node {
-            self.queue.remove(&key);
+            self.queue.remove(&uid);
+            let elsewhere = self.cluster.promises.end(&uid);
+            if elsewhere.is_some_and(|promised| promised != node) {
+                self.queue.wake(ON_POD_GONE, Instant::now());
+            }
             let changed = old.is_none_or(|old| {
                 old.spec != new.spec || old.metadata.labels != new.metadata.labels
             });
             // What is known to be there already is not placed again for each status.
-            if changed || !self.cluster.has_pod(&key) || self.cluster.is_assumed(&key) {
+            if changed || !self.cluster.has_pod(&uid) || self.cluster.is_assumed(&uid) {
                 self.cluster.set_pod(Arc::new(PodInfo::new(new)), &node);
                 self.queue.wake(ON_POD_PLACED, Instant::now());
             } else {
-                self.cluster.refresh_pod(&key, new);
+                self.cluster.refresh_pod(&uid, new);
             }
             return;
         }
@@ -204,11 +235,11 @@ impl Scheduler {
             .and_then(|spec| spec.scheduling_gates.as_ref())
             .is_some_and(|gates| !gates.is_empty());
         if !ours || gated || new.metadata.deletion_timestamp.is_some() {
-            self.queue.remove(&key);
-            self.cluster.nominated.remove(&key);
+            self.queue.remove(&uid);
+            self.end_promise(&uid);
             return;
         }
-        if self.cluster.is_assumed(&key) {
+        if self.cluster.is_assumed(&uid) {
             return; // its binding is on the way
         }
         let changed = old.is_none_or(|old| {
@@ -216,22 +247,61 @@ impl Scheduler {
                 || old.metadata.labels != new.metadata.labels
                 || old.metadata.annotations != new.metadata.annotations
         });
-        self.queue.add(Arc::new(PodInfo::new(new)), changed);
+        let pod = Arc::new(PodInfo::new(new));
+        self.follow_nomination(old, &pod);
+        self.queue.add(pod, changed);
     }
 
-    fn pod_gone(&mut self, key: &Key) {
-        self.queue.remove(key);
-        if self.cluster.remove_pod(key).is_some() {
+    /// What a pod's status says of the node it was promised is known here before, unless the status is
+    /// of before a restart, or somebody else has changed it.
+    fn follow_nomination(&mut self, old: Option<&Pod>, pod: &Arc<PodInfo>) {
+        if self.statuses.is_pending(&pod.uid) {
+            return;
+        }
+        let Some(old) = old else {
+            return self.cluster.promises.take_over(pod);
+        };
+        match pod.nominated() {
+            now if now == nominated(old) => {}
+            None => self.end_promise(&pod.uid),
+            Some(node) if self.cluster.promises.of(&pod.uid) == Some(node) => {}
+            Some(_) => {
+                self.end_promise(&pod.uid);
+                self.cluster.promises.take_over(pod);
+            }
+        }
+    }
+
+    fn pod_gone(&mut self, uid: &Uid) {
+        self.queue.remove(uid);
+        self.statuses.forget(uid);
+        let was_there = self.cluster.remove_pod(uid).is_some();
+        let was_promised = self.cluster.promises.end(uid).is_some();
+        if was_there || was_promised {
             self.queue.wake(ON_POD_GONE, Instant::now());
         }
     }
 
-    fn binding_failed(&mut self, key: &Key) {
-        if self.cluster.is_assumed(key) {
-            self.cluster.remove_pod(key);
-            let now = Instant::now();
-            self.queue.failed(key, now);
-            self.queue.wake(ON_POD_GONE, now);
+    /// The room that was kept is for others.
+    fn end_promise(&mut self, uid: &Uid) {
+        if self.cluster.promises.end(uid).is_some() {
+            self.queue.wake(ON_POD_GONE, Instant::now());
+        }
+    }
+
+    fn failed(&mut self, failure: &Failure) {
+        let now = Instant::now();
+        match failure {
+            Failure::Binding(uid) if self.cluster.is_assumed(uid) => {
+                if let Some(pod) = self.cluster.remove_pod(uid) {
+                    self.cluster.promises.take_over(&pod);
+                }
+                self.queue.failed(uid, now);
+                self.queue.wake(ON_POD_GONE, now);
+            }
+            Failure::Binding(_) => {}
+            Failure::Preemption(uid) if self.cluster.has_pod(uid) => {}
+            Failure::Preemption(uid) => self.queue.failed(uid, now),
         }
     }
 
@@ -240,10 +310,10 @@ impl Scheduler {
         let Some(pod) = self.queue.pop() else {
             return;
         };
-        let key = pod.key.clone();
+        let (key, uid) = (pod.key.clone(), pod.uid.clone());
         if let Err(panic) = caught_here(|| self.try_pod(pod)) {
             tracing::error!(pod = %key, %panic, "scheduling failed, will retry");
-            self.queue.failed(&key, Instant::now());
+            self.queue.failed(&uid, Instant::now());
         }
     }
 
@@ -259,7 +329,7 @@ impl Scheduler {
             Err(failed) => {
                 let preemption = preempt(&pod, &mut self.cluster, &failed, &labels);
                 self.queue
-                    .unschedulable(&pod.key, failed.plugins(), Instant::now());
+                    .unschedulable(&pod.uid, failed.plugins(), Instant::now());
                 self.report_failure(pod, &failed, preemption);
             }
         }
@@ -268,6 +338,10 @@ impl Scheduler {
     /// Counts the pod on the node at once and binds it in the background.
     fn bind(&mut self, pod: Arc<PodInfo>, node: String) {
         self.cluster.assume(pod.clone(), &node);
+        let promised = self.cluster.promises.end(&pod.uid);
+        if promised.is_some_and(|promised| promised != node) {
+            self.queue.wake(ON_POD_GONE, Instant::now());
+        }
         let (client, failures) = (self.client.clone(), self.failures.clone());
         let events = self.events.clone();
         tokio::spawn(async move {
@@ -279,11 +353,11 @@ impl Scheduler {
                 }
                 Ok(Err(error)) => {
                     tracing::warn!(pod = %pod.key, node, %error, "binding failed, will retry");
-                    let _ = failures.send(pod.key.clone());
+                    let _ = failures.send(Failure::Binding(pod.uid.clone()));
                 }
                 Err(panic) => {
                     tracing::error!(pod = %pod.key, node, panic, "binding failed, will retry");
-                    let _ = failures.send(pod.key.clone());
+                    let _ = failures.send(Failure::Binding(pod.uid.clone()));
                 }
             }
         });
@@ -293,58 +367,77 @@ impl Scheduler {
         &mut self,
         pod: Arc<PodInfo>,
         failed: &cycle::Unschedulable,
-        preemption: Result<preempt::Preemption, String>,
+        preemption: Result<Preemption, Refusal>,
     ) {
         let mut message = failed.message();
-        let found = match preemption {
+        let nomination = match &preemption {
             Ok(found) => {
                 self.promise(&pod, &found.node);
-                Some(found)
+                Nomination::Node(found.node.clone())
             }
-            Err(_) if failed.nodes == 0 => None,
-            Err(why) => {
-                message = format!("{message} preemption: {why}");
-                None
+            Err(Refusal::NotEligible(_)) => Nomination::Keep,
+            Err(Refusal::NoVictims(_)) => {
+                self.end_promise(&pod.uid);
+                Nomination::Nothing
             }
         };
+        if let Err(why) = &preemption
+            && failed.nodes > 0
+        {
+            message = format!("{message} preemption: {}", why.message());
+        }
+        self.events.record(
+            pod.pod.as_ref(),
+            Level::Warning,
+            "FailedScheduling",
+            message.clone(),
+        );
+        self.statuses.write(Wish {
+            pod: pod.clone(),
+            message: Some(message),
+            nomination,
+        });
+        if let Ok(found) = preemption {
+            self.evict(pod, found);
+        }
+    }
+
+    /// Asks the victims to leave, in the background.
+    fn evict(&self, pod: Arc<PodInfo>, found: Preemption) {
         let (client, events) = (self.client.clone(), self.events.clone());
+        let failures = self.failures.clone();
         tokio::spawn(async move {
-            let node = found.as_ref().map(|found| found.node.as_str());
-            let written =
-                report::unscheduled(client.clone(), &pod, "Unschedulable", &message, node).await;
-            if let Err(error) = written {
-                tracing::debug!(pod = %pod.key, %error, "condition not written");
-            }
-            events.record(
-                pod.pod.as_ref(),
-                Level::Warning,
-                "FailedScheduling",
-                message,
-            );
-            let Some(found) = found else { return };
             for victim in &found.victims {
                 match report::evict(client.clone(), victim).await {
                     Ok(()) => {
-                        let uid = pod.pod.uid().unwrap_or_default();
-                        let text = format!("Preempted by pod {uid} on node {}", found.node);
+                        let text = format!("Preempted by pod {} on node {}", pod.uid, found.node);
                         events.record(victim.pod.as_ref(), Level::Normal, "Preempted", text);
                     }
                     Err(error) => {
-                        tracing::warn!(pod = %victim.key, %error, "preemption failed");
+                        tracing::warn!(pod = %victim.key, %error, "preemption failed, will retry");
+                        let _ = failures.send(Failure::Preemption(pod.uid.clone()));
                     }
                 }
             }
         });
     }
 
-    /// Keeps room on the node for the pod; lesser promises there are void.
+    /// Keeps room on the node for the pod; lesser promises there are void, and who had them looks
+    /// elsewhere.
     fn promise(&mut self, pod: &Arc<PodInfo>, node: &str) {
-        self.cluster
-            .nominated
-            .retain(|_, (name, other)| name != node || other.priority >= pod.priority);
-        self.cluster
-            .nominated
-            .insert(pod.key.clone(), (node.to_owned(), pod.clone()));
+        let before = self.cluster.promises.end(&pod.uid);
+        let void = self.cluster.promises.make(pod, node);
+        let moved = before.is_some_and(|before| before != node);
+        if moved || !void.is_empty() {
+            self.queue.wake(ON_POD_GONE, Instant::now());
+        }
+        for other in void {
+            self.statuses.write(Wish {
+                pod: other,
+                message: None,
+                nomination: Nomination::Nothing,
+            });
+        }
     }
 
     /// Selects the pods of the same service and owner, over which a pod spreads by default.
@@ -402,4 +495,99 @@ fn matters(old: &Node, new: &Node) -> bool {
     old.metadata.labels != new.metadata.labels
         || spec(old) != spec(new)
         || allocatable(old) != allocatable(new)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// A scheduler whose API answers nothing.
+    fn scheduler() -> (Scheduler, mpsc::UnboundedReceiver<Failure>) {
+        let refuse = |_: http::Request<kube::client::Body>| async {
+            Err::<http::Response<kube::client::Body>, _>(std::io::Error::other("no server"))
+        };
+        let client = Client::new(tower::service_fn(refuse), "default");
+        let (failures, failed) = mpsc::unbounded_channel();
+        let informers = Informers::new(client);
+        let mut scheduler = Scheduler::new(&informers, Config::default(), failures);
+        let node = cluster::tests::node("a", json!({}), json!({}));
+        scheduler.node_applied(None, node);
+        (scheduler, failed)
+    }
+
+    fn pod(uid: &str, cpu: &str, priority: i32, node: &str, status: Value) -> Arc<Pod> {
+        let name = uid.split('.').next();
+        Arc::new(
+            serde_json::from_value(json!({
+                "metadata": {"name": name, "namespace": "default", "uid": uid},
+                "spec": {"priority": priority, "nodeName": node, "containers": [
+                    {"name": "c", "resources": {"requests": {"cpu": cpu}}}]},
+                "status": status,
+            }))
+            .expect("a pod"),
+        )
+    }
+
+    fn uid(text: &str) -> Uid {
+        text.into()
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_promise_wakes_those_that_had_no_room() {
+        let (mut scheduler, _failed) = scheduler();
+        // Promised, and nobody on the node: only the promise is in the way.
+        let high = Arc::new(PodInfo::new(pod("high", "4", 10, "", json!({}))));
+        scheduler.cluster.promises.make(&high, "a");
+        scheduler.pod_applied(None, pod("low", "1", 1, "", json!({})));
+        scheduler.attempt();
+        assert!(!scheduler.cluster.is_assumed("low"));
+        scheduler.pod_gone(&uid("high"));
+        let deadline = scheduler.queue.deadline().expect("it is to be tried again");
+        assert!(deadline < Instant::now() + std::time::Duration::from_secs(10));
+    }
+
+    #[tokio::test]
+    async fn promises_outlive_a_restart() {
+        let (mut scheduler, _failed) = scheduler();
+        let promised = json!({"nominatedNodeName": "a"});
+        scheduler.pod_applied(None, pod("high", "3", 10, "", promised.clone()));
+        assert_eq!(scheduler.cluster.promises.of("high"), Some("a"));
+        // Taken back by somebody else.
+        let old = pod("high", "3", 10, "", promised);
+        scheduler.pod_applied(Some(&old), pod("high", "3", 10, "", json!({})));
+        assert_eq!(scheduler.cluster.promises.of("high"), None);
+    }
+
+    #[tokio::test]
+    async fn a_pod_of_the_same_name_is_another_pod() {
+        let (mut scheduler, _failed) = scheduler();
+        scheduler.pod_applied(None, pod("p.1", "3", 1, "", json!({})));
+        scheduler.attempt();
+        assert!(scheduler.cluster.is_assumed("p.1"));
+        // Deleted and made again while its binding is on the way.
+        scheduler.pod_gone(&uid("p.1"));
+        scheduler.pod_applied(None, pod("p.2", "3", 1, "", json!({})));
+        scheduler.failed(&Failure::Binding(uid("p.1")));
+        scheduler.attempt();
+        assert!(scheduler.cluster.is_assumed("p.2"));
+    }
+
+    #[tokio::test]
+    async fn a_preemption_that_failed_is_tried_again() {
+        let (mut scheduler, mut failed) = scheduler();
+        scheduler.pod_applied(None, pod("victim", "3", 1, "a", json!({})));
+        scheduler.pod_applied(None, pod("high", "4", 10, "", json!({})));
+        scheduler.attempt();
+        let patience = Instant::now() + std::time::Duration::from_secs(100);
+        assert!(scheduler.queue.deadline().is_some_and(|at| at > patience));
+        // The API answers nothing, so the victim was not asked to leave.
+        let failure = failed.recv().await.expect("a failure");
+        assert_eq!(failure, Failure::Preemption(uid("high")));
+        scheduler.failed(&failure);
+        let soon = Instant::now() + std::time::Duration::from_secs(10);
+        assert!(scheduler.queue.deadline().is_some_and(|at| at < soon));
+        assert_eq!(scheduler.cluster.promises.of("high"), Some("a"));
+    }
 }

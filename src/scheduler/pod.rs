@@ -56,9 +56,14 @@ pub struct Weighted {
     pub weight: i64,
 }
 
+/// What a pod goes by here: another pod may come under its name.
+pub type Uid = Arc<str>;
+
 #[derive(Clone, Debug)]
 pub struct PodInfo {
     pub pod: Arc<Pod>,
+    pub uid: Uid,
+    /// For requests and logs.
     pub key: Key,
     pub priority: i32,
     pub requests: Requests,
@@ -74,6 +79,7 @@ impl PodInfo {
         let terms = spec.affinity.clone().unwrap_or_default();
         let (affinity, anti_affinity, preferred) = affinity_terms(&pod, terms);
         Self {
+            uid: uid_of(&pod),
             key: Key::of(pod.as_ref()),
             priority: spec.priority.unwrap_or(0),
             requests: Requests::of(&pod),
@@ -89,6 +95,11 @@ impl PodInfo {
         self.pod.spec.as_ref()
     }
 
+    /// The node that its status says it was promised.
+    pub fn nominated(&self) -> Option<&str> {
+        nominated(&self.pod)
+    }
+
     pub fn has_affinity(&self) -> bool {
         !self.affinity.is_empty() || !self.anti_affinity.is_empty() || !self.preferred.is_empty()
     }
@@ -96,6 +107,16 @@ impl PodInfo {
     pub fn is_terminating(&self) -> bool {
         self.pod.metadata.deletion_timestamp.is_some()
     }
+}
+
+/// The node that a pod's status says it was promised.
+pub fn nominated(pod: &Pod) -> Option<&str> {
+    let named = pod.status.as_ref()?.nominated_node_name.as_deref();
+    named.filter(|name| !name.is_empty())
+}
+
+pub fn uid_of(pod: &Pod) -> Uid {
+    pod.metadata.uid.as_deref().unwrap_or_default().into()
 }
 
 fn affinity_terms(pod: &Pod, affinity: Affinity) -> (Vec<Term>, Vec<Term>, Vec<Weighted>) {

@@ -23,7 +23,23 @@ pub struct Preemption {
 /// At most a tenth of the nodes are tried, but always a hundred.
 const MIN_CANDIDATES: usize = 100;
 
-/// The node and its victims, or the message that says why there is none.
+/// Why there is nobody to preempt, with the message that says so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The pod may not, or not now: what it was promised still holds.
+    NotEligible(String),
+    NoVictims(String),
+}
+
+impl Refusal {
+    pub fn message(&self) -> &str {
+        match self {
+            Self::NotEligible(why) | Self::NoVictims(why) => why,
+        }
+    }
+}
+
+/// The node and its victims, or why there are none.
 ///
 /// `cluster` is changed while nodes are tried and is as before afterwards.
 pub fn preempt(
@@ -31,15 +47,16 @@ pub fn preempt(
     cluster: &mut Cluster,
     failed: &Unschedulable,
     labels: NamespaceLabels,
-) -> Result<Preemption, String> {
+) -> Result<Preemption, Refusal> {
+    let ineligible = |why: &str| Err(Refusal::NotEligible(why.to_owned()));
     let never = pod
         .spec()
         .is_some_and(|spec| spec.preemption_policy.as_deref() == Some("Never"));
     if never {
-        return Err("not eligible due to preemptionPolicy=Never.".into());
+        return ineligible("not eligible due to preemptionPolicy=Never.");
     }
     if waits_for_victims(pod, cluster) {
-        return Err("not eligible due to a terminating pod on the nominated node.".into());
+        return ineligible("not eligible due to a terminating pod on the nominated node.");
     }
     let helpful: Vec<&str> = failed
         .rejects
@@ -56,12 +73,12 @@ pub fn preempt(
     candidates
         .into_iter()
         .min_by_key(rank)
-        .ok_or_else(|| words(failed.nodes, helpful.len()))
+        .ok_or_else(|| Refusal::NoVictims(words(failed.nodes, helpful.len())))
 }
 
 /// Victims of an earlier preemption are still leaving.
 fn waits_for_victims(pod: &PodInfo, cluster: &Cluster) -> bool {
-    let Some((node, _)) = cluster.nominated.get(&pod.key) else {
+    let Some(node) = cluster.promises.of(&pod.uid) else {
         return false;
     };
     cluster.node(node).is_some_and(|node| {
@@ -91,10 +108,10 @@ fn victims(
     lower.sort_by_key(|other| (Reverse(other.priority), started(other)));
     let assumed: Vec<bool> = lower
         .iter()
-        .map(|other| cluster.is_assumed(&other.key))
+        .map(|other| cluster.is_assumed(&other.uid))
         .collect();
     for other in &lower {
-        cluster.remove_pod(&other.key);
+        cluster.remove_pod(&other.uid);
     }
     let fits = |cluster: &Cluster| {
         let filters = Filters::new(pod, cluster, labels);
@@ -108,7 +125,7 @@ fn victims(
         for other in &lower {
             cluster.set_pod(other.clone(), node);
             if !fits(cluster) {
-                cluster.remove_pod(&other.key);
+                cluster.remove_pod(&other.uid);
                 victims.push(other.clone());
             }
         }
@@ -185,11 +202,13 @@ mod tests {
 
     fn attempt(cluster: &mut Cluster, pod: &PodInfo) -> Result<(String, Vec<String>), String> {
         let failed = schedule(pod, cluster, &|_| None, None, &mut 0).expect_err("no room");
-        preempt(pod, cluster, &failed, &|_| None).map(|preemption| {
-            let victims = preemption.victims.iter();
-            let names = victims.map(|victim| victim.key.name.clone());
-            (preemption.node, names.collect())
-        })
+        preempt(pod, cluster, &failed, &|_| None)
+            .map(|preemption| {
+                let victims = preemption.victims.iter();
+                let names = victims.map(|victim| victim.key.name.clone());
+                (preemption.node, names.collect())
+            })
+            .map_err(|refusal| refusal.message().to_owned())
     }
 
     #[test]

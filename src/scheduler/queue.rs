@@ -12,8 +12,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{plugins::Plugins, pod::PodInfo};
-use crate::informer::Key;
+use super::{
+    plugins::Plugins,
+    pod::{PodInfo, Uid},
+};
 
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LAST_BACKOFF: Duration = Duration::from_secs(10);
@@ -49,20 +51,20 @@ enum Place {
 
 #[derive(Debug, Default)]
 pub struct Queue {
-    entries: HashMap<Key, Entry>,
-    active: BTreeSet<(Reverse<i32>, u64, Key)>,
+    entries: HashMap<Uid, Entry>,
+    active: BTreeSet<(Reverse<i32>, u64, Uid)>,
     /// Of pods that back off or are unschedulable.
-    deadlines: BTreeSet<(Instant, Key)>,
+    deadlines: BTreeSet<(Instant, Uid)>,
     /// Those that an event may wake.
-    unschedulable: HashSet<Key>,
+    unschedulable: HashSet<Uid>,
     arrivals: u64,
 }
 
 impl Queue {
     /// Adds a pod, or takes over its new version; a change of what matters makes it active again.
     pub fn add(&mut self, pod: Arc<PodInfo>, matters: bool) {
-        let key = pod.key.clone();
-        if let Some(entry) = self.entries.get_mut(&key) {
+        let uid = pod.uid.clone();
+        if let Some(entry) = self.entries.get_mut(&uid) {
             let same_priority = entry.pod.priority == pod.priority;
             entry.pod = pod;
             let move_up = match entry.place {
@@ -71,7 +73,7 @@ impl Queue {
                 Place::Backoff { .. } | Place::Unschedulable { .. } => matters,
             };
             if move_up {
-                self.activate(&key);
+                self.activate(&uid);
             }
             return;
         }
@@ -82,18 +84,18 @@ impl Queue {
             attempts: 0,
             place: Place::InFlight,
         };
-        self.entries.insert(key.clone(), entry);
-        self.activate(&key);
+        self.entries.insert(uid.clone(), entry);
+        self.activate(&uid);
     }
 
-    pub fn remove(&mut self, key: &Key) {
-        if self.entries.contains_key(key) {
-            self.place(key, Place::InFlight);
-            self.entries.remove(key);
+    pub fn remove(&mut self, uid: &Uid) {
+        if self.entries.contains_key(uid) {
+            self.place(uid, Place::InFlight);
+            self.entries.remove(uid);
         }
     }
 
-    pub fn keys(&self) -> Vec<Key> {
+    pub fn pods(&self) -> Vec<Uid> {
         self.entries.keys().cloned().collect()
     }
 
@@ -103,16 +105,16 @@ impl Queue {
 
     /// The most urgent pod, now in flight.
     pub fn pop(&mut self) -> Option<Arc<PodInfo>> {
-        let (.., key) = self.active.first()?.clone();
-        self.place(&key, Place::InFlight);
-        let entry = self.entries.get_mut(&key)?;
+        let (.., uid) = self.active.first()?.clone();
+        self.place(&uid, Place::InFlight);
+        let entry = self.entries.get_mut(&uid)?;
         entry.attempts += 1;
         Some(entry.pod.clone())
     }
 
     /// Puts a pod in flight aside until one of the plugins that rejected it may change its mind.
-    pub fn unschedulable(&mut self, key: &Key, rejected_by: Plugins, now: Instant) {
-        let Some(entry) = self.entries.get(key) else {
+    pub fn unschedulable(&mut self, uid: &Uid, rejected_by: Plugins, now: Instant) {
+        let Some(entry) = self.entries.get(uid) else {
             return;
         };
         let place = Place::Unschedulable {
@@ -120,36 +122,36 @@ impl Queue {
             until: now + PATIENCE,
             rejected_by,
         };
-        self.place(key, place);
+        self.place(uid, place);
     }
 
     /// Puts a pod in flight aside after an error that has nothing to do with the cluster.
-    pub fn failed(&mut self, key: &Key, now: Instant) {
-        if let Some(entry) = self.entries.get(key) {
+    pub fn failed(&mut self, uid: &Uid, now: Instant) {
+        if let Some(entry) = self.entries.get(uid) {
             let until = now + backoff(entry.attempts);
-            self.place(key, Place::Backoff { until });
+            self.place(uid, Place::Backoff { until });
         }
     }
 
     /// Something happened that pods rejected by any of `plugins` may profit from.
     pub fn wake(&mut self, plugins: Plugins, now: Instant) {
-        let woken: Vec<(Key, Instant)> = self
+        let woken: Vec<(Uid, Instant)> = self
             .unschedulable
             .iter()
-            .filter_map(|key| match self.entries.get(key)?.place {
+            .filter_map(|uid| match self.entries.get(uid)?.place {
                 Place::Unschedulable {
                     backoff,
                     rejected_by,
                     ..
-                } if rejected_by.intersects(plugins) => Some((key.clone(), backoff)),
+                } if rejected_by.intersects(plugins) => Some((uid.clone(), backoff)),
                 _ => None,
             })
             .collect();
-        for (key, until) in woken {
+        for (uid, until) in woken {
             if until <= now {
-                self.activate(&key);
+                self.activate(&uid);
             } else {
-                self.place(&key, Place::Backoff { until });
+                self.place(&uid, Place::Backoff { until });
             }
         }
     }
@@ -161,43 +163,43 @@ impl Queue {
 
     /// Makes pods active whose time has come.
     pub fn promote(&mut self, now: Instant) {
-        while let Some((deadline, key)) = self.deadlines.first().cloned() {
+        while let Some((deadline, uid)) = self.deadlines.first().cloned() {
             if deadline > now {
                 return;
             }
-            self.activate(&key);
+            self.activate(&uid);
         }
     }
 
-    fn activate(&mut self, key: &Key) {
-        if let Some(priority) = self.entries.get(key).map(|entry| entry.pod.priority) {
-            self.place(key, Place::Active { priority });
+    fn activate(&mut self, uid: &Uid) {
+        if let Some(priority) = self.entries.get(uid).map(|entry| entry.pod.priority) {
+            self.place(uid, Place::Active { priority });
         }
     }
 
     /// The only place where an entry changes places.
-    fn place(&mut self, key: &Key, place: Place) {
-        let Some(entry) = self.entries.get_mut(key) else {
+    fn place(&mut self, uid: &Uid, place: Place) {
+        let Some(entry) = self.entries.get_mut(uid) else {
             return;
         };
         if let Place::Active { priority } = entry.place {
             self.active
-                .remove(&(Reverse(priority), entry.order, key.clone()));
+                .remove(&(Reverse(priority), entry.order, uid.clone()));
         }
         if let Some(deadline) = deadline(entry.place) {
-            self.deadlines.remove(&(deadline, key.clone()));
+            self.deadlines.remove(&(deadline, uid.clone()));
         }
-        self.unschedulable.remove(key);
+        self.unschedulable.remove(uid);
         entry.place = place;
         if let Place::Active { priority } = place {
             self.active
-                .insert((Reverse(priority), entry.order, key.clone()));
+                .insert((Reverse(priority), entry.order, uid.clone()));
         }
         if let Some(deadline) = deadline(place) {
-            self.deadlines.insert((deadline, key.clone()));
+            self.deadlines.insert((deadline, uid.clone()));
         }
         if matches!(place, Place::Unschedulable { .. }) {
-            self.unschedulable.insert(key.clone());
+            self.unschedulable.insert(uid.clone());
         }
     }
 }
@@ -248,7 +250,7 @@ mod tests {
         queue.add(one.clone(), true);
         queue.pop();
         let now = Instant::now();
-        queue.unschedulable(&one.key, Plugins::FIT, now);
+        queue.unschedulable(&one.uid, Plugins::FIT, now);
         queue.wake(Plugins::TAINTS, now + Duration::from_secs(2));
         assert!(!queue.has_active());
         queue.wake(Plugins::FIT, now);
@@ -256,12 +258,12 @@ mod tests {
         queue.promote(now + Duration::from_secs(1));
         assert!(queue.has_active());
         queue.pop();
-        queue.unschedulable(&one.key, Plugins::FIT, now);
+        queue.unschedulable(&one.uid, Plugins::FIT, now);
         queue.add(one.clone(), false);
         assert!(!queue.has_active(), "its own status does not wake it");
         queue.add(one.clone(), true);
         assert!(queue.has_active());
-        queue.remove(&one.key);
+        queue.remove(&one.uid);
         assert!(!queue.has_active() && queue.deadline().is_none());
     }
 }

@@ -1,6 +1,7 @@
-//! What the scheduler writes: bindings, conditions, evictions of victims.
+//! What the scheduler writes at once: bindings, and evictions of victims.
 //!
-//! Each function is one or two API calls; nothing here decides.
+//! Each function is one or two API calls; nothing here decides. What pods' statuses are to say goes
+//! through `statuses.rs`.
 
 use k8s_openapi::{
     api::core::v1::{Binding, ObjectReference, Pod},
@@ -9,11 +10,12 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams},
 };
 use serde_json::json;
 
 use super::pod::PodInfo;
+use crate::deletion::Judged;
 
 pub const COMPONENT: &str = "default-scheduler";
 
@@ -39,50 +41,9 @@ pub async fn bind(client: Client, pod: &PodInfo, node: &str) -> Result<(), kube:
     Ok(())
 }
 
-/// Sets the condition `PodScheduled` to false, if it does not say the same already, and the node
-/// that the pod was promised.
-pub async fn unscheduled(
-    client: Client,
-    pod: &PodInfo,
-    reason: &str,
-    message: &str,
-    nominated: Option<&str>,
-) -> Result<(), kube::Error> {
-    let status = pod.pod.status.as_ref();
-    let held = status
-        .and_then(|status| status.conditions.as_ref())
-        .into_iter()
-        .flatten()
-        .find(|held| held.type_ == "PodScheduled");
-    let same = held.is_some_and(|held| {
-        held.status == "False"
-            && held.reason.as_deref() == Some(reason)
-            && held.message.as_deref() == Some(message)
-    });
-    let promised = status.and_then(|status| status.nominated_node_name.as_deref());
-    if same && (nominated.is_none() || nominated == promised) {
-        return Ok(());
-    }
-    let since = held
-        .filter(|held| held.status == "False")
-        .and_then(|held| held.last_transition_time.clone())
-        .unwrap_or(Time(Timestamp::now()));
-    let mut patch = json!({"metadata": {"uid": pod.pod.uid()}, "status": {"conditions": [{
-        "type": "PodScheduled",
-        "status": "False",
-        "reason": reason,
-        "message": message,
-        "lastProbeTime": null,
-        "lastTransitionTime": since,
-    }]}});
-    if let Some(node) = nominated {
-        patch["status"]["nominatedNodeName"] = node.into();
-    }
-    patch_status(client, pod, &patch).await
-}
-
-/// Deletes a victim gracefully, after saying why in its status.
+/// Deletes a victim gracefully, after saying why in its status. One that is gone is fine.
 pub async fn evict(client: Client, victim: &PodInfo) -> Result<(), kube::Error> {
+    let api: Api<Pod> = Api::namespaced(client, &victim.key.namespace);
     let patch = json!({"metadata": {"uid": victim.pod.uid()}, "status": {"conditions": [{
         "type": "DisruptionTarget",
         "status": "True",
@@ -90,26 +51,26 @@ pub async fn evict(client: Client, victim: &PodInfo) -> Result<(), kube::Error> 
         "message": format!("{COMPONENT}: preempting to accommodate a higher priority pod"),
         "lastTransitionTime": Time(Timestamp::now()),
     }]}});
-    patch_status(client.clone(), victim, &patch).await?;
-    let api: Api<Pod> = Api::namespaced(client, &victim.key.namespace);
-    let params = DeleteParams::default().preconditions(Preconditions {
-        uid: victim.pod.uid(),
-        resource_version: None,
-    });
-    api.delete(&victim.key.name, &params).await.map(drop)
+    let patched = api
+        .patch_status(
+            &victim.key.name,
+            &PatchParams::default(),
+            &Patch::Strategic(&patch),
+        )
+        .await;
+    if is_gone(&patched) {
+        return Ok(());
+    }
+    patched?;
+    // Its priority and its node cannot change.
+    let params = Judged::Identity.params(&victim.pod.metadata, DeleteParams::default());
+    let deleted = api.delete(&victim.key.name, &params).await;
+    if is_gone(&deleted) {
+        return Ok(());
+    }
+    deleted.map(drop)
 }
 
-async fn patch_status(
-    client: Client,
-    pod: &PodInfo,
-    patch: &serde_json::Value,
-) -> Result<(), kube::Error> {
-    let api: Api<Pod> = Api::namespaced(client, &pod.key.namespace);
-    api.patch_status(
-        &pod.key.name,
-        &PatchParams::default(),
-        &Patch::Strategic(patch),
-    )
-    .await
-    .map(drop)
+fn is_gone<T>(answer: &Result<T, kube::Error>) -> bool {
+    matches!(answer, Err(kube::Error::Api(status)) if status.is_not_found())
 }

@@ -35,6 +35,14 @@ pub enum Expect {
     ModRevision(Revision),
 }
 
+/// Another key that a write depends on, and what must hold for it at the moment of the write: so that
+/// what was judged is what is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guard {
+    pub key: Arc<str>,
+    pub expect: Expect,
+}
+
 /// How soon a write must be safe on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
@@ -71,6 +79,8 @@ pub enum Op {
 pub struct Write {
     pub key: Arc<str>,
     pub expect: Expect,
+    /// All of them must hold as well.
+    pub guards: Vec<Guard>,
     pub op: Op,
     pub durability: Durability,
     pub space: Space,
@@ -129,7 +139,8 @@ pub trait Store: Send + Sync + 'static {
     fn revision(&self) -> Revision;
     async fn get(&self, key: &str) -> Result<(Option<Entry>, Revision), Error>;
     async fn range(&self, range: Range) -> Result<Slice, Error>;
-    /// Writes if `expect` holds, else [`Error::Conflict`] and nothing changes.
+    /// Writes if `expect` holds, else [`Error::Conflict`], and all guards, else [`Error::Guarded`];
+    /// on an error nothing changes.
     async fn commit(&self, write: Write) -> Result<Committed, Error>;
     /// Every change to keys under `prefix` after revision `after`.
     /// [`Error::Compacted`] if that history is gone.
@@ -146,6 +157,9 @@ pub enum Error {
     /// The key is not as expected; `current` is what it is.
     #[error("the key was changed by another writer")]
     Conflict { current: Option<Entry> },
+    /// A key that the write depends on is not as it was judged.
+    #[error("{key}, on which the write depends, was changed by another writer")]
+    Guarded { key: Arc<str> },
     #[error("revision {asked} is compacted; the oldest is {oldest}")]
     Compacted { asked: Revision, oldest: Revision },
     #[error("revision {asked} is in the future; the latest is {latest}")]

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     harness::{Health, Tenant},
     images::{self, Layer},
-    lab::{Cluster, text},
+    lab::{self, Cluster, text},
 };
 
 /// A pod of the image with the rest of its container and its spec.
@@ -501,9 +501,9 @@ fn by_images() {
     assert_eq!(inside(&cluster, "half", "id -u; id -g").trim(), "1000\n0");
 
     // H01: a container whose program is the runtime's own.
-    let program = Path::new(env!("CARGO_BIN_EXE_vetch"));
-    let sum = || Sha256::digest(fs::read(program).unwrap());
-    let (before, inode) = (sum(), fs::metadata(program).unwrap().ino());
+    let program = lab::program();
+    let sum = || Sha256::digest(fs::read(&program).unwrap());
+    let (before, inode) = (sum(), fs::metadata(&program).unwrap().ino());
     let overwrite = "for i in $(seq 100); do for p in /proc/[0-9]*; do case $(readlink $p/exe) in *vetch*|*memfd*) \
         echo found; (exec 5<$p/exe && for j in $(seq 50); do echo x >/proc/self/fd/5; done);; esac; done; done 2>&1 | sort | uniq -c";
     tenant.create(&pod(
@@ -524,7 +524,7 @@ fn by_images() {
     let said = cluster.ok("logs own -n escapes -c c");
     println!("{said}");
     assert_eq!(
-        (sum(), fs::metadata(program).unwrap().ino()),
+        (sum(), fs::metadata(&program).unwrap().ino()),
         (before, inode),
         "{said}"
     );

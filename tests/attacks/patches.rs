@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     harness::{DAEMON_MEMORY, Health, Neighbour, Tenant},
-    lab::Cluster,
+    lab::{Cluster, is_unoptimised},
     limits::{CONFIGMAPS, send},
 };
 
@@ -87,6 +87,7 @@ fn long_lists_and_many_keys_are_merged_in_seconds() {
         answer.len()
     );
     neighbour.assert();
-    // Still more than elsewhere: a debug build was seen to hold 457 MB here.
-    health.assert_below(2 * DAEMON_MEMORY);
+    // Unoptimised, the program itself and what it works with take more.
+    let times = if is_unoptimised() { 2 } else { 1 };
+    health.assert_below(times * DAEMON_MEMORY);
 }

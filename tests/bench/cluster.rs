@@ -226,7 +226,7 @@ async fn many_pods(pods: &Api<Pod>, cluster: &Cluster) {
 
 /// Processes of ours below this cluster: the daemon and the supervisors.
 fn processes(cluster: &Cluster) -> Vec<i32> {
-    let program = fs::canonicalize(env!("CARGO_BIN_EXE_vetch")).unwrap();
+    let program = fs::canonicalize(lab::program()).unwrap();
     let root = cluster.root.path().display().to_string();
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {

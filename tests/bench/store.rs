@@ -72,6 +72,7 @@ async fn put(
     let write = Write {
         key: key.clone(),
         expect: last.map_or(Expect::Absent, Expect::ModRevision),
+        guards: Vec::new(),
         op: Op::Put {
             value: value.clone(),
             ttl: None,

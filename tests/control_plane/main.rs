@@ -2,6 +2,7 @@
 //! kubelet that only reports: what is created settles as users expect.
 
 mod extending;
+mod order;
 mod tokens;
 mod volumes;
 

@@ -2,7 +2,8 @@
 //!
 //! A host is a network and a mount namespace, so that tests share no port, link, table or mount
 //! and several run at once. `VETCH_TEST_KUBECTL` names kubectl; without it the one on the PATH is
-//! used. Everything is taken away on drop, also when the test failed.
+//! used; `VETCH_TEST_PROGRAM` names another vetch than the one that was built with the tests, and
+//! `VETCH_TEST_OLD_FLAGS` says that it is from before the flags about eviction. Everything is taken away on drop, also when the test failed.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::{
@@ -12,7 +13,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// As long as `wanted`, or longer where the machine is emulated: `VETCH_TEST_PATIENCE` times as long.
+pub fn patiently(wanted: Duration) -> Duration {
+    let times = std::env::var("VETCH_TEST_PATIENCE").map_or(1, |times| times.parse().unwrap());
+    wanted * times
+}
+
+/// The program to test: `VETCH_TEST_PROGRAM`, by itself the one that was built with the tests.
+pub fn program() -> PathBuf {
+    std::env::var_os("VETCH_TEST_PROGRAM")
+        .unwrap_or_else(|| env!("CARGO_BIN_EXE_vetch").into())
+        .into()
+}
+
+/// Whether the program is slow because nothing in it is optimised.
+pub fn is_unoptimised() -> bool {
+    cfg!(debug_assertions) && std::env::var_os("VETCH_TEST_PROGRAM").is_none()
+}
 
 /// Namespaces held by a sleeping process.
 pub struct Host {
@@ -178,14 +197,17 @@ impl Cluster {
     pub fn vetch(&self, arguments: &[&str]) -> Output {
         let mut more = Vec::new();
         let is_given = |flag: &str| arguments.iter().any(|one| one.starts_with(flag));
-        if arguments.first() == Some(&"up") && !is_given("--eviction-hard") {
-            more.push("--eviction-hard=memory.available<100Mi");
-        }
-        if arguments.first() == Some(&"up") && !is_given("--image-gc-high-threshold") {
-            more.push("--image-gc-high-threshold=100");
+        let is_older = std::env::var_os("VETCH_TEST_OLD_FLAGS").is_some();
+        if arguments.first() == Some(&"up") && !is_older {
+            if !is_given("--eviction-hard") {
+                more.push("--eviction-hard=memory.available<100Mi");
+            }
+            if !is_given("--image-gc-high-threshold") {
+                more.push("--image-gc-high-threshold=100");
+            }
         }
         self.host
-            .command(env!("CARGO_BIN_EXE_vetch"))
+            .command(program())
             .args(arguments)
             .args(more)
             .arg("--root")
@@ -258,7 +280,7 @@ impl Cluster {
 
     /// Waits until kubectl says something that suits; returns it.
     pub fn wait_for(&self, line: &str, suits: impl Fn(&str) -> bool) -> String {
-        let end = Instant::now() + DEADLINE;
+        let end = Instant::now() + patiently(DEADLINE);
         loop {
             let got = text(&self.kubectl(line));
             if suits(got.trim()) {
@@ -359,7 +381,7 @@ pub fn text(output: &Output) -> String {
 }
 
 pub fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + DEADLINE;
+    let end = Instant::now() + patiently(DEADLINE);
     while !done() {
         assert!(Instant::now() < end, "timed out: {what}");
         std::thread::sleep(Duration::from_millis(5));

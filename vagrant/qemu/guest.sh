@@ -35,6 +35,15 @@ crates() {
 	ok "limits inside a container" boxed timeout 30 /lab/tests/limits-* --include-ignored forks_stop_at_the_limit
 }
 
+# Each test starts a cluster of its own; an emulated processor takes several times as long.
+escapes() {
+	local test
+	export VETCH_TEST_KUBECTL=/usr/local/bin/kubectl VETCH_TEST_IMAGES=/lab/images VETCH_TEST_PATIENCE=10 TMPDIR=/var/tmp
+	for test in $(/lab/tests/attacks --list escapes:: | sed -n 's/: test$//p'); do
+		ok "$test" timeout 600 /lab/tests/attacks --include-ignored --exact "$test"
+	done
+}
+
 # boxed COMMAND...: as in a container, whose processes start in the root that it sees.
 boxed() {
 	local group=/sys/fs/cgroup/box
@@ -52,6 +61,7 @@ for part in ${1//,/ }; do
 	case $part in
 	crates) crates ;;
 	runtime) ok "tests of the runtime" timeout 120 /lab/tests/runtime --include-ignored --test-threads=1 ;;
+	escapes) escapes ;;
 	node) . /lab/node.sh ;;
 	esac
 	burden

@@ -262,6 +262,14 @@ fn encode(list: &mut Attrs, element: &Element) {
 #[derive(Debug)]
 pub struct Socket(Netlink);
 
+/// The kernel lets go of a netfilter socket only when nobody can see any more what it replaced, which takes
+/// some ten milliseconds.
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.0.close_elsewhere();
+    }
+}
+
 impl Socket {
     pub fn open() -> Result<Self, Error> {
         Netlink::open(SockProtocol::NetlinkNetFilter).map(Self)

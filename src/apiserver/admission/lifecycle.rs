@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{Operation, Plugin, Request};
 use crate::apiserver::{
     objects::Lookup,
-    registry::Scope,
+    registry::{Resource, Scope},
     status::{Cause, CauseType, Status},
 };
 
@@ -34,26 +34,12 @@ impl Plugin for NamespaceLifecycle {
         {
             return Ok(());
         }
-        let namespace = request.namespace;
-        let Some(found) = lookup.get("namespaces", "", namespace).await else {
-            return Err(Status::not_found("", "namespaces", namespace));
-        };
-        let terminating = found["status"]["phase"] == "Terminating"
-            || found["metadata"]["deletionTimestamp"].is_string();
-        if !terminating {
-            return Ok(());
+        let found = lookup.get("namespaces", "", request.namespace).await;
+        let row = request.resource;
+        match refusal(row, request.name, request.namespace, found.as_deref()) {
+            Some(status) => Err(status),
+            None => Ok(()),
         }
-        let mut status = request.forbidden(&format!(
-            "unable to create new content in namespace {namespace} because it is being terminated"
-        ));
-        if let Some(details) = &mut status.details {
-            details.causes.push(Cause {
-                reason: CauseType::NamespaceTerminating,
-                message: format!("namespace {namespace} is being terminated"),
-                field: "metadata.namespace".to_owned(),
-            });
-        }
-        Err(status)
     }
 
     async fn validate(
@@ -68,6 +54,36 @@ impl Plugin for NamespaceLifecycle {
         }
         Ok(())
     }
+}
+
+/// Why nothing may be created in this namespace, as it was found now. Asked here before others look
+/// at the object, and once more when it is committed.
+pub fn refusal(
+    row: &Resource,
+    name: &str,
+    namespace: &str,
+    found: Option<&Value>,
+) -> Option<Status> {
+    let Some(found) = found else {
+        return Some(Status::not_found("", "namespaces", namespace));
+    };
+    let terminating = found["status"]["phase"] == "Terminating"
+        || found["metadata"]["deletionTimestamp"].is_string();
+    if !terminating {
+        return None;
+    }
+    let why = format!(
+        "unable to create new content in namespace {namespace} because it is being terminated"
+    );
+    let mut status = Status::forbidden(row.group, row.plural, name, &why);
+    if let Some(details) = &mut status.details {
+        details.causes.push(Cause {
+            reason: CauseType::NamespaceTerminating,
+            message: format!("namespace {namespace} is being terminated"),
+            field: "metadata.namespace".to_owned(),
+        });
+    }
+    Some(status)
 }
 
 #[cfg(test)]

@@ -22,6 +22,10 @@ impl Plugin for LimitRanger {
         "LimitRanger"
     }
 
+    fn is_policy(&self) -> bool {
+        true
+    }
+
     async fn mutate(
         &self,
         request: &mut Request<'_>,

@@ -3,6 +3,7 @@
 //! Called by the verbs, after authorization: first every plugin's `mutate` in order, then
 //! defaulting and validation, then every plugin's `validate`.
 
+mod held;
 mod late;
 mod lifecycle;
 mod limits;
@@ -28,7 +29,9 @@ use serde_json::Value;
 
 use super::{objects::Lookup, registry::Resource, request::User, status::Status};
 
+pub use held::{Held, Reservation};
 pub use late::Late;
+pub use lifecycle::refusal as namespace_refusal;
 pub use node_restriction::NodeRestriction;
 pub use pod_security::Exemptions;
 pub use priority::system_classes;
@@ -88,9 +91,11 @@ pub struct Request<'a> {
     pub round: &'a mut Round,
 }
 
-/// How often the chain has gone over one request.
+/// One write's way through the chain.
 #[derive(Debug, Default)]
 pub struct Round {
+    /// What plugins took for it, and what they judged it by.
+    pub held: Held,
     /// Set by a plugin that wants all before it, and itself, to look at its changes; once.
     pub again: bool,
     webhooks: webhook::Rounds,
@@ -120,9 +125,17 @@ pub trait Plugin: Send + Sync {
         Ok(())
     }
 
-    /// After an allowed object was not written after all, or was deleted: gives back what `mutate`
-    /// took (an address, a port).
-    async fn release(&self, _resource: &Resource, _object: &Value) {}
+    /// Whether it does what users of the cluster have set up, which the server's own start must not
+    /// depend on.
+    fn is_policy(&self) -> bool {
+        false
+    }
+
+    /// All that every cluster has is there: begins what the plugin does by itself.
+    fn started(&self) {}
+
+    /// After an object was deleted: gives back what was taken for it (an address, a port).
+    async fn deleted(&self, _resource: &Resource, _object: &Value) {}
 
     /// After a new object was stored.
     async fn created(&self, _resource: &Resource, _object: &Value) {}
@@ -276,6 +289,7 @@ mod testing {
             _user: &User,
             target: Named<'_>,
             _options: Value,
+            _guards: Vec<crate::store::Guard>,
         ) -> Result<Value, Status> {
             let gone =
                 self.0
@@ -287,7 +301,8 @@ mod testing {
         }
     }
 
-    /// Runs one plugin's `mutate` and `validate` on a create or update.
+    /// Runs one plugin's `mutate` and `validate` on a create or update, which then is stored unless they
+    /// refuse it.
     pub async fn admit(
         plugin: &dyn Plugin,
         memory: &Memory,
@@ -314,7 +329,11 @@ mod testing {
             warnings: &mut warnings,
             round: &mut round,
         };
-        plugin.mutate(&mut request, object, memory).await?;
-        plugin.validate(&mut request, Some(object), memory).await
+        let mut admitted = plugin.mutate(&mut request, object, memory).await;
+        if admitted.is_ok() {
+            admitted = plugin.validate(&mut request, Some(object), memory).await;
+        }
+        round.held.settle(admitted.is_ok()).await;
+        admitted
     }
 }

@@ -9,7 +9,7 @@ use crate::apiserver::{
     registry::{
         Causes,
         kinds::{
-            core::pod_update::{validate_annotations, validate_ephemeral},
+            core::pod_update::{validate_annotations, validate_ephemeral, validate_host_ips},
             value::keep,
         },
     },
@@ -37,6 +37,7 @@ impl Plugin for Parts {
             ("pods", Some("status")) => {
                 let mut causes = Causes::default();
                 validate_annotations(object, old, &mut causes);
+                validate_host_ips(object, &mut causes);
                 if !causes.0.is_empty() {
                     return Err(Status::invalid("", "Pod", request.name, causes.0));
                 }

@@ -1,84 +1,16 @@
 //! The chain in a whole API server over a real store.
 
-use std::{net::Ipv4Addr, sync::Arc};
-
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{
-    apiserver::{
-        objects::{Named, Objects},
-        special::{self, Call},
-        start::{Config, Handle},
-        status::Reason,
-    },
-    pki::Pki,
-    store::embedded::Embedded,
+use crate::apiserver::{
+    objects::{Named, Objects},
+    special::{self, Call},
+    status::Reason,
+    testing::Server,
 };
 
-struct Server {
-    handle: Handle,
-    user: User,
-    _folder: tempfile::TempDir,
-}
-
 impl Server {
-    async fn start() -> Self {
-        Self::with(Vec::new()).await
-    }
-
-    /// With `more` behind the usual chain.
-    async fn with(more: Vec<Arc<dyn Plugin>>) -> Self {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let folder = tempfile::tempdir().unwrap();
-        let store = Arc::new(Embedded::open(&folder.path().join("store")).unwrap());
-        let pki = Pki::open(&folder.path().join("pki")).unwrap();
-        let config = Config {
-            advertise: Ipv4Addr::new(10, 0, 0, 1).into(),
-            port: 6443,
-            services: "10.96.0.0/16".parse().unwrap(),
-        };
-        let services = ServiceConfig {
-            cidrs: vec!["10.96.0.0/16".parse().unwrap()],
-            reserved_addresses: Vec::new(),
-            node_ports: 30000..=32767,
-            reserved_ports: Vec::new(),
-            external_ips: super::ExternalIps::default(),
-        };
-        let handle = Handle::new(config, store, &pki, Vec::new()).await.unwrap();
-        let late = Arc::new(Late::default());
-        let objects: Arc<dyn Objects> = handle.server.clone();
-        late.set(&objects);
-        let mut plugins = chain(late, services, Exemptions::default());
-        plugins.extend(more);
-        handle.start(plugins).await.unwrap();
-        Self {
-            handle,
-            user: User::internal("test", &["system:masters"]),
-            _folder: folder,
-        }
-    }
-
-    async fn create(&self, plural: &str, namespace: &str, object: Value) -> Result<Value, Status> {
-        self.handle
-            .server
-            .create(&self.user, plural, namespace, object)
-            .await
-    }
-
-    async fn delete(&self, plural: &str, name: &str) -> Result<Value, Status> {
-        let target = Named {
-            plural,
-            subresource: "",
-            namespace: "default",
-            name,
-        };
-        self.handle
-            .server
-            .delete(&self.user, target, json!({}))
-            .await
-    }
-
     async fn post(&self, name: &str, subresource: &str, body: Value) -> Result<Value, Status> {
         let resource = testing::row("pods");
         let handler = special::of_pods()
@@ -319,7 +251,7 @@ impl Plugin for Slow {
 async fn a_write_that_has_begun_goes_on_without_its_client() {
     use crate::apiserver::{http::Peer, response::full};
     let slow = Arc::new(Slow::default());
-    let server = Server::with(vec![slow.clone()]).await;
+    let server = Server::with(Vec::new(), vec![slow.clone()]).await;
     let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": {"pods": "1"}}});
     let made = server.create("resourcequotas", "default", quota).await;
     made.unwrap();

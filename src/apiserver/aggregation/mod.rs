@@ -6,7 +6,8 @@
 //! Always true:
 //! - A request goes past authentication and authorization here before it goes to another server,
 //!   which learns from the front proxy's certificate and headers who asks, and nothing else.
-//! - Discovery tells only of servers that answered when they were last asked.
+//! - Discovery tells of every group, and calls stale what servers serve that did not answer when they
+//!   were last asked.
 
 mod forward;
 mod remote;

@@ -125,7 +125,11 @@ impl Remote {
                 made
             })
             .collect();
-        json!({"version": self.version, "resources": resources, "freshness": "Current"})
+        let freshness = match self.is_available() {
+            true => "Current",
+            false => "Stale",
+        };
+        json!({"version": self.version, "resources": resources, "freshness": freshness})
     }
 }
 

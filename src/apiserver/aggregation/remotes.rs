@@ -36,11 +36,10 @@ impl Remotes {
             .cloned()
     }
 
-    /// Adds the groups that can be used to `/apis`.
+    /// Adds the groups to `/apis`, also those whose servers do not answer: what they serve is not gone.
     pub fn add_groups(&self, list: &mut Value) {
         let remotes = self.all();
-        let available = || remotes.iter().filter(|one| one.is_available());
-        for remote in available() {
+        for remote in remotes.iter() {
             let known = list["groups"].as_array_mut();
             let Some(groups) = known else { return };
             let group = groups.iter_mut().find(|one| one["name"] == remote.group);
@@ -59,10 +58,7 @@ impl Remotes {
     pub fn group(&self, name: &str, own: Option<Value>) -> Option<Value> {
         let mut document = own;
         let remotes = self.all();
-        for remote in remotes
-            .iter()
-            .filter(|one| one.is_available() && one.group == name)
-        {
+        for remote in remotes.iter().filter(|one| one.group == name) {
             let document = document.get_or_insert_with(
                 || json!({"kind": "APIGroup", "apiVersion": "v1", "name": name, "versions": []}),
             );
@@ -77,7 +73,7 @@ impl Remotes {
         let Some(items) = list["items"].as_array_mut() else {
             return;
         };
-        for remote in remotes.iter().filter(|one| one.is_available()) {
+        for remote in remotes.iter() {
             let group = items
                 .iter_mut()
                 .find(|one| one["metadata"]["name"] == remote.group);
@@ -145,5 +141,16 @@ mod tests {
             (&json!("Namespaced"), &json!("w.example"))
         );
         assert_eq!(tabs["subresources"][0]["subresource"], "status");
+        let version = |list: &Value| list["items"][0]["versions"][0]["freshness"].clone();
+        assert_eq!(version(&list), "Current");
+        // Its server does not answer any more.
+        let silent = remotes.all()[0].serving(None, None);
+        remotes.set(vec![Arc::new(silent)]);
+        let mut list = json!({"items": []});
+        remotes.add_discovered(&mut list);
+        assert_eq!(version(&list), "Stale");
+        let mut list = json!({"groups": []});
+        remotes.add_groups(&mut list);
+        assert_eq!(list["groups"][0]["name"], "w.example");
     }
 }

@@ -18,8 +18,8 @@ const KEPT: Duration = Duration::from_secs(300);
 const LEAST: usize = 100;
 /// Changes kept at most.
 const MOST: usize = 4096;
-/// Bytes of objects that only changes hold, at most.
-const MOST_BYTES: usize = 16 << 20;
+/// Bytes of memory of objects that only changes hold, at most.
+const MOST_BYTES: usize = 32 << 20;
 
 #[derive(Debug)]
 pub struct Kind {
@@ -31,6 +31,8 @@ pub struct Kind {
 #[derive(Debug)]
 struct State {
     objects: BTreeMap<Arc<str>, Arc<Object>>,
+    /// The revision of the last change; `objects` are as of then, and of all revisions since.
+    last: Revision,
     /// With when they came.
     history: VecDeque<(Instant, Change)>,
     history_bytes: usize,
@@ -47,7 +49,7 @@ impl State {
                 break;
             }
             self.forgotten = oldest.object.revision;
-            self.history_bytes -= oldest.size();
+            self.history_bytes -= oldest.weight();
             self.history.pop_front();
         }
     }
@@ -62,8 +64,8 @@ pub struct Change {
 }
 
 impl Change {
-    fn size(&self) -> usize {
-        self.object.size + self.previous.as_ref().map_or(0, |previous| previous.size)
+    fn weight(&self) -> usize {
+        self.object.weight + self.previous.as_ref().map_or(0, |previous| previous.weight)
     }
 }
 
@@ -79,6 +81,7 @@ impl Kind {
     pub fn new(revision: Revision) -> Self {
         let state = State {
             objects: BTreeMap::new(),
+            last: revision,
             history: VecDeque::new(),
             history_bytes: 0,
             forgotten: revision,
@@ -98,6 +101,7 @@ impl Kind {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         state.objects.insert(object.key.clone(), object);
         state.forgotten = revision;
+        state.last = state.last.max(revision);
         self.changed.send_replace(revision);
     }
 
@@ -107,12 +111,13 @@ impl Kind {
             true => state.objects.remove(&object.key),
             false => state.objects.insert(object.key.clone(), object.clone()),
         };
+        state.last = state.last.max(object.revision);
         let change = Change {
             object,
             previous,
             deleted,
         };
-        state.history_bytes += change.size();
+        state.history_bytes += change.weight();
         state.history.push_back((now, change));
         state.forget(now);
     }
@@ -141,7 +146,7 @@ impl Kind {
 
     /// Rises with every change.
     pub fn last_change(&self) -> Revision {
-        *self.changed.borrow()
+        self.read().last
     }
 
     pub fn get(&self, key: &str) -> Option<Arc<Object>> {
@@ -150,6 +155,12 @@ impl Kind {
 
     /// Objects whose key begins with `prefix` and comes after `after`, in key order.
     pub fn list(&self, prefix: &str, after: &str) -> Vec<Arc<Object>> {
+        self.snapshot(prefix, after).0
+    }
+
+    /// As [`Kind::list`], with the revision of this kind's last change, deletions too: the objects are
+    /// as of that revision, and of each later one up to the next change.
+    pub fn snapshot(&self, prefix: &str, after: &str) -> (Vec<Arc<Object>>, Revision) {
         let lower = if after >= prefix {
             Bound::Excluded(after)
         } else {
@@ -157,10 +168,11 @@ impl Kind {
         };
         let state = self.read();
         let range = state.objects.range::<str, _>((lower, Bound::Unbounded));
-        range
+        let objects = range
             .take_while(|(key, _)| key.starts_with(prefix))
             .map(|(_, object)| object.clone())
-            .collect()
+            .collect();
+        (objects, state.last)
     }
 
     /// The revision of each object, by key.
@@ -208,6 +220,21 @@ mod tests {
             Past::Changes(changes) => Some(changes.len()),
             Past::Forgotten => None,
         }
+    }
+
+    #[test]
+    fn a_snapshot_is_of_the_last_change() {
+        let kind = Kind::new(0);
+        add(&kind, 1..=3, Instant::now());
+        // Watchers are woken later; who lists now has the change already.
+        assert_eq!(kind.last_change(), 3);
+        let (objects, last) = kind.snapshot("/registry/pods/", "");
+        assert_eq!((objects.len(), last), (1, 3));
+        let (key, value) = ("/registry/pods/d/p".into(), br#"{"metadata":{}}"#);
+        let gone = Object::new(key, "d/p", value, 4).unwrap();
+        kind.apply(Arc::new(gone), true, Instant::now());
+        let (objects, last) = kind.snapshot("/registry/pods/", "");
+        assert_eq!((objects.len(), last), (0, 4), "a deletion counts as well");
     }
 
     #[test]

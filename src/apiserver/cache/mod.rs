@@ -10,6 +10,7 @@ mod kind;
 mod object;
 
 pub use kind::{Change, Kind, Past};
+use object::Recent;
 pub use object::{LARGE, Object};
 
 use std::{
@@ -18,6 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::{
@@ -39,6 +41,7 @@ pub struct Cache {
     kinds: RwLock<HashMap<String, Arc<Kind>>>,
     /// Everything up to this revision is in.
     applied: watch::Sender<Revision>,
+    recent: Arc<Recent>,
 }
 
 impl Cache {
@@ -54,6 +57,7 @@ impl Cache {
             store,
             kinds: RwLock::default(),
             applied: watch::channel(slice.revision).0,
+            recent: Arc::default(),
         });
         for entry in slice.entries {
             if let Some((kind, object)) = cache.place(&entry.key, &entry.value, entry.mod_revision)
@@ -127,6 +131,7 @@ impl Cache {
         for kind in kinds.values() {
             kind.forget(now);
         }
+        self.recent.forget();
     }
 
     /// Makes up for changes that were missed: what differs from the store is a change of now.
@@ -169,7 +174,7 @@ impl Cache {
         }
         for (kind, object) in gone {
             let rest = split(&object.key).map_or("", |(_, rest)| rest);
-            let mut stored = (*object.value).clone();
+            let mut stored = (*object.value()).clone();
             if let Some(metadata) = stored["metadata"].as_object_mut() {
                 metadata.remove("resourceVersion");
             }
@@ -221,11 +226,11 @@ impl Cache {
     fn place(
         &self,
         key: &Arc<str>,
-        value: &[u8],
+        value: &Bytes,
         revision: Revision,
     ) -> Option<(Arc<Kind>, Arc<Object>)> {
         let (storage, rest) = split(key)?;
-        match Object::new(key.clone(), rest, value, revision) {
+        match Object::kept(key.clone(), rest, value.clone(), revision, &self.recent) {
             Ok(object) => Some((self.kind(storage), Arc::new(object))),
             Err(error) => {
                 tracing::error!(%key, %error, "an object in the store is not JSON");

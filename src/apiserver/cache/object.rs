@@ -1,6 +1,9 @@
 //! One object as of one revision, in every form that somebody has asked for.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
+};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -10,6 +13,11 @@ use crate::store::Revision;
 /// Forms of larger objects are not kept, but shared by all that need them at the same time: else
 /// each byte in the store would be there three times in memory.
 pub const LARGE: usize = 64 << 10;
+/// What would take more than this when parsed is not kept so. A list of small maps takes thirty times
+/// its bytes.
+const HEAVY: usize = 64 << 10;
+/// Heavy objects that are kept parsed for a while, in bytes of memory.
+const RECENT: usize = 16 << 20;
 
 /// Compact JSON that begins with kind and apiVersion.
 #[derive(Debug)]
@@ -26,13 +34,26 @@ pub struct Object {
     /// Empty for cluster scope.
     pub namespace: Box<str>,
     pub name: Box<str>,
-    /// With the resourceVersion in it.
-    pub value: Arc<Value>,
+    content: Content,
     /// About its bytes as JSON.
     pub size: usize,
+    /// About the bytes of memory that it takes for as long as it is kept.
+    pub weight: usize,
     json: OnceLock<Json>,
     large_json: Mutex<Weak<Json>>,
     protobuf: OnceLock<Bytes>,
+}
+
+#[derive(Debug)]
+enum Content {
+    /// With the resourceVersion in it.
+    Parsed(Arc<Value>),
+    /// As the store has it, which shares the bytes: parsed it would be many times as large.
+    Stored {
+        bytes: Bytes,
+        parsed: Mutex<Weak<Value>>,
+        recent: Arc<Recent>,
+    },
 }
 
 /// Keeps the JSON of a large object for as long as some of it is used.
@@ -52,10 +73,7 @@ impl Object {
         stored: &[u8],
         revision: Revision,
     ) -> Result<Self, serde_json::Error> {
-        let mut value: Value = serde_json::from_slice(stored)?;
-        if let Some(Value::Object(metadata)) = value.get_mut("metadata") {
-            metadata.insert("resourceVersion".to_owned(), json!(revision.to_string()));
-        }
+        let value = parse(stored, revision)?;
         let (namespace, name) = rest.split_once('/').unwrap_or(("", rest));
         let (namespace, name) = (namespace.into(), name.into());
         Ok(Self {
@@ -63,12 +81,57 @@ impl Object {
             revision,
             namespace,
             name,
-            value: Arc::new(value),
+            content: Content::Parsed(Arc::new(value)),
             size: stored.len(),
+            weight: proto::json_weight(stored),
             json: OnceLock::new(),
             large_json: Mutex::default(),
             protobuf: OnceLock::new(),
         })
+    }
+
+    /// As [`Object::new`], to be kept for long: what is heavy when parsed is kept as it is stored.
+    pub fn kept(
+        key: Arc<str>,
+        rest: &str,
+        stored: Bytes,
+        revision: Revision,
+        recent: &Arc<Recent>,
+    ) -> Result<Self, serde_json::Error> {
+        let mut made = Self::new(key, rest, &stored, revision)?;
+        if made.weight <= HEAVY {
+            return Ok(made);
+        }
+        let value = made.value();
+        recent.keep(value.clone(), made.weight);
+        made.weight = stored.len();
+        made.content = Content::Stored {
+            bytes: stored,
+            parsed: Mutex::new(Arc::downgrade(&value)),
+            recent: recent.clone(),
+        };
+        Ok(made)
+    }
+
+    /// The object as a whole, with the resourceVersion in it.
+    pub fn value(&self) -> Arc<Value> {
+        let (bytes, parsed, recent) = match &self.content {
+            Content::Parsed(value) => return value.clone(),
+            Content::Stored {
+                bytes,
+                parsed,
+                recent,
+            } => (bytes, parsed, recent),
+        };
+        let mut parsed = parsed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(value) = parsed.upgrade() {
+            return value;
+        }
+        // It was JSON when the object was made.
+        let value = Arc::new(parse(bytes, self.revision).unwrap_or_default());
+        *parsed = Arc::downgrade(&value);
+        recent.keep(value.clone(), proto::json_weight(bytes));
+        value
     }
 
     /// The same object in the form of another version of its kind.
@@ -78,8 +141,9 @@ impl Object {
             revision: self.revision,
             namespace: self.namespace.clone(),
             name: self.name.clone(),
-            value: Arc::new(value),
+            content: Content::Parsed(Arc::new(value)),
             size: self.size,
+            weight: self.weight,
             json: OnceLock::new(),
             large_json: Mutex::default(),
             protobuf: OnceLock::new(),
@@ -104,7 +168,7 @@ impl Object {
 
     fn encoded(&self) -> (Bytes, usize) {
         if !self.is_large() {
-            let json = self.json.get_or_init(|| encode(&self.value));
+            let json = self.json.get_or_init(|| encode(&self.value()));
             return (json.bytes.clone(), json.rest);
         }
         let mut weak = self
@@ -112,7 +176,7 @@ impl Object {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let json = weak.upgrade().unwrap_or_else(|| {
-            let made = Arc::new(encode(&self.value));
+            let made = Arc::new(encode(&self.value()));
             *weak = Arc::downgrade(&made);
             made
         });
@@ -125,15 +189,42 @@ impl Object {
         if let Some(bytes) = self.protobuf.get() {
             return Ok(bytes.clone());
         }
-        let bytes: Bytes = proto::encode(ty, &self.value)?.into_boxed_slice().into();
+        let bytes: Bytes = proto::encode(ty, &self.value())?.into_boxed_slice().into();
         match self.is_large() {
             true => Ok(bytes),
             false => Ok(self.protobuf.get_or_init(|| bytes).clone()),
         }
     }
+}
 
-    pub fn labels(&self) -> Option<&serde_json::Map<String, Value>> {
-        self.value.get("metadata")?.get("labels")?.as_object()
+/// The object with its revision.
+fn parse(stored: &[u8], revision: Revision) -> Result<Value, serde_json::Error> {
+    let mut value: Value = serde_json::from_slice(stored)?;
+    if let Some(Value::Object(metadata)) = value.get_mut("metadata") {
+        metadata.insert("resourceVersion".to_owned(), json!(revision.to_string()));
+    }
+    Ok(value)
+}
+
+/// The heavy objects that were parsed last, for all who look at the same change one after another.
+#[derive(Debug, Default)]
+pub struct Recent(Mutex<VecDeque<(Arc<Value>, usize)>>);
+
+impl Recent {
+    fn keep(&self, value: Arc<Value>, weight: usize) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.push_back((value, weight));
+        while kept.len() > 1 && kept.iter().map(|(_, weight)| weight).sum::<usize>() > RECENT {
+            kept.pop_front();
+        }
+    }
+
+    /// Lets go of all of them.
+    pub fn forget(&self) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
     }
 }
 
@@ -181,6 +272,35 @@ fn encode(value: &Value) -> Json {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_heavy_when_parsed_is_kept_as_it_is_stored() {
+        let recent = Arc::new(Recent::default());
+        let object = |items: usize| {
+            let value = json!({"metadata": {}, "data": vec![json!({"a": 1}); items]});
+            let stored = Bytes::from(value.to_string());
+            let key = "/registry/x/d/n".into();
+            Object::kept(key, "d/n", stored, 7, &recent).unwrap()
+        };
+        let (light, heavy) = (object(10), object(1000));
+        assert!(light.weight > light.size && heavy.weight == heavy.size);
+
+        // Who looks at it next, and next again, finds it parsed.
+        let value = heavy.value();
+        assert_eq!(value["metadata"]["resourceVersion"], "7");
+        assert!(Arc::ptr_eq(&value, &heavy.value()));
+        let seen = Arc::downgrade(&value);
+        drop(value);
+        assert!(seen.strong_count() > 0);
+
+        // That much and no more: the oldest make room, and in the end all of them go.
+        let others: Vec<Object> = (0..RECENT / 700_000 + 1).map(|_| object(1000)).collect();
+        assert_eq!(seen.strong_count(), 0);
+        let last = Arc::downgrade(&others.last().unwrap().value());
+        recent.forget();
+        assert_eq!(last.strong_count(), 0);
+        assert_eq!(heavy.value()["data"].as_array().unwrap().len(), 1000);
+    }
 
     #[test]
     fn kind_comes_first_and_can_be_left_out() {

@@ -36,7 +36,7 @@ pub fn object(
         (Format::Json { pretty: false }, View::Whole) => newline(&object.json()),
         (format, View::Whole) => match format {
             Format::Protobuf => envelope(row, object)?,
-            _ => text(format, &object.value)?,
+            _ => text(format, &object.value())?,
         },
         (format, View::Table) => text(format, &table::of_object(row, object, include))?,
         (Format::Protobuf, _) => partial_envelope(object)?,
@@ -288,7 +288,7 @@ fn whole_list(row: &Resource, page: &Page) -> Value {
         .objects
         .iter()
         .map(|object| {
-            let mut item = (*object.value).clone();
+            let mut item = (*object.value()).clone();
             if let Some(map) = item.as_object_mut().filter(|_| !row.names_kind_in_lists()) {
                 map.remove("kind");
                 map.remove("apiVersion");
@@ -313,7 +313,7 @@ fn protobuf_list(row: &Resource, page: &Page) -> Result<Bytes, Status> {
 }
 
 fn partial(object: &Object) -> Value {
-    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object.value["metadata"]})
+    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object.value()["metadata"]})
 }
 
 fn partial_envelope(object: &Object) -> Result<Bytes, Status> {

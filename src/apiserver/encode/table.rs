@@ -61,13 +61,13 @@ pub(super) fn line(row: &Resource, object: &Object, include: Include) -> Value {
     cells.extend(
         row.columns
             .iter()
-            .map(|column| (column.cell)(&object.value)),
+            .map(|column| (column.cell)(&object.value())),
     );
     let custom = row.custom.iter().flat_map(|custom| &custom.columns);
-    cells.extend(custom.map(|column| column.cell(&object.value)));
+    cells.extend(custom.map(|column| column.cell(&object.value())));
     match include {
         Include::None => json!({"cells": cells}),
-        Include::Object => json!({"cells": cells, "object": &*object.value}),
+        Include::Object => json!({"cells": cells, "object": &*object.value()}),
         Include::Metadata => json!({"cells": cells, "object": super::partial(object)}),
     }
 }

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{Peer, asked::Asked, path::ResourcePath};
 use crate::apiserver::{
@@ -40,6 +40,8 @@ const MEMORY_KIB: usize = 64 << 10;
 const MEMORY_KIB_EACH: usize = 16 << 10;
 /// How long a heavy request waits for another one of the same user.
 const OWN_TURN_WITHIN: Duration = Duration::from_secs(10);
+/// The nice value of threads with heavy requests: a tenth of the time of one with light ones.
+const HEAVY_NICE: i32 = 10;
 /// How long a request waits for memory.
 const MEMORY_WITHIN: Duration = Duration::from_secs(10);
 
@@ -264,6 +266,14 @@ impl Default for Lane {
     }
 }
 
+/// On a machine whose cores are all busy with heavy requests the small ones come first. For a thread that
+/// ends with its work: not every kernel lets it take that back.
+fn yield_to_others() {
+    if let Err(error) = rustix::process::setpriority_process(None, HEAVY_NICE) {
+        tracing::debug!(%error, "a heavy request is as important as others");
+    }
+}
+
 impl Lane {
     pub async fn run<T: Send + 'static>(
         &self,
@@ -282,10 +292,18 @@ impl Lane {
             None => None,
         };
         let runtime = tokio::runtime::Handle::current();
-        let worked = tokio::task::spawn_blocking(move || {
-            let _held = turn;
-            runtime.block_on(work)
-        });
+        let (done, worked) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("heavy-request".to_owned());
+        thread
+            .spawn(move || {
+                if turn.is_some() {
+                    yield_to_others();
+                }
+                let _held = turn;
+                // Who asked may be gone.
+                let _ = done.send(runtime.block_on(work));
+            })
+            .map_err(Status::internal)?;
         worked.await.map_err(Status::internal)?
     }
 

@@ -150,6 +150,8 @@ impl Frontend {
             validation: incoming.query.field_validation()?,
             manager: incoming.manager(),
             applies: false,
+            exempt: false,
+            guards: Vec::new(),
         };
         let Read { bytes: body, .. } = &body;
         let body = body.clone();
@@ -218,6 +220,8 @@ impl Frontend {
             validation: FieldValidation::Ignore,
             manager: String::new(),
             applies: false,
+            exempt: false,
+            guards: Vec::new(),
         };
         self.server
             .admit_special(&writing, admission::Operation::Connect, &mut options)
@@ -486,7 +490,7 @@ impl Frontend {
             Deleted::Gone(object) if !RETURN_DELETED.contains(&row.plural) => {
                 let status = json!({
                     "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
-                    "details": {"name": &*object.name, "group": row.group, "kind": row.plural, "uid": object.value["metadata"]["uid"]},
+                    "details": {"name": &*object.name, "group": row.group, "kind": row.plural, "uid": object.value()["metadata"]["uid"]},
                 });
                 let encoded = encode::plain(
                     &status,

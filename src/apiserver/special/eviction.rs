@@ -1,9 +1,13 @@
 //! `pods/eviction`: a delete that asks the disruption budgets first.
 //!
 //! Always true: a budget's allowance is taken by compare-and-swap on its status before the pod is
-//! deleted, so that two evictions never share one.
+//! deleted, so that two evictions never share one. A pod whose loss costs nothing is deleted as it
+//! was judged: if it changes meanwhile, it may have become ready, and is judged again.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use serde_json::{Value, json};
 
@@ -21,6 +25,8 @@ use crate::apiserver::{
 };
 
 const BUDGETS: &str = "poddisruptionbudgets.policy";
+/// A pod that changes all the time is judged so often.
+const RETRIES: usize = 16;
 /// A budget remembers at most so many pods that are on their way out.
 const MOST_DISRUPTED: usize = 2000;
 
@@ -43,51 +49,89 @@ impl Special for Eviction {
             .cloned()
             .unwrap_or_else(|| json!({}));
         let dry_run = call.dry_run || !items(&options, "dryRun").is_empty();
-        let pod = call.objects.get("pods", call.namespace, call.name).await;
-        let pod = pod.ok_or_else(|| Status::not_found("", "pods", call.name))?;
-        if !is_free(&pod) {
-            let budgets = matching(&pod, call.objects.list(BUDGETS, call.namespace).await);
-            match budgets.as_slice() {
-                [] => {}
-                [budget] => take(call, &pod, budget, dry_run).await?,
-                _ => {
-                    return Err(Status::internal(
-                        "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
-                    ));
+        let own_revision = !text(&options, "preconditions.resourceVersion").is_empty();
+        let mut last = None;
+        for _ in 0..RETRIES {
+            let pod = call.objects.get("pods", call.namespace, call.name).await;
+            let pod = pod.ok_or_else(|| Status::not_found("", "pods", call.name))?;
+            let loss = judged(call, &pod, dry_run).await?;
+            if dry_run {
+                return Ok(success());
+            }
+            match evict(call, &pod, loss, options.clone()).await {
+                // The pod is not what was judged: it may have become ready.
+                Err(status) if status.reason == Reason::Conflict && loss == Loss::None => {
+                    if own_revision {
+                        return Err(status);
+                    }
+                    last = Some(status);
                 }
+                result => return result.map(|()| success()),
             }
         }
-        if dry_run {
-            return Ok(success());
-        }
-        mark(call, &pod).await?;
-        let target = Named {
-            plural: "pods",
-            subresource: "",
-            namespace: call.namespace,
-            name: call.name,
-        };
-        let mut options = options;
-        // Not another pod of the same name.
-        if !text(&pod, "metadata.uid").is_empty() && text(&options, "preconditions.uid").is_empty()
-        {
-            set(
-                &mut options,
-                "preconditions.uid",
-                text(&pod, "metadata.uid"),
-            );
-        }
-        call.objects.delete(call.user, target, options).await?;
-        Ok(success())
+        Err(last.unwrap_or_else(|| Status::internal("an eviction was never tried")))
     }
 }
 
-/// Pods that serve nobody are no loss: pending, finished, or going already.
-fn is_free(pod: &Value) -> bool {
-    matches!(
-        text(pod, "status.phase"),
-        "Succeeded" | "Failed" | "Pending"
-    ) || !text(pod, "metadata.deletionTimestamp").is_empty()
+/// What the eviction of a pod costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Loss {
+    /// Nothing, whatever becomes of the pod: it has ended, or no budget counts it.
+    Uncounted,
+    /// Nothing, as long as the pod is what it was when it was judged.
+    None,
+    /// One of what a budget allows, which was taken from it.
+    Paid,
+}
+
+/// Asks the budgets, and takes from the one that the pod counts in.
+async fn judged(call: &Call<'_>, pod: &Value, dry_run: bool) -> Result<Loss, Status> {
+    if is_over(pod) {
+        return Ok(Loss::Uncounted);
+    }
+    if text(pod, "status.phase") == "Pending" {
+        return Ok(Loss::None);
+    }
+    let budgets = matching(pod, call.objects.list(BUDGETS, call.namespace).await);
+    match budgets.as_slice() {
+        [] => Ok(Loss::Uncounted),
+        [budget] => take(call, pod, budget, dry_run).await,
+        _ => Err(Status::internal(
+            "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
+        )),
+    }
+}
+
+/// Marks and deletes the pod: the one that was judged, and as it was judged where it cost nothing.
+async fn evict(call: &Call<'_>, pod: &Value, loss: Loss, mut options: Value) -> Result<(), Status> {
+    let revision = mark(call, pod, loss).await?;
+    let target = Named {
+        plural: "pods",
+        subresource: "",
+        namespace: call.namespace,
+        name: call.name,
+    };
+    let mut require = |name: &str, value: &str| {
+        let path = format!("preconditions.{name}");
+        if !value.is_empty() && text(&options, &path).is_empty() {
+            set(&mut options, &path, value);
+        }
+    };
+    require("uid", text(pod, "metadata.uid"));
+    if loss == Loss::None {
+        require("resourceVersion", &revision);
+    }
+    let deleted = call
+        .objects
+        .delete(call.user, target, options, Vec::new())
+        .await;
+    deleted.map(|_| ())
+}
+
+/// Finished, or going already.
+fn is_over(pod: &Value) -> bool {
+    matches!(text(pod, "status.phase"), "Succeeded" | "Failed")
+        || !text(pod, "metadata.deletionTimestamp").is_empty()
 }
 
 fn matching(pod: &Value, budgets: Vec<Arc<Value>>) -> Vec<Arc<Value>> {
@@ -146,42 +190,54 @@ fn judge(pod: &Value, budget: &Value) -> Verdict {
     Verdict::Take
 }
 
-/// Takes one disruption from the budget, or says why there is none.
-async fn take(call: &Call<'_>, pod: &Value, budget: &Value, dry_run: bool) -> Result<(), Status> {
+/// Takes one disruption from the budget if the pod counts, or says why there is none.
+async fn take(call: &Call<'_>, pod: &Value, budget: &Value, dry_run: bool) -> Result<Loss, Status> {
     let target = Named {
         plural: BUDGETS,
         subresource: "status",
         namespace: call.namespace,
         name: text(budget, "metadata.name"),
     };
-    let decide = |budget: &mut Value| match judge(pod, budget) {
-        Verdict::Free => Ok(()),
-        Verdict::Refused(why) => Err(refused(why, None)),
-        Verdict::Unobserved => {
-            let name = text(budget, "metadata.name");
-            Err(refused(
-                format!("The disruption budget {name} is still being processed by the server."),
-                Some(10),
-            ))
-        }
-        Verdict::Take => {
-            let left = number(budget, "status.disruptionsAllowed").unwrap_or_default() - 1;
-            set(budget, "status.disruptionsAllowed", left);
-            let now = jiff::Timestamp::now()
-                .strftime("%Y-%m-%dT%H:%M:%SZ")
-                .to_string();
-            let pods = object_mut(budget, "status.disruptedPods");
-            pods.insert(text(pod, "metadata.name").to_owned(), now.into());
-            Ok(())
+    let paid = AtomicBool::new(false);
+    let decide = |budget: &mut Value| {
+        let verdict = judge(pod, budget);
+        paid.store(verdict == Verdict::Take, Ordering::Relaxed);
+        match verdict {
+            Verdict::Free => Ok(()),
+            Verdict::Refused(why) => Err(refused(why, None)),
+            Verdict::Unobserved => {
+                let name = text(budget, "metadata.name");
+                Err(refused(
+                    format!("The disruption budget {name} is still being processed by the server."),
+                    Some(10),
+                ))
+            }
+            Verdict::Take => {
+                let left = number(budget, "status.disruptionsAllowed").unwrap_or_default() - 1;
+                set(budget, "status.disruptionsAllowed", left);
+                let pods = object_mut(budget, "status.disruptedPods");
+                pods.insert(text(pod, "metadata.name").to_owned(), now().into());
+                Ok(())
+            }
         }
     };
     if dry_run {
-        return decide(&mut budget.clone());
+        decide(&mut budget.clone())?;
+    } else {
+        call.objects
+            .update(call.user, target, true, &decide)
+            .await?;
     }
-    call.objects
-        .update(call.user, target, true, &decide)
-        .await
-        .map(|_| ())
+    Ok(match paid.into_inner() {
+        true => Loss::Paid,
+        false => Loss::None,
+    })
+}
+
+fn now() -> String {
+    jiff::Timestamp::now()
+        .strftime("%Y-%m-%dT%H:%M:%SZ")
+        .to_string()
 }
 
 fn refused(why: String, retry_after_seconds: Option<u32>) -> Status {
@@ -201,10 +257,11 @@ fn refused(why: String, retry_after_seconds: Option<u32>) -> Status {
     status
 }
 
-/// Tells controllers that the pod goes because it was evicted.
-async fn mark(call: &Call<'_>, pod: &Value) -> Result<(), Status> {
+/// Tells controllers that the pod goes because it was evicted; answers with the revision it has then.
+async fn mark(call: &Call<'_>, pod: &Value, loss: Loss) -> Result<String, Status> {
+    let judged = |name: &str| text(pod, &format!("metadata.{name}")).to_owned();
     if text(pod, "spec.nodeName").is_empty() {
-        return Ok(());
+        return Ok(judged("resourceVersion"));
     }
     let target = Named {
         plural: "pods",
@@ -212,23 +269,37 @@ async fn mark(call: &Call<'_>, pod: &Value) -> Result<(), Status> {
         namespace: call.namespace,
         name: call.name,
     };
+    let (uid, revision) = (judged("uid"), judged("resourceVersion"));
     let change = |pod: &mut Value| {
-        let now = jiff::Timestamp::now()
-            .strftime("%Y-%m-%dT%H:%M:%SZ")
-            .to_string();
+        check("UID", &uid, text(pod, "metadata.uid"), call.name)?;
+        if loss == Loss::None {
+            let found = text(pod, "metadata.resourceVersion");
+            check("ResourceVersion", &revision, found, call.name)?;
+        }
         let mut conditions = items(pod, "status.conditions").to_vec();
         conditions.retain(|condition| text(condition, "type") != "DisruptionTarget");
         conditions.push(
             json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
-            "message": "Eviction API: evicting", "lastTransitionTime": now}),
+            "message": "Eviction API: evicting", "lastTransitionTime": now()}),
         );
         set(pod, "status.conditions", conditions);
         Ok(())
     };
-    match call.objects.update(call.user, target, true, &change).await {
-        Err(status) if status.reason != Reason::NotFound => Err(status),
-        _ => Ok(()),
+    let marked = call
+        .objects
+        .update(call.user, target, true, &change)
+        .await?;
+    Ok(text(&marked, "metadata.resourceVersion").to_owned())
+}
+
+fn check(what: &str, judged: &str, found: &str, name: &str) -> Result<(), Status> {
+    if judged == found {
+        return Ok(());
     }
+    let why = format!(
+        "Precondition failed: {what} in precondition: {judged}, {what} in object meta: {found}"
+    );
+    Err(Status::conflict("", "pods", name, &why))
 }
 
 #[cfg(test)]

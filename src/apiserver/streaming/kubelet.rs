@@ -278,7 +278,7 @@ async fn pod(
     namespace: &str,
     name: &str,
 ) -> Result<Arc<Value>, Status> {
-    Ok(server.read(row, namespace, name).await?.value.clone())
+    Ok(server.read(row, namespace, name).await?.value())
 }
 
 fn node_name(pod: &Value) -> &str {

@@ -74,7 +74,7 @@ pub(super) async fn locate(server: &ApiServer, wanted: Target<'_>) -> Result<Loc
     let (host, port, transport) = match wanted.row.plural {
         "pods" => {
             let pod = server.read(wanted.row, namespace, name.name).await?;
-            let (host, port) = pod_address(&pod.value, name.port)?;
+            let (host, port) = pod_address(&pod.value(), name.port)?;
             (host, port, name.workload())
         }
         "services" => {
@@ -82,7 +82,8 @@ pub(super) async fn locate(server: &ApiServer, wanted: Target<'_>) -> Result<Loc
             let slices = server
                 .list("endpointslices.discovery.k8s.io", namespace)
                 .await;
-            let port = service_port(&service.value, name.port)?;
+            let service = service.value();
+            let port = service_port(&service, name.port)?;
             let slices = slices.iter().map(|slice| &**slice);
             let (host, port) = any_of(ready_endpoints(slices, name.name, port), name.name)?;
             (host, port, name.workload())

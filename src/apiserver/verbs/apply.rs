@@ -68,7 +68,7 @@ pub async fn apply(
         };
         check_version(writing, &asked, &old)?;
         check_immutable(writing, &config, &old)?;
-        let mut new = managed::apply(row, Some(&old.value), &config, manager, force)?;
+        let mut new = managed::apply(row, Some(&old.value()), &config, manager, force)?;
         let owners = new["metadata"]["managedFields"].take();
         // What was merged need not fit any more.
         writing.prune(&mut new, &[], &mut Vec::new())?;
@@ -129,9 +129,9 @@ pub async fn apply_scale(
     let mut last = None;
     for _ in 0..RETRIES {
         let old = server.read(row, &writing.namespace, &writing.name).await?;
-        let new = managed::apply(row, Some(&old.value), &config, manager, force)?;
+        let new = managed::apply(row, Some(&old.value()), &config, manager, force)?;
         match server.write_changed(writing, new, &old, Vec::new()).await {
-            Ok(written) => return Ok(scale_of(paths, &written.object.value)),
+            Ok(written) => return Ok(scale_of(paths, &written.object.value())),
             Err(status) if status.reason == Reason::Conflict => last = Some(status),
             Err(status) => return Err(status),
         }

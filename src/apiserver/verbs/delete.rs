@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::list::{ListOptions, list};
 use crate::apiserver::{
-    admission::Operation,
+    admission::{Operation, Round},
     cache::Object,
     metadata,
     registry::kinds::groups::apiextensions::CLEANUP,
@@ -45,16 +45,12 @@ pub async fn delete(
     for _ in 0..RETRIES {
         let old = server.read(row, &writing.namespace, &writing.name).await?;
         check_preconditions(writing, options, &old)?;
-        let mut warnings = Vec::new();
+        let (name, mut warnings) = (writing.name.as_str(), Vec::new());
+        let was = old.value();
+        let (before, mut round) = (Some(&*was), Round::default());
+        let (delete, round) = (Operation::Delete, &mut round);
         server
-            .admit_last(
-                writing,
-                Operation::Delete,
-                &writing.name,
-                None,
-                Some(&old.value),
-                &mut warnings,
-            )
+            .admit_last(writing, delete, name, None, before, &mut warnings, round)
             .await?;
         let result = match plan(writing, options, &old)? {
             Plan::Nothing => return Ok(Deleted::Waiting(old)),
@@ -66,7 +62,10 @@ pub async fn delete(
                 .map(|Written { object, .. }| Deleted::Waiting(object)),
         };
         match result {
-            Err(status) if status.reason == Reason::Conflict => last = Some(status),
+            // With guards it is the caller who judges again.
+            Err(status) if status.reason == Reason::Conflict && writing.guards.is_empty() => {
+                last = Some(status);
+            }
             result => return result,
         }
     }
@@ -78,15 +77,12 @@ async fn remove(
     writing: &Writing,
     old: &Arc<Object>,
 ) -> Result<Deleted, Status> {
-    let row = writing.row;
+    let expect = Expect::ModRevision(old.revision);
     server
-        .commit_delete(
-            row,
-            writing.key(&writing.name),
-            Expect::ModRevision(old.revision),
-        )
-        .await?;
-    server.release(writing, &old.value).await;
+        .commit_delete(writing, writing.key(&writing.name), expect)
+        .await
+        .map_err(|refused| refused.status(writing.row, &writing.name))?;
+    server.deleted(writing, &old.value()).await;
     Ok(Deleted::Gone(old.clone()))
 }
 
@@ -99,18 +95,56 @@ pub async fn delete_collection(
     let page = list(server, writing.row, &writing.namespace, select).await?;
     let mut deleted = Vec::new();
     for object in page.objects {
-        let each = Writing {
-            name: object.name.to_string(),
-            namespace: object.namespace.to_string(),
-            ..writing.clone()
-        };
-        match delete(server, &each, options).await {
-            Ok(gone) => deleted.push(gone.object().clone()),
-            Err(status) if status.reason == Reason::NotFound => {}
-            Err(status) => return Err(status),
-        }
+        deleted.extend(delete_selected(server, writing, options, select, object).await?);
     }
     Ok(deleted)
+}
+
+/// Deletes what was selected: an object that changed since then is looked at again, and another one of
+/// its name is not meant.
+async fn delete_selected(
+    server: &ApiServer,
+    writing: &Writing,
+    options: &Value,
+    select: &ListOptions,
+    mut object: Arc<Object>,
+) -> Result<Option<Arc<Object>>, Status> {
+    let row = writing.row;
+    let each = Writing {
+        name: object.name.to_string(),
+        namespace: object.namespace.to_string(),
+        ..writing.clone()
+    };
+    let uid = uid_of(&object);
+    let own = options["preconditions"].is_object();
+    let mut last = None;
+    for _ in 0..RETRIES {
+        let mut options = options.clone();
+        if !own {
+            let revision = object.revision.to_string();
+            options["preconditions"] = json!({"uid": uid, "resourceVersion": revision});
+        }
+        match delete(server, &each, &options).await {
+            Ok(gone) => return Ok(Some(gone.object().clone())),
+            Err(status) if status.reason == Reason::NotFound => return Ok(None),
+            Err(status) if status.reason == Reason::Conflict && !own => last = Some(status),
+            Err(status) => return Err(status),
+        }
+        object = match server.read(row, &each.namespace, &each.name).await {
+            Ok(now) if uid_of(&now) == uid => now,
+            Ok(_) => return Ok(None),
+            Err(status) if status.reason == Reason::NotFound => return Ok(None),
+            Err(status) => return Err(status),
+        };
+        if !select.selector.matches(row, &object) {
+            return Ok(None);
+        }
+    }
+    Err(last.unwrap_or_else(|| Status::internal("a deletion was never tried")))
+}
+
+fn uid_of(object: &Object) -> String {
+    metadata::text(&object.value(), "uid").to_owned()
 }
 
 fn check_preconditions(writing: &Writing, options: &Value, old: &Object) -> Result<(), Status> {
@@ -122,7 +156,8 @@ fn check_preconditions(writing: &Writing, options: &Value, old: &Object) -> Resu
         Err(Status::conflict(row.group, row.plural, &writing.name, &why))
     };
     let wanted = &options["preconditions"];
-    let uid = metadata::text(&old.value, "uid");
+    let was = old.value();
+    let uid = metadata::text(&was, "uid");
     match wanted["uid"].as_str() {
         Some(asked) if asked != uid => return conflict("UID", asked, uid),
         _ => {}
@@ -144,8 +179,9 @@ enum Plan {
 
 /// Pure but for the clock.
 fn plan(writing: &Writing, options: &Value, old: &Object) -> Result<Plan, Status> {
+    let was = old.value();
     let row = writing.row;
-    let mut new = (*old.value).clone();
+    let mut new = (*was).clone();
     let policy = match (
         options["propagationPolicy"].as_str(),
         options["orphanDependents"].as_bool(),
@@ -175,27 +211,27 @@ fn plan(writing: &Writing, options: &Value, old: &Object) -> Result<Plan, Status
     let asked = options["gracePeriodSeconds"]
         .as_i64()
         .map(|seconds| if seconds < 0 { 1 } else { seconds });
-    let terminating = old.value["metadata"]["deletionTimestamp"].is_string();
+    let terminating = was["metadata"]["deletionTimestamp"].is_string();
     let grace = match (row.behaviour.graceful, terminating) {
         (None, _) => 0,
-        (Some(default), false) => asked.unwrap_or_else(|| default(&old.value)),
+        (Some(default), false) => asked.unwrap_or_else(|| default(&was)),
         (Some(default), true) => {
-            let have = old.value["metadata"]["deletionGracePeriodSeconds"]
+            let have = was["metadata"]["deletionGracePeriodSeconds"]
                 .as_i64()
                 .unwrap_or(0);
             // A second delete may only shorten.
-            asked.unwrap_or_else(|| default(&old.value)).min(have)
+            asked.unwrap_or_else(|| default(&was)).min(have)
         }
     };
     // Nothing to wait for: unscheduled or finished pods end at once.
     let grace = match row.behaviour.graceful {
-        Some(default) if default(&old.value) == 0 => 0,
+        Some(default) if default(&was) == 0 => 0,
         _ => grace,
     };
     let end = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(grace);
     let shorter = terminating
         && grace
-            < old.value["metadata"]["deletionGracePeriodSeconds"]
+            < was["metadata"]["deletionGracePeriodSeconds"]
                 .as_i64()
                 .unwrap_or(0);
     let metadata = metadata::of(&mut new);
@@ -229,7 +265,7 @@ fn plan(writing: &Writing, options: &Value, old: &Object) -> Result<Plan, Status
     if is_finished(row, &new) {
         return Ok(Plan::Remove);
     }
-    Ok(if new == *old.value {
+    Ok(if new == *was {
         Plan::Nothing
     } else {
         Plan::Mark(new)

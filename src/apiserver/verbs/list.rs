@@ -191,23 +191,17 @@ pub async fn list(
         }
     };
     let kind = server.cache.kind(row.storage);
+    // Objects and revision are read at once: changes come in all the time.
+    let (objects, last) = kind.snapshot(&prefix, after);
     let (objects, revision) = match wanted {
-        // Nothing of this kind changed since: the cache still is that snapshot.
-        Version::Exactly(revision) if kind.last_change() > revision => (
+        Version::Exactly(revision) if last > revision => (
             past(server, row, &prefix, after, revision, options).await?,
             revision,
         ),
-        Version::Exactly(revision) => (kind.list(&prefix, after), revision),
-        _ => {
-            let objects = kind.list(&prefix, after);
-            // A change that came in between is in the objects: the revision must not be less.
-            let newest = objects
-                .iter()
-                .map(|object| object.revision)
-                .max()
-                .unwrap_or(0);
-            (objects, current.max(newest))
-        }
+        // Nothing of this kind changed since: the cache still is that snapshot.
+        Version::Exactly(revision) => (objects, revision),
+        // A change that came in between is in the objects: the revision must not be less.
+        _ => (objects, current.max(last)),
     };
     let mut matching = server.shown_all(row, objects).await?;
     matching.retain(|object| options.selector.matches(row, object));

@@ -16,4 +16,4 @@ pub use list::{ListOptions, list};
 pub use patch::patch;
 pub use scale::{get_scale, patch_scale, put_replicas, scale_of, update_scale};
 pub use update::{Missing, update};
-pub use watch::{Event, WatchOptions, watch};
+pub use watch::{Event, Start, WatchOptions, watch};

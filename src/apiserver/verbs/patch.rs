@@ -28,7 +28,7 @@ pub async fn patch(
     let mut last = None;
     for _ in 0..RETRIES {
         let old = server.read(row, &writing.namespace, &writing.name).await?;
-        let mut new: Value = patch::apply(kind, ty, &old.value, body)?;
+        let mut new: Value = patch::apply(kind, ty, &old.value(), body)?;
         check_kind(row, &mut new)?;
         let mut warnings = Vec::new();
         writing.prune(&mut new, &[], &mut warnings)?;

@@ -21,7 +21,7 @@ pub async fn get_scale(
     let object = server
         .read(writing.row, &writing.namespace, &writing.name)
         .await?;
-    Ok(scale_of(paths, &object.value))
+    Ok(scale_of(paths, &object.value()))
 }
 
 pub async fn update_scale(
@@ -57,7 +57,7 @@ async fn change(
     let mut last = None;
     for _ in 0..RETRIES {
         let old = server.read(row, &writing.namespace, &writing.name).await?;
-        let current = scale_of(paths, &old.value);
+        let current = scale_of(paths, &old.value());
         let mut wanted = make(&current)?;
         if metadata::text(&wanted, "name").is_empty() {
             metadata::of(&mut wanted).insert("name".to_owned(), json!(writing.name));
@@ -81,10 +81,10 @@ async fn change(
         }
         let replicas = wanted["spec"]["replicas"].as_i64().unwrap_or(0);
         check_replicas(&writing.name, replicas)?;
-        let mut new = (*old.value).clone();
+        let mut new = (*old.value()).clone();
         put_replicas(paths, &mut new, replicas);
         match server.write_changed(writing, new, &old, Vec::new()).await {
-            Ok(written) => return Ok(scale_of(paths, &written.object.value)),
+            Ok(written) => return Ok(scale_of(paths, &written.object.value())),
             Err(status) if status.reason == Reason::Conflict => last = Some(status),
             Err(status) => return Err(status),
         }

@@ -102,10 +102,8 @@ pub fn check_version(writing: &Writing, version: &str, old: &Object) -> Result<(
 
 /// The uid of another object of this name is a conflict: the one that was read is gone.
 fn check_uid(writing: &Writing, body: &Value, old: &Object) -> Result<(), Status> {
-    let (uid, have) = (
-        metadata::text(body, "uid"),
-        metadata::text(&old.value, "uid"),
-    );
+    let was = old.value();
+    let (uid, have) = (metadata::text(body, "uid"), metadata::text(&was, "uid"));
     if uid.is_empty() || uid == have {
         return Ok(());
     }
@@ -118,7 +116,7 @@ fn check_uid(writing: &Writing, body: &Value, old: &Object) -> Result<(), Status
 /// 422 for a change to what is fixed.
 pub fn check_immutable(writing: &Writing, new: &Value, old: &Object) -> Result<(), Status> {
     let mut causes = Causes::default();
-    metadata::check_immutable(new, &old.value, &mut causes);
+    metadata::check_immutable(new, &old.value(), &mut causes);
     let row = writing.row;
     match causes.0.is_empty() {
         true => Ok(()),
@@ -133,25 +131,26 @@ pub fn check_immutable(writing: &Writing, new: &Value, old: &Object) -> Result<(
 
 /// What an update through one endpoint may change of an object: the rest stays as it was.
 pub fn merged(row: &Resource, subresource: Option<&str>, mut body: Value, old: &Object) -> Value {
+    let was = old.value();
     let has_status = row.subresources.contains(&Subresource::Status);
     match subresource {
         None => {
-            metadata::prepare_update(&mut body, &old.value);
+            metadata::prepare_update(&mut body, &was);
             if has_status {
-                keep(&mut body, &old.value, "status");
+                keep(&mut body, &was, "status");
             }
             if row.storage == "namespaces" {
                 // Only /finalize takes them away.
-                let finalizers = old.value["spec"]["finalizers"].clone();
+                let finalizers = was["spec"]["finalizers"].clone();
                 if !finalizers.is_null() {
                     body["spec"]["finalizers"] = finalizers;
                 }
             }
-            (row.behaviour.prepare_update)(&mut body, &old.value);
+            (row.behaviour.prepare_update)(&mut body, &was);
             body
         }
         Some("status") => {
-            let mut new = (*old.value).clone();
+            let mut new = (*was).clone();
             match body.get_mut("status").map(Value::take) {
                 Some(status) => new["status"] = status,
                 None => remove(&mut new, "status"),
@@ -163,11 +162,11 @@ pub fn merged(row: &Resource, subresource: Option<&str>, mut body: Value, old: &
                     None => metadata::of(&mut new).remove(name),
                 };
             }
-            (row.behaviour.prepare_subresource)("status", &mut new, &old.value);
+            (row.behaviour.prepare_subresource)("status", &mut new, &was);
             new
         }
         Some("finalize") => {
-            let mut new = (*old.value).clone();
+            let mut new = (*was).clone();
             new["spec"]["finalizers"] = body["spec"]["finalizers"].take();
             if new["spec"]["finalizers"].is_null() {
                 new["spec"]["finalizers"] = json!([]);
@@ -177,8 +176,8 @@ pub fn merged(row: &Resource, subresource: Option<&str>, mut body: Value, old: &
         // Approval, ephemeral containers and the like: their kinds say in `prepare_update` what
         // the main endpoint keeps, and in `prepare_subresource` what these keep.
         Some(part) => {
-            metadata::prepare_update(&mut body, &old.value);
-            (row.behaviour.prepare_subresource)(part, &mut body, &old.value);
+            metadata::prepare_update(&mut body, &was);
+            (row.behaviour.prepare_subresource)(part, &mut body, &was);
             body
         }
     }

@@ -151,14 +151,12 @@ pub async fn watch(
                 None => server.cache.caught_up().await,
                 Some(revision) => await_revision(&server, revision).await?,
             };
-            // Listed after the revision was read: a change in between comes again as an event,
-            // unless it is in the list, whose newest object then moves the start.
-            let mut objects = kind.list(&prefix, "");
+            // A change that came after the revision was read is in the list, and is no event.
+            let (mut objects, last) = kind.snapshot(&prefix, "");
             // Oldest first, like all that follows: who resumes from one of them misses nothing
             // that this watcher gets after it.
             objects.sort_unstable_by_key(|object| object.revision);
-            let newest = objects.last().map_or(0, |object| object.revision);
-            (objects, reached.max(newest), marked)
+            (objects, reached.max(last), marked)
         }
     };
     let watcher = Watcher {
@@ -214,13 +212,20 @@ impl Watcher {
             let end = Instant::now() + timeout;
             let mut next_bookmark = bookmark_time(end);
             let mut changed = self.kind.changes();
+            // Rows of custom resources come and go with their definitions.
+            let mut rows = self.server.rows.watch();
             loop {
                 changed.borrow_and_update();
+                rows.borrow_and_update();
+                // Asked before the last changes are: nothing comes after the row is gone.
+                let served = self.server.rows.holds(self.row);
                 match self.kind.past(self.seen, CHUNK) {
                     Past::Forgotten => {
                         yield Event::Error(Status::new(Reason::Expired, format!("too old resource version: {}", self.seen)));
                         return;
                     }
+                    // The client watches again if there is something to be watched.
+                    Past::Changes(changes) if changes.is_empty() && !served => return,
                     Past::Changes(changes) if changes.is_empty() => {}
                     Past::Changes(changes) => {
                         for change in changes {
@@ -252,6 +257,11 @@ impl Watcher {
                         }
                         next_bookmark = bookmark_time(end);
                     }
+                    result = rows.changed(), if self.row.custom.is_some() => {
+                        if result.is_err() {
+                            return;
+                        }
+                    }
                     () = sleep_until(end) => return,
                 }
             }
@@ -278,7 +288,7 @@ impl Watcher {
             (None, false) => None,
             (Some(previous), false) => {
                 // The last state that matched, at the revision where it stopped to.
-                let mut value = (*previous.value).clone();
+                let mut value = (*previous.value()).clone();
                 crate::apiserver::metadata::of(&mut value).insert(
                     "resourceVersion".to_owned(),
                     object.revision.to_string().into(),

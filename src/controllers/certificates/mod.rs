@@ -29,7 +29,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, PostParams, Preconditions},
+    api::{DeleteParams, PostParams},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -39,7 +39,10 @@ use super::{
     pods,
     shared::{Controller, Loop, Next, Stopped},
 };
-use crate::informer::{Informer, Informers, Key};
+use crate::{
+    deletion::Judged,
+    informer::{Informer, Informers, Key},
+};
 
 /// Requests handled at once.
 const WORKERS: usize = 2;
@@ -235,10 +238,7 @@ impl Certificates {
     }
 
     async fn delete(&self, csr: &Csr) -> Result<(), Error> {
-        let params = DeleteParams::default().preconditions(Preconditions {
-            uid: csr.uid(),
-            resource_version: csr.resource_version(),
-        });
+        let params = Judged::State.params(&csr.metadata, DeleteParams::default());
         self.api()
             .delete(&csr.name_any(), &params)
             .await

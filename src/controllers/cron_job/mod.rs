@@ -26,6 +26,7 @@ use super::{
     shared::{Controller, Loop, Next, Stopped},
 };
 use crate::{
+    deletion::Judged,
     events::{Level, Recorder},
     informer::{Informer, Informers, Key},
 };
@@ -77,8 +78,12 @@ impl Controller for Crons {
             self.tell(&cron, note);
         }
         for name in plan.forget.iter().chain(&plan.replace) {
+            let Some(job) = jobs.iter().find(|job| job.name_any() == *name) else {
+                continue;
+            };
+            let params = Judged::State.params(&job.metadata, DeleteParams::background());
             self.jobs_in(key)
-                .delete(name, &DeleteParams::background())
+                .delete(name, &params)
                 .await
                 .or_gone()
                 .doing(|| format!("delete Job {name} of CronJob {key}"))?;

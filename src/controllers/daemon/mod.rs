@@ -25,6 +25,7 @@ use super::{
     written::PATIENCE,
 };
 use crate::{
+    deletion::Judged,
     events::{Level, Recorder},
     informer::{Informer, Informers, Key},
 };
@@ -171,7 +172,7 @@ impl Daemons {
             events.record(set, Level::Warning, "FailedDaemonPod", text);
         }
         let pods: Vec<&Pod> = pods.iter().map(AsRef::as_ref).collect();
-        let deleted = self.control.delete(set, &pods).await;
+        let deleted = self.control.delete(set, &pods, Judged::State).await;
         deleted.or_else(Failed::or_over)
     }
 }

@@ -17,7 +17,7 @@ use std::{fmt::Debug, sync::Arc};
 use k8s_openapi::NamespaceResourceScope;
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -27,7 +27,10 @@ use super::{
     pods::{controller_ref, is_terminating},
     written::Written,
 };
-use crate::informer::{Informer, Informers, Key};
+use crate::{
+    deletion::Judged,
+    informer::{Informer, Informers, Key},
+};
 
 /// A kind in a namespace, as owner or as dependent.
 pub trait Object:
@@ -195,12 +198,14 @@ impl<D: Object> Dependents<D> {
         Ok(())
     }
 
-    /// Deletes just this one, not another of its name; false if it was gone.
-    pub async fn delete(&self, owner: &Key, object: &D) -> Result<bool, kube::Error> {
-        let params = DeleteParams::default().preconditions(Preconditions {
-            uid: object.uid(),
-            resource_version: None,
-        });
+    /// Deletes what was judged; false if it was gone.
+    pub async fn delete(
+        &self,
+        owner: &Key,
+        object: &D,
+        judged: Judged,
+    ) -> Result<bool, kube::Error> {
+        let params = judged.params(object.meta(), DeleteParams::default());
         let api = self.api(owner);
         let answer = api.delete(&object.name_any(), &params).await.or_gone()?;
         let was_there = answer.is_some();

@@ -6,7 +6,8 @@ use kube::{ResourceExt, core::response::StatusSummary};
 
 use super::{Dependents, Object};
 use crate::{
-    controllers::error::{Error, namespace_terminating},
+    controllers::error::{Error, conflict, namespace_terminating},
+    deletion::Judged,
     events::{Level, Recorder},
     informer::Key,
 };
@@ -68,6 +69,11 @@ pub struct Failed {
 }
 
 impl Failed {
+    /// Somebody wrote first.
+    pub fn is_conflict(&self) -> bool {
+        self.error.as_ref().is_some_and(Error::is_conflict)
+    }
+
     /// For who has no status to say it.
     pub fn or_over(self) -> Result<(), Error> {
         self.error.map_or(Ok(()), Err)
@@ -132,11 +138,18 @@ impl PodControl {
         }
     }
 
-    /// Deletes all the pods, also when one of them cannot be.
-    pub async fn delete<K: Object>(&self, owner: &K, pods: &[&Pod]) -> Result<(), Failed> {
+    /// Deletes all the pods, also when one of them cannot be. One that is not any more what was
+    /// judged (it may be somebody else's now) is an error that nobody is told of.
+    pub async fn delete<K: Object>(
+        &self,
+        owner: &K,
+        pods: &[&Pod],
+        judged: Judged,
+    ) -> Result<(), Failed> {
         const REASON: &str = "FailedDelete";
         let key = Key::of(owner);
-        let deleted = join_all(pods.iter().map(|pod| self.pods.delete(&key, pod))).await;
+        let each = pods.iter().map(|pod| self.pods.delete(&key, pod, judged));
+        let deleted = join_all(each).await;
         let mut failed = None;
         for (pod, deleted) in pods.iter().zip(deleted) {
             let name = pod.name_any();
@@ -149,8 +162,10 @@ impl PodControl {
                 }
                 Err(error) => {
                     let message = message_of(&error);
-                    let text = self.wording.not_deleted(&key.name, &name, &message);
-                    self.events.record(owner, Level::Warning, REASON, text);
+                    if !conflict(&error) {
+                        let text = self.wording.not_deleted(&key.name, &name, &message);
+                        self.events.record(owner, Level::Warning, REASON, text);
+                    }
                     failed = Some(Failed {
                         failure: Failure {
                             reason: REASON,

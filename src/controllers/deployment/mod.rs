@@ -36,6 +36,7 @@ use super::{
     written::PATIENCE,
 };
 use crate::{
+    deletion::Judged,
     events::{Level, Recorder},
     informer::{Informer, Informers, Key},
 };
@@ -123,8 +124,14 @@ impl Controller for Deployments {
             old_pods_run: self.old_pods_run(&deployment, &sets, key),
             now: Timestamp::now(),
         });
+        let mut revision = deployment.resource_version();
         for action in &plan.actions {
-            self.apply(&deployment, key, action).await?;
+            match action {
+                Action::Revision(number) => {
+                    revision = self.note(&deployment, key, number).await?;
+                }
+                action => self.apply(&deployment, key, action, &sets).await?,
+            }
         }
         let mut wait = None;
         if changed(&deployment, &plan.status) {
@@ -133,14 +140,7 @@ impl Controller for Deployments {
         if wait.is_none() && changed(&deployment, &plan.status) {
             let mut updated = Deployment::clone(&deployment);
             updated.status = Some(plan.status);
-            if plan
-                .actions
-                .iter()
-                .any(|action| matches!(action, Action::Revision(_)))
-            {
-                // That write made the cached resource version old; the counts are still right.
-                updated.metadata.resource_version = None;
-            }
+            updated.metadata.resource_version = revision;
             self.api(key)
                 .replace_status(&key.name, &PostParams::default(), &updated)
                 .await
@@ -197,6 +197,7 @@ impl Deployments {
         deployment: &Deployment,
         key: &Key,
         action: &Action,
+        held: &[Arc<ReplicaSet>],
     ) -> Result<(), Error> {
         match action {
             Action::Create(set) => self.create(deployment, key, set).await,
@@ -209,24 +210,41 @@ impl Deployments {
                 Ok(())
             }
             Action::Delete(name) => {
+                let Some(old) = held.iter().find(|set| set.name_any() == *name) else {
+                    return Ok(());
+                };
+                let params = Judged::State.params(&old.metadata, DeleteParams::default());
                 self.sets
                     .api(key)
-                    .delete(name, &DeleteParams::default())
+                    .delete(name, &params)
                     .await
                     .or_gone()
                     .doing(|| format!("delete old ReplicaSet {name} of {key}"))?;
                 Ok(())
             }
-            Action::Revision(revision) => {
-                let patch = json!({"metadata": {"annotations": {revision::REVISION: revision}}});
-                self.api(key)
-                    .patch(&key.name, &PatchParams::default(), &Patch::Merge(&patch))
-                    .await
-                    .or_gone()
-                    .doing(|| format!("note revision {revision} on {key}"))?;
-                Ok(())
-            }
+            // Written where the next write needs its result.
+            Action::Revision(_) => Ok(()),
         }
+    }
+
+    /// Writes the revision on the Deployment that was looked at; answers with its resource version.
+    async fn note(
+        &self,
+        deployment: &Deployment,
+        key: &Key,
+        revision: &str,
+    ) -> Result<Option<String>, Error> {
+        let metadata = json!({"uid": deployment.uid(),
+            "resourceVersion": deployment.resource_version(),
+            "annotations": {revision::REVISION: revision}});
+        let patch = json!({"metadata": metadata});
+        let written = self
+            .api(key)
+            .patch(&key.name, &PatchParams::default(), &Patch::Merge(&patch))
+            .await
+            .or_gone()
+            .doing(|| format!("note revision {revision} on {key}"))?;
+        Ok(written.and_then(|written| written.resource_version()))
     }
 
     fn tell_scaled(&self, deployment: &Deployment, set: &ReplicaSet, from: i32) {

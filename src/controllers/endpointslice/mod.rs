@@ -2,6 +2,8 @@
 
 mod plan;
 
+use std::sync::Arc;
+
 use k8s_openapi::api::{
     core::v1::{Node, Pod, Service},
     discovery::v1::EndpointSlice,
@@ -20,7 +22,10 @@ use super::{
     shared::{Controller, Loop, Next, Stopped},
     written::{PATIENCE, Written},
 };
-use crate::informer::{Informer, Informers, Key};
+use crate::{
+    deletion::Judged,
+    informer::{Informer, Informers, Key},
+};
 
 const WORKERS: usize = 5;
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -92,14 +97,19 @@ impl Controller for Slices {
         };
         let pods = self.pods.list_in(&key.namespace);
         for action in plan(&service, &pods, &slices, &zone_of) {
-            self.apply(key, action).await?;
+            self.apply(key, action, &slices).await?;
         }
         Ok(Next::Settled)
     }
 }
 
 impl Slices {
-    async fn apply(&self, key: &Key, action: Action) -> Result<(), Error> {
+    async fn apply(
+        &self,
+        key: &Key,
+        action: Action,
+        held: &[Arc<EndpointSlice>],
+    ) -> Result<(), Error> {
         let api: Api<EndpointSlice> = Api::namespaced(self.client.clone(), &key.namespace);
         let params = PostParams::default();
         let written = match action {
@@ -114,7 +124,11 @@ impl Slices {
                     .doing(|| format!("update EndpointSlice {name} of {key}"))?
             }
             Action::Delete(name) => {
-                api.delete(&name, &DeleteParams::default())
+                let Some(old) = held.iter().find(|slice| slice.name_any() == name) else {
+                    return Ok(());
+                };
+                let params = Judged::State.params(&old.metadata, DeleteParams::default());
+                api.delete(&name, &params)
                     .await
                     .or_gone()
                     .doing(|| format!("delete EndpointSlice {name} of {key}"))?;

@@ -7,10 +7,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, ResourceExt,
-    api::{
-        DeleteParams, DynamicObject, PartialObjectMeta, Patch, PatchParams, Preconditions,
-        PropagationPolicy,
-    },
+    api::{DeleteParams, DynamicObject, PartialObjectMeta, Patch, PatchParams, PropagationPolicy},
 };
 use serde_json::{Value, json};
 
@@ -21,6 +18,7 @@ use super::{
 };
 use crate::{
     controllers::error::{Doing, Error, OrGone},
+    deletion::Judged,
     events::Level,
 };
 
@@ -57,7 +55,8 @@ pub async fn process(shared: &Shared, uid: &Uid) -> Result<(), Error> {
             let left = live.owner_references().iter();
             let left: Vec<&OwnerReference> =
                 left.filter(|one| !owners.contains(&one.uid)).collect();
-            patch(&api, &live, json!({"ownerReferences": left})).await
+            let changed = patch(&api, &live, json!({"ownerReferences": left})).await;
+            changed.map(drop)
         }
         Verdict::DeleteInBackground => {
             let policy = if held.orphan {
@@ -70,12 +69,17 @@ pub async fn process(shared: &Shared, uid: &Uid) -> Result<(), Error> {
             delete(&api, &live, policy).await
         }
         Verdict::DeleteInForeground { unblock } => {
+            let mut live = live;
             if unblock {
                 let mut owners = live.owner_references().to_vec();
                 for owner in &mut owners {
                     owner.block_owner_deletion = Some(false);
                 }
-                patch(&api, &live, json!({"ownerReferences": owners})).await?;
+                let changed = patch(&api, &live, json!({"ownerReferences": owners})).await?;
+                let Some(changed) = changed else {
+                    return Ok(());
+                };
+                live = changed;
             }
             delete(&api, &live, PropagationPolicy::Foreground).await
         }
@@ -95,7 +99,7 @@ async fn absent_owners(shared: &Shared, uid: &Uid, held: &Node) -> Result<HashSe
             found.place.key.namespace.is_empty()
                 || found.place.key.namespace == held.place.key.namespace
         });
-        if !known && is_absent(shared, uid, held, owner).await? {
+        if shared.is_gone(&owner.uid) || !known && is_absent(shared, uid, held, owner).await? {
             absent.insert(owner.uid.clone());
         }
     }
@@ -105,6 +109,7 @@ async fn absent_owners(shared: &Shared, uid: &Uid, held: &Node) -> Result<HashSe
 async fn is_absent(shared: &Shared, uid: &Uid, held: &Node, owner: &Owner) -> Result<bool, Error> {
     let Some(kind) = shared.kind(&owner.place.group, &owner.place.kind) else {
         // A kind that is not served (now) proves nothing about its objects.
+        shared.park(uid, &owner.place);
         return Ok(false);
     };
     let elsewhere = shared.graph().get(&owner.uid).is_some();
@@ -161,7 +166,12 @@ async fn live(api: &Api<DynamicObject>, uid: &Uid, held: &Node) -> Result<Option
     Ok(found.filter(|found| found.uid().as_ref() == Some(uid)))
 }
 
-async fn patch(api: &Api<DynamicObject>, live: &Metadata, mut changes: Value) -> Result<(), Error> {
+/// The object as it is then; `None` if it is gone.
+async fn patch(
+    api: &Api<DynamicObject>,
+    live: &Metadata,
+    mut changes: Value,
+) -> Result<Option<Metadata>, Error> {
     changes["uid"] = json!(live.metadata.uid);
     changes["resourceVersion"] = json!(live.metadata.resource_version);
     let name = live.name_any();
@@ -169,8 +179,7 @@ async fn patch(api: &Api<DynamicObject>, live: &Metadata, mut changes: Value) ->
     api.patch_metadata(&name, &PatchParams::default(), &Patch::Merge(&body))
         .await
         .or_gone()
-        .doing(|| format!("change the metadata of {name}"))?;
-    Ok(())
+        .doing(|| format!("change the metadata of {name}"))
 }
 
 async fn delete(
@@ -182,11 +191,8 @@ async fn delete(
     let params = DeleteParams {
         propagation_policy: Some(policy),
         ..DeleteParams::default()
-    }
-    .preconditions(Preconditions {
-        uid: live.uid(),
-        resource_version: None,
-    });
+    };
+    let params = Judged::State.params(&live.metadata, params);
     api.delete(&name, &params)
         .await
         .or_gone()
@@ -201,7 +207,8 @@ async fn drop_finalizer(
 ) -> Result<(), Error> {
     let left = live.finalizers().iter();
     let left: Vec<&String> = left.filter(|one| *one != finalizer).collect();
-    patch(api, live, json!({"finalizers": left})).await
+    let changed = patch(api, live, json!({"finalizers": left})).await;
+    changed.map(drop)
 }
 
 /// Takes the object's name from all its dependents.

@@ -3,14 +3,16 @@
 //! Watches the metadata of every kind that can be listed and deleted, keeps the graph of owners
 //! (`graph.rs`, which also judges) and applies the verdicts (`apply.rs`).
 //! Always true:
-//! - An owner counts as gone only after the server was asked for it, whatever the caches say.
+//! - An owner counts as gone only after the server said so, when it was asked for it or in a watch;
+//!   while its kind is not known, nothing is decided, and all is looked at again when kinds change.
+//! - What is judged is what is changed: each write names the uid and the resource version.
 //! - Nothing is judged before every kind's first list is in the graph, or [`PATIENCE`] is over.
 
 mod apply;
 mod graph;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
@@ -19,7 +21,7 @@ use futures::StreamExt;
 use kube::{
     Api, Client, ResourceExt,
     api::{DynamicObject, PartialObjectMeta},
-    discovery::{ApiResource, Discovery, Scope, verbs},
+    discovery::verbs,
     runtime::{
         WatchStreamExt,
         watcher::{self, Event},
@@ -29,7 +31,10 @@ use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::graph::{Graph, Node, Owner, Place, Uid};
-use super::shared::Stopped;
+use super::{
+    served::{self, Kind},
+    shared::Stopped,
+};
 use crate::{
     events::Recorder,
     informer::{Informers, Key},
@@ -50,13 +55,6 @@ const FOREGROUND: &str = "foregroundDeletion";
 /// Finalizer of an object whose dependents shall stay.
 const ORPHAN: &str = "orphan";
 
-/// A kind as discovery tells of it.
-#[derive(Clone, Debug)]
-struct Kind {
-    resource: ApiResource,
-    namespaced: bool,
-}
-
 /// Group and kind.
 type KindName = (String, String);
 
@@ -66,6 +64,32 @@ struct Shared {
     graph: Mutex<Graph>,
     kinds: RwLock<HashMap<KindName, Kind>>,
     queue: Queue<Uid>,
+    /// Objects that could not be judged, since the kind of an owner of theirs is not known: looked at
+    /// again whenever the kinds have changed.
+    parked: Mutex<HashSet<Uid>>,
+    gone: Mutex<Gone>,
+}
+
+/// Owners whose deletion was seen lately. A uid is never used twice, so nobody need be asked.
+#[derive(Default)]
+struct Gone {
+    uids: HashSet<Uid>,
+    order: VecDeque<Uid>,
+}
+
+impl Gone {
+    const MOST: usize = 4096;
+
+    fn insert(&mut self, uid: &str) {
+        if self.uids.insert(uid.to_owned()) {
+            self.order.push_back(uid.to_owned());
+        }
+        if self.order.len() > Self::MOST
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.uids.remove(&oldest);
+        }
+    }
 }
 
 /// Runs until `shutdown`.
@@ -77,6 +101,8 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<()
         graph: Mutex::default(),
         kinds: RwLock::default(),
         queue: Queue::default(),
+        parked: Mutex::default(),
+        gone: Mutex::default(),
     });
     let mut tasks = JoinSet::new();
     let (listed, first_lists) = mpsc::unbounded_channel();
@@ -132,8 +158,8 @@ async fn follow_discovery(
     let mut watches: HashMap<KindName, (String, tokio_util::sync::DropGuard)> = HashMap::new();
     loop {
         match discover(&shared.client).await {
-            Ok(found) => {
-                *shared.kinds.write().unwrap_or_else(PoisonError::into_inner) = found.clone();
+            Ok((found, stale)) => {
+                let found = shared.take_over(found, &stale);
                 watches.retain(|name, (version, _)| {
                     found
                         .get(name)
@@ -163,29 +189,21 @@ async fn follow_discovery(
     }
 }
 
-async fn discover(client: &Client) -> Result<HashMap<KindName, Kind>, kube::Error> {
-    let discovery = Discovery::new(client.clone()).run().await?;
-    let kinds = discovery
-        .groups()
-        .flat_map(|group| group.recommended_resources())
-        .filter(|(resource, capabilities)| {
-            [verbs::LIST, verbs::WATCH, verbs::DELETE]
-                .iter()
-                .all(|verb| capabilities.supports_operation(verb))
-                && resource.kind != "Event"
-        })
-        .map(|(resource, capabilities)| {
-            let name = (resource.group.clone(), resource.kind.clone());
-            let namespaced = capabilities.scope == Scope::Namespaced;
-            (
-                name,
-                Kind {
-                    resource,
-                    namespaced,
-                },
-            )
-        });
-    Ok(kinds.collect())
+/// The kinds that can be collected or own, and the groups with versions that did not answer.
+async fn discover(client: &Client) -> Result<(HashMap<KindName, Kind>, Vec<String>), kube::Error> {
+    let served = served::discover(client).await?;
+    let mut kinds = served.kinds;
+    kinds.retain(|kind| {
+        [verbs::LIST, verbs::WATCH, verbs::DELETE]
+            .iter()
+            .all(|verb| kind.supports(verb))
+            && kind.resource.kind != "Event"
+    });
+    let named = kinds.into_iter().map(|kind| {
+        let name = (kind.resource.group.clone(), kind.resource.kind.clone());
+        (name, kind)
+    });
+    Ok((named.collect(), served.stale))
 }
 
 /// A change that cannot be taken in must not end the watch of its kind: it starts with a new list.
@@ -216,7 +234,7 @@ async fn watch(shared: Arc<Shared>, name: KindName, kind: Kind, reports: Reports
                 shared.apply(&name, &object);
             }
             Ok(Event::Delete(object)) => {
-                shared.remove(&object.uid().unwrap_or_default());
+                shared.deleted(&object.uid().unwrap_or_default());
             }
             Ok(Event::Init) => listing.clear(),
             Ok(Event::InitApply(object)) => {
@@ -258,6 +276,64 @@ impl Shared {
             .graph()
             .set(object.uid().unwrap_or_default(), node(name, object));
         self.look_at(touched);
+    }
+
+    /// Takes over the kinds that discovery found; those of groups that did not answer stay. What was
+    /// of a kind that is not served any more is not known any more, and no proof of anything.
+    fn take_over(
+        &self,
+        mut found: HashMap<KindName, Kind>,
+        stale: &[String],
+    ) -> HashMap<KindName, Kind> {
+        let lost = {
+            let mut kinds = self.kinds.write().unwrap_or_else(PoisonError::into_inner);
+            let mut lost = Vec::new();
+            for (name, kind) in kinds.drain() {
+                if found.contains_key(&name) {
+                    continue;
+                }
+                if stale.contains(&kind.resource.api_version) {
+                    found.insert(name, kind);
+                } else {
+                    lost.push(name);
+                }
+            }
+            kinds.clone_from(&found);
+            lost
+        };
+        for name in lost {
+            self.forget_all_but(&name, &HashSet::new());
+        }
+        let parked = std::mem::take(&mut *self.parked());
+        self.look_at(parked.into_iter().collect());
+        found
+    }
+
+    fn parked(&self) -> std::sync::MutexGuard<'_, HashSet<Uid>> {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has an object looked at again once the kinds have changed.
+    fn park(&self, uid: &Uid, owner: &Place) {
+        self.parked().insert(uid.clone());
+        // They may have changed since they were asked.
+        if self.kind(&owner.group, &owner.kind).is_some() && self.parked().remove(uid) {
+            self.queue.add(uid.clone());
+        }
+    }
+
+    /// The server said that the object is gone.
+    fn deleted(&self, uid: &str) {
+        if self.graph().dependents(uid).next().is_some() {
+            let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+            gone.insert(uid);
+        }
+        self.remove(uid);
+    }
+
+    fn is_gone(&self, uid: &str) -> bool {
+        let gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        gone.uids.contains(uid)
     }
 
     fn remove(&self, uid: &str) {

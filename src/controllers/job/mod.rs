@@ -3,6 +3,7 @@
 //! Always true: a pod's finalizer is removed only after the status that counts it was written.
 
 mod indexes;
+mod orphans;
 mod plan;
 mod policy;
 
@@ -27,6 +28,7 @@ use super::{
     written::PATIENCE,
 };
 use crate::{
+    deletion::Judged,
     events::{Level, Recorder},
     informer::{Informer, Informers, Key},
 };
@@ -47,12 +49,12 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<()
             wording: Wording::Plain,
         },
     };
-    Loop::new(controller, &jobs.clone())
+    let counting = Loop::new(controller, &jobs.clone())
         .watch(&pods, move |pod| {
             owners_of(pod, &jobs, |job| claimant(job).ok().flatten())
         })
-        .run(WORKERS, shutdown)
-        .await
+        .run(WORKERS, shutdown.clone());
+    tokio::try_join!(counting, orphans::run(informers, shutdown)).map(|_| ())
 }
 
 struct Jobs {
@@ -149,7 +151,8 @@ impl Jobs {
             .iter()
             .map(|index| pod_of(job, *index))
             .collect();
-        let deleted = self.control.delete(job, &surplus).await;
+        // Which of the Job's pods go does not hang on what they have become meanwhile.
+        let deleted = self.control.delete(job, &surplus, Judged::Identity).await;
         deleted.or_else(Failed::or_over)?;
         let made = self.control.create(job, &new).await;
         made.or_else(Failed::or_over)

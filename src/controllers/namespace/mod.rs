@@ -15,7 +15,7 @@ use k8s_openapi::{
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, DynamicObject, ListParams, PartialObjectMeta, PostParams},
-    discovery::{ApiCapabilities, ApiResource, Discovery, Scope, verbs},
+    discovery::verbs,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -23,9 +23,13 @@ use self::conditions::{Findings, conditions};
 use super::{
     error::{Doing, Error, OrGone},
     pods,
+    served::{self, Kind},
     shared::{Controller, Loop, Next, Stopped},
 };
-use crate::informer::{Informer, Informers, Key};
+use crate::{
+    deletion::Judged,
+    informer::{Informer, Informers, Key},
+};
 
 const WORKERS: usize = 10;
 const FINALIZER: &str = "kubernetes";
@@ -88,48 +92,43 @@ impl Namespaces {
     /// One pass over everything in the namespace.
     async fn empty(&self, namespace: &str) -> Findings {
         let mut findings = Findings::default();
-        let discovery = match Discovery::new(self.client.clone()).run().await {
-            Ok(discovery) => discovery,
+        let served = match served::discover(&self.client).await {
+            Ok(served) => served,
             Err(error) => {
                 findings.discovery_failure = Some(format!("Discovery failed: {error}"));
                 return findings;
             }
         };
-        let mut resources: Vec<(ApiResource, ApiCapabilities)> = discovery
-            .groups()
-            .flat_map(|group| group.recommended_resources())
-            .filter(|(_, capabilities)| {
-                capabilities.scope == Scope::Namespaced
-                    && capabilities.supports_operation(verbs::DELETE)
-                    && capabilities.supports_operation(verbs::LIST)
-            })
-            .collect();
+        // What is known goes; the namespace stays until the rest can be asked.
+        let failure = served.failure();
+        let mut kinds = served.kinds;
+        kinds.retain(|kind| {
+            kind.namespaced && kind.supports(verbs::DELETE) && kind.supports(verbs::LIST)
+        });
         let is_pods =
-            |resource: &ApiResource| resource.group.is_empty() && resource.plural == "pods";
-        resources.sort_by_key(|(resource, _)| !is_pods(resource));
-        for (resource, capabilities) in resources {
-            let failure = self
-                .delete_all(namespace, &resource, &capabilities, &mut findings)
-                .await;
-            if let Err(error) = failure {
-                findings
-                    .failures
-                    .push(format!("{}: {error}", resource.plural));
+            |kind: &Kind| kind.resource.group.is_empty() && kind.resource.plural == "pods";
+        kinds.sort_by_key(|kind| !is_pods(kind));
+        for kind in kinds {
+            let failed = self.delete_all(namespace, &kind, &mut findings).await;
+            if let Err(error) = failed {
+                let plural = &kind.resource.plural;
+                findings.failures.push(format!("{plural}: {error}"));
             }
-            if is_pods(&resource) && !findings.is_empty() {
-                return findings;
+            if is_pods(&kind) && !findings.is_empty() {
+                break;
             }
         }
+        findings.discovery_failure = failure;
         findings
     }
 
     async fn delete_all(
         &self,
         namespace: &str,
-        resource: &ApiResource,
-        capabilities: &ApiCapabilities,
+        kind: &Kind,
         findings: &mut Findings,
     ) -> Result<(), kube::Error> {
+        let resource = &kind.resource;
         let api: Api<PartialObjectMeta<DynamicObject>> =
             Api::namespaced_with(self.client.clone(), namespace, resource);
         let objects: Api<DynamicObject> =
@@ -139,14 +138,15 @@ impl Namespaces {
         if left.is_empty() {
             return Ok(());
         }
-        let params = DeleteParams::background();
-        if capabilities.supports_operation(verbs::DELETE_COLLECTION) {
+        let background = DeleteParams::background();
+        if kind.supports(verbs::DELETE_COLLECTION) {
             objects
-                .delete_collection(&params, &everything)
+                .delete_collection(&background, &everything)
                 .await
                 .or_gone()?;
         } else {
             for object in &left {
+                let params = Judged::Identity.params(&object.metadata, background.clone());
                 objects
                     .delete(&object.name_any(), &params)
                     .await

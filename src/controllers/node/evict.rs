@@ -12,7 +12,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, Preconditions},
+    api::{DeleteParams, Patch, PatchParams},
 };
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,7 @@ use crate::{
         pods,
         shared::{Controller, Loop, Next, Stopped},
     },
+    deletion::Judged,
     events::{Level, Recorder},
     informer::{Informer, Informers, Key},
     placement,
@@ -147,7 +148,8 @@ impl Controller for Evictions {
 impl Evictions {
     async fn evict(&self, key: &Key, pod: &Pod) -> Result<(), Error> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
-        let patch = json!({"metadata": {"uid": pod.uid()}, "status": {"conditions": [{
+        let judged = json!({"uid": pod.uid(), "resourceVersion": pod.resource_version()});
+        let patch = json!({"metadata": judged, "status": {"conditions": [{
             "type": "DisruptionTarget",
             "status": "True",
             "reason": "DeletionByTaintManager",
@@ -157,18 +159,19 @@ impl Evictions {
         let text = format!("Marking for deletion Pod {key}");
         self.events
             .record(pod, Level::Normal, "TaintManagerEviction", text);
-        api.patch_status(
-            &key.name,
-            &PatchParams::default(),
-            &Patch::Strategic(&patch),
-        )
-        .await
-        .or_gone()
-        .doing(|| format!("tell pod {key} why it must leave"))?;
-        let params = DeleteParams::default().preconditions(Preconditions {
-            uid: pod.uid(),
-            resource_version: None,
-        });
+        let marked = api
+            .patch_status(
+                &key.name,
+                &PatchParams::default(),
+                &Patch::Strategic(&patch),
+            )
+            .await
+            .or_gone()
+            .doing(|| format!("tell pod {key} why it must leave"))?;
+        let Some(marked) = marked else {
+            return Ok(());
+        };
+        let params = Judged::State.params(&marked.metadata, DeleteParams::default());
         api.delete(&key.name, &params)
             .await
             .or_gone()

@@ -32,6 +32,7 @@ use super::{
     written::PATIENCE,
 };
 use crate::{
+    deletion::Judged,
     events::Recorder,
     informer::{Informer, Informers, Key},
 };
@@ -103,7 +104,9 @@ impl<K: Owner> Controller for Replicas<K> {
             None
         };
         let (counts, next) = count(&held, &wanted, now);
-        let said = failure.as_ref().map(|failure| &failure.failure);
+        // What changed meanwhile is looked at again, and is nothing to be told of.
+        let told = failure.as_ref().filter(|failure| !failure.is_conflict());
+        let said = told.map(|failure| &failure.failure);
         if let Some(updated) = owner.with_status(counts, said) {
             Api::<K>::namespaced(self.client.clone(), &key.namespace)
                 .replace_status(&key.name, &PostParams::default(), &updated)
@@ -148,7 +151,7 @@ impl<K: Owner> Replicas<K> {
                 let pods = vec![pods::pod_of(owner, template); number];
                 self.control.create(owner, &pods).await
             }
-            Change::Delete(surplus) => self.control.delete(owner, &surplus).await,
+            Change::Delete(surplus) => self.control.delete(owner, &surplus, Judged::State).await,
         }
     }
 

@@ -28,6 +28,7 @@ use super::{
     written::PATIENCE,
 };
 use crate::{
+    deletion::Judged,
     events::{Level, Recorder},
     informer::{Informer, Informers, Key},
 };
@@ -289,7 +290,7 @@ impl Sets {
             let events = &self.control.events;
             events.record(set, Level::Warning, "RecreatingFailedPod", text);
         }
-        let deleted = self.control.delete(set, &[pod]).await;
+        let deleted = self.control.delete(set, &[pod], Judged::State).await;
         deleted.or_else(Failed::or_over)
     }
 

@@ -72,16 +72,31 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<()
         })
         .watch_changes(&pods, |old, new| old.spec == new.spec, protect::claims_of)
         .run(1, shutdown.clone());
+    let named = volumes.clone();
     let telling = Loop::new(teller, &volumes)
-        .watch(&claims, |claim| {
+        .watch(&claims, move |claim| {
             let name = claim
                 .spec
                 .as_ref()
                 .and_then(|spec| spec.volume_name.clone());
-            name.map(|name| Key::new("", name)).into_iter().collect()
+            let mut keys: Vec<Key> = name.map(|name| Key::new("", name)).into_iter().collect();
+            // Also those that name the claim before, or without, being named by it.
+            let all = named.list();
+            let naming = all.iter().filter(|volume| names(volume, claim));
+            keys.extend(naming.map(|volume| Key::of(volume.as_ref())));
+            keys
         })
         .run(1, shutdown);
     tokio::try_join!(binding, telling).map(|_| ())
+}
+
+/// Whether the volume's reference is to a claim of this name.
+fn names(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
+    let of = volume
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.claim_ref.as_ref());
+    of.is_some_and(|of| of.name == claim.metadata.name && of.namespace == claim.metadata.namespace)
 }
 
 fn is_bound(claim: &PersistentVolumeClaim) -> bool {
@@ -176,6 +191,7 @@ impl Claims {
                 .insert(BY_CONTROLLER.into(), "yes".into());
         }
         let params = PostParams::default();
+        let by_us = by_controller;
         if taken != *volume {
             taken = volumes.replace(name, &params, &taken).await.doing(doing)?;
         }
@@ -193,6 +209,13 @@ impl Claims {
         if bound != *claim {
             let written = claims.replace(&key.name, &params, &bound).await;
             let Some(written) = written.or_gone().doing(doing)? else {
+                if by_us {
+                    // Nobody ever had it: what cannot be written back here is told as released.
+                    volumes
+                        .replace(name, &params, &freed(&taken, true))
+                        .await
+                        .doing(doing)?;
+                }
                 return Ok(());
             };
             bound = written;
@@ -237,10 +260,35 @@ impl Claims {
     }
 }
 
+/// The volume without its claim: without the reference, or without the uid in it.
+fn freed(volume: &PersistentVolume, whole: bool) -> PersistentVolume {
+    let mut free = volume.clone();
+    let spec = free.spec.get_or_insert_default();
+    if whole {
+        spec.claim_ref = None;
+        free.annotations_mut().remove(BY_CONTROLLER);
+    } else if let Some(of) = &mut spec.claim_ref {
+        of.uid = None;
+        of.resource_version = None;
+    }
+    free
+}
+
 struct Volumes {
     client: Client,
     claims: Informer<PersistentVolumeClaim>,
     volumes: Informer<PersistentVolume>,
+}
+
+impl Volumes {
+    async fn unbind(&self, key: &Key, volume: &PersistentVolume, whole: bool) -> Result<(), Error> {
+        Api::<PersistentVolume>::all(self.client.clone())
+            .replace(&key.name, &PostParams::default(), &freed(volume, whole))
+            .await
+            .or_gone()
+            .doing(|| format!("take volume {key} from a claim that has another"))?;
+        Ok(())
+    }
 }
 
 impl Controller for Volumes {
@@ -273,6 +321,11 @@ impl Controller for Volumes {
             VolumeStep::Released => ("Released", None),
             VolumeStep::Failed(why) => ("Failed", Some(why.to_owned())),
             VolumeStep::Leave => return Ok(Next::Settled),
+            VolumeStep::Unbind { whole } => {
+                // Its next phase comes with this change.
+                self.unbind(key, &volume, whole).await?;
+                return Ok(Next::Settled);
+            }
         };
         if plan::phase(&volume) == phase {
             return Ok(Next::Settled);

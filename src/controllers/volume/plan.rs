@@ -36,6 +36,10 @@ pub enum VolumeStep {
     Failed(&'static str),
     /// The claim that it waits for will tell.
     Leave,
+    /// Its claim has another volume: the reference goes, or its uid where somebody wrote it by hand.
+    Unbind {
+        whole: bool,
+    },
 }
 
 /// `used`: whether a pod wants it already; `waits`: whether its class binds not before that.
@@ -176,8 +180,11 @@ pub fn volume(volume: &PersistentVolume, claim: Option<&PersistentVolumeClaim>) 
         .as_ref()
         .and_then(|spec| spec.volume_name.as_deref());
     match name.unwrap_or_default() {
+        "" => VolumeStep::Leave,
         name if Some(name) == volume.metadata.name.as_deref() => VolumeStep::Bound,
-        _ => VolumeStep::Leave,
+        _ => VolumeStep::Unbind {
+            whole: volume.annotations().contains_key(BY_CONTROLLER),
+        },
     }
 }
 
@@ -292,6 +299,7 @@ mod tests {
         let mine = json!({"name": "c", "namespace": "n", "uid": "u"});
         let bound = pvc(json!({"volumeName": "v"}), json!({}));
         let other = pvc(json!({"volumeName": "w"}), json!({}));
+        let undecided = pvc(json!({}), json!({}));
         for (reference, claim, want) in [
             (Value::Null, None, VolumeStep::Available),
             (
@@ -300,7 +308,12 @@ mod tests {
                 VolumeStep::Available,
             ),
             (mine.clone(), Some(&bound), VolumeStep::Bound),
-            (mine.clone(), Some(&other), VolumeStep::Leave),
+            (mine.clone(), Some(&undecided), VolumeStep::Leave),
+            (
+                mine.clone(),
+                Some(&other),
+                VolumeStep::Unbind { whole: false },
+            ),
             (mine, None, VolumeStep::Released),
             (
                 json!({"name": "c", "namespace": "n", "uid": "old"}),

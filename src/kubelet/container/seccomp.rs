@@ -262,6 +262,26 @@ mod tests {
         steps.map(step).collect()
     }
 
+    #[test]
+    fn a_profile_is_no_larger_than_it_may_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let profile = |blanks: u64| {
+            let text = format!(
+                "{}{}",
+                r#"{"defaultAction": "SCMP_ACT_ERRNO"}"#,
+                " ".repeat(blanks as usize)
+            );
+            std::fs::write(folder.path().join("p.json"), text).unwrap();
+            localhost(folder.path(), "p.json").map(drop)
+        };
+        profile(LONGEST_PROFILE - 100).unwrap();
+        let refused = profile(LONGEST_PROFILE).unwrap_err().to_string();
+        assert!(
+            refused.contains("failed to load seccomp profile \"p.json\""),
+            "{refused}"
+        );
+    }
+
     /// What the kernel answers under the default filter, on a thread that ends with it.
     #[test]
     fn the_kernel_takes_and_obeys_it() {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use proptest::prelude::*;
 
 use super::*;
-use crate::store::{Durability, Expect, Op, Space};
+use crate::store::{Durability, Expect, Guard, Op, Space};
 
 fn write(key: &str, expect: Expect, value: Option<&str>) -> Write {
     let op = match value {
@@ -18,6 +18,7 @@ fn write(key: &str, expect: Expect, value: Option<&str>) -> Write {
     Write {
         key: key.into(),
         expect,
+        guards: Vec::new(),
         op,
         durability: Durability::Synced,
         space: Space::Ordinary,
@@ -50,6 +51,81 @@ async fn dump(store: &Embedded, at: Option<Revision>) -> BTreeMap<String, String
         .iter()
         .map(|entry| (entry.key.to_string(), text(entry)))
         .collect()
+}
+
+#[tokio::test]
+async fn a_write_needs_what_it_depends_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(Embedded::open(dir.path()).unwrap());
+    let first = put(&store, "home", "open").await;
+    let second = put(&store, "home", "closed").await;
+    let guard = |key: &str, expect| Guard {
+        key: key.into(),
+        expect,
+    };
+    let as_of = |revision| guard("home", Expect::ModRevision(revision));
+    for (name, guards, want) in [
+        ("old", vec![as_of(first)], Err("home")),
+        ("now", vec![as_of(second)], Ok(())),
+        (
+            "free",
+            vec![as_of(second), guard("lock", Expect::Absent)],
+            Ok(()),
+        ),
+        (
+            "taken",
+            vec![as_of(second), guard("home", Expect::Absent)],
+            Err("home"),
+        ),
+        (
+            "missing",
+            vec![guard("lock", Expect::ModRevision(1))],
+            Err("lock"),
+        ),
+    ] {
+        let mut write = write(name, Expect::Absent, Some("x"));
+        write.guards = guards;
+        let got = match store.commit(write).await {
+            Ok(_) => Ok(()),
+            Err(Error::Guarded { key }) => Err(key),
+            Err(other) => panic!("{name}: {other}"),
+        };
+        assert_eq!(
+            got.as_ref().map_err(|key| &**key),
+            want.as_ref().map_err(|key| *key),
+            "{name}"
+        );
+        assert_eq!(
+            store.get(name).await.unwrap().0.is_some(),
+            want.is_ok(),
+            "{name}"
+        );
+    }
+    // Also against what came before in the same batch: one of two that depend on each other's
+    // absence is refused.
+    let cross = |own: &str, other: &str| {
+        let mut write = write(own, Expect::Absent, Some("x"));
+        write.guards = vec![guard(other, Expect::Absent)];
+        let store = store.clone();
+        async move { store.commit(write).await.is_ok() }
+    };
+    let (a, b) = tokio::join!(cross("a", "b"), cross("b", "a"));
+    assert_eq!((a, b), (true, false));
+}
+
+#[tokio::test]
+async fn a_value_is_no_larger_than_it_may_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(dir.path()).unwrap();
+    let value = "x".repeat(MAX_VALUE_BYTES + 1);
+    let put = |value: &str| store.commit(write("a", Expect::Absent, Some(value)));
+    let refused = put(&value).await;
+    assert!(
+        matches!(refused, Err(Error::TooLarge { limit, .. }) if limit == MAX_VALUE_BYTES),
+        "{refused:?}"
+    );
+    assert!(store.get("a").await.unwrap().0.is_none());
+    put(&value[1..]).await.unwrap();
 }
 
 #[tokio::test]
@@ -148,6 +224,7 @@ async fn an_entry_with_a_lifetime_ends_with_an_event() {
     let write = Write {
         key: "e".into(),
         expect: Expect::Absent,
+        guards: Vec::new(),
         op,
         durability: Durability::Relaxed,
         space: Space::Ordinary,

@@ -341,6 +341,7 @@ fn expired(log: &mut Log) -> Vec<Write> {
             writes.push(Write {
                 key,
                 expect,
+                guards: Vec::new(),
                 op: Op::Delete,
                 durability: Durability::Relaxed,
                 space: Space::Reserved,
@@ -459,6 +460,18 @@ fn plan(log: &Log, state: &State, commits: Vec<(Write, Reply)>) -> Plan {
             .get(&write.key)
             .cloned()
             .unwrap_or_else(|| state.get(&write.key).cloned());
+        let broken = write.guards.iter().find(|guard| {
+            let found = match pending.get(&guard.key) {
+                Some(found) => found.as_ref(),
+                None => state.get(&guard.key),
+            };
+            !state::holds(guard.expect, found)
+        });
+        if let Some(guard) = broken {
+            let key = guard.key.clone();
+            plan.refused.push((reply, Error::Guarded { key }));
+            continue;
+        }
         let deletes_nothing = current.is_none() && matches!(write.op, Op::Delete);
         if !state::holds(write.expect, current.as_ref()) || deletes_nothing {
             plan.refused.push((reply, Error::Conflict { current }));

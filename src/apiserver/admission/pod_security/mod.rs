@@ -76,6 +76,10 @@ impl Plugin for PodSecurity {
         "PodSecurity"
     }
 
+    fn is_policy(&self) -> bool {
+        true
+    }
+
     async fn validate(
         &self,
         request: &mut Request<'_>,

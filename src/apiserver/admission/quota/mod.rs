@@ -4,14 +4,14 @@
 //! that two writes never share the last of something, also with several servers. What was taken
 //! in vain, and what a deletion gives back, is found by counting again: after each change in a
 //! namespace with quotas, one count at a time for each namespace.
-//! Always true: new objects under way to the store are part of every count, and in a namespace
-//! either something is taken or something is counted. (With several servers a count does not know
-//! what the others have under way.)
+//! Always true: objects under way to the store, new ones and changed ones, are part of every count,
+//! and in a namespace either something is taken or something is counted. (With several servers a
+//! count does not know what the others have under way.)
 
 mod usage;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -19,7 +19,7 @@ use proto::quantity::Quantity;
 use serde_json::{Map, Value};
 
 use self::usage::{Amounts, add, in_scope};
-use super::{Late, Operation, Plugin, Request};
+use super::{Late, Operation, Plugin, Request, Reservation};
 use crate::apiserver::{
     objects::{Lookup, Named, Objects},
     registry::{
@@ -46,10 +46,33 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// Admitted and not yet seen in the store, by uid.
-    under_way: HashMap<String, (Resource, Value)>,
+    /// Admitted and not yet stored: new objects, and what others are to become.
+    under_way: HashMap<u64, (Resource, Value)>,
+    /// The number of the next one.
+    next: u64,
     /// Namespaces being counted; true: something changed since the count began.
     counting: HashMap<String, bool>,
+}
+
+/// A write's share of the quotas of its namespace: part of every count from when it was taken until it
+/// is stored or given up.
+struct Share {
+    shared: Arc<Shared>,
+    number: u64,
+    namespace: String,
+}
+
+#[async_trait::async_trait]
+impl Reservation for Share {
+    async fn keep(self: Box<Self>) {
+        // Who hears that it is stored counts again.
+        self.shared.state().under_way.remove(&self.number);
+    }
+
+    async fn give_back(self: Box<Self>) {
+        self.shared.state().under_way.remove(&self.number);
+        self.shared.clone().count_soon(&self.namespace);
+    }
 }
 
 impl Quotas {
@@ -61,13 +84,6 @@ impl Quotas {
                 locks: Mutex::default(),
             }),
         }
-    }
-
-    fn ended(&self, object: &Value) {
-        self.shared
-            .state()
-            .under_way
-            .remove(text(object, "metadata.uid"));
     }
 
     /// Counts again if the namespace has quotas.
@@ -86,6 +102,10 @@ impl Quotas {
 impl Plugin for Quotas {
     fn name(&self) -> &'static str {
         "ResourceQuota"
+    }
+
+    fn is_policy(&self) -> bool {
+        true
     }
 
     async fn validate(
@@ -120,6 +140,23 @@ impl Plugin for Quotas {
                 *now -= before;
             }
         }
+        let grows = delta
+            .values()
+            .any(|amount| !amount.is_zero() && !amount.is_negative());
+        let enters = request.old.is_some_and(|old| {
+            quotas.iter().any(|quota| {
+                in_scope(quota, request.resource, object) && !in_scope(quota, request.resource, old)
+            })
+        });
+        if !grows && !enters {
+            return Ok(());
+        }
+        // Held before anything is taken, so that also what a refusal leaves taken is counted again.
+        let share = self.shared.share(request.namespace);
+        let number = share.number;
+        if !request.dry_run {
+            request.round.held.take(share);
+        }
         for quota in quotas {
             if !in_scope(&quota, request.resource, object) {
                 continue;
@@ -133,16 +170,14 @@ impl Plugin for Quotas {
             };
             self.take(request, object, &quota, &delta).await?;
         }
-        if request.operation == Operation::Create && !request.dry_run {
-            let uid = text(object, "metadata.uid").to_owned();
+        if !request.dry_run {
             let admitted = (request.resource.clone(), object.clone());
-            self.shared.state().under_way.insert(uid, admitted);
+            self.shared.state().under_way.insert(number, admitted);
         }
         Ok(())
     }
 
     async fn created(&self, resource: &Resource, object: &Value) {
-        self.ended(object);
         if resource.scope == Scope::Namespaced && resource.storage != "events" {
             self.changed(object).await;
         }
@@ -154,8 +189,7 @@ impl Plugin for Quotas {
         }
     }
 
-    async fn release(&self, resource: &Resource, object: &Value) {
-        self.ended(object);
+    async fn deleted(&self, resource: &Resource, object: &Value) {
         if resource.scope == Scope::Namespaced && resource.storage != "events" {
             self.changed(object).await;
         }
@@ -191,10 +225,13 @@ impl Quotas {
         }
         let wanted: Amounts = delta
             .iter()
-            .filter(|(name, amount)| hard.contains_key(*name) && !amount.is_zero())
+            // What becomes free is free once that is stored.
+            .filter(|(name, amount)| {
+                hard.contains_key(*name) && !amount.is_zero() && !amount.is_negative()
+            })
             .map(|(name, amount)| (name.clone(), *amount))
             .collect();
-        if wanted.values().all(|amount| amount.is_negative()) {
+        if wanted.is_empty() {
             return Ok(());
         }
         if amounts(quota, "status.hard") != hard {
@@ -254,6 +291,17 @@ fn refusal(hard: &Amounts, used: &Amounts, wanted: &Amounts) -> Option<String> {
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn share(self: &Arc<Self>, namespace: &str) -> Share {
+        let mut state = self.state();
+        let number = state.next;
+        state.next += 1;
+        Share {
+            shared: self.clone(),
+            number,
+            namespace: namespace.to_owned(),
+        }
     }
 
     fn count_soon(self: Arc<Self>, namespace: &str) {
@@ -336,29 +384,27 @@ impl Shared {
             .collect();
         for row in counted_rows(objects, hard) {
             // First what is under way: what is committed in between is then in both, and counted
-            // once.
-            let mut all: BTreeMap<String, Arc<Value>> = self
+            // once. Of each object the most that it is or may become.
+            let mut forms: Vec<Arc<Value>> = self
                 .state()
                 .under_way
                 .values()
                 .filter(|(of, object)| {
                     key(of) == key(row) && text(object, "metadata.namespace") == namespace
                 })
-                .map(|(_, object)| {
-                    (
-                        text(object, "metadata.uid").to_owned(),
-                        Arc::new(object.clone()),
-                    )
-                })
+                .map(|(_, object)| Arc::new(object.clone()))
                 .collect();
             let plural = qualified(row.group, row.plural);
-            for object in objects.list(&plural, namespace).await {
-                all.insert(text(&object, "metadata.uid").to_owned(), object);
-            }
-            for object in all.values().filter(|object| in_scope(quota, row, object)) {
+            forms.extend(objects.list(&plural, namespace).await);
+            let mut most: HashMap<&str, Amounts> = HashMap::new();
+            for object in forms.iter().filter(|object| in_scope(quota, row, object)) {
                 let mut own = usage::of(row, object);
                 own.retain(|name, _| hard.contains_key(name));
-                add(&mut used, &own);
+                let most = most.entry(text(object, "metadata.uid")).or_default();
+                usage::raise(most, &own);
+            }
+            for own in most.values() {
+                add(&mut used, own);
             }
         }
         used
@@ -461,24 +507,43 @@ mod tests {
             ),
         ] {
             let got = testing::admit(&plugin, &memory, "pods", &mut object, None).await;
+            if got.is_ok() {
+                memory.put("pods", object);
+            }
             assert_eq!(
                 got.err().map(|status| status.message),
                 want.map(str::to_owned)
             );
         }
-        // Counted while the pod is on its way to the store.
         plugin.shared.count("n").await.unwrap();
         let quota = memory.get(QUOTAS, "n", "q").await.unwrap();
         assert_eq!(
             quota["status"],
             json!({"hard": {"pods": "1", "limits.cpu": "1"}, "used": {"pods": "1", "limits.cpu": "1"}})
         );
-        plugin.ended(&pod("a", "1"));
+        // Counted while it is on its way to the store: a new pod, and what the other is to become.
+        let mut shares = Vec::new();
+        for pod in [pod("c", "1"), pod("a", "3")] {
+            let share = plugin.shared.share("n");
+            let admitted = (testing::row("pods").clone(), pod);
+            let under_way = &mut plugin.shared.state().under_way;
+            under_way.insert(share.number, admitted);
+            shares.push(share);
+        }
         plugin.shared.count("n").await.unwrap();
         let quota = memory.get(QUOTAS, "n", "q").await.unwrap();
         assert_eq!(
             quota["status"]["used"],
-            json!({"pods": "0", "limits.cpu": "0"})
+            json!({"pods": "2", "limits.cpu": "4"})
+        );
+        for share in shares {
+            Box::new(share).give_back().await;
+        }
+        plugin.shared.count("n").await.unwrap();
+        let quota = memory.get(QUOTAS, "n", "q").await.unwrap();
+        assert_eq!(
+            quota["status"]["used"],
+            json!({"pods": "1", "limits.cpu": "1"})
         );
     }
 }

@@ -146,7 +146,8 @@ pub fn add(to: &mut Amounts, other: &Amounts) {
     }
 }
 
-fn raise(to: &mut Amounts, other: &Amounts) {
+/// To the greater of both, amount by amount.
+pub fn raise(to: &mut Amounts, other: &Amounts) {
     for (name, amount) in other {
         let held = to.entry(name.clone()).or_insert(*amount);
         *held = (*held).max(*amount);

@@ -3,26 +3,33 @@
 use std::{
     collections::HashSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::{Owner, ReservedAddress, SETTLED_SECONDS, families, user};
-use crate::apiserver::{
-    objects::{Named, Objects},
-    registry::{
-        Causes,
-        kinds::value::{text, texts},
+use crate::{
+    apiserver::{
+        cache,
+        objects::{Named, Objects},
+        registry::{
+            Causes,
+            kinds::value::{text, texts},
+        },
+        status::{Reason, Status},
     },
-    status::{Reason, Status},
+    store::{Expect, Guard},
 };
 
-const PLURAL: &str = "ipaddresses.networking.k8s.io";
+pub const PLURAL: &str = "ipaddresses.networking.k8s.io";
 /// Names the service by uid: a recreated service of the same name is another one.
 const UID: &str = "vetch/service-uid";
 /// Of a large range only so many addresses are used.
 const MOST: u128 = 1 << 20;
+/// A claim whose Service changes all the time is left to the repair.
+const RETRIES: usize = 16;
 /// Collisions with other servers before giving up.
 const ATTEMPTS: usize = 64;
 
@@ -46,52 +53,73 @@ pub fn held(service: &Value) -> Vec<String> {
         .collect()
 }
 
+/// An address that was claimed, and the revision of the claim, where the store tells it.
+pub struct Claimed {
+    pub ip: String,
+    revision: Option<u64>,
+}
+
+impl Claimed {
+    fn new(ip: &str, claim: &Value) -> Self {
+        Self {
+            ip: ip.to_owned(),
+            revision: revision(claim),
+        }
+    }
+}
+
+fn revision(object: &Value) -> Option<u64> {
+    text(object, "metadata.resourceVersion").parse().ok()
+}
+
 impl Pool<'_> {
-    /// The service's complete `clusterIPs`, and which of them were claimed just now.
+    /// The service's complete `clusterIPs`. What is claimed for it is added to `claimed`, also
+    /// before an error.
     pub async fn give(
         &self,
         service: &Value,
         old: Option<&Value>,
-    ) -> Result<(Vec<String>, Vec<String>), Status> {
+        claimed: &mut Vec<Claimed>,
+    ) -> Result<Vec<String>, Status> {
         let asked = texts(service, "spec.clusterIPs")
             .first()
             .copied()
             .unwrap_or_default();
         if text(service, "spec.clusterIP") == "None" || asked == "None" {
-            return Ok((vec!["None".to_owned()], Vec::new()));
+            return Ok(vec!["None".to_owned()]);
         }
         let kept = old.map(held).unwrap_or_default();
         let asked = held(service);
         let mut ips = Vec::new();
-        let mut claimed = Vec::new();
         for (index, family) in texts(service, "spec.ipFamilies").into_iter().enumerate() {
             let one = match asked.get(index) {
-                Some(ip) if kept.contains(ip) => Ok(ip.clone()),
-                // What is no address at all is refused by validation, with its path.
-                Some(ip) if ip.parse::<IpAddr>().is_err() => {
+                Some(ip) if kept.contains(ip) => {
                     ips.push(ip.clone());
                     continue;
                 }
-                Some(ip) => self.requested(service, ip).await,
-                None => self.any(family).await,
+                // What is no address at all, or another one than before, is refused by validation,
+                // with its path.
+                Some(ip) if ip.parse::<IpAddr>().is_err() || kept.get(index).is_some() => {
+                    ips.push(ip.clone());
+                    continue;
+                }
+                Some(ip) => self.requested(service, ip).await?,
+                None => self.any(family).await?,
             };
-            match one {
-                Ok(ip) => {
-                    if !kept.contains(&ip) {
-                        claimed.push(ip.clone());
-                    }
-                    ips.push(ip);
-                }
-                Err(status) => {
-                    self.take_back(&claimed).await;
-                    return Err(status);
-                }
-            }
+            ips.push(one.ip.clone());
+            claimed.push(one);
         }
-        Ok((ips, claimed))
+        Ok(ips)
     }
 
-    /// Gives addresses back that this very service holds.
+    /// The key of a claim in the store, and what it must be for the Service to be stored.
+    pub fn dependency(&self, claimed: &Claimed) -> Option<(Arc<str>, Expect)> {
+        let row = self.objects.row(PLURAL)?;
+        let key = cache::key(row.storage, "", &claimed.ip);
+        Some((key, Expect::ModRevision(claimed.revision?)))
+    }
+
+    /// Gives addresses back that this very service holds and does not use.
     pub async fn take_back(&self, ips: &[String]) {
         if self.dry_run {
             return;
@@ -106,7 +134,7 @@ impl Pool<'_> {
         }
     }
 
-    async fn requested(&self, service: &Value, ip: &str) -> Result<String, Status> {
+    async fn requested(&self, service: &Value, ip: &str) -> Result<Claimed, Status> {
         let refuse = |why: &str| {
             let mut causes = Causes::default();
             let detail = format!("failed to allocate IP {ip}: {why}");
@@ -130,13 +158,12 @@ impl Pool<'_> {
         if self.is_kept(address) {
             return Err(refuse("provided IP is already allocated"));
         }
-        match self.claim(ip).await? {
-            true => Ok(address.to_string()),
-            false => Err(refuse("provided IP is already allocated")),
-        }
+        self.claim(&address.to_string())
+            .await?
+            .ok_or_else(|| refuse("provided IP is already allocated"))
     }
 
-    async fn any(&self, family: &str) -> Result<String, Status> {
+    async fn any(&self, family: &str) -> Result<Claimed, Status> {
         let full = || {
             Status::internal(format!(
                 "failed to allocate a serviceIP: no {family} address is free"
@@ -158,8 +185,8 @@ impl Pool<'_> {
             if taken.contains(&*name) || self.is_kept(ip) {
                 continue;
             }
-            if self.claim(&name).await? {
-                return Ok(name);
+            if let Some(claimed) = self.claim(&name).await? {
+                return Ok(claimed);
             }
             attempts += 1;
             if attempts == ATTEMPTS {
@@ -172,8 +199,10 @@ impl Pool<'_> {
             ip.is_ok_and(|ip| range.contains(&ip) && !self.is_kept(ip))
         }) {
             let name = text(claim, "metadata.name");
-            if self.is_stale(name, claim).await && self.claim(name).await? {
-                return Ok(name.to_owned());
+            if self.is_stale(name, claim).await
+                && let Some(claimed) = self.claim(name).await?
+            {
+                return Ok(claimed);
             }
         }
         Err(full())
@@ -187,13 +216,15 @@ impl Pool<'_> {
         })
     }
 
-    /// Whether the address is this service's now.
-    async fn claim(&self, ip: &str) -> Result<bool, Status> {
+    /// Makes the address this service's, unless it is another's.
+    async fn claim(&self, ip: &str) -> Result<Option<Claimed>, Status> {
         if self.dry_run {
-            return Ok(match self.objects.get(PLURAL, "", ip).await {
+            let held = self.objects.get(PLURAL, "", ip).await;
+            let free = match &held {
                 None => true,
-                Some(claim) => self.is_stale(ip, &claim).await,
-            });
+                Some(claim) => self.is_stale(ip, claim).await,
+            };
+            return Ok(free.then(|| Claimed::new(ip, &Value::Null)));
         }
         for _ in 0..2 {
             match self
@@ -201,7 +232,7 @@ impl Pool<'_> {
                 .create(&user(), PLURAL, "", self.object(ip))
                 .await
             {
-                Ok(_) => return Ok(true),
+                Ok(claim) => return Ok(Some(Claimed::new(ip, &claim))),
                 Err(status) if status.reason == Reason::AlreadyExists => {}
                 Err(status) => return Err(status),
             }
@@ -210,34 +241,74 @@ impl Pool<'_> {
             };
             let own = claim["metadata"]["annotations"][UID].as_str() == Some(&self.owner.uid);
             if own && !self.owner.uid.is_empty() {
-                return Ok(true);
+                return Ok(Some(Claimed::new(ip, &claim)));
             }
             if !self.is_stale(ip, &claim).await || !self.remove(ip, &claim).await {
-                return Ok(false);
+                return Ok(None);
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
     /// Whether the claim's service is gone or uses another address, and it is no claim just made.
-    async fn is_stale(&self, ip: &str, claim: &Value) -> bool {
+    pub async fn is_stale(&self, ip: &str, claim: &Value) -> bool {
         let created = text(claim, "metadata.creationTimestamp").parse::<jiff::Timestamp>();
         let age = created.map(|created| jiff::Timestamp::now().as_second() - created.as_second());
-        if age.is_ok_and(|age| age < SETTLED_SECONDS) {
+        if age.is_ok_and(|age| age < SETTLED_SECONDS)
+            || text(claim, "spec.parentRef.resource") != "services"
+        {
             return false;
         }
-        let parent = &claim["spec"]["parentRef"];
-        if text(parent, "resource") != "services" {
-            return false;
-        }
-        let service = self
-            .objects
-            .get("services", text(parent, "namespace"), text(parent, "name"))
-            .await;
-        service.is_none_or(|service| !held(&service).iter().any(|own| own == ip))
+        !uses(self.service_of(claim).await.as_deref(), ip, claim)
     }
 
-    async fn remove(&self, ip: &str, claim: &Value) -> bool {
+    /// Whether the claim needs no further look: its Service has the address, or it is not for one.
+    pub async fn is_used(&self, ip: &str, claim: &Value) -> bool {
+        text(claim, "spec.parentRef.resource") != "services"
+            || uses(self.service_of(claim).await.as_deref(), ip, claim)
+    }
+
+    /// Makes the claim of an address that this Service has, if there is none.
+    pub async fn restore(&self, ip: &str) {
+        match self.objects.get(PLURAL, "", ip).await {
+            None => {
+                let made = self
+                    .objects
+                    .create(&user(), PLURAL, "", self.object(ip))
+                    .await;
+                let (namespace, name) = (&self.owner.namespace, &self.owner.name);
+                match made {
+                    Ok(_) => {
+                        tracing::warn!(ip, namespace, name, "a Service's address was not claimed")
+                    }
+                    Err(status) => tracing::debug!(ip, %status, "address not claimed"),
+                }
+            }
+            Some(claim) => {
+                let uid = claim["metadata"]["annotations"][UID].as_str();
+                if uid.is_some_and(|uid| uid != self.owner.uid)
+                    && uses(self.service_of(&claim).await.as_deref(), ip, &claim)
+                {
+                    let (namespace, name) = (&self.owner.namespace, &self.owner.name);
+                    tracing::warn!(
+                        ip,
+                        namespace,
+                        name,
+                        "address assigned to multiple Services; please recreate this one"
+                    );
+                }
+            }
+        }
+    }
+
+    async fn service_of(&self, claim: &Value) -> Option<Arc<Value>> {
+        let parent = &claim["spec"]["parentRef"];
+        let (namespace, name) = (text(parent, "namespace"), text(parent, "name"));
+        self.objects.get("services", namespace, name).await
+    }
+
+    /// Removes a claim, unless its Service uses the address at that very moment.
+    pub async fn remove(&self, ip: &str, claim: &Value) -> bool {
         let target = Named {
             plural: PLURAL,
             subresource: "",
@@ -248,13 +319,27 @@ impl Pool<'_> {
             "" => json!({}),
             uid => json!({"preconditions": {"uid": uid}}),
         };
-        match self.objects.delete(&user(), target, options).await {
-            Ok(_) => true,
-            Err(status) => {
-                tracing::debug!(ip, %status, "address not given back");
-                false
+        for _ in 0..RETRIES {
+            let service = self.service_of(claim).await;
+            if uses(service.as_deref(), ip, claim) {
+                return false;
+            }
+            let guards = vec![as_found(claim, service.as_deref())];
+            match self
+                .objects
+                .delete(&user(), target, options.clone(), guards)
+                .await
+            {
+                Ok(_) => return true,
+                // The Service was changed: does it use the address now?
+                Err(status) if status.reason == Reason::Conflict => {}
+                Err(status) => {
+                    tracing::debug!(ip, %status, "address not given back");
+                    return false;
+                }
             }
         }
+        false
     }
 
     fn object(&self, ip: &str) -> Value {
@@ -264,6 +349,26 @@ impl Pool<'_> {
                 "labels": {"ipaddress.kubernetes.io/ip-family": family, "ipaddress.kubernetes.io/managed-by": "ipallocator.k8s.io"}},
             "spec": {"parentRef": {"group": "", "resource": "services",
                 "namespace": self.owner.namespace, "name": self.owner.name}}})
+    }
+}
+
+/// Whether the Service that a claim is for has the address.
+fn uses(service: Option<&Value>, ip: &str, claim: &Value) -> bool {
+    let uid = claim["metadata"]["annotations"][UID].as_str();
+    service.is_some_and(|service| {
+        let same = uid.is_none_or(|uid| uid == text(service, "metadata.uid"));
+        same && held(service).iter().any(|own| own == ip)
+    })
+}
+
+/// The Service that a claim is for, as it was found.
+fn as_found(claim: &Value, service: Option<&Value>) -> Guard {
+    let parent = &claim["spec"]["parentRef"];
+    let key = cache::key("services", text(parent, "namespace"), text(parent, "name"));
+    let revision = service.map(|service| revision(service).unwrap_or_default());
+    Guard {
+        key,
+        expect: revision.map_or(Expect::Absent, Expect::ModRevision),
     }
 }
 

@@ -5,23 +5,27 @@
 //! See docs/decisions/service-allocation.md. Always true:
 //! - Nothing is claimed on a dry run.
 //! - Only the claim of the same service (by uid) is given back.
-//! - A claim that its service does not use, left by a crash or a refused update, may be taken over
-//!   once it is a minute old.
+//! - A Service is stored only while its claims on addresses are as they were when it got them, and a
+//!   claim is removed only while its Service is as it was when it did not use it: so that neither of
+//!   two writes at the same moment takes away what the other has.
+//! - A claim that its service does not use, left by a crash, may be taken over once it is a minute
+//!   old; `repair.rs` tidies those that nobody takes.
 
 mod addresses;
 mod carry;
 mod external;
 mod families;
 mod ports;
+mod repair;
 
 use std::{net::IpAddr, ops::RangeInclusive, sync::Arc};
 
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::{Late, Operation, Plugin, Request};
+use super::{Late, Operation, Plugin, Request, Reservation};
 use crate::apiserver::{
-    objects::Lookup,
+    objects::{Lookup, Objects},
     registry::{
         Resource,
         kinds::value::{set, text},
@@ -77,13 +81,88 @@ impl Owner {
 }
 
 pub struct Allocator {
+    shared: Arc<Shared>,
+}
+
+/// What the plugin, the reservations it makes and the repair share.
+struct Shared {
     objects: Arc<Late>,
     config: ServiceConfig,
+    /// Held while the table of node ports is changed: writers of this process wait here for each
+    /// other, instead of meeting in the store.
+    table: tokio::sync::Mutex<()>,
 }
 
 impl Allocator {
     pub fn new(objects: Arc<Late>, config: ServiceConfig) -> Self {
-        Self { objects, config }
+        Self {
+            shared: Arc::new(Shared {
+                objects,
+                config,
+                table: tokio::sync::Mutex::default(),
+            }),
+        }
+    }
+}
+
+impl Shared {
+    fn addresses<'a>(
+        &'a self,
+        objects: &'a dyn Objects,
+        owner: Owner,
+        dry_run: bool,
+    ) -> addresses::Pool<'a> {
+        addresses::Pool {
+            objects,
+            cidrs: &self.config.cidrs,
+            reserved: &self.config.reserved_addresses,
+            owner,
+            dry_run,
+        }
+    }
+
+    fn ports<'a>(
+        &'a self,
+        objects: &'a dyn Objects,
+        owner: Owner,
+        dry_run: bool,
+    ) -> ports::Pool<'a> {
+        ports::Pool {
+            objects,
+            range: &self.config.node_ports,
+            reserved: &self.config.reserved_ports,
+            table: &self.table,
+            owner,
+            dry_run,
+        }
+    }
+}
+
+/// What a write has claimed for its Service, and what will be free when it is stored.
+struct Claims {
+    shared: Arc<Shared>,
+    owner: Owner,
+    ips: Vec<String>,
+    ports: ports::Entries,
+    dropped: ports::Entries,
+}
+
+#[async_trait::async_trait]
+impl Reservation for Claims {
+    async fn keep(self: Box<Self>) {
+        if let Ok(objects) = self.shared.objects.get() {
+            let ports = self.shared.ports(&*objects, self.owner, false);
+            ports.take_back(&self.dropped).await;
+        }
+    }
+
+    async fn give_back(self: Box<Self>) {
+        if let Ok(objects) = self.shared.objects.get() {
+            let ports = self.shared.ports(&*objects, self.owner.clone(), false);
+            ports.take_back(&self.ports).await;
+            let addresses = self.shared.addresses(&*objects, self.owner, false);
+            addresses.take_back(&self.ips).await;
+        }
     }
 }
 
@@ -106,63 +185,42 @@ impl Plugin for Allocator {
         if let Some(old) = request.old {
             carry::over(service, old);
         }
-        if text(service, "spec.type") == "ExternalName" {
-            return Ok(());
-        }
-        let name = text(service, "metadata.name").to_owned();
-        let refuse = |cause: Cause| Status::invalid("", "Service", &name, vec![cause]);
-        families::complete(service, &self.config.cidrs).map_err(refuse)?;
-        let objects = self.objects.get()?;
-        let addresses = addresses::Pool {
-            objects: &*objects,
-            cidrs: &self.config.cidrs,
-            reserved: &self.config.reserved_addresses,
-            owner: Owner::of(service),
-            dry_run: request.dry_run,
+        let objects = self.shared.objects.get()?;
+        let owner = Owner::of(service);
+        let mut claims = Claims {
+            shared: self.shared.clone(),
+            owner: owner.clone(),
+            ips: Vec::new(),
+            ports: ports::Entries::new(),
+            dropped: ports::Entries::new(),
         };
-        let (ips, claimed) = addresses.give(service, request.old).await?;
-        if let Some(first) = ips.first() {
-            set(service, "spec.clusterIP", first.clone());
-            set(service, "spec.clusterIPs", ips);
+        let given = self.give(request, service, &*objects, &mut claims).await;
+        if given.is_ok()
+            && let Some(old) = request.old
+            && !request.dry_run
+        {
+            let ports = self.shared.ports(&*objects, owner, false);
+            claims.dropped = ports.dropped(old, service).await;
         }
-        let pool = ports::Pool {
-            objects: &*objects,
-            range: &self.config.node_ports,
-            reserved: &self.config.reserved_ports,
-            owner: Owner::of(service),
-            dry_run: request.dry_run,
-        };
-        let given = pool.give(service, request.old).await;
-        if given.is_err() {
-            addresses.take_back(&claimed).await;
+        // Also after a refusal: what was claimed before it goes back with the write.
+        if !request.dry_run {
+            request.round.held.take(claims);
         }
         given
     }
 
-    async fn release(&self, resource: &Resource, service: &Value) {
+    async fn deleted(&self, resource: &Resource, service: &Value) {
         if !resource.group.is_empty() || resource.plural != "services" {
             return;
         }
-        let Ok(objects) = self.objects.get() else {
+        let Ok(objects) = self.shared.objects.get() else {
             return;
         };
         let owner = Owner::of(service);
-        let addresses = addresses::Pool {
-            objects: &*objects,
-            cidrs: &self.config.cidrs,
-            reserved: &self.config.reserved_addresses,
-            owner: owner.clone(),
-            dry_run: false,
-        };
+        let ports = self.shared.ports(&*objects, owner.clone(), false);
+        ports.take_back_all(&ports::held(service)).await;
+        let addresses = self.shared.addresses(&*objects, owner, false);
         addresses.take_back(&addresses::held(service)).await;
-        let ports = ports::Pool {
-            objects: &*objects,
-            range: &self.config.node_ports,
-            reserved: &self.config.reserved_ports,
-            owner,
-            dry_run: false,
-        };
-        ports.take_back(&ports::held(service)).await;
     }
 
     async fn replaced(&self, resource: &Resource, old: &Value, new: &Value) {
@@ -172,29 +230,55 @@ impl Plugin for Allocator {
         let mut ips = addresses::held(old);
         let kept = addresses::held(new);
         ips.retain(|ip| !kept.contains(ip));
-        let mut given = ports::held(old);
-        let kept = ports::held(new);
-        given.retain(|port| !kept.contains(port));
-        let (Ok(objects), false) = (self.objects.get(), ips.is_empty() && given.is_empty()) else {
+        if ips.is_empty() {
             return;
-        };
-        let owner = Owner::of(old);
-        let addresses = addresses::Pool {
-            objects: &*objects,
-            cidrs: &self.config.cidrs,
-            reserved: &self.config.reserved_addresses,
-            owner: owner.clone(),
-            dry_run: false,
-        };
-        addresses.take_back(&ips).await;
-        let ports = ports::Pool {
-            objects: &*objects,
-            range: &self.config.node_ports,
-            reserved: &self.config.reserved_ports,
-            owner,
-            dry_run: false,
-        };
-        ports.take_back(&given).await;
+        }
+        if let Ok(objects) = self.shared.objects.get() {
+            let addresses = self.shared.addresses(&*objects, Owner::of(old), false);
+            addresses.take_back(&ips).await;
+        }
+    }
+
+    fn started(&self) {
+        tokio::spawn(repair::run(Arc::downgrade(&self.shared)));
+    }
+}
+
+impl Allocator {
+    async fn give(
+        &self,
+        request: &mut Request<'_>,
+        service: &mut Value,
+        objects: &dyn Objects,
+        claims: &mut Claims,
+    ) -> Result<(), Status> {
+        if text(service, "spec.type") == "ExternalName" {
+            return Ok(());
+        }
+        let name = text(service, "metadata.name").to_owned();
+        let refuse = |cause: Cause| Status::invalid("", "Service", &name, vec![cause]);
+        families::complete(service, &self.shared.config.cidrs).map_err(refuse)?;
+        let owner = Owner::of(service);
+        let addresses = self
+            .shared
+            .addresses(objects, owner.clone(), request.dry_run);
+        let mut claimed = Vec::new();
+        let ips = addresses.give(service, request.old, &mut claimed).await;
+        for claim in claimed {
+            // The Service is stored only while the claim is what it was made for.
+            if let Some((key, expect)) = addresses.dependency(&claim) {
+                request.round.held.depend(key, expect);
+            }
+            claims.ips.push(claim.ip);
+        }
+        let ips = ips?;
+        if let Some(first) = ips.first() {
+            set(service, "spec.clusterIP", first.clone());
+            set(service, "spec.clusterIPs", ips);
+        }
+        let ports = self.shared.ports(objects, owner, request.dry_run);
+        claims.ports = ports.give(service, request.old).await?;
+        Ok(())
     }
 }
 

@@ -1,10 +1,6 @@
 //! Node ports: one ConfigMap holds who has which, changed by compare-and-swap.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    ops::RangeInclusive,
-    sync::Mutex,
-};
+use std::{collections::BTreeMap, ops::RangeInclusive, sync::Mutex};
 
 use serde_json::{Value, json};
 
@@ -30,6 +26,7 @@ pub struct Pool<'a> {
     pub range: &'a RangeInclusive<u16>,
     /// Never given.
     pub reserved: &'a [u16],
+    pub table: &'a tokio::sync::Mutex<()>,
     pub owner: Owner,
     pub dry_run: bool,
 }
@@ -58,46 +55,53 @@ enum Refusal {
     Full,
 }
 
+/// What stands in the table for a port: the service's uid, the second it was claimed, and which of
+/// its claims this is.
+pub type Entries = BTreeMap<u16, String>;
+
 impl Pool<'_> {
-    /// Fills in `nodePort`s and `healthCheckNodePort`.
-    pub async fn give(&self, service: &mut Value, old: Option<&Value>) -> Result<(), Status> {
+    /// Fills in `nodePort`s and `healthCheckNodePort`; answers with the entries made for them.
+    pub async fn give(&self, service: &mut Value, old: Option<&Value>) -> Result<Entries, Status> {
         let kept: Vec<u16> = old.map(held).unwrap_or_default();
         let wishes = wishes(service, &kept);
         if wishes.is_empty() {
-            return Ok(());
+            return Ok(Entries::new());
         }
-        let used = self.used().await;
         let seed: u64 = rand::random();
-        let plan = |table: &Value| {
+        let plan = |table: &Value, used: &BTreeMap<u16, String>| {
             let now = jiff::Timestamp::now().as_second();
             plan(
-                &taken(table, &used, self.reserved, now),
+                &taken(table, used, self.reserved, now),
                 &wishes,
                 &self.owner.uid,
                 self.range,
                 seed,
             )
         };
-        let chosen = if self.dry_run {
+        let (chosen, entries) = if self.dry_run {
+            let used = self.used().await;
             let table = self
                 .objects
                 .get(TABLE.plural, TABLE.namespace, TABLE.name)
                 .await;
-            plan(&table.map(|table| (*table).clone()).unwrap_or_default())
+            let table = table.map(|table| (*table).clone()).unwrap_or_default();
+            (plan(&table, &used), Entries::new())
         } else {
-            let outcome = Mutex::new(Ok(Vec::new()));
+            let _changing = self.table.lock().await;
+            let used = self.used().await;
+            let outcome = Mutex::new((Ok(Vec::new()), Entries::new()));
             self.change(&|table: &mut Value| {
-                let planned = plan(table);
-                if let Ok(ports) = &planned {
+                let planned = plan(table, &used);
+                let mut made = Entries::new();
+                for port in planned.iter().flatten() {
                     let now = jiff::Timestamp::now().as_second();
-                    for port in ports {
-                        let data = object_mut(table, "data");
-                        data.insert(port.to_string(), format!("{} {now}", self.owner.uid).into());
-                    }
+                    let entry = format!("{} {now} {:08x}", self.owner.uid, rand::random::<u32>());
+                    object_mut(table, "data").insert(port.to_string(), entry.clone().into());
+                    made.insert(*port, entry);
                 }
                 *outcome
                     .lock()
-                    .unwrap_or_else(std::sync::PoisonError::into_inner) = planned;
+                    .unwrap_or_else(std::sync::PoisonError::into_inner) = (planned, made);
                 Ok(())
             })
             .await?;
@@ -119,34 +123,92 @@ impl Pool<'_> {
                 None => set(service, &wish.path, port),
             }
         }
-        Ok(())
+        Ok(entries)
     }
 
-    /// Takes this service's entries for `ports` out of the table.
-    pub async fn take_back(&self, ports: &[u16]) {
+    /// The entries of ports that only `old` has, as they are before `new` is stored: a later claim of
+    /// the same service on one of them makes another entry.
+    pub async fn dropped(&self, old: &Value, new: &Value) -> Entries {
+        let kept = held(new);
+        let mut ports = held(old);
+        ports.retain(|port| !kept.contains(port));
         if ports.is_empty() {
-            return;
+            return Entries::new();
         }
-        let ports: HashSet<String> = ports.iter().map(u16::to_string).collect();
-        let result = self
+        let table = self
+            .objects
+            .get(TABLE.plural, TABLE.namespace, TABLE.name)
+            .await;
+        let Some(table) = table else {
+            return Entries::new();
+        };
+        let entry = |port: u16| {
+            let entry = table["data"][port.to_string()].as_str()?;
+            (owner(entry) == self.owner.uid).then(|| (port, entry.to_owned()))
+        };
+        ports.into_iter().filter_map(entry).collect()
+    }
+
+    /// Takes these very entries out of the table.
+    pub async fn take_back(&self, entries: &Entries) {
+        let is = |port: u16, entry: &str| entries.get(&port).is_some_and(|own| own == entry);
+        if !entries.is_empty() {
+            self.strike(&is).await;
+        }
+    }
+
+    /// Takes all of this service's entries for `ports` out of the table.
+    pub async fn take_back_all(&self, ports: &[u16]) {
+        let is = |port: u16, entry: &str| ports.contains(&port) && owner(entry) == self.owner.uid;
+        if !ports.is_empty() {
+            self.strike(&is).await;
+        }
+    }
+
+    async fn strike(&self, is: &(dyn Fn(u16, &str) -> bool + Send + Sync)) {
+        let _changing = self.table.lock().await;
+        let struck = self
             .change(&|table: &mut Value| {
-                let uid = &self.owner.uid;
-                object_mut(table, "data").retain(|port, claim| {
-                    !ports.contains(port)
-                        || claim
-                            .as_str()
-                            .and_then(|claim| claim.split_once(' '))
-                            .is_none_or(|(own, _)| own != uid)
+                object_mut(table, "data").retain(|port, entry| {
+                    let port = port.parse().unwrap_or_default();
+                    !is(port, entry.as_str().unwrap_or_default())
                 });
                 Ok(())
             })
             .await;
-        if let Err(status) = result {
-            // The claims are stale now and will be taken over.
+        if let Err(status) = struck {
+            // The entries are stale now: they are taken over, or tidied.
             tracing::debug!(%status, "node ports not given back");
         }
     }
 
+    /// Makes the table what the Services say: entries of nobody go, and those that are missing come.
+    pub async fn tidy(&self) {
+        let _changing = self.table.lock().await;
+        let used = self.used().await;
+        let table = self
+            .objects
+            .get(TABLE.plural, TABLE.namespace, TABLE.name)
+            .await;
+        let now = jiff::Timestamp::now().as_second();
+        let Some(table) = table.filter(|table| tidied(table, &used, now).is_some()) else {
+            return;
+        };
+        drop(table);
+        let tidied = self
+            .change(&|table: &mut Value| {
+                if let Some(data) = tidied(table, &used, now) {
+                    set(table, "data", data);
+                }
+                Ok(())
+            })
+            .await;
+        if let Err(status) = tidied {
+            tracing::debug!(%status, "the table of node ports is not tidied");
+        }
+    }
+
+    /// The caller holds the lock.
     async fn change(
         &self,
         change: &(dyn for<'v> Fn(&'v mut Value) -> Result<(), Status> + Send + Sync),
@@ -203,6 +265,39 @@ impl Pool<'_> {
         }
         Status::invalid("", "Service", &self.owner.name, causes.0)
     }
+}
+
+/// The uid in an entry.
+fn owner(entry: &str) -> &str {
+    entry.split_once(' ').map_or("", |(uid, _)| uid)
+}
+
+/// When an entry was made, in seconds.
+fn since(entry: &str) -> i64 {
+    let rest = entry.split_once(' ').map_or("", |(_, rest)| rest);
+    let since = rest.split(' ').next().unwrap_or_default();
+    since.parse().unwrap_or_default()
+}
+
+/// Whether nobody has any use for an entry.
+fn is_stale(port: u16, entry: &str, used: &BTreeMap<u16, String>, now: i64) -> bool {
+    now - since(entry) > SETTLED_SECONDS && used.get(&port).is_none_or(|user| user != owner(entry))
+}
+
+/// The table's data as they should be; `None`: as they are. Pure.
+fn tidied(table: &Value, used: &BTreeMap<u16, String>, now: i64) -> Option<Value> {
+    let old = members(table, "data").cloned().unwrap_or_default();
+    let mut new = old.clone();
+    new.retain(|port, entry| {
+        let entry = entry.as_str().unwrap_or_default();
+        port.parse()
+            .is_ok_and(|port| !is_stale(port, entry, used, now))
+    });
+    for (port, uid) in used {
+        new.entry(port.to_string())
+            .or_insert_with(|| format!("{uid} {now}").into());
+    }
+    (new != old).then_some(Value::Object(new))
 }
 
 /// The node ports in a service.
@@ -280,18 +375,13 @@ fn taken(
         let Ok(port) = port.parse::<u16>() else {
             continue;
         };
-        let (uid, since) = claim
-            .as_str()
-            .and_then(|claim| claim.split_once(' '))
-            .unwrap_or_default();
-        let since = since.parse().unwrap_or_default();
-        let stale = now - since > SETTLED_SECONDS && used.get(&port).is_none_or(|user| user != uid);
-        if !stale {
+        let entry = claim.as_str().unwrap_or_default();
+        if !is_stale(port, entry, used, now) {
             taken.insert(
                 port,
                 Claim {
-                    uid: uid.to_owned(),
-                    since: Some(since),
+                    uid: owner(entry).to_owned(),
+                    since: Some(since(entry)),
                 },
             );
         }
@@ -398,8 +488,11 @@ mod tests {
 
     #[test]
     fn claims_of_nobody_grow_stale() {
-        let table = json!({"data": {"30000": "gone 100", "30001": "here 100", "30002": "new 995"}});
+        let table = json!({"data": {"30000": "gone 100", "30001": "here 100 7", "30002": "new 995 8", "x": "y"}});
         let used = BTreeMap::from([(30001, "here".to_owned()), (30005, "elsewhere".to_owned())]);
+        let want = json!({"30001": "here 100 7", "30002": "new 995 8", "30005": "elsewhere 1000"});
+        assert_eq!(tidied(&table, &used, 1000), Some(want.clone()));
+        assert_eq!(tidied(&json!({"data": want}), &used, 1000), None);
         let taken = taken(&table, &used, &[30007], 1000);
         assert_eq!(
             taken.keys().copied().collect::<Vec<_>>(),

@@ -51,10 +51,18 @@ async fn addresses_are_given_and_taken_back() {
     );
     // Another service's failed create gives nothing of `one` back.
     plugin
-        .release(row("services"), &service("two", one["spec"].clone()))
+        .deleted(row("services"), &service("two", one["spec"].clone()))
         .await;
     assert!(create(&plugin, &memory, &mut two).await.is_err());
-    plugin.release(row("services"), &one).await;
+    // Nor does anything while the service has it.
+    plugin.deleted(row("services"), &one).await;
+    assert!(create(&plugin, &memory, &mut two).await.is_err());
+    memory
+        .0
+        .lock()
+        .unwrap()
+        .remove(&("services".into(), "a".into(), "one".into()));
+    plugin.deleted(row("services"), &one).await;
     create(&plugin, &memory, &mut two).await.unwrap();
 }
 
@@ -129,7 +137,7 @@ async fn node_ports_are_unique_in_the_store() {
         .lock()
         .unwrap()
         .remove(&("services".into(), "a".into(), "one".into()));
-    first.release(row("services"), &one).await;
+    first.deleted(row("services"), &one).await;
     create(&second, &memory, &mut three).await.unwrap();
 }
 
@@ -151,4 +159,57 @@ async fn an_update_keeps_what_was_given() {
         .unwrap();
     assert_eq!(new["spec"]["clusterIP"], old["spec"]["clusterIP"]);
     assert!(new["spec"]["ports"][0]["nodePort"].as_i64().is_some());
+}
+
+#[tokio::test]
+async fn what_nobody_uses_is_tidied_and_what_is_used_is_claimed() {
+    let memory = Memory::with(&[]);
+    let plugin = allocator(&memory);
+    let mut kept = service(
+        "kept",
+        json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}]}),
+    );
+    create(&plugin, &memory, &mut kept).await.unwrap();
+    let ip = text(&kept, "spec.clusterIP").to_owned();
+    let port = kept["spec"]["ports"][0]["nodePort"].to_string();
+    // A crash left these; somebody deleted the others.
+    let made = "2026-01-01T00:00:00Z";
+    let claims = addresses::PLURAL;
+    let claim = |name: &str, created: &str| {
+        json!({"metadata": {"name": name, "creationTimestamp": created, "annotations": {"vetch/service-uid": "gone"}},
+            "spec": {"parentRef": {"resource": "services", "namespace": "a", "name": "gone"}}})
+    };
+    let now = jiff::Timestamp::now().to_string();
+    for (name, created) in [("10.96.0.77", made), ("10.96.0.78", now.as_str())] {
+        memory.put(claims, claim(name, created));
+    }
+    let mut table = memory
+        .get("configmaps", "kube-system", "service-node-ports")
+        .await
+        .map(|table| (*table).clone())
+        .unwrap();
+    table["data"] = json!({"30001": "gone 1"});
+    memory.put("configmaps", table);
+    memory
+        .0
+        .lock()
+        .unwrap()
+        .remove(&(claims.into(), String::new(), ip.clone()));
+    let settled = repair::pass(&plugin.shared, &*memory).await;
+    assert!(!settled, "one claim is too young to judge");
+    let names: Vec<String> = memory
+        .list(claims, "")
+        .await
+        .iter()
+        .map(|claim| text(claim, "metadata.name").to_owned())
+        .collect();
+    let mut want = vec![ip, "10.96.0.78".to_owned()];
+    want.sort();
+    assert_eq!(names, want);
+    let table = memory
+        .get("configmaps", "kube-system", "service-node-ports")
+        .await
+        .unwrap();
+    let ports: Vec<&String> = table["data"].as_object().unwrap().keys().collect();
+    assert_eq!(ports, [&port]);
 }

@@ -436,6 +436,10 @@ impl Plugin for Webhooks {
         "AdmissionWebhook"
     }
 
+    fn is_policy(&self) -> bool {
+        true
+    }
+
     async fn mutate(
         &self,
         request: &mut Request<'_>,

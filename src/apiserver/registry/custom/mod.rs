@@ -9,7 +9,10 @@ pub mod path;
 mod rows;
 pub mod schema;
 
-use std::sync::Arc;
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+};
 
 use serde_json::{Value, json};
 
@@ -32,6 +35,10 @@ use crate::apiserver::{
 /// What a row of a custom resource has besides.
 #[derive(Debug)]
 pub struct Custom {
+    /// The uid of the definition.
+    pub definition: &'static str,
+    /// Stands for what the definition said when the row was made.
+    pub made_of: u64,
     pub list_kind: &'static str,
     /// The schema of this version.
     pub schema: Value,
@@ -106,12 +113,12 @@ impl Custom {
         mut objects: Vec<Arc<Object>>,
     ) -> Result<Vec<Arc<Object>>, Status> {
         let version = format!("{}/{}", row.group, row.version);
-        let foreign = |object: &Arc<Object>| text(&object.value, "apiVersion") != version;
+        let foreign = |object: &Arc<Object>| text(&object.value(), "apiVersion") != version;
         if let Some(converter) = &self.converter {
             let values: Vec<Value> = objects
                 .iter()
                 .filter(|object| foreign(object))
-                .map(|object| (*object.value).clone())
+                .map(|object| (*object.value()).clone())
                 .collect();
             if !values.is_empty() {
                 let made = converter.convert(lookup, &version, values).await?;
@@ -129,7 +136,7 @@ impl Custom {
 
     /// Pruned and defaulted anew, since its definition may have changed since it was written.
     fn shown(&self, row: &Resource, object: Arc<Object>) -> Arc<Object> {
-        let mut value = (*object.value).clone();
+        let mut value = (*object.value()).clone();
         value["apiVersion"] = format!("{}/{}", row.group, row.version).into();
         schema::prune(&self.schema, &mut value);
         if let Err(error) = schema::default(&self.schema, &mut value) {
@@ -137,7 +144,7 @@ impl Custom {
             // those who delete it as well.
             tracing::warn!(key = %object.key, %error, "shown without some of its defaults");
         }
-        match value == *object.value {
+        match value == *object.value() {
             true => object,
             false => Arc::new(object.converted(value)),
         }
@@ -226,6 +233,12 @@ pub fn rows_of(definition: &Value) -> Vec<&'static Resource> {
     let storage = leak(&qualified(group, plural));
     let kind = leak(text(names, "kind"));
     let list_kind = leak(text(names, "listKind"));
+    let uid = leak(text(definition, "metadata.uid"));
+    let made_of = {
+        let mut hasher = DefaultHasher::new();
+        (spec.to_string(), names.to_string()).hash(&mut hasher);
+        hasher.finish()
+    };
     let singular = leak(text(names, "singular"));
     let short_names = leak_all(texts(names, "shortNames"));
     let categories = leak_all(texts(names, "categories"));
@@ -248,6 +261,8 @@ pub fn rows_of(definition: &Value) -> Vec<&'static Resource> {
                 schema::anything()
             };
             let custom = Custom {
+                definition: uid,
+                made_of,
                 list_kind,
                 schema,
                 columns: columns(version),
@@ -285,6 +300,16 @@ pub fn rows_of(definition: &Value) -> Vec<&'static Resource> {
             made
         })
         .collect()
+}
+
+/// The row of the version in which objects are stored, whether it is served or not.
+pub fn stored_row(definition: &Value) -> Option<&'static Resource> {
+    let mut definition = definition.clone();
+    let versions = definition["spec"]["versions"].as_array_mut()?;
+    for version in versions {
+        version["served"] = version["storage"].clone();
+    }
+    rows_of(&definition).into_iter().next()
 }
 
 fn columns(version: &Value) -> Vec<PrinterColumn> {

@@ -1,9 +1,8 @@
 //! The rows that are served now: the built-in ones, and those of custom resources.
 
-use std::sync::{
-    Arc, PoisonError, RwLock,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::sync::watch;
 
 use crate::apiserver::registry::{Resource, kinds, table};
 
@@ -11,7 +10,7 @@ use crate::apiserver::registry::{Resource, kinds, table};
 #[derive(Debug, Default)]
 pub struct Rows {
     custom: RwLock<Arc<Vec<&'static Resource>>>,
-    changes: AtomicU64,
+    changes: watch::Sender<u64>,
 }
 
 impl Rows {
@@ -25,17 +24,36 @@ impl Rows {
     /// Replaces the rows of all custom resources.
     pub fn set(&self, rows: Vec<&'static Resource>) {
         *self.custom.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rows);
-        self.changes.fetch_add(1, Ordering::Release);
+        self.touch();
     }
 
     /// Something else that documents are made of has changed.
     pub fn touch(&self) {
-        self.changes.fetch_add(1, Ordering::Release);
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+
+    /// For waiting until some row may have changed.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Whether a row that was found before still is what its definition says: a definition that is
+    /// being deleted is the same until it is gone.
+    pub fn holds(&self, row: &Resource) -> bool {
+        let Some(custom) = row.custom else {
+            return true;
+        };
+        self.custom().iter().any(|now| {
+            let same = now.custom.is_some_and(|now| {
+                now.definition == custom.definition && now.made_of == custom.made_of
+            });
+            same && now.version == row.version
+        })
     }
 
     /// Rises with every change, so that documents are made anew only then.
     pub fn changes(&self) -> u64 {
-        self.changes.load(Ordering::Acquire)
+        *self.changes.borrow()
     }
 
     /// Every row, the built-in ones first.

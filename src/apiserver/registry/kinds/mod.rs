@@ -16,6 +16,7 @@ pub mod names;
 pub mod pods;
 pub mod row;
 pub mod selector;
+pub mod twins;
 pub mod value;
 
 use std::sync::LazyLock;

@@ -142,9 +142,14 @@ async fn forward(forwarder: Forwarder, pair: Pair) {
     let down = async {
         let read = from_pod(reader, &data.output).await;
         data.output.end().await;
-        if let Err(failure) = read {
-            let reason = format!("error forwarding port {port}: {failure}");
-            let _ = error.output.send(reason.into()).await;
+        match read {
+            // kubectl ends all of its connections when one of them failed, but an application that
+            // resets one of its own is no failure of ours.
+            Err(failure) if failure.kind() != io::ErrorKind::ConnectionReset => {
+                let reason = format!("error forwarding port {port}: {failure}");
+                let _ = error.output.send(reason.into()).await;
+            }
+            _ => {}
         }
         // The client waits for this end, whatever it still sends.
         error.output.end().await;

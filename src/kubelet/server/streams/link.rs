@@ -13,11 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 /// A connection over which nothing comes or goes for so long is given up.
 const IDLE: Duration = Duration::from_secs(4 * 60 * 60);
-/// What is still to be sent at the end must be taken in this time.
-const CLOSE: Duration = Duration::from_secs(30);
-/// After our last word the client gets so long to hang up. Closing a socket with unread bytes
-/// would make the kernel reset it, and the client lose what it has not read yet.
-pub const LINGER: Duration = Duration::from_secs(3);
+/// After our last word the client gets this long, from each time that something comes or goes, to take what
+/// is still under way and to hang up. Closing a socket with unread bytes would make the kernel reset it, and
+/// a slow client lose what it has not read yet; the kernel holds some megabytes.
+const CLOSE: Duration = Duration::from_secs(5 * 60);
 
 /// The session's side.
 pub struct Link {
@@ -65,13 +64,12 @@ impl Link {
         self.gone.cancelled().await;
     }
 
-    /// Sends what is queued and hangs up.
+    /// Sends what is queued and waits until the client has hung up.
     pub async fn close(mut self) {
         self.closing.cancel();
-        if let Some(mut task) = self.task.take()
-            && tokio::time::timeout(CLOSE, &mut task).await.is_err()
-        {
-            task.abort();
+        if let Some(task) = self.task.take() {
+            // Its end is bounded: see [`Life::idle`].
+            let _ = task.await;
         }
     }
 }
@@ -89,9 +87,18 @@ impl Life {
     }
 
     async fn idle(&self) {
+        tokio::select! {
+            () = self.nothing_for(IDLE) => return,
+            () = self.closing.cancelled() => {}
+        }
+        self.touch();
+        self.nothing_for(CLOSE).await;
+    }
+
+    async fn nothing_for(&self, long: Duration) {
         loop {
             let active = *self.active.lock().unwrap_or_else(PoisonError::into_inner);
-            let end = active + IDLE;
+            let end = active + long;
             if end <= Instant::now() {
                 return;
             }

@@ -24,7 +24,7 @@ use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
 
 use super::{
     channels::{Encoding, Input, Output, QUEUED_PIECES},
-    link::{LINGER, Life, Link},
+    link::{Life, Link},
 };
 
 /// From version 5 on, a message on this channel ends the channel that it names.
@@ -115,8 +115,9 @@ async fn speak<S: AsyncRead + AsyncWrite + Unpin>(
     };
     tokio::join!(receive, send(writer, messages, &life));
     // The client answers the close, then hangs up.
-    let drain = async { while let Some(Ok(_)) = reader.next().await {} };
-    let _ = tokio::time::timeout(LINGER, drain).await;
+    while let Some(Ok(_)) = reader.next().await {
+        life.touch();
+    }
 }
 
 async fn send<S: AsyncRead + AsyncWrite + Unpin>(

@@ -9,6 +9,7 @@ use crate::apiserver::registry::{
         cells::{NONE, or_none},
         names,
         row::{self, AGE, column, field, read_flag, special, wide},
+        twins::POD_CIDRS,
         value::{at, default_to, flag, has, items, pairs, text},
     },
 };
@@ -42,6 +43,7 @@ pub const ROW: Resource = Resource {
         default: |node| {
             default_to(node, "spec", json!({}));
             default_to(node, "status", json!({}));
+            POD_CIDRS.agree(node);
         },
         validate,
         validate_update,

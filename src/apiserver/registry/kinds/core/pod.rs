@@ -14,6 +14,7 @@ use crate::apiserver::registry::{
             validate,
         },
         row::{self, field, read, read_flag, special},
+        twins::POD_IPS,
         value::{default_text, items, number, set, text},
     },
 };
@@ -88,6 +89,7 @@ pub const ROW: Resource = Resource {
 
 fn default(pod: &mut Value) {
     defaults::pod(pod);
+    POD_IPS.agree(pod);
     default_text(pod, "status.phase", "Pending");
     // Resources are complete only now, and they do not change: neither does the class.
     let class = qos::class(pod);

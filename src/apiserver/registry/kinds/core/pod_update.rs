@@ -169,6 +169,19 @@ fn tolerations(new: &Value, old: &Value, causes: &mut Causes) {
     }
 }
 
+/// Unlike `podIP`, a `hostIP` that is not the first of its list is no old client's.
+pub fn validate_host_ips(pod: &Value, causes: &mut Causes) {
+    if let Some(first) = items(pod, "status.hostIPs").first()
+        && text(first, "ip") != text(pod, "status.hostIP")
+    {
+        causes.invalid(
+            "status.hostIPs[0].ip",
+            text(first, "ip"),
+            "must be equal to `hostIP`",
+        );
+    }
+}
+
 /// The rules of `pods/ephemeralcontainers`: entries may only be added, and nothing else changes.
 pub fn validate_ephemeral(new: &Value, old: &Value, causes: &mut Causes) {
     validate_annotations(new, old, causes);

@@ -9,6 +9,7 @@ use crate::apiserver::registry::{
     kinds::{
         cells::{NONE, join, labels},
         row::{self, AGE, column, field, read, special, wide},
+        twins::CLUSTER_IPS,
         value::{default_text, default_to, has, items, items_mut, number, set, text, texts},
     },
 };
@@ -38,7 +39,11 @@ pub const ROW: Resource = Resource {
     ],
     behaviour: Behaviour {
         default,
-        prepare_create: |service| set(service, "status", json!({"loadBalancer": {}})),
+        prepare_create: |service| {
+            set(service, "status", json!({"loadBalancer": {}}));
+            CLUSTER_IPS.complete(service);
+        },
+        prepare_update: |new, old| CLUSTER_IPS.follow(new, old),
         validate: service_validate::validate,
         validate_update: service_validate::validate_update,
         ..PLAIN

@@ -266,6 +266,17 @@ pub fn validate_update(new: &Value, old: &Value, causes: &mut Causes) {
             "may not change once set",
         );
     }
+    // A second one may go, but not become another.
+    let ips = |service| texts(service, "spec.clusterIPs");
+    if let (Some(second), Some(now)) = (ips(old).get(1), ips(new).get(1))
+        && second != now
+    {
+        causes.invalid(
+            "spec.clusterIPs[1]",
+            at(new, "spec.clusterIPs"),
+            "may not change once set",
+        );
+    }
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::kubelet::server::streams::{
     channels::{Input, Output, QUEUED_PIECES},
-    link::{LINGER, Life, Link},
+    link::{Life, Link},
 };
 
 /// Streams that a client may have open at once.
@@ -101,8 +101,9 @@ async fn speak<R, W>(
         }
     };
     tokio::join!(receive, send(writer, frames, &life));
-    let drain = async { while let Some(Ok(_)) = reader.next().await {} };
-    let _ = tokio::time::timeout(LINGER, drain).await;
+    while let Some(Ok(_)) = reader.next().await {
+        life.touch();
+    }
 }
 
 /// Sends until the session is over and the queue empty, or the client gone.
