@@ -142,25 +142,28 @@ impl Shared {
 async fn work(shared: Arc<Shared>, client: Client) {
     loop {
         let uid = shared.queue.next().await;
-        if let Some(wish) = shared.take(&uid) {
-            match caught(write(&client, &wish)).await {
-                Err(panic) => {
-                    tracing::error!(pod = %wish.pod.key, %panic, "status not written, will retry");
-                    shared.give_back(&uid, Some(wish));
-                    shared.queue.retry(uid.clone());
-                }
-                Ok(Ok(())) => {
-                    shared.give_back(&uid, None);
-                    shared.queue.forget(&uid);
-                }
-                Ok(Err(error)) => {
-                    tracing::debug!(pod = %wish.pod.key, %error, "status not written, will retry");
-                    shared.give_back(&uid, Some(wish));
-                    shared.queue.retry(uid.clone());
-                }
-            }
-        } else {
+        let Some(wish) = shared.take(&uid) else {
             shared.queue.forget(&uid);
+            continue;
+        };
+        let failed = match caught(write(&client, &wish)).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(panic) => {
+                tracing::error!(pod = %wish.pod.key, %panic, "status not written");
+                Some(panic.to_string())
+            }
+        };
+        match failed {
+            None => {
+                shared.give_back(&uid, None);
+                shared.queue.forget(&uid);
+            }
+            Some(error) => {
+                tracing::debug!(pod = %wish.pod.key, error, "status not written, will retry");
+                shared.give_back(&uid, Some(wish));
+                shared.queue.retry(uid.clone());
+            }
         }
     }
 }

@@ -209,7 +209,10 @@ async fn what_every_cluster_has_is_there_again() {
             name: one.2,
         };
         let user = crate::apiserver::start::own_user();
-        objects.delete(&user, target, json!({})).await.unwrap();
+        objects
+            .delete(&user, target, json!({}), Vec::new())
+            .await
+            .unwrap();
         let again = async {
             while uid(one).await.is_none_or(|uid| uid == before) {
                 tokio::time::sleep(std::time::Duration::from_millis(20)).await;

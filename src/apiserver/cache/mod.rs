@@ -365,6 +365,7 @@ mod tests {
                 },
                 durability: Durability::Relaxed,
                 space: Space::Ordinary,
+                guards: Vec::new(),
             };
             cache.store().commit(write).await.expect("written");
             let seen = tokio::time::timeout(Duration::from_secs(10), cache.caught_up()).await;

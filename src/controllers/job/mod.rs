@@ -54,7 +54,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<()
             owners_of(pod, &jobs, |job| claimant(job).ok().flatten())
         })
         .run(WORKERS, shutdown.clone());
-    tokio::try_join!(counting, orphans::run(informers, shutdown)).map(|_| ())
+    tokio::try_join!(counting, orphans::run(informers, shutdown)).map(drop)
 }
 
 struct Jobs {
