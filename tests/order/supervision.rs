@@ -99,8 +99,10 @@ fn serves(cluster: &Cluster, address: &str, replicas: u32) {
     });
     let ask = "exec client -- nslookup web.default.svc.cluster.local";
     cluster.wait_for(ask, |got| got.contains(address));
-    let ask = format!("exec client -- wget -qO- -T 5 http://{address}/cgi-bin/name");
-    cluster.wait_for(&ask, |got| got.starts_with("web-"));
+    let ask = format!("curl -s -m 5 http://{address}/cgi-bin/name || true");
+    until("the Service answers", || {
+        cluster.host.sh(&ask).starts_with("web-")
+    });
 }
 
 #[test]
