@@ -33,7 +33,7 @@ use crate::{
         start::{Handle, own_user},
     },
     backoff::Backoff,
-    dns,
+    dns, format,
     informer::{Change, Changes, Informers, Key},
     kubelet::{
         self,
@@ -53,6 +53,9 @@ const DNS_PORT: u16 = 53;
 /// The address of the cluster DNS is this one of the service range.
 const DNS_ADDRESS: usize = 10;
 const MAX_PODS: u32 = 110;
+/// The format of what is recorded of the node, and the oldest that is still read.
+const RECORD: u32 = 1;
+const OLDEST_RECORD: u32 = 1;
 /// A node that is not ready by then says why.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
@@ -293,16 +296,25 @@ pub async fn remove(paths: &Paths) -> Result<(), Error> {
     };
     let kubelet = kubelet_config(&config, &names, cluster_dns(config.services)?);
     kubelet::remove_pods(&kubelet, &deps).await?;
+    let hierarchy = cgroups::Hierarchy::detect()?;
+    let group = cgroups::Group::open(&hierarchy, &names.cgroup_root)?;
+    if !deps.runtime.set_aside().is_empty() {
+        // They go too, though nobody knows how they would like to.
+        group.kill_all()?;
+        deps.runtime.remove_set_aside().await?;
+        kubelet::remove_pods(&kubelet, &deps).await?;
+    }
     proxy::remove(proxy_config(&config, &names)).await?;
     network.remove().await?;
-    let hierarchy = cgroups::Hierarchy::detect()?;
-    cgroups::Group::open(&hierarchy, &names.cgroup_root)?.remove()?;
+    group.remove()?;
     Ok(())
 }
 
 /// What `remove` must know of a node that ran with other settings than the usual ones.
 #[derive(Serialize, Deserialize)]
 struct Recorded {
+    #[serde(default)]
+    version: u32,
     name: String,
     pod_cidr: String,
     services: String,
@@ -315,6 +327,7 @@ impl Recorded {
 
     fn save(config: &Config) -> Result<(), Error> {
         let recorded = Self {
+            version: RECORD,
             name: config.name.clone(),
             pod_cidr: config.pod_cidr.to_string(),
             services: config.services.to_string(),
@@ -327,7 +340,9 @@ impl Recorded {
     fn load(paths: &Paths) -> Result<Option<Self>, Error> {
         let path = Self::path(paths);
         match std::fs::read(&path) {
-            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+            Ok(bytes) => format::parse(&bytes, OLDEST_RECORD..=RECORD)
+                .map(Some)
+                .map_err(|error| format!("read {}: {error}", path.display()).into()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(format!("read {}: {error}", path.display()).into()),
         }
