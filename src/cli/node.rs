@@ -12,7 +12,10 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net};
-use k8s_openapi::api::core::v1::{Node as NodeObject, NodeCondition};
+use k8s_openapi::api::{
+    core::v1::{Node as NodeObject, NodeCondition, Service},
+    discovery::v1::EndpointSlice,
+};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{Patch, PatchParams, PostParams},
@@ -31,7 +34,7 @@ use crate::{
     },
     backoff::Backoff,
     dns, format,
-    informer::Informers,
+    informer::{Change, Changes, Informers, Key},
     kubelet::{
         self,
         container::SwapBehavior,
@@ -165,7 +168,6 @@ impl Node {
         let network = PodNetwork::open(network_config(&config, &names)).await?;
         let gateway = network.gateway();
         let cluster_dns = cluster_dns(config.services)?;
-        let parts = parts.group();
         let dns = Announcement {
             client: handle.client(own_user()),
             node: config.name.clone(),
@@ -175,16 +177,14 @@ impl Node {
         if let Err(error) = dns.write().await {
             // What users have set up may refuse it; the node starts all the same.
             tracing::warn!(%error, "the cluster DNS is not announced, will retry");
-            parts.start_endless("part/dns-announcement", Policy::Restart, move || {
-                let dns = dns.clone();
-                async move {
-                    dns.retry().await;
-                    std::future::pending().await
-                }
-            });
         }
+        let parts = parts.group();
         let client = handle.client(User::internal("system:kube-proxy", &[]));
         let watching = Informers::of("kube-proxy", client, parts.clone());
+        parts.start_endless("part/cluster-dns-service", Policy::Restart, {
+            let (dns, watching) = (Arc::new(dns), watching.clone());
+            move || dns.clone().keep(watching.clone())
+        });
         parts.start("part/kube-proxy", Policy::Restart, {
             let (watching, config) = (watching.clone(), proxy_config(&config, &names));
             move |shutdown| proxy::run(watching.clone(), config.clone(), shutdown)
@@ -478,7 +478,6 @@ fn resolv_conf() -> PathBuf {
 }
 
 /// The objects by which pods find this node's DNS.
-#[derive(Clone)]
 struct Announcement {
     client: Client,
     node: String,
@@ -492,15 +491,39 @@ impl Announcement {
         apply(&self.client, &dns::endpoint_slice(&self.node, self.address)).await
     }
 
-    /// Until it is written.
-    async fn retry(&self) {
+    /// Writes them again whenever somebody has deleted them.
+    async fn keep(self: Arc<Self>, informers: Informers) {
+        let (services, slices) = (informers.get::<Service>(), informers.get::<EndpointSlice>());
+        let (mut services, mut slices) = (services.changes(), slices.changes());
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+        let service = Key::of(&dns::service(self.cluster_dns));
+        let slice = Key::of(&dns::endpoint_slice(&self.node, self.address));
         loop {
-            tokio::time::sleep(backoff.next()).await;
             match self.write().await {
-                Ok(()) => return,
-                Err(error) => tracing::debug!(%error, "the cluster DNS is not announced"),
+                Ok(()) => {
+                    backoff.reset();
+                    tokio::select! {
+                        () = gone(&mut services, &service) => {}
+                        () = gone(&mut slices, &slice) => {}
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "the cluster DNS is not announced");
+                    tokio::time::sleep(backoff.next()).await;
+                }
             }
+        }
+    }
+}
+
+/// Resolves when the object has been deleted, or may have been.
+async fn gone<K: Resource<DynamicType = ()>>(changes: &mut Changes<K>, key: &Key) {
+    loop {
+        match changes.next().await {
+            Some(Change::Deleted(object)) if Key::of(&*object) == *key => return,
+            Some(Change::Resync) => return,
+            Some(_) => {}
+            None => std::future::pending().await,
         }
     }
 }
