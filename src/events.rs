@@ -21,6 +21,8 @@ use kube::{
 use serde_json::json;
 use tokio::sync::mpsc;
 
+use crate::supervision::caught;
+
 /// Events that wait for the API; more are dropped.
 const BACKLOG: usize = 1000;
 /// Remembered for counting; the older half goes when there are more.
@@ -162,9 +164,26 @@ impl Allowance {
 }
 
 async fn write_all(client: Client, source: Source, mut told: mpsc::Receiver<Told>) {
-    let mut known: HashMap<Same, Known> = HashMap::new();
-    let mut allowed: HashMap<String, Allowance> = HashMap::new();
+    let mut memory = Memory::default();
     while let Some(told) = told.recv().await {
+        let reason = told.reason.clone();
+        // What one event cannot be written for, others are.
+        if let Err(panic) = caught(memory.write(&client, &source, told)).await {
+            tracing::error!(%panic, %reason, "event not recorded");
+        }
+    }
+}
+
+/// What has been written lately.
+#[derive(Default)]
+struct Memory {
+    known: HashMap<Same, Known>,
+    allowed: HashMap<String, Allowance>,
+}
+
+impl Memory {
+    async fn write(&mut self, client: &Client, source: &Source, told: Told) {
+        let Self { known, allowed } = self;
         let now = Instant::now();
         let uid = told.about.uid.clone().unwrap_or_default();
         let allowance = allowed.entry(uid.clone()).or_insert(Allowance {
@@ -172,7 +191,7 @@ async fn write_all(client: Client, source: Source, mut told: mpsc::Receiver<Told
             at: now,
         });
         if !allowance.take(now) {
-            continue;
+            return;
         }
         let same = Same {
             uid,
@@ -187,7 +206,7 @@ async fn write_all(client: Client, source: Source, mut told: mpsc::Receiver<Told
             Some(known) => count(&api, known).await,
             None => false,
         };
-        if !counted && let Some(name) = create(&api, &source, told).await {
+        if !counted && let Some(name) = create(&api, source, told).await {
             let new = Known {
                 name,
                 count: 1,
@@ -195,7 +214,7 @@ async fn write_all(client: Client, source: Source, mut told: mpsc::Receiver<Told
             };
             known.insert(same, new);
         }
-        forget(&mut known, &mut allowed, now);
+        forget(known, allowed, now);
     }
 }
 

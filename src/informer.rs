@@ -28,6 +28,8 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::{broadcast, watch};
 
+use crate::supervision::{Parts, Policy, hooks};
+
 /// Changes a subscriber may lag behind before it is told to resync.
 const BACKLOG: usize = 4096;
 
@@ -92,6 +94,7 @@ pub struct Changes<K>(broadcast::Receiver<Change<K>>);
 impl<K> Changes<K> {
     /// The next change; `None` when the informer has ended.
     pub async fn next(&mut self) -> Option<Change<K>> {
+        hooks::delay().await;
         match self.0.recv().await {
             Ok(change) => Some(change),
             Err(broadcast::error::RecvError::Lagged(_)) => Some(Change::Resync),
@@ -240,20 +243,43 @@ where
     }
 }
 
-/// The informers of one process, started on first use.
+/// The informers of one component, started on first use.
 #[derive(Clone)]
 pub struct Informers {
+    /// What the caches are read with.
+    watching: Client,
     client: Client,
-    started: Arc<Mutex<HashMap<TypeId, Box<dyn Any + Send>>>>,
+    /// By kind and field selector.
+    started: Arc<Mutex<HashMap<(TypeId, String), Box<dyn Any + Send>>>>,
     config: watcher::Config,
+    parts: Parts,
+    /// Whose they are, for the names of the parts.
+    owner: &'static str,
 }
 
 impl Informers {
+    /// For a test, or for who watches nothing.
     pub fn new(client: Client) -> Self {
+        Self::of("", client, Parts::default())
+    }
+
+    /// The informers of `owner`, each of them a part.
+    pub fn of(owner: &'static str, client: Client, parts: Parts) -> Self {
         Self {
+            watching: client.clone(),
             client,
             started: Arc::default(),
             config: watcher::Config::default().streaming_lists(),
+            parts,
+            owner,
+        }
+    }
+
+    /// The same caches, for somebody who does everything else with another client.
+    pub fn acting_with(&self, client: Client) -> Self {
+        Self {
+            client,
+            ..self.clone()
         }
     }
 
@@ -266,27 +292,35 @@ impl Informers {
     where
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     {
-        let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(informer) = started
-            .get(&TypeId::of::<K>())
-            .and_then(|any| any.downcast_ref::<Informer<K>>())
-        {
-            return informer.clone();
-        }
-        let informer = self.start(self.config.clone());
-        started.insert(TypeId::of::<K>(), Box::new(informer.clone()));
-        informer
+        self.selected("")
     }
 
-    /// An informer of the caller's own, of those objects only that `fields` selects.
+    /// The informer of those objects only that the field selector `fields` names.
     pub fn some<K>(&self, fields: &str) -> Informer<K>
     where
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     {
-        self.start(self.config.clone().fields(fields))
+        self.selected(fields)
     }
 
-    fn start<K>(&self, config: watcher::Config) -> Informer<K>
+    fn selected<K>(&self, fields: &str) -> Informer<K>
+    where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    {
+        let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (TypeId::of::<K>(), fields.to_owned());
+        if let Some(informer) = started
+            .get(&key)
+            .and_then(|any| any.downcast_ref::<Informer<K>>())
+        {
+            return informer.clone();
+        }
+        let informer = self.start(fields);
+        started.insert(key, Box::new(informer.clone()));
+        informer
+    }
+
+    fn start<K>(&self, fields: &str) -> Informer<K>
     where
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     {
@@ -296,13 +330,28 @@ impl Informers {
             changes: broadcast::channel(BACKLOG).0,
             synced: watch::channel(false).0,
         });
-        let api = Api::<K>::all(self.client.clone());
-        tokio::spawn(run(api, config, shared.clone()));
+        let api = Api::<K>::all(self.watching.clone());
+        let (config, mut name) = (
+            self.config.clone(),
+            format!("part/informer/{}/{}", self.owner, K::plural(&())),
+        );
+        let config = match fields {
+            "" => config,
+            fields => {
+                name = format!("{name}?{fields}");
+                config.fields(fields)
+            }
+        };
+        let feeding = shared.clone();
+        // It lists anew whenever it starts: what was missed meanwhile is found then.
+        self.parts.start_endless(name, Policy::Restart, move || {
+            run(api.clone(), config.clone(), feeding.clone())
+        });
         Informer { shared }
     }
 }
 
-/// Feeds the cache until the process ends.
+/// Feeds the cache; the watcher makes up for whatever fails, and has no end.
 async fn run<K>(api: Api<K>, config: watcher::Config, shared: Arc<Shared<K>>)
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,

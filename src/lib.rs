@@ -11,6 +11,7 @@ pub mod controllers;
 pub mod deletion;
 pub mod dns;
 pub mod events;
+pub mod format;
 pub mod informer;
 pub mod kubelet;
 pub mod listener;
@@ -19,8 +20,10 @@ pub mod pki;
 pub mod placement;
 pub mod proxy;
 pub mod queue;
+pub mod repair;
 pub mod runtime;
 pub mod scheduler;
 pub mod store;
+pub mod supervision;
 #[cfg(test)]
 mod testing;

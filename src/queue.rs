@@ -2,20 +2,24 @@
 //!
 //! The way in which anything of ours is brought to what is wanted, be it an object, a pod's volumes or
 //! a set of rules: who hears of a change adds the key, and a worker takes it with [`Queue::next`],
-//! looks at what is wanted **then**, and gives it back with [`Queue::done`]. So at most one change of a
-//! thing is under way, and the newest wish is carried out last.
+//! looks at what is wanted **then**, and gives it back by dropping what it was given. So at most one
+//! change of a thing is under way, and the newest wish is carried out last.
 //! Always true:
 //! - A key added while it is being worked on is handed out again afterwards, never beside it.
+//! - A key comes back however its worker ends; a worker that panics is a failure of the key.
 //! - A key waits for its deadline, not for a tick: an idle queue wakes nobody.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
     hash::Hash,
+    ops::Deref,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::{sync::Notify, time::Instant};
+
+use crate::supervision::hooks;
 
 /// First retry of a failed key; it doubles with each failure.
 const FIRST_RETRY: Duration = Duration::from_millis(5);
@@ -89,8 +93,15 @@ impl<K: Clone + Eq + Hash + Ord> Queue<K> {
         self.lock().failures.remove(key);
     }
 
-    /// The next key, now marked as being worked on.
-    pub async fn next(&self) -> K {
+    /// The next key, marked as being worked on until the answer is dropped.
+    pub async fn next(&self) -> Taken<'_, K> {
+        let key = self.take().await;
+        let taken = Taken { queue: self, key };
+        hooks::delay().await;
+        taken
+    }
+
+    async fn take(&self) -> K {
         loop {
             let deadline = {
                 let mut state = self.lock();
@@ -114,8 +125,7 @@ impl<K: Clone + Eq + Hash + Ord> Queue<K> {
         }
     }
 
-    /// Gives back a key taken with [`Queue::next`].
-    pub fn done(&self, key: &K) {
+    fn done(&self, key: &K) {
         let mut state = self.lock();
         state.processing.remove(key);
         if state.dirty.contains(key) {
@@ -126,6 +136,30 @@ impl<K: Clone + Eq + Hash + Ord> Queue<K> {
 
     fn lock(&self) -> MutexGuard<'_, State<K>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A key that is being worked on. Nobody else is given it before this is dropped.
+#[derive(Debug)]
+pub struct Taken<'a, K: Clone + Eq + Hash + Ord> {
+    queue: &'a Queue<K>,
+    key: K,
+}
+
+impl<K: Clone + Eq + Hash + Ord> Deref for Taken<'_, K> {
+    type Target = K;
+
+    fn deref(&self) -> &K {
+        &self.key
+    }
+}
+
+impl<K: Clone + Eq + Hash + Ord> Drop for Taken<'_, K> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.queue.retry(self.key.clone());
+        }
+        self.queue.done(&self.key);
     }
 }
 
@@ -201,17 +235,37 @@ mod tests {
         let queue = Queue::default();
         queue.add("a");
         queue.add("a");
-        assert_eq!(queue.next().await, "a");
+        let a = queue.next().await;
+        assert_eq!(*a, "a");
         queue.add("a");
         queue.add("b");
-        assert_eq!(queue.next().await, "b");
-        assert!(
-            tokio::time::timeout(Duration::from_millis(5), queue.next())
-                .await
-                .is_err()
-        );
-        queue.done(&"a");
-        assert_eq!(queue.next().await, "a");
+        let b = queue.next().await;
+        assert_eq!(*b, "b");
+        let next = queue.next();
+        let early = tokio::time::timeout(Duration::from_millis(5), next).await;
+        assert!(early.is_err());
+        drop(a);
+        assert_eq!(*queue.next().await, "a");
+    }
+
+    #[tokio::test]
+    async fn a_key_whose_worker_panics_comes_back_later() {
+        let queue = std::sync::Arc::new(Queue::default());
+        queue.add("a");
+        let begun = Instant::now();
+        let waits = [FIRST_RETRY, 3 * FIRST_RETRY]; // 5 ms, then 10 ms more
+        for wait in waits {
+            let theirs = queue.clone();
+            let worker = tokio::spawn(async move {
+                let _a = theirs.next().await;
+                panic!("a defect");
+            });
+            assert!(worker.await.is_err());
+            let again = queue.next().await;
+            assert_eq!(*again, "a");
+            assert!(begun.elapsed() >= wait, "{:?}", begun.elapsed());
+            queue.add("a"); // for the next round
+        }
     }
 
     #[tokio::test]
@@ -220,8 +274,7 @@ mod tests {
         queue.add_after("a", Duration::from_secs(3600));
         queue.add_after("a", Duration::from_millis(1));
         queue.add_after("a", Duration::from_secs(7200));
-        assert_eq!(queue.next().await, "a");
-        queue.done(&"a");
+        assert_eq!(*queue.next().await, "a");
         assert!(queue.lock().delayed.is_empty());
     }
 }

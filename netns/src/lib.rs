@@ -5,13 +5,15 @@
 //! (namespaces).
 //! Always true:
 //! - Calls block, for microseconds: the kernel answers inside `sendmsg`. Async callers use a
-//!   blocking thread.
+//!   blocking thread. Only a [`monitor::Monitor`] is awaited.
 //! - A socket belongs to the namespace of the thread that opened it, for good.
 //! - An error names the message that failed and carries the kernel's own words where it has any.
 //!
-//! Start at [`route::Socket`] for links and at [`nft::Batch`] for packet rules.
+//! Start at [`route::Socket`] for links, at [`nft::Batch`] for packet rules, and at
+//! [`monitor::Monitor`] for what others change.
 
 pub mod conntrack;
+pub mod monitor;
 pub mod namespace;
 pub mod nft;
 pub mod route;
@@ -66,6 +68,14 @@ impl Error {
         matches!(
             self.errno(),
             Some(libc::ENOENT | libc::ENODEV | libc::ESRCH | libc::EADDRNOTAVAIL)
+        )
+    }
+
+    /// No route leads there.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(
+            self.errno(),
+            Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL)
         )
     }
 

@@ -10,8 +10,8 @@ use std::{
 };
 
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
-    setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname,
+    recv, send, setsockopt, socket, sockopt,
 };
 
 use crate::{
@@ -69,6 +69,15 @@ impl Netlink {
             // Without a thread the caller waits.
             let _ = closing.spawn(move || drop(last));
         }
+    }
+
+    /// The address by which the kernel names this socket in what it tells others.
+    pub fn port(&self) -> Result<u32, Error> {
+        let name = getsockname::<NetlinkAddr>(self.fd.as_raw_fd());
+        name.map(|name| name.pid()).map_err(|errno| Error::Io {
+            action: "read the address of a netlink socket",
+            source: errno.into(),
+        })
     }
 
     /// Sends all messages in one datagram and waits for each to be acknowledged. All are tried;

@@ -102,6 +102,8 @@ pub struct Received<'a> {
     pub kind: u16,
     pub flags: u16,
     pub sequence: u32,
+    /// Of a notice: the socket that brought the change about.
+    pub port: u32,
     pub body: &'a [u8],
 }
 
@@ -114,6 +116,7 @@ pub fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Received<'_>> {
             kind: u16_at(datagram, 4)?,
             flags: u16_at(datagram, 6)?,
             sequence: u32_at(datagram, 8)?,
+            port: u32_at(datagram, 12)?,
             body,
         };
         datagram = datagram

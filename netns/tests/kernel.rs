@@ -6,15 +6,17 @@ use std::{
     net::{IpAddr, Ipv4Addr, TcpStream},
     os::fd::AsFd,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use netns::{
     Namespace,
+    monitor::{Changes, Monitor},
     nft::{
         BaseChain, Batch, ChainKind, Element, Family, Hook, Policy, Reg, Reject, Rule, Set,
         SetKind, Socket, Table, Type, Value, Verdict,
     },
-    route::{self, Change, Port, Prefix, Veth},
+    route::{self, Change, Port, Prefix, RouteKind, Veth, WantedRoute},
 };
 
 type TestResult<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
@@ -375,6 +377,128 @@ fn what_nft_lists_nft_accepts() -> TestResult {
             .ok_or("no stdin")?
             .write_all(listing.as_bytes())?;
         assert!(check.wait()?.success());
+        Ok(())
+    })?
+}
+
+/// What `line`, a line of shell, makes the monitor tell.
+async fn told(monitor: &mut Monitor, line: &str) -> TestResult<Changes> {
+    output("sh", &["-ec", line])?;
+    Ok(tokio::time::timeout(Duration::from_secs(5), monitor.changes()).await??)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_monitor_tells_what_others_change() -> TestResult {
+    let host = Namespace::create()?;
+    host.run(|| -> TestResult {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(watched())
+    })?
+}
+
+async fn watched() -> TestResult {
+    let mut own = Socket::open()?;
+    let mut monitor = Monitor::open(own.port()?)?;
+    let changes = told(
+        &mut monitor,
+        "ip link add br0 type bridge; ip link set br0 up",
+    )
+    .await?;
+    let bridge = changes.links["br0"].clone().ok_or("no bridge")?;
+    assert!(bridge.up);
+    let line = "ip address add 10.9.0.1/24 dev br0; ip route add 10.8.0.0/16 dev br0; sleep 0.1; \
+                ip route del 10.8.0.0/16";
+    let changes = told(&mut monitor, line).await?;
+    assert_eq!(
+        changes.lost_routes.iter().collect::<Vec<_>>(),
+        [&bridge.index]
+    );
+    assert_eq!(changes.lost_addresses, []);
+    let changes = told(&mut monitor, "ip address del 10.9.0.1/24 dev br0").await?;
+    assert_eq!(
+        changes.lost_addresses,
+        [(bridge.index, Prefix::new(GATEWAY, 24))]
+    );
+
+    netns::sysctl::write("net/ipv4/ip_forward", "0")?;
+    let changes = told(&mut monitor, "echo 1 >/proc/sys/net/ipv4/ip_forward").await?;
+    assert_eq!(changes.forwarding_of_all(), Some(true));
+    assert_eq!(changes.forwarding_of(bridge.index), Some(true));
+
+    // Our own changes are not told, those of others to the same table are.
+    let table = Table::new(Family::Ip, "ours");
+    let mut batch = Batch::new();
+    batch.add_table(&table).add_chain(&table, "a");
+    own.commit(batch)?;
+    let handle = own.table_handle(&table)?.ok_or("no table")?;
+    let changes = told(&mut monitor, "nft add table ip other").await?;
+    let other = Table::new(Family::Ip, "other");
+    assert_eq!(
+        changes.tables.into_iter().collect::<Vec<_>>(),
+        [other.key()]
+    );
+    let changes = told(&mut monitor, "nft add rule ip ours a accept").await?;
+    assert_eq!(
+        changes.tables.into_iter().collect::<Vec<_>>(),
+        [table.key()]
+    );
+    let changes = told(&mut monitor, "nft flush ruleset").await?;
+    assert!(changes.tables.contains(&table.key()), "{changes:?}");
+    assert_eq!(own.table_handle(&table)?, None);
+    let mut batch = Batch::new();
+    own.commit(std::mem::take(batch.add_table(&table)))?;
+    assert_ne!(own.table_handle(&table)?, Some(handle));
+
+    // Of a link that came and went only the end is told; a new name is a loss of the old one.
+    let line = "ip link add d0 type dummy; ip link del d0; ip link set br0 down name br1";
+    let changes = told(&mut monitor, line).await?;
+    assert_eq!(
+        (&changes.links["d0"], &changes.links["br0"]),
+        (&None, &None)
+    );
+    assert!(changes.links["br1"].is_some());
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn routes_are_made_where_they_are_missing() -> TestResult {
+    let host = Namespace::create()?;
+    host.run(|| -> TestResult {
+        let line = "ip link add br0 type bridge; ip link add br1 type bridge; ip link set br0 up; \
+                    ip link set br1 up; ip address add 10.9.0.1/24 dev br0";
+        output("sh", &["-ec", line])?;
+        let mut socket = route::Socket::open()?;
+        let link = socket.link("br0")?.index;
+        let route = |to, length, kind| WantedRoute {
+            to: Prefix::new(to, length),
+            link,
+            kind,
+        };
+        let connected = route(
+            Ipv4Addr::new(10, 9, 0, 0).into(),
+            24,
+            RouteKind::Connected(GATEWAY),
+        );
+        let wanted = [
+            route(GATEWAY, 32, RouteKind::Local),
+            connected,
+            route(Ipv4Addr::new(10, 96, 0, 0).into(), 12, RouteKind::Link),
+        ];
+        assert_eq!(socket.ensure_routes(&wanted)?, [wanted[2].to]);
+        let before = output("ip", &["route", "show", "table", "all"])?;
+        assert_eq!(socket.ensure_routes(&wanted)?, []);
+        // Flushed, led elsewhere; a narrower one of somebody else's is left alone.
+        let lines = "ip route flush table main; ip route del local 10.9.0.1 table local; \
+                     ip route add 10.96.0.0/12 dev br1; ip route add 10.96.0.0/24 dev br1";
+        output("sh", &["-ec", lines])?;
+        assert_eq!(socket.ensure_routes(&wanted)?, [wanted[0].to, wanted[1].to]);
+        output("ip", &["route", "del", "10.96.0.0/24"])?;
+        assert_eq!(socket.ensure_routes(&wanted)?, [wanted[2].to]);
+        assert_eq!(output("ip", &["route", "show", "table", "all"])?, before);
         Ok(())
     })?
 }

@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 
 use super::{
     admission, authz,
-    objects::Named,
+    objects::{Lookup, Named, Objects},
     registry::{Resource, kinds, table},
     server::ApiServer,
-    start::{Config, Error},
+    start::{Config, Error, own_user},
     status::{Reason, Status, qualified},
     verbs::{self, Missing},
     write::Writing,
@@ -50,6 +50,40 @@ pub async fn write(
     ensure_all(server, objects).await?;
     keep_extension(server, authorities).await?;
     keep_endpoints(server, config).await
+}
+
+/// Adds to the roles of an older cluster what the policy allows by now: for the start of the server.
+pub async fn complete_roles(server: &ApiServer) -> Result<(), Error> {
+    for wanted in authz::bootstrap::objects() {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let (kind, metadata) = (text(&wanted["kind"]), &wanted["metadata"]);
+        let (namespace, name) = (text(&metadata["namespace"]), text(&metadata["name"]));
+        let Some(plural) = plural(&text(&wanted["apiVersion"]), &kind) else {
+            continue;
+        };
+        let Some(held) = server.get(&plural, &namespace, &name).await else {
+            continue; // just deleted: it is made anew, whole
+        };
+        if !authz::bootstrap::reconcile(&mut (*held).clone(), &wanted) {
+            continue;
+        }
+        let target = Named {
+            plural: &plural,
+            subresource: "",
+            namespace: &namespace,
+            name: &name,
+        };
+        let change = |held: &mut Value| {
+            authz::bootstrap::reconcile(held, &wanted);
+            Ok(())
+        };
+        let written = server.update(&own_user(), target, true, &change).await;
+        written.map_err(|source| Error::Bootstrap {
+            what: format!("{kind} {namespace}/{name}"),
+            source: Box::new(source),
+        })?;
+    }
+    Ok(())
 }
 
 /// Where extension API servers read whose word they may take.

@@ -11,6 +11,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use super::{
     cache::{self, Object},
@@ -30,10 +31,16 @@ use super::{
     verbs,
     write::Writing,
 };
-use crate::backoff::Backoff;
+use crate::{
+    backoff::Backoff,
+    store::Revision,
+    supervision::{Parts, Policy},
+};
 
 const PLURAL: &str = "customresourcedefinitions.apiextensions.k8s.io";
 const STORAGE: &str = "customresourcedefinitions";
+/// The check of what follows the definitions, as the original names it.
+const PART: &str = "poststarthook/start-apiextensions-controllers";
 
 /// Between tries to delete what belongs to a definition: somebody's webhook may refuse that for long.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
@@ -49,7 +56,7 @@ pub struct Keeper {
 
 impl Keeper {
     /// Reads all definitions; from then on follows them until the server is gone.
-    pub async fn start(server: &Arc<ApiServer>) {
+    pub async fn start(server: &Arc<ApiServer>, parts: &Parts) {
         let keeper = Arc::new(Self {
             server: Arc::downgrade(server),
             made: Mutex::default(),
@@ -58,14 +65,23 @@ impl Keeper {
         let mut changes = server.cache.kind(STORAGE).changes();
         changes.borrow_and_update();
         keeper.refresh(server).await;
-        tokio::spawn(async move {
-            while changes.changed().await.is_ok() {
-                let Some(server) = keeper.server.upgrade() else {
-                    return;
-                };
-                keeper.refresh(&server).await;
+        let mut first = true;
+        parts.start_endless(PART, Policy::Restart, move || {
+            if !std::mem::take(&mut first) {
+                changes.mark_changed(); // the change that it failed at
             }
+            keeper.clone().follow(changes.clone())
         });
+    }
+
+    async fn follow(self: Arc<Self>, mut changes: watch::Receiver<Revision>) {
+        while changes.changed().await.is_ok() {
+            let Some(server) = self.server.upgrade() else {
+                break;
+            };
+            self.refresh(&server).await;
+        }
+        std::future::pending().await // there is no server
     }
 
     async fn refresh(self: &Arc<Self>, server: &Arc<ApiServer>) {

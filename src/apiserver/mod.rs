@@ -22,6 +22,7 @@ mod definitions;
 pub mod discovery;
 pub mod encode;
 pub mod http;
+mod kept;
 mod metadata;
 pub mod negotiate;
 pub mod objects;

@@ -24,6 +24,13 @@ impl User {
             ..Self::default()
         }
     }
+
+    /// A service account, for a component of this process that acts as one.
+    pub fn service_account(namespace: &str, name: &str) -> Self {
+        let own = format!("system:serviceaccounts:{namespace}");
+        let name = format!("system:serviceaccount:{namespace}:{name}");
+        Self::internal(&name, &["system:serviceaccounts", &own])
+    }
 }
 
 /// What a request wants to do, as authorizers see it (the attributes of a SubjectAccessReview).

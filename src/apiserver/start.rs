@@ -22,6 +22,7 @@ use super::{
     cache::Cache,
     definitions::Keeper,
     http::{self, Documents, Frontend},
+    kept::Kept,
     request::User,
     server::ApiServer,
     special::Special,
@@ -31,6 +32,7 @@ use super::{
 use crate::{
     pki::{self, Leaf, Live, Pki},
     store::{self, Store},
+    supervision::{Parts, Policy},
 };
 
 /// The name under which the kubelets know the API server.
@@ -65,6 +67,8 @@ pub struct Handle {
     pub frontend: Arc<Frontend>,
     pub issuer: Arc<TokenIssuer>,
     pub authorizer: Arc<Authorizer>,
+    /// What health checks tell of.
+    parts: Parts,
     config: Config,
     ca_pem: Arc<str>,
     front_proxy_ca_pem: Arc<str>,
@@ -72,14 +76,32 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Reads the store and is ready to answer. `more`: handlers besides the server's own.
+    /// As [`Handle::with_parts`], alone in its process.
     pub async fn new(
         config: Config,
         store: Arc<dyn Store>,
         pki: &Pki,
         more: Vec<Arc<dyn Special>>,
     ) -> Result<Self, Error> {
-        let server = Arc::new(ApiServer::new(Cache::start(store).await?));
+        Self::with_parts(config, store, pki, more, &Parts::default()).await
+    }
+
+    /// Reads the store and is ready to answer. `more`: handlers besides the server's own. What it runs
+    /// are some of `parts`, and its health checks tell of all of them.
+    pub async fn with_parts(
+        config: Config,
+        store: Arc<dyn Store>,
+        pki: &Pki,
+        more: Vec<Arc<dyn Special>>,
+        parts: &Parts,
+    ) -> Result<Self, Error> {
+        let cache = Cache::start(store.clone(), parts).await?;
+        // What is acknowledged is on disk: without its writer nothing can go on.
+        parts.start_endless("etcd", Policy::Exit, move || {
+            let store = store.clone();
+            async move { store.failed().await }
+        });
+        let server = Arc::new(ApiServer::new(cache));
         let issuer = Arc::new(TokenIssuer::new(pki.token_keys(), DEFAULT_ISSUER));
         let authenticator = Authenticator::new(issuer.clone(), pki.clients()?, server.clone());
         let authenticator = Arc::new(authenticator);
@@ -108,6 +130,7 @@ impl Handle {
                 config.advertise,
             )?,
             counters: http::Counters::default(),
+            parts: parts.clone(),
             limits: http::Inflight::default(),
         };
         Ok(Self {
@@ -115,6 +138,7 @@ impl Handle {
             frontend: Arc::new(frontend),
             issuer,
             authorizer,
+            parts: parts.clone(),
             config,
             ca_pem: pki.ca_pem().into(),
             front_proxy_ca_pem: pki.front_proxy_ca_pem().into(),
@@ -137,11 +161,19 @@ impl Handle {
             front_proxy: &self.front_proxy_ca_pem,
         };
         bootstrap::write(&self.server, &self.config, authorities).await?;
+        bootstrap::complete_roles(&self.server).await?;
         for plugin in self.server.plugins() {
             plugin.started();
         }
-        Keeper::start(&self.server).await;
-        Aggregator::start(&self.server, self.front.clone());
+        Keeper::start(&self.server, &self.parts).await;
+        Aggregator::start(&self.server, self.front.clone(), &self.parts);
+        let kept = Kept {
+            server: Arc::downgrade(&self.server),
+            config: self.config.clone(),
+            ca_pem: self.ca_pem.clone(),
+            front_proxy_ca_pem: self.front_proxy_ca_pem.clone(),
+        };
+        kept.start(&self.server, &self.parts);
         Ok(())
     }
 

@@ -41,6 +41,12 @@ pub enum Request {
     ImageRemove {
         reference: String,
     },
+    /// Makes a part of the daemon fail.
+    #[cfg(feature = "test-hooks")]
+    Provoke {
+        part: String,
+        how: crate::supervision::hooks::How,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,8 +11,10 @@ use std::{
 
 use ipnet::IpNet;
 use nix::fcntl::{Flock, FlockArg};
-use tokio::{net::TcpListener, sync::mpsc};
-use tokio_util::sync::CancellationToken;
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::mpsc,
+};
 
 use super::{
     ClusterAuthority, Error,
@@ -36,6 +38,7 @@ use crate::{
     runtime::image::Images,
     scheduler,
     store::embedded::{Embedded, Quota},
+    supervision::{Parts, Policy},
 };
 
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
@@ -100,7 +103,9 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
         port,
         services: config.services,
     };
-    let handle = Handle::new(api, store, &pki, special::of_pods()).await?;
+    // What the others need ends last: the store and its cache.
+    let parts = Parts::default();
+    let handle = Handle::with_parts(api, store, &pki, special::of_pods(), &parts).await?;
     let late = Arc::new(Late::default());
     let objects: Arc<dyn crate::apiserver::objects::Objects> = handle.server.clone();
     late.set(&objects);
@@ -127,42 +132,25 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     let tls = Arc::new(pki::server_config(&pki, leaf)?);
     let admin = keep_kubeconfig(&config.paths, &pki, port)?;
 
-    let shutdown = CancellationToken::new();
-    tokio::spawn(super::allocator::keep_small());
-    tokio::spawn(pki::renew_in_time(pki.clone(), shutdown.clone()));
-    let serving = tokio::spawn({
-        let (handle, shutdown) = (handle.clone(), shutdown.clone());
-        async move { handle.serve(listener, tls, shutdown).await }
+    let running = parts.group();
+    running.start_endless(
+        "part/allocator",
+        Policy::Restart,
+        super::allocator::keep_small,
+    );
+    running.start("part/certificate-renewal", Policy::Restart, {
+        let pki = pki.clone();
+        move |shutdown| pki::renew_in_time(pki.clone(), shutdown)
     });
+    serve(&running, &handle, listener, tls)?;
 
     say(notifier, "starting scheduler and controllers");
-    let scheduling = tokio::spawn(scheduler::run(
-        Informers::new(handle.client(User::internal("system:kube-scheduler", &[]))),
-        scheduler::Config::default(),
-        shutdown.clone(),
-    ));
-    let controlling = tokio::spawn(controllers::run(
-        Informers::new(handle.client(User::internal(
-            "system:kube-controller-manager",
-            &["system:masters"],
-        ))),
-        controllers::Config {
-            ca_pem: pki.ca_pem().to_owned(),
-            make_token: token_maker(handle.issuer.clone()),
-            authority: Arc::new(ClusterAuthority(pki.clone())),
-        },
-        shutdown.clone(),
-    ));
+    schedule(&running, &handle);
+    control_cluster(&running, &handle, &pki);
 
     let images = Images::open(config.paths.state.clone()).await?;
     let (stop, mut stopped) = mpsc::channel(1);
-    let control = control::bind(&config.paths.control_socket())?;
-    let answering = tokio::spawn({
-        let images = images.clone();
-        control::serve(control, move |request, progress| {
-            answer(images.clone(), stop.clone(), request, progress)
-        })
-    });
+    answer_commands(&running, &config.paths, &images, stop)?;
 
     say(notifier, "starting the node");
     let result = match Node::start(
@@ -170,6 +158,7 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
         &handle,
         &pki,
         images.clone(),
+        &parts,
     )
     .await
     {
@@ -179,17 +168,87 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
                 config: &config,
                 images: &images,
                 notifier,
+                parts: &parts,
             };
             serving.until_the_end(node, &mut stopped).await
         }
         Err(error) => Err(error),
     };
-    shutdown.cancel();
-    let _ = tokio::join!(serving, scheduling, controlling);
-    answering.abort();
+    running.stop().await;
     let _ = std::fs::remove_file(config.paths.control_socket());
+    parts.stop().await;
     drop(admin); // renewed until here
     result
+}
+
+/// The API server's listener. Its socket stays open when it fails: connections wait meanwhile.
+fn serve(
+    parts: &Parts,
+    handle: &Handle,
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+) -> Result<(), Error> {
+    let (handle, socket) = (handle.clone(), listener.into_std()?);
+    parts.start("part/kube-apiserver", Policy::Restart, move |shutdown| {
+        let (handle, tls) = (handle.clone(), tls.clone());
+        let listener = socket.try_clone().and_then(TcpListener::from_std);
+        async move {
+            handle.serve(listener?, tls, shutdown).await;
+            Ok::<(), std::io::Error>(())
+        }
+    });
+    Ok(())
+}
+
+fn schedule(parts: &Parts, handle: &Handle) {
+    let name = "system:kube-scheduler";
+    let client = handle.client(User::internal(name, &[]));
+    let informers = Informers::of("kube-scheduler", client, parts.clone());
+    parts.start("part/kube-scheduler", Policy::Restart, move |shutdown| {
+        let informers = informers.clone();
+        async move {
+            scheduler::run(informers, scheduler::Config::default(), shutdown).await;
+            Ok::<(), Error>(())
+        }
+    });
+}
+
+fn control_cluster(parts: &Parts, handle: &Handle, pki: &Pki) {
+    let name = "system:kube-controller-manager";
+    let client = handle.client(User::internal(name, &[]));
+    let informers = Informers::of("kube-controller-manager", client, parts.clone());
+    let client_of = |account: &str| handle.client(User::service_account("kube-system", account));
+    let config = controllers::Config {
+        ca_pem: pki.ca_pem().to_owned(),
+        make_token: token_maker(handle.issuer.clone()),
+        authority: Arc::new(ClusterAuthority(pki.clone())),
+    };
+    controllers::start(parts, &informers, client_of, &config);
+}
+
+/// What other `vetch` commands ask.
+fn answer_commands(
+    parts: &Parts,
+    paths: &Paths,
+    images: &Images,
+    stop: mpsc::Sender<Pods>,
+) -> Result<(), Error> {
+    let (images, socket) = (
+        images.clone(),
+        control::bind(&paths.control_socket())?.into_std()?,
+    );
+    parts.start("part/control-socket", Policy::Restart, move |shutdown| {
+        let (images, stop) = (images.clone(), stop.clone());
+        let listener = socket.try_clone().and_then(UnixListener::from_std);
+        async move {
+            let serving = control::serve(listener?, move |request, progress| {
+                answer(images.clone(), stop.clone(), request, progress)
+            });
+            shutdown.run_until_cancelled(serving).await;
+            Ok::<(), std::io::Error>(())
+        }
+    });
+    Ok(())
 }
 
 /// Lets the controllers sign tokens for Secrets without knowing the key.
@@ -213,18 +272,21 @@ struct Serving<'a> {
     config: &'a Config,
     images: &'a Images,
     notifier: &'a Notifier,
+    parts: &'a Parts,
 }
 
 impl Serving<'_> {
-    /// From the node's start to the end that somebody asks for. A node that fails ends the daemon.
+    /// From the node's start to the end that somebody asks for. A node that does not come up ends the
+    /// daemon, and so does a part without which it must not go on.
     async fn until_the_end(
         &self,
-        mut node: Node,
+        node: Node,
         stopped: &mut mpsc::Receiver<Pods>,
     ) -> Result<(), Error> {
         let result = tokio::select! {
             end = wait_for_end(stopped) => end,
-            error = self.welcome(&mut node) => Err(error),
+            error = self.welcome(&node) => Err(error),
+            failure = self.parts.fatal() => Err(failure.into()),
         };
         say(self.notifier, "stopping");
         node.stop().await;
@@ -234,8 +296,8 @@ impl Serving<'_> {
         }
     }
 
-    /// Tells when the cluster can be used; resolves when something fails.
-    async fn welcome(&self, node: &mut Node) -> Error {
+    /// Tells when the cluster can be used; resolves when it cannot.
+    async fn welcome(&self, node: &Node) -> Error {
         if let Err(error) = node.ready(self.handle.client(own_user())).await {
             return error;
         }
@@ -246,7 +308,7 @@ impl Serving<'_> {
         }
         self.notifier.ready();
         greet(self.config);
-        node.failed().await
+        std::future::pending().await
     }
 
     async fn demo(&self) -> Result<(), Error> {
@@ -302,6 +364,11 @@ async fn answer(
                 false => Pods::Keep,
             };
             stop.send(pods).await?;
+            Ok(Outcome::Nothing)
+        }
+        #[cfg(feature = "test-hooks")]
+        Request::Provoke { part, how } => {
+            crate::supervision::hooks::provoke(&part, how);
             Ok(Outcome::Nothing)
         }
         request => {

@@ -161,6 +161,8 @@ pub async fn handle(
             Vec::new()
         }
         Request::Stop { .. } => return Err("not an image request".into()),
+        #[cfg(feature = "test-hooks")]
+        Request::Provoke { .. } => return Err("not an image request".into()),
     };
     Ok(Outcome::Images(found.iter().map(line).collect()))
 }

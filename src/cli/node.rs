@@ -21,8 +21,7 @@ use kube::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use tokio::net::TcpListener;
 
 use super::{Error, paths::Paths};
 use crate::{
@@ -31,7 +30,7 @@ use crate::{
         start::{Handle, own_user},
     },
     backoff::Backoff,
-    dns,
+    dns, format,
     informer::Informers,
     kubelet::{
         self,
@@ -43,6 +42,7 @@ use crate::{
     pki::{self, Leaf, Pki},
     proxy,
     runtime::{self, Runtime, image::Images},
+    supervision::{Parts, Policy},
 };
 
 const CLUSTER_DOMAIN: &str = "cluster.local";
@@ -50,6 +50,9 @@ const DNS_PORT: u16 = 53;
 /// The address of the cluster DNS is this one of the service range.
 const DNS_ADDRESS: usize = 10;
 const MAX_PODS: u32 = 110;
+/// The format of what is recorded of the node, and the oldest that is still read.
+const RECORD: u32 = 1;
+const OLDEST_RECORD: u32 = 1;
 /// A node that is not ready by then says why.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
@@ -142,8 +145,7 @@ fn digest(paths: &Paths) -> Option<[u8; 4]> {
 pub struct Node {
     config: kubelet::Config,
     deps: kubelet::Deps,
-    tasks: JoinSet<Result<(), Error>>,
-    shutdown: CancellationToken,
+    parts: Parts,
 }
 
 impl Node {
@@ -153,6 +155,7 @@ impl Node {
         handle: &Handle,
         pki: &Pki,
         images: Images,
+        parts: &Parts,
     ) -> Result<Self, Error> {
         let names = Names::of(&config.paths);
         let listener = kubelet::listen(config.kubelet_port).await?;
@@ -162,8 +165,7 @@ impl Node {
         let network = PodNetwork::open(network_config(&config, &names)).await?;
         let gateway = network.gateway();
         let cluster_dns = cluster_dns(config.services)?;
-        let shutdown = CancellationToken::new();
-        let mut tasks = JoinSet::new();
+        let parts = parts.group();
         let dns = Announcement {
             client: handle.client(own_user()),
             node: config.name.clone(),
@@ -173,14 +175,20 @@ impl Node {
         if let Err(error) = dns.write().await {
             // What users have set up may refuse it; the node starts all the same.
             tracing::warn!(%error, "the cluster DNS is not announced, will retry");
-            tasks.spawn(dns.retry(shutdown.clone()));
+            parts.start_endless("part/dns-announcement", Policy::Restart, move || {
+                let dns = dns.clone();
+                async move {
+                    dns.retry().await;
+                    std::future::pending().await
+                }
+            });
         }
-        let watching = Informers::new(handle.client(User::internal("system:kube-proxy", &[])));
-        tasks.spawn(run_proxy(
-            watching.clone(),
-            proxy_config(&config, &names),
-            shutdown.clone(),
-        ));
+        let client = handle.client(User::internal("system:kube-proxy", &[]));
+        let watching = Informers::of("kube-proxy", client, parts.clone());
+        parts.start("part/kube-proxy", Policy::Restart, {
+            let (watching, config) = (watching.clone(), proxy_config(&config, &names));
+            move |shutdown| proxy::run(watching.clone(), config.clone(), shutdown)
+        });
         let resolver = dns::Config {
             listen: vec![SocketAddr::new(gateway, DNS_PORT)],
             domain: CLUSTER_DOMAIN.into(),
@@ -191,12 +199,14 @@ impl Node {
                 .collect(),
             resolv_conf: resolv_conf(),
         };
-        tasks.spawn(run_dns(watching, resolver, shutdown.clone()));
+        parts.start("part/cluster-dns", Policy::Restart, move |shutdown| {
+            dns::run(watching.clone(), resolver.clone(), shutdown)
+        });
 
         let user = User::internal(&format!("system:node:{}", config.name), &["system:nodes"]);
         let leaf = Leaf::kubelet_serving(&config.name, &[config.address]);
         let deps = kubelet::Deps {
-            informers: Informers::new(handle.client(user)),
+            informers: Informers::of("kubelet", handle.client(user), parts.clone()),
             runtime,
             images,
             network,
@@ -204,43 +214,29 @@ impl Node {
             clients: pki.clients()?,
         };
         let config = kubelet_config(&config, &names, cluster_dns);
-        tasks.spawn({
-            let (config, deps, shutdown) = (config.clone(), deps.clone(), shutdown.clone());
-            async move { Ok(kubelet::run(config, deps, listener, shutdown).await?) }
-        });
+        start_kubelet(&parts, &config, &deps, listener)?;
         Ok(Self {
             config,
             deps,
-            tasks,
-            shutdown,
+            parts,
         })
     }
 
     /// Waits until the node is Ready, or one of its parts has failed.
-    pub async fn ready(&mut self, client: Client) -> Result<(), Error> {
+    pub async fn ready(&self, client: Client) -> Result<(), Error> {
         let nodes: Api<NodeObject> = Api::all(client);
         let is_ready = |node: Option<&NodeObject>| node.is_some_and(is_ready);
         let ready = wait::await_condition(nodes.clone(), &self.config.node, is_ready);
         tokio::select! {
             ready = ready => Ok(ready.map(drop)?),
-            error = failed(&mut self.tasks) => Err(error),
+            failure = self.parts.failed() => Err(failure.into()),
             () = tokio::time::sleep(READY_WITHIN) => Err(not_ready(&nodes, &self.config.node).await),
         }
     }
 
-    /// Resolves with the reason when a part of the node ends by itself.
-    pub async fn failed(&mut self) -> Error {
-        failed(&mut self.tasks).await
-    }
-
     /// Stops the node's parts; its pods go on.
-    pub async fn stop(&mut self) {
-        self.shutdown.cancel();
-        while let Some(ended) = self.tasks.join_next().await {
-            if let Ok(Err(error)) = ended {
-                tracing::warn!(error = super::explain(error.as_ref()), "the node's end");
-            }
-        }
+    pub async fn stop(&self) {
+        self.parts.stop().await;
     }
 
     /// Stops and removes this node's pods; call [`Node::stop`] before.
@@ -252,6 +248,22 @@ impl Node {
 /// What the node was called when it last ran below this root.
 pub fn recorded_name(paths: &Paths) -> Result<Option<String>, Error> {
     Ok(Recorded::load(paths)?.map(|recorded| recorded.name))
+}
+
+/// The kubelet. Its socket stays open when it fails: connections wait meanwhile.
+fn start_kubelet(
+    parts: &Parts,
+    config: &kubelet::Config,
+    deps: &kubelet::Deps,
+    listener: TcpListener,
+) -> Result<(), Error> {
+    let (config, deps, socket) = (config.clone(), deps.clone(), listener.into_std()?);
+    parts.start("part/kubelet", Policy::Restart, move |shutdown| {
+        let (config, deps) = (config.clone(), deps.clone());
+        let listener = socket.try_clone().and_then(TcpListener::from_std);
+        async move { Ok::<(), Error>(kubelet::run(config, deps, listener?, shutdown).await?) }
+    });
+    Ok(())
 }
 
 /// Takes away what a stopped daemon has left on the host: pods, their network, services.
@@ -284,16 +296,25 @@ pub async fn remove(paths: &Paths) -> Result<(), Error> {
     };
     let kubelet = kubelet_config(&config, &names, cluster_dns(config.services)?);
     kubelet::remove_pods(&kubelet, &deps).await?;
+    let hierarchy = cgroups::Hierarchy::detect()?;
+    let group = cgroups::Group::open(&hierarchy, &names.cgroup_root)?;
+    if !deps.runtime.set_aside().is_empty() {
+        // They go too, though nobody knows how they would like to.
+        group.kill_all()?;
+        deps.runtime.remove_set_aside().await?;
+        kubelet::remove_pods(&kubelet, &deps).await?;
+    }
     proxy::remove(proxy_config(&config, &names)).await?;
     network.remove().await?;
-    let hierarchy = cgroups::Hierarchy::detect()?;
-    cgroups::Group::open(&hierarchy, &names.cgroup_root)?.remove()?;
+    group.remove()?;
     Ok(())
 }
 
 /// What `remove` must know of a node that ran with other settings than the usual ones.
 #[derive(Serialize, Deserialize)]
 struct Recorded {
+    #[serde(default)]
+    version: u32,
     name: String,
     pod_cidr: String,
     services: String,
@@ -306,6 +327,7 @@ impl Recorded {
 
     fn save(config: &Config) -> Result<(), Error> {
         let recorded = Self {
+            version: RECORD,
             name: config.name.clone(),
             pod_cidr: config.pod_cidr.to_string(),
             services: config.services.to_string(),
@@ -318,7 +340,9 @@ impl Recorded {
     fn load(paths: &Paths) -> Result<Option<Self>, Error> {
         let path = Self::path(paths);
         match std::fs::read(&path) {
-            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+            Ok(bytes) => format::parse(&bytes, OLDEST_RECORD..=RECORD)
+                .map(Some)
+                .map_err(|error| format!("read {}: {error}", path.display()).into()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(format!("read {}: {error}", path.display()).into()),
         }
@@ -454,6 +478,7 @@ fn resolv_conf() -> PathBuf {
 }
 
 /// The objects by which pods find this node's DNS.
+#[derive(Clone)]
 struct Announcement {
     client: Client,
     node: String,
@@ -467,19 +492,16 @@ impl Announcement {
         apply(&self.client, &dns::endpoint_slice(&self.node, self.address)).await
     }
 
-    async fn retry(self, shutdown: CancellationToken) -> Result<(), Error> {
+    /// Until it is written.
+    async fn retry(&self) {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
-        let written = async {
-            loop {
-                tokio::time::sleep(backoff.next()).await;
-                match self.write().await {
-                    Ok(()) => return,
-                    Err(error) => tracing::debug!(%error, "the cluster DNS is not announced"),
-                }
+        loop {
+            tokio::time::sleep(backoff.next()).await;
+            match self.write().await {
+                Ok(()) => return,
+                Err(error) => tracing::debug!(%error, "the cluster DNS is not announced"),
             }
-        };
-        shutdown.run_until_cancelled(written).await;
-        Ok(())
+        }
     }
 }
 
@@ -526,34 +548,6 @@ where
         }
     };
     written.map(drop).map_err(said)
-}
-
-async fn run_proxy(
-    informers: Informers,
-    config: proxy::Config,
-    shutdown: CancellationToken,
-) -> Result<(), Error> {
-    Ok(proxy::run(informers, config, shutdown).await?)
-}
-
-async fn run_dns(
-    informers: Informers,
-    config: dns::Config,
-    shutdown: CancellationToken,
-) -> Result<(), Error> {
-    Ok(dns::run(informers, config, shutdown).await?)
-}
-
-/// The first failure among the parts; never without one.
-async fn failed(tasks: &mut JoinSet<Result<(), Error>>) -> Error {
-    loop {
-        match tasks.join_next().await {
-            Some(Ok(Ok(()))) => {}
-            Some(Ok(Err(error))) => return error,
-            Some(Err(error)) => return error.into(),
-            None => std::future::pending().await,
-        }
-    }
 }
 
 fn is_ready(node: &NodeObject) -> bool {

@@ -12,12 +12,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     error::{Doing, Error, OrGone},
-    shared::{Controller, Loop, Next},
+    shared::{Controller, Loop, Next, Stopped},
 };
 use crate::informer::{Informer, Informers, Key};
 
 /// Runs until `shutdown`.
-pub async fn run(informers: Informers, shutdown: CancellationToken) {
+pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
     let roles: Informer<ClusterRole> = informers.get();
     let controller = Aggregation {
         client: informers.client().clone(),
@@ -31,7 +31,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
             held.iter().map(|role| Key::of(role.as_ref())).collect()
         })
         .run(1, shutdown)
-        .await;
+        .await
 }
 
 struct Aggregation {

@@ -18,7 +18,7 @@ use super::{
     endpoint::{self, HEADLESS, Port},
     error::{Doing, Error, OrGone, already_exists, namespace_terminating},
     pods,
-    shared::{Controller, Loop, Next},
+    shared::{Controller, Loop, Next, Stopped},
 };
 use crate::{
     deletion::Judged,
@@ -31,7 +31,7 @@ const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
 const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
 
 /// Runs until `shutdown`.
-pub async fn run(informers: Informers, shutdown: CancellationToken) {
+pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
     let services: Informer<Service> = informers.get();
     let pods: Informer<Pod> = informers.get();
     let endpoints: Informer<Endpoints> = informers.get();
@@ -46,7 +46,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
         .watch(&pods, move |pod| endpoint::services_of(pod, &all))
         .watch(&endpoints, |endpoints| vec![Key::of(endpoints)])
         .run(WORKERS, shutdown)
-        .await;
+        .await
 }
 
 struct Controls {

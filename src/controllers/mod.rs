@@ -2,7 +2,9 @@
 //!
 //! A folder or file each; `shared.rs` is the loop they share, `dependents` writes what belongs to
 //! their objects. Called by `cli`; they know the API client and the informers only.
-//! Always true: every controller may be stopped at any moment and goes on from what the API shows.
+//! Always true:
+//! - A controller acts as itself: what its role does not allow, it cannot do.
+//! - Every controller may be stopped at any moment and goes on from what the API shows.
 
 mod certificates;
 mod cluster_role;
@@ -21,6 +23,7 @@ mod history;
 mod job;
 mod namespace;
 mod node;
+mod pace;
 mod percent;
 mod pod_gc;
 mod pods;
@@ -38,10 +41,15 @@ mod written;
 
 use std::sync::Arc;
 
+use futures::{FutureExt, future::BoxFuture};
 use tokio_util::sync::CancellationToken;
 
 pub use self::certificates::{Authority, Requested};
-use crate::informer::Informers;
+use self::shared::Stopped;
+use crate::{
+    informer::Informers,
+    supervision::{Parts, Policy},
+};
 
 /// What the controllers are told at start.
 #[derive(Clone)]
@@ -66,32 +74,150 @@ pub struct TokenFor<'a> {
     pub secret: &'a str,
 }
 
-/// Runs every controller until `shutdown`.
-pub async fn run(informers: Informers, config: Config, shutdown: CancellationToken) {
-    tokio::join!(
-        namespace::run(informers.clone(), shutdown.clone()),
-        service_account::run(informers.clone(), shutdown.clone()),
-        root_ca::run(informers.clone(), config.ca_pem.clone(), shutdown.clone()),
-        certificates::run(
-            informers.clone(),
-            config.authority.clone(),
-            shutdown.clone()
-        ),
-        token::run(informers.clone(), config, shutdown.clone()),
-        deployment::run(informers.clone(), shutdown.clone()),
-        replicas::run(informers.clone(), shutdown.clone()),
-        endpointslice::run(informers.clone(), shutdown.clone()),
-        endpoints::run(informers.clone(), shutdown.clone()),
-        daemon::run(informers.clone(), shutdown.clone()),
-        job::run(informers.clone(), shutdown.clone()),
-        node::run(informers.clone(), shutdown.clone()),
-        pod_gc::run(informers.clone(), shutdown.clone()),
-        ttl_after_finished::run(informers.clone(), shutdown.clone()),
-        garbage::run(informers.clone(), shutdown.clone()),
-        cluster_role::run(informers.clone(), shutdown.clone()),
-        stateful::run(informers.clone(), shutdown.clone()),
-        cron_job::run(informers.clone(), shutdown.clone()),
-        disruption::run(informers.clone(), shutdown.clone()),
-        volume::run(informers.clone(), shutdown.clone()),
-    );
+/// Starts one controller: with the caches that all share and a client of its own.
+type Run = fn(Informers, Config, CancellationToken) -> BoxFuture<'static, Result<(), Stopped>>;
+
+/// Every controller: its name, the service account of `kube-system` that it acts as (all as the
+/// original has them; `None`: the controller manager itself), and what runs it.
+const CONTROLLERS: [(&str, Option<&str>, Run); 24] = [
+    (
+        "namespace-controller",
+        Some("namespace-controller"),
+        |informers, _, until| namespace::run(informers, until).boxed(),
+    ),
+    (
+        "serviceaccount-controller",
+        Some("service-account-controller"),
+        |informers, _, until| service_account::run(informers, until).boxed(),
+    ),
+    (
+        "root-ca-certificate-publisher-controller",
+        Some("root-ca-cert-publisher"),
+        |informers, config, until| root_ca::run(informers, config.ca_pem, until).boxed(),
+    ),
+    (
+        "certificatesigningrequest-controller",
+        Some("certificate-controller"),
+        |informers, config, until| certificates::run(informers, config.authority, until).boxed(),
+    ),
+    (
+        "serviceaccount-token-controller",
+        None,
+        |informers, config, until| token::run(informers, config, until).boxed(),
+    ),
+    (
+        "deployment-controller",
+        Some("deployment-controller"),
+        |informers, _, until| deployment::run(informers, until).boxed(),
+    ),
+    (
+        "replicaset-controller",
+        Some("replicaset-controller"),
+        |informers, _, until| replicas::run_sets(informers, until).boxed(),
+    ),
+    (
+        "replicationcontroller-controller",
+        Some("replication-controller"),
+        |informers, _, until| replicas::run_controllers(informers, until).boxed(),
+    ),
+    (
+        "endpointslice-controller",
+        Some("endpointslice-controller"),
+        |informers, _, until| endpointslice::run(informers, until).boxed(),
+    ),
+    (
+        "endpoints-controller",
+        Some("endpoint-controller"),
+        |informers, _, until| endpoints::run(informers, until).boxed(),
+    ),
+    (
+        "daemonset-controller",
+        Some("daemon-set-controller"),
+        |informers, _, until| daemon::run(informers, until).boxed(),
+    ),
+    (
+        "job-controller",
+        Some("job-controller"),
+        |informers, _, until| job::run(informers, until).boxed(),
+    ),
+    (
+        "node-lifecycle-controller",
+        Some("node-controller"),
+        |informers, _, until| node::run(informers, until).boxed(),
+    ),
+    (
+        "taint-eviction-controller",
+        Some("node-controller"),
+        |informers, _, until| node::evict::run(informers, until).boxed(),
+    ),
+    (
+        "pod-garbage-collector-controller",
+        Some("pod-garbage-collector"),
+        |informers, _, until| pod_gc::run(informers, until).boxed(),
+    ),
+    (
+        "ttl-after-finished-controller",
+        Some("ttl-after-finished-controller"),
+        |informers, _, until| ttl_after_finished::run(informers, until).boxed(),
+    ),
+    (
+        "garbage-collector-controller",
+        Some("generic-garbage-collector"),
+        |informers, _, until| garbage::run(informers, until).boxed(),
+    ),
+    (
+        "clusterrole-aggregation-controller",
+        Some("clusterrole-aggregation-controller"),
+        |informers, _, until| cluster_role::run(informers, until).boxed(),
+    ),
+    (
+        "statefulset-controller",
+        Some("statefulset-controller"),
+        |informers, _, until| stateful::run(informers, until).boxed(),
+    ),
+    (
+        "cronjob-controller",
+        Some("cronjob-controller"),
+        |informers, _, until| cron_job::run(informers, until).boxed(),
+    ),
+    (
+        "disruption-controller",
+        Some("disruption-controller"),
+        |informers, _, until| disruption::run(informers, until).boxed(),
+    ),
+    (
+        "persistentvolume-binder-controller",
+        Some("persistent-volume-binder"),
+        |informers, _, until| volume::run(informers, until).boxed(),
+    ),
+    (
+        "persistentvolumeclaim-protection-controller",
+        Some("pvc-protection-controller"),
+        |informers, _, until| volume::protect::run_claims(informers, until).boxed(),
+    ),
+    (
+        "persistentvolume-protection-controller",
+        Some("pv-protection-controller"),
+        |informers, _, until| volume::protect::run_volumes(informers, until).boxed(),
+    ),
+];
+
+/// Starts every controller as a part of its own. `informers` watch for all of them, and act as the
+/// controller manager; `client_of` gives a client that acts as a service account of `kube-system`.
+pub fn start(
+    parts: &Parts,
+    informers: &Informers,
+    client_of: impl Fn(&str) -> kube::Client,
+    config: &Config,
+) {
+    for (name, account, run) in CONTROLLERS {
+        let informers = match account {
+            Some(account) => informers.acting_with(client_of(account)),
+            None => informers.clone(),
+        };
+        let config = config.clone();
+        parts.start(format!("part/{name}"), Policy::Restart, move |shutdown| {
+            run(informers.clone(), config.clone(), shutdown)
+        });
+    }
 }

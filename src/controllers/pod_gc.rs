@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     error::{Doing, Error, OrGone},
     pods,
-    shared::{Controller, Loop, Next},
+    shared::{Controller, Loop, Next, Stopped},
 };
 use crate::{
     deletion::Judged,
@@ -30,7 +30,7 @@ const MAX_FINISHED: usize = 12_500;
 const QUARANTINE: Duration = Duration::from_secs(40);
 
 /// Runs until `shutdown`.
-pub async fn run(informers: Informers, shutdown: CancellationToken) {
+pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
     let pods: Informer<Pod> = informers.get();
     let nodes: Informer<Node> = informers.get();
     let controller = Collector {
@@ -53,7 +53,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
                 .collect()
         })
         .run(1, shutdown)
-        .await;
+        .await
 }
 
 struct Collector {

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     error::{Doing, Error, already_exists, namespace_terminating},
     pods,
-    shared::{Controller, Loop, Next},
+    shared::{Controller, Loop, Next, Stopped},
 };
 use crate::informer::{Informer, Informers, Key};
 
@@ -24,7 +24,11 @@ const DESCRIPTION: &str = "Contains a CA bundle that can be used to verify the k
     No other usage is guaranteed across distributions of Kubernetes clusters.";
 
 /// Runs until `shutdown`.
-pub async fn run(informers: Informers, ca_pem: String, shutdown: CancellationToken) {
+pub async fn run(
+    informers: Informers,
+    ca_pem: String,
+    shutdown: CancellationToken,
+) -> Result<(), Stopped> {
     let namespaces: Informer<Namespace> = informers.get();
     let maps: Informer<ConfigMap> = informers.get();
     let controller = Publisher {
@@ -42,7 +46,7 @@ pub async fn run(informers: Informers, ca_pem: String, shutdown: CancellationTok
                 .collect()
         })
         .run(1, shutdown)
-        .await;
+        .await
 }
 
 struct Publisher {

@@ -10,14 +10,14 @@ use tokio_util::sync::CancellationToken;
 use super::{
     error::{Doing, Error, already_exists, namespace_terminating},
     pods,
-    shared::{Controller, Loop, Next},
+    shared::{Controller, Loop, Next, Stopped},
 };
 use crate::informer::{Informer, Informers, Key};
 
 const NAME: &str = "default";
 
 /// Runs until `shutdown`.
-pub async fn run(informers: Informers, shutdown: CancellationToken) {
+pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
     let namespaces: Informer<Namespace> = informers.get();
     let accounts: Informer<ServiceAccount> = informers.get();
     let controller = Accounts {
@@ -34,7 +34,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
                 .collect()
         })
         .run(1, shutdown)
-        .await;
+        .await
 }
 
 struct Accounts {

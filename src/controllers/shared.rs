@@ -3,19 +3,40 @@
 //! Used by each controller's `start`; knows no kind.
 //! Always true:
 //! - No key is synced before every watched cache holds its first list.
-//! - A failed key comes back with back-off; a conflict does so silently.
+//! - A failed key comes back with back-off; a conflict does so silently, a panic loudly.
+//! - A loop one of whose tasks has ended ends as a whole, and says so.
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use kube::Resource;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::error::Error;
 use crate::{
     informer::{Change, Informer, Key},
     queue::Queue,
+    supervision::{caught, hooks},
 };
+
+/// Why a controller's loop ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+pub enum Stopped {
+    #[error("a watch or a worker of it ended by itself")]
+    Ended,
+    #[error("a watch or a worker of it failed")]
+    Failed(#[source] JoinError),
+}
+
+impl Stopped {
+    /// Waits for the first of `tasks` that ends, none of which ever should.
+    pub async fn first_of(tasks: &mut JoinSet<()>) -> Self {
+        match tasks.join_next().await {
+            Some(Err(error)) => Self::Failed(error),
+            Some(Ok(())) | None => Self::Ended,
+        }
+    }
+}
 
 /// What one sync asks of its loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +50,15 @@ pub enum Next {
 impl Next {
     pub fn after(delay: Option<Duration>) -> Self {
         delay.map_or(Self::Settled, Self::After)
+    }
+
+    /// Also then, if that is sooner.
+    pub fn or_after(self, delay: Option<Duration>) -> Self {
+        match (self, delay) {
+            (Self::After(own), Some(other)) => Self::After(own.min(other)),
+            (next, None) => next,
+            (Self::Settled, other) => Self::after(other),
+        }
     }
 }
 
@@ -150,10 +180,12 @@ impl<C: Controller> Loop<C> {
     }
 
     /// Works until `shutdown`, with at most `workers` keys at once.
-    pub async fn run(mut self, workers: usize, shutdown: CancellationToken) {
+    pub async fn run(mut self, workers: usize, shutdown: CancellationToken) -> Result<(), Stopped> {
         let synced = futures::future::join_all(std::mem::take(&mut self.synced));
-        if shutdown.run_until_cancelled(synced).await.is_none() {
-            return;
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            stopped = Stopped::first_of(&mut self.tasks) => return Err(stopped),
+            _ = synced => {}
         }
         for key in (self.all)() {
             self.queue.add(key);
@@ -162,29 +194,40 @@ impl<C: Controller> Loop<C> {
             self.tasks
                 .spawn(work(self.controller.clone(), self.queue.clone()));
         }
-        shutdown.cancelled().await;
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            stopped = Stopped::first_of(&mut self.tasks) => return Err(stopped),
+        }
         self.tasks.shutdown().await;
+        Ok(())
     }
 }
 
 async fn work<C: Controller>(controller: Arc<C>, queue: Arc<Queue<Key>>) {
     loop {
         let key = queue.next().await;
-        match controller.sync(&key).await {
-            Ok(next) => {
+        let sync = async {
+            hooks::provoked(C::NAME).await;
+            controller.sync(&key).await
+        };
+        match caught(sync).await {
+            Ok(Ok(next)) => {
                 queue.forget(&key);
                 if let Next::After(delay) = next {
                     queue.add_after(key.clone(), delay);
                 }
             }
-            Err(error) => {
+            Ok(Err(error)) => {
                 if !error.is_conflict() {
                     let error = &error as &dyn std::error::Error;
-                    tracing::warn!(controller = C::NAME, %key, error, "sync failed, will retry");
+                    tracing::warn!(controller = C::NAME, key = %*key, error, "sync failed, will retry");
                 }
                 queue.retry(key.clone());
             }
+            Err(panic) => {
+                tracing::error!(controller = C::NAME, key = %*key, %panic, "sync failed, will retry");
+                queue.retry(key.clone());
+            }
         }
-        queue.done(&key);
     }
 }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Config, TokenFor,
     error::{Doing, Error, OrGone},
-    shared::{Controller, Loop, Next},
+    shared::{Controller, Loop, Next, Stopped},
 };
 use crate::{
     deletion::Judged,
@@ -31,7 +31,11 @@ const ACCOUNT: &str = "kubernetes.io/service-account.name";
 const ACCOUNT_UID: &str = "kubernetes.io/service-account.uid";
 
 /// Runs until `shutdown`.
-pub async fn run(informers: Informers, config: Config, shutdown: CancellationToken) {
+pub async fn run(
+    informers: Informers,
+    config: Config,
+    shutdown: CancellationToken,
+) -> Result<(), Stopped> {
     let secrets: Informer<Secret> = informers.some(ONLY);
     let accounts: Informer<ServiceAccount> = informers.get();
     let controller = Tokens {
@@ -49,7 +53,7 @@ pub async fn run(informers: Informers, config: Config, shutdown: CancellationTok
             held.iter().map(|one| Key::of(one.as_ref())).collect()
         })
         .run(1, shutdown)
-        .await;
+        .await
 }
 
 fn account_of(secret: &Secret) -> &str {

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     error::{Doing, Error, OrGone},
     pods,
-    shared::{Controller, Loop, Next},
+    shared::{Controller, Loop, Next, Stopped},
 };
 use crate::{
     deletion::Judged,
@@ -17,13 +17,13 @@ use crate::{
 };
 
 /// Runs until `shutdown`.
-pub async fn run(informers: Informers, shutdown: CancellationToken) {
+pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
     let jobs: Informer<Job> = informers.get();
     let controller = Ttl {
         client: informers.client().clone(),
         jobs: jobs.clone(),
     };
-    Loop::new(controller, &jobs).run(5, shutdown).await;
+    Loop::new(controller, &jobs).run(5, shutdown).await
 }
 
 /// What a Job's time to live says now. `None` if it has none or is not finished.

@@ -31,9 +31,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{forward::Forwarder, records::Records, serve::Server};
-use crate::informer::{
-    Informers,
-    services::{Joined, Services},
+use crate::{
+    informer::{
+        Informers,
+        services::{Joined, Services},
+    },
+    supervision::caught_here,
 };
 
 #[derive(Clone, Debug)]
@@ -60,7 +63,7 @@ pub async fn run(
     let server = Arc::new(Server::new(domain, forwarder, config.clients));
     let mut services = Services::start(&informers).await;
     update(&server, services.all()).await;
-    let _sockets = listen(&server, &config.listen).await?;
+    let mut sockets = listen(&server, &config.listen).await?;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
@@ -68,6 +71,7 @@ pub async fn run(
                 Some(changed) => update(&server, changed).await,
                 None => return Ok(()),
             },
+            Some(ended) = sockets.join_next() => return Err(Error::Socket(ended.err())),
         }
     }
 }
@@ -99,9 +103,14 @@ async fn update(server: &Server, changed: Vec<Joined>) {
         .into_iter()
         .map(|joined| {
             let slices: Vec<&EndpointSlice> = joined.slices.iter().map(|slice| &**slice).collect();
-            let records = joined
-                .service
-                .map(|service| records::records(&service, &slices, &server.domain));
+            let records = joined.service.map(|service| {
+                // A Service that cannot be served must not keep others from it.
+                let made = caught_here(|| records::records(&service, &slices, &server.domain));
+                made.unwrap_or_else(|panic| {
+                    tracing::error!(service = %joined.key, %panic, "names are not served");
+                    Records::default()
+                })
+            });
             (joined.key, records.unwrap_or_default())
         })
         .collect();
@@ -119,4 +128,6 @@ pub enum Error {
         address: SocketAddr,
         source: std::io::Error,
     },
+    #[error("a socket of DNS is no longer served")]
+    Socket(#[source] Option<tokio::task::JoinError>),
 }

@@ -29,6 +29,7 @@ pub mod volumes;
 mod worker;
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
@@ -154,6 +155,8 @@ pub async fn run(
     );
     let (press, pressures) = watch::channel(eviction::Pressures::default());
     let (order, orders) = mpsc::channel(ORDERS);
+    let (network, containers, until) = (deps.network.clone(), deps.runtime.clone(), stop.clone());
+    let restored = restorations(events.clone(), config.node.clone());
     let context = Arc::new(worker::Context {
         puller: images::Puller::new(deps.images.clone(), client.clone(), events.clone(), uses),
         volumes: Volumes::new(volumes_config(&config, &facts), client.clone()),
@@ -210,6 +213,10 @@ pub async fn run(
     };
 
     let mut parts = JoinSet::new();
+    parts.spawn(async move {
+        let kept = network.keep(containers, restored, until).await;
+        kept.map_err(|error| during("watch the pod network")(std::io::Error::other(error)))
+    });
     let until = stop.clone();
     parts.spawn(async move {
         eviction::run(thresholds, manager, until).await;
@@ -253,8 +260,23 @@ pub async fn run(
     });
     while let Some(part) = parts.join_next().await {
         part.map_err(|error| during("run a part of the kubelet")(error.into()))??;
+        if !shutdown.is_cancelled() {
+            return Err(Error::Ended);
+        }
     }
     Ok(())
+}
+
+/// Tells on the Node what of its network others had undone.
+fn restorations(
+    events: events::Recorder,
+    node: String,
+) -> impl Fn(crate::repair::Told<'_, network::Error>) {
+    move |told| {
+        let (reason, message) = crate::repair::event(&told);
+        let about = eviction::node_ref(&node);
+        events.about(about, events::Level::Warning, reason, message);
+    }
 }
 
 /// Has the kernel hold all pods together to what is not reserved. A node whose kernel will not is
@@ -320,8 +342,8 @@ fn volumes_config(config: &Config, facts: &Facts) -> volumes::Config {
     }
 }
 
-/// Stops and removes all pods of this node and what they use, without a word to the API. Only when
-/// no kubelet runs.
+/// Stops and removes all pods of this node and what they use, without a word to the API, but those
+/// that the runtime does not understand. Only when no kubelet runs.
 pub async fn remove_pods(config: &Config, deps: &Deps) -> Result<(), Error> {
     let volumes = Volumes::new(
         volumes_config(config, &Facts::default()),
@@ -336,16 +358,15 @@ pub async fn remove_pods(config: &Config, deps: &Deps) -> Result<(), Error> {
         action: action.to_owned(),
         source: std::io::Error::other(error),
     };
-    for uid in volumes
-        .known()
-        .await
-        .map_err(|error| failed("list volumes", images::chain(&error)))?
-    {
+    let set_aside: Vec<String> = deps.runtime.set_aside().into_keys().collect();
+    let known = volumes.known().await;
+    let known = known.map_err(|error| failed("list volumes", images::chain(&error)))?;
+    for uid in known.into_iter().filter(|uid| !set_aside.contains(uid)) {
         let torn = volumes.tear_down(&uid).await;
         torn.map_err(|error| failed("remove volumes", images::chain(&error)))?;
     }
-    logs::remove_orphans(&config.log_dir, Vec::new()).await;
-    let detached = deps.network.retain(&[]).await;
+    logs::remove_orphans(&config.log_dir, set_aside.clone()).await;
+    let detached = deps.network.adopt(&set_aside, BTreeMap::new()).await;
     detached.map_err(|error| failed("give back addresses", images::chain(&error)))
 }
 
@@ -368,6 +389,8 @@ async fn remove_pod(runtime: &Runtime, pod: crate::runtime::PodState) -> Result<
 /// Why the kubelet cannot go on at all. What concerns one pod is an event and a status instead.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error("a part of the kubelet ended by itself")]
+    Ended,
     #[error("{0} is not supported")]
     Unsupported(&'static str),
     #[error("{action}")]

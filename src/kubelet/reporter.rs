@@ -13,6 +13,8 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use crate::supervision::{Panic, caught};
+
 /// A status that hardly says anything yet waits so long for a better one.
 const SOON: Duration = Duration::from_millis(100);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -25,6 +27,14 @@ pub struct Target {
     pub name: String,
     /// Of the API's object, so that a later pod of the same name is not written to.
     pub uid: String,
+}
+
+impl Target {
+    /// Whether the object is still there: by its name there may be another by now.
+    pub async fn is_in(&self, api: &Api<Pod>) -> Result<bool, kube::Error> {
+        let found = api.get_opt(&self.name).await?;
+        Ok(found.and_then(|pod| pod.metadata.uid).as_ref() == Some(&self.uid))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -112,7 +122,11 @@ async fn write_all(
             newest = reports.borrow_and_update().clone();
         }
         let Some(report) = newest else { continue };
-        match write(&client, &report, &held).await {
+        let written = caught(write(&client, &report, &held)).await;
+        match written
+            .map_err(Failed::Panic)
+            .and_then(|written| written.map_err(Failed::Api))
+        {
             Ok(revision) => {
                 retry = FIRST_RETRY;
                 held = report.status;
@@ -129,6 +143,15 @@ async fn write_all(
             }
         }
     }
+}
+
+/// Why a status was not written.
+#[derive(Debug, thiserror::Error)]
+enum Failed {
+    #[error(transparent)]
+    Api(kube::Error),
+    #[error(transparent)]
+    Panic(Panic),
 }
 
 fn is_urgent(report: &Option<Report>) -> bool {
@@ -154,8 +177,13 @@ async fn write(
         .patch_status(&target.name, &params, &Patch::Strategic(patch))
         .await;
     match written {
-        // Gone, or another pod by now: nobody wants to know.
-        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(None),
+        // Gone: nobody wants to know.
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+        // Another pod by now, or so many write this one that the server gave up.
+        Err(kube::Error::Api(status)) if status.code == 409 => match target.is_in(&api).await? {
+            true => Err(kube::Error::Api(status)),
+            false => Ok(None),
+        },
         Err(error) => Err(error),
         Ok(pod) => Ok(revision(&pod)),
     }
@@ -209,6 +237,11 @@ fn drop_stale(held: Option<&Value>, conditions: &mut Value) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
     use super::*;
 
     #[test]
@@ -237,5 +270,59 @@ mod tests {
                 json!({"conditions": [{"type": "Ready", "status": "True", "reason": null, "message": null}]})
             )
         );
+    }
+
+    /// Answers in this order: a code each; 200 with a pod of that UID.
+    fn server(answers: &[(&'static str, u16, &'static str)]) -> (Client, Arc<AtomicUsize>) {
+        let (answers, asked) = (answers.to_vec(), Arc::new(AtomicUsize::new(0)));
+        let counted = asked.clone();
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let number = counted.fetch_add(1, Ordering::SeqCst);
+            let (method, code, uid) = answers.get(number).copied().unwrap_or(("", 500, ""));
+            assert_eq!(request.method(), method, "request {number}");
+            let reason = if code == 404 { "NotFound" } else { "Conflict" };
+            let body = match code {
+                200 => json!({"apiVersion": "v1", "kind": "Pod",
+                    "metadata": {"name": "p", "uid": uid, "resourceVersion": "7"}}),
+                code => json!({"apiVersion": "v1", "kind": "Status", "status": "Failure",
+                    "message": "m", "reason": reason, "code": code}),
+            };
+            let body = http_body_util::Full::new(bytes::Bytes::from(body.to_string()));
+            let mut response = http::Response::new(body);
+            *response.status_mut() = http::StatusCode::from_u16(code).unwrap();
+            async { Ok::<_, std::io::Error>(response) }
+        });
+        (Client::new(service, "default"), asked)
+    }
+
+    #[tokio::test]
+    async fn a_conflict_is_no_write_while_the_pod_is_there() {
+        for (answers, revision) in [
+            // Others were always faster: again.
+            (
+                &[("PATCH", 409, ""), ("GET", 200, "u"), ("PATCH", 200, "u")][..],
+                7,
+            ),
+            // Another pod of that name, or none.
+            (&[("PATCH", 409, ""), ("GET", 200, "v")], 0),
+            (&[("PATCH", 409, ""), ("GET", 404, "")], 0),
+            (&[("PATCH", 404, "")], 0),
+        ] {
+            let (client, asked) = server(answers);
+            let mut reporter = Reporter::start(client, PodStatus::default());
+            let target = Target {
+                namespace: "n".into(),
+                name: "p".into(),
+                uid: "u".into(),
+            };
+            let status = PodStatus {
+                phase: Some("Running".into()),
+                ..PodStatus::default()
+            };
+            reporter.report(target, status, Urgency::Now);
+            reporter.flushed().await;
+            assert_eq!(asked.load(Ordering::SeqCst), answers.len());
+            assert_eq!(reporter.written.borrow().revision, revision);
+        }
     }
 }

@@ -22,8 +22,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Pods,
     admit::{self, Refusal, Room},
+    events,
     eviction::{self, Order, Pressures},
-    logs,
+    logs, network,
     node::Health,
     pod, probe,
     reporter::Target,
@@ -95,6 +96,8 @@ pub struct Table {
     waiting: HashMap<Key, Pod>,
     synced: HashSet<Source>,
     tasks: JoinSet<()>,
+    /// Pods that are not understood, by UID.
+    left_alone: HashMap<String, Arc<Pod>>,
 }
 
 impl Table {
@@ -115,6 +118,7 @@ impl Table {
             waiting: HashMap::new(),
             synced: HashSet::new(),
             tasks: JoinSet::new(),
+            left_alone: HashMap::new(),
         }
     }
 
@@ -252,6 +256,9 @@ impl Table {
             }
         }
         let pod = Arc::new(pod);
+        if let Some(why) = self.context.runtime.set_aside().get(&uid) {
+            return self.leave_alone(&uid, pod, why);
+        }
         self.book.write().insert(uid.clone(), pod.clone());
         if let Some(entry) = self.entries.get_mut(&uid) {
             entry.pod = pod;
@@ -275,6 +282,20 @@ impl Table {
             wish,
         };
         self.entries.insert(uid, entry);
+    }
+
+    /// The pod may run, but nothing is known of it: nothing of it is changed, nor its status. Whoever
+    /// has written its records takes it over again.
+    fn leave_alone(&mut self, uid: &str, pod: Arc<Pod>, why: &str) {
+        if self
+            .left_alone
+            .insert(uid.to_owned(), pod.clone())
+            .is_none()
+        {
+            let message = format!("This version does not understand the pod's records: {why}");
+            let events = &self.context.events;
+            events.pod(&pod, events::Level::Warning, "RecordSetAside", message);
+        }
     }
 
     /// Whether the pod only stands for one that runs here. What this node runs itself does not become
@@ -407,7 +428,21 @@ impl Table {
     /// Removes what no source knows. Nothing new comes in meanwhile, since this is awaited.
     async fn remove_orphans(&mut self) {
         let context = self.context.clone();
-        let live: Vec<String> = self.entries.keys().cloned().collect();
+        let set_aside = context.runtime.set_aside();
+        let node = eviction::node_ref(&context.config.node);
+        for (uid, why) in &set_aside {
+            let message = format!("Pod {uid} is left alone, its records are not understood: {why}");
+            let level = events::Level::Warning;
+            context
+                .events
+                .about(node.clone(), level, "RecordSetAside", message);
+        }
+        let live: Vec<String> = self
+            .entries
+            .keys()
+            .chain(set_aside.keys())
+            .cloned()
+            .collect();
         let is_orphan = |uid: &String| !live.contains(uid);
         let pods = context.runtime.pods().await;
         let running: HashSet<String> = pods
@@ -430,7 +465,10 @@ impl Table {
             }
         }
         let kept: Vec<String> = live.iter().cloned().chain(running).collect();
-        if let Err(error) = context.network.retain(&kept).await {
+        let known = self.entries.iter().map(|(uid, entry)| (uid, &entry.pod));
+        let asked = |(uid, pod): (&String, &Arc<Pod>)| (uid.clone(), network::forwards(pod));
+        let ports = known.chain(&self.left_alone).map(asked).collect();
+        if let Err(error) = context.network.adopt(&kept, ports).await {
             tracing::warn!(%error, "addresses of pods that are gone may stay taken");
         }
         logs::remove_orphans(&context.config.log_dir, live).await;

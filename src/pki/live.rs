@@ -17,6 +17,7 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -226,13 +227,13 @@ impl Pki {
 }
 
 /// Renews every certificate in use, until `shutdown`.
-pub async fn renew_in_time(pki: Pki, shutdown: CancellationToken) {
+pub async fn renew_in_time(pki: Pki, shutdown: CancellationToken) -> Result<(), JoinError> {
     let mut clock = Clock::watch();
     loop {
         let renewing = pki.clone();
         // It writes files.
         let renewed = tokio::task::spawn_blocking(move || renewing.renew(SystemTime::now()));
-        let next = renewed.await.ok().flatten();
+        let next = renewed.await?;
         let wait = next.map_or(LOOK, |next| {
             next.duration_since(SystemTime::now()).unwrap_or(RETRY)
         });
@@ -243,7 +244,7 @@ pub async fn renew_in_time(pki: Pki, shutdown: CancellationToken) {
             }
         };
         if shutdown.run_until_cancelled(wait).await.is_none() {
-            return;
+            return Ok(());
         }
     }
 }

@@ -20,6 +20,7 @@ use sha2::{Digest, Sha256};
 use x509_parser::public_key::PublicKey;
 
 use super::{Error, files};
+use crate::supervision::caught_here;
 
 /// Of a new RSA key.
 const BITS: usize = 2048;
@@ -108,10 +109,14 @@ fn make(path: PathBuf, cell: Arc<OnceLock<Result<Arc<TokenKey>, String>>>) -> Re
     let made = std::thread::Builder::new()
         .name("token-key".to_owned())
         .spawn(move || {
-            let made = new(&making).map_err(|error| {
-                let error: &dyn std::error::Error = &error;
-                tracing::error!(error, "the key for service account tokens was not made");
-                error.to_string()
+            // Whoever waits for the cell must not wait for ever.
+            let made = caught_here(|| new(&making));
+            let made = made.map_err(|panic| panic.to_string()).and_then(|made| {
+                made.map_err(|error| {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::error!(error, "the key for service account tokens was not made");
+                    error.to_string()
+                })
             });
             let _ = cell.set(made.map(Arc::new));
         });

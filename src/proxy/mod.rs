@@ -5,7 +5,8 @@
 //! Always true:
 //! - A batch of changes is one transaction: packets see all of it or nothing.
 //! - A change costs what changed; a packet costs the same with one service or ten thousand.
-//! - Foreign tables are never touched.
+//! - Foreign tables are never touched; what others do to ours is undone.
+//! - What could not be written is tried again until it works.
 //! - The daemon's own ports and the node's addresses are never led elsewhere by what a Service says.
 //!
 //! `model.rs` says what a Service asks for, `health.rs` answers load balancers, `render.rs` which elements that is, `table.rs` has the
@@ -21,20 +22,18 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use k8s_openapi::api::{core::v1::ObjectReference, discovery::v1::EndpointSlice};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use self::{
     health::HealthChecks,
     model::{Node, Plan},
     render::Notice,
-    sync::Programmer,
+    sync::{Shared, Writer},
 };
 use crate::{
     events::{Level, Recorder, Source},
@@ -43,6 +42,8 @@ use crate::{
         services::{Joined, Services},
     },
     own_ports::OwnPorts,
+    repair,
+    supervision::caught_here,
 };
 
 /// The bit of the packet mark that asks for masquerade, where nothing else is chosen.
@@ -94,31 +95,56 @@ pub async fn run(
     let first = plans(services.all(), &node);
     let mut health = HealthChecks::default();
     check(&mut health, &first, &events).await;
-    let (programmer, notices) = blocking(move || Programmer::start(config, first)).await?;
+    let (own, writer, notices) = blocking(move || {
+        let (writer, notices) = Writer::open(config, first)?;
+        Ok((writer.own_port()?, writer, notices))
+    })
+    .await?;
     tell(&events, notices);
-    let programmer = Arc::new(Mutex::new(programmer));
-    loop {
-        let changed = tokio::select! {
-            () = shutdown.cancelled() => return Ok(()),
-            changed = services.next() => match changed {
-                Some(changed) => plans(changed, &node),
-                None => return Ok(()),
-            },
-        };
-        check(&mut health, &changed, &events).await;
-        let programmer = programmer.clone();
-        let applied = blocking(move || {
-            let mut programmer = programmer.lock().unwrap_or_else(PoisonError::into_inner);
-            programmer.apply(changed)
-        })
-        .await;
-        match applied {
-            Ok(notices) => tell(&events, notices),
-            Err(error) => tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "services are not up to date"
-            ),
+    let writer = Shared::new(writer);
+    // Of what failed to be written.
+    let again = Notify::new();
+    let told = restorations(events.clone(), &node.name);
+    let keeping = repair::keep(
+        Arc::new(writer.clone()),
+        own,
+        &again,
+        told,
+        shutdown.clone(),
+    );
+    let serving = async {
+        while let Some(changed) = services.next().await {
+            let changed = plans(changed, &node);
+            check(&mut health, &changed, &events).await;
+            let writer = writer.clone();
+            let applied = blocking(move || Ok(writer.lock().apply(changed))).await;
+            let (notices, written) = applied.unwrap_or_else(|error| (Vec::new(), Err(error)));
+            tell(&events, notices);
+            if let Err(error) = written {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(error, "services are not up to date, will retry");
+                again.notify_one();
+            }
         }
+    };
+    tokio::select! {
+        () = serving => {}
+        () = keeping => {}
+    }
+    Ok(())
+}
+
+/// Tells on the Node what of services others had undone on this host.
+fn restorations(events: Recorder, node: &str) -> impl Fn(repair::Told<'_, Error>) {
+    let about = ObjectReference {
+        kind: Some("Node".into()),
+        name: Some(node.into()),
+        uid: Some(node.into()),
+        ..ObjectReference::default()
+    };
+    move |told| {
+        let (reason, message) = repair::event(&told);
+        events.record_ref(about.clone(), Level::Warning, reason, message);
     }
 }
 
@@ -154,7 +180,12 @@ fn plans(services: Vec<Joined>, node: &Node) -> Vec<(Key, Plan)> {
     let plan = |joined: &Joined| match &joined.service {
         Some(service) => {
             let slices: Vec<&EndpointSlice> = joined.slices.iter().map(|slice| &**slice).collect();
-            model::plan(service, &slices, node)
+            // A Service that cannot be served must not keep others from it.
+            let plan = caught_here(|| model::plan(service, &slices, node));
+            plan.unwrap_or_else(|panic| {
+                tracing::error!(service = %joined.key, %panic, "a Service is not served");
+                Plan::default()
+            })
         }
         None => Plan::default(),
     };

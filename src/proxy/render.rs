@@ -169,8 +169,8 @@ pub struct Step {
     pub delete: Vec<(SetName, Element)>,
     pub chains: Chains,
     pub add: Vec<(SetName, Element)>,
-    /// Fronts whose backends changed, with those that are left.
-    pub moved: Vec<(Front, BTreeSet<Backend>)>,
+    /// Fronts whose backends changed.
+    pub moved: Vec<Front>,
     pub notices: Vec<Notice>,
 }
 
@@ -320,6 +320,29 @@ impl State {
             chains: self.chains.clone(),
             ..Step::default()
         }
+    }
+
+    /// Where senders of UDP write to.
+    pub fn udp_fronts(&self) -> BTreeSet<(Option<Ipv4Addr>, u16)> {
+        let udp = self.spots.keys().filter(|spot| spot.1 == Protocol::Udp);
+        udp.map(|(address, _, port)| (*address, *port)).collect()
+    }
+
+    /// Where UDP for this address and port may arrive, whoever sends it.
+    pub fn served(&self, (address, port): (Option<Ipv4Addr>, u16)) -> BTreeSet<Backend> {
+        let wanted = (address, Protocol::Udp, port);
+        let owner = self.spots.get(&wanted).and_then(BTreeSet::first);
+        let service = owner.and_then(|rank| self.services.get(&rank.key));
+        let fronts = service.into_iter().flat_map(|service| &service.plan.fronts);
+        fronts
+            .filter(|(front, _)| spot(front) == wanted)
+            .filter_map(|(_, outcome)| match outcome {
+                Outcome::Forward { backends, .. } => Some(backends),
+                Outcome::Refuse | Outcome::Drop => None,
+            })
+            .flatten()
+            .copied()
+            .collect()
     }
 
     /// How many chains there are, used or not.
@@ -522,7 +545,7 @@ fn ignored(key: &Key, plan: &Plan) -> impl Iterator<Item = Notice> {
 }
 
 /// Fronts whose backends differ between two plans.
-fn moved(before: &Plan, after: &Plan) -> Vec<(Front, BTreeSet<Backend>)> {
+fn moved(before: &Plan, after: &Plan) -> Vec<Front> {
     let backends = |plan: &Plan, front: &Front| match plan.fronts.get(front) {
         Some(Outcome::Forward { backends, .. }) => backends.clone(),
         _ => BTreeSet::new(),
@@ -530,9 +553,8 @@ fn moved(before: &Plan, after: &Plan) -> Vec<(Front, BTreeSet<Backend>)> {
     let fronts: BTreeSet<&Front> = before.fronts.keys().chain(after.fronts.keys()).collect();
     fronts
         .into_iter()
-        .map(|front| (*front, backends(before, front), backends(after, front)))
-        .filter(|(_, before, after)| before != after)
-        .map(|(front, _, after)| (front, after))
+        .filter(|front| backends(before, front) != backends(after, front))
+        .copied()
         .collect()
 }
 

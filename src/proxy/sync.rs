@@ -1,91 +1,216 @@
-//! Carries steps out: one nf_tables transaction each, then forgets stale UDP flows. Blocking.
+//! Brings the kernel to the picture of it: one nf_tables transaction each, then forgets stale UDP
+//! flows. Blocking.
+//!
+//! The picture is changed first. What the kernel has of it is known or not: after a failure, or when
+//! somebody else has changed the table, all of it is written, until it works.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use netns::{
-    conntrack, nft,
-    route::{Change, Prefix, Socket},
+    monitor::Changes,
+    nft,
+    route::{Change, Prefix, RouteKind, Socket, WantedRoute},
 };
 
 use super::{
-    Config, Error,
-    model::{Backend, Front, Plan, Protocol},
+    Config, Error, blocking,
+    model::{Plan, Protocol},
     render::{Notice, State, Step},
     table,
 };
-use crate::informer::Key;
+use crate::{
+    informer::Key,
+    repair::{
+        HostState,
+        flows::{self, Front, Served},
+        programmer::{Outcome, Programmer},
+    },
+};
 
 /// With more chains than this, and more than twice of what was used last, those that nothing points to
 /// any more are taken away.
 const FEW_CHAINS: usize = 512;
 
 /// The table in the kernel and the picture of it.
-pub struct Programmer {
+pub struct Writer {
     config: Config,
     socket: nft::Socket,
+    table: Programmer,
     state: State,
     most_chains: usize,
+    /// Fronts whose tracked flows may be older than the rules.
+    stale: BTreeSet<Front>,
+    /// The link of the route to the services, when it was there last.
+    link: Option<u32>,
 }
 
-impl Programmer {
-    /// Makes the table anew from all services, in one transaction.
-    pub fn start(config: Config, plans: Vec<(Key, Plan)>) -> Result<(Self, Vec<Notice>), Error> {
-        let mut programmer = Self {
-            socket: nft::Socket::open().map_err(Error::Start)?,
-            config,
-            state: State::default(),
-            most_chains: FEW_CHAINS,
-        };
-        programmer.route()?;
+impl Writer {
+    /// Knows these plans; nothing is written yet.
+    pub fn open(config: Config, plans: Vec<(Key, Plan)>) -> Result<(Self, Vec<Notice>), Error> {
+        let mut state = State::default();
         let mut step = Step::default();
         for (key, plan) in plans {
-            programmer.state.update(&key, plan, &mut step);
+            state.update(&key, plan, &mut step);
         }
-        programmer.rebuild()?;
-        forget(&step.moved)?;
-        Ok((programmer, step.notices))
+        let writer = Self {
+            socket: nft::Socket::open().map_err(Error::Start)?,
+            table: Programmer::new(table::table(&config)),
+            stale: state.udp_fronts(),
+            config,
+            state,
+            most_chains: FEW_CHAINS,
+            link: None,
+        };
+        Ok((writer, step.notices))
     }
 
-    /// Brings the kernel to the new plans. If the change does not fit what is there, because
-    /// somebody else changed the table, all of it is made anew.
-    pub fn apply(&mut self, plans: Vec<(Key, Plan)>) -> Result<Vec<Notice>, Error> {
+    /// The port of the socket by which the table is written.
+    pub fn own_port(&self) -> Result<u32, Error> {
+        self.socket.port().map_err(Error::Start)
+    }
+
+    /// Takes the new plans over and brings the kernel there. What fails is for [`Writer::settle`].
+    pub fn apply(&mut self, plans: Vec<(Key, Plan)>) -> (Vec<Notice>, Result<(), Error>) {
         let mut step = Step::default();
         for (key, plan) in plans {
             self.state.update(&key, plan, &mut step);
         }
         let notices = std::mem::take(&mut step.notices);
+        let moved = std::mem::take(&mut step.moved).into_iter();
+        let udp = moved.filter(|front| front.protocol == Protocol::Udp);
+        self.stale
+            .extend(udp.map(|front| (front.address, front.port)));
         if step.is_empty() {
-            return Ok(notices);
+            return (notices, Ok(()));
         }
-        let moved = std::mem::take(&mut step.moved);
-        if self.state.chains() > self.most_chains {
-            self.state.forget_chains();
-            self.most_chains = FEW_CHAINS.max(2 * self.state.chains());
-            self.rebuild()?;
-        } else if let Err(error) = self.socket.commit(table::change(&self.config, step)) {
-            tracing::warn!(%error, "change refused, making the table anew");
-            self.rebuild()?;
-        }
-        forget(&moved)?;
-        Ok(notices)
+        let written = match self.state.chains() > self.most_chains {
+            true => {
+                self.state.forget_chains();
+                self.most_chains = FEW_CHAINS.max(2 * self.state.chains());
+                self.rebuild()
+            }
+            false => self.write(step),
+        };
+        (notices, written.and_then(|_| self.forget_flows()))
     }
 
-    fn rebuild(&mut self) -> Result<(), Error> {
-        let batch = table::rebuild(&self.config, self.state.whole());
-        self.socket.commit(batch).map_err(Error::Commit)
+    fn write(&mut self, step: Step) -> Result<Outcome, Error> {
+        let (config, state) = (&self.config, &self.state);
+        let change = || table::change(config, step);
+        let whole = || table::rebuild(config, state.whole());
+        let written = self.table.commit(&mut self.socket, change, whole);
+        written.map_err(Error::Commit)
     }
 
-    /// The node itself reaches services even if it has no route to anywhere else.
-    fn route(&self) -> Result<(), Error> {
+    fn rebuild(&mut self) -> Result<Outcome, Error> {
+        let whole = table::rebuild(&self.config, self.state.whole());
+        let written = self.table.replace(&mut self.socket, whole);
+        let outcome = written.map_err(Error::Commit)?;
+        if outcome.is_restored() {
+            self.stale = self.state.udp_fronts();
+        }
+        Ok(outcome)
+    }
+
+    /// Compares what there is with the picture and restores what differs. Returns what others had
+    /// undone.
+    pub fn settle(&mut self) -> Result<Vec<String>, Error> {
+        let mut restored = Vec::new();
+        self.table.verify(&mut self.socket).map_err(Error::Commit)?;
+        if self.table.doubt().is_some() && self.rebuild()?.is_restored() {
+            restored.push(format!("the nf_tables table {}", self.table.table()));
+        }
+        let first = self.link.is_none();
+        if self.route()? && !first {
+            restored.extend(
+                (self.config.service_route.iter())
+                    .map(|(range, _)| format!("the route to {range}")),
+            );
+        }
+        self.forget_flows()?;
+        Ok(restored)
+    }
+
+    /// The node itself reaches services even if it has no route to anywhere else. Whether the route had
+    /// to be made; without the link that is for later.
+    fn route(&mut self) -> Result<bool, Error> {
         let Some((range, device)) = &self.config.service_route else {
-            return Ok(());
+            return Ok(false);
         };
         let mut socket = Socket::open().map_err(Error::Start)?;
-        let link = socket.link(device).map_err(Error::Route)?;
-        let to = Prefix::new(range.network(), range.prefix_len());
-        socket
-            .apply(vec![Change::add_route(link.index, to, None)])
-            .map_err(Error::Route)
+        let link = match socket.link(device) {
+            Ok(link) if link.up => link.index,
+            Ok(_) => return Ok(false),
+            Err(error) if error.is_absent() => return Ok(false),
+            Err(error) => return Err(Error::Route(error)),
+        };
+        let wanted = WantedRoute {
+            to: Prefix::new(range.network(), range.prefix_len()),
+            link,
+            kind: RouteKind::Link,
+        };
+        let made = socket.ensure_routes(&[wanted]).map_err(Error::Route)?;
+        self.link = Some(link);
+        Ok(!made.is_empty())
+    }
+
+    /// Flows to a backend that went, or begun before there was one. What fails is tried again.
+    fn forget_flows(&mut self) -> Result<(), Error> {
+        let front = |front: &Front| (*front, self.state.served(*front));
+        let served: Served = self.stale.iter().map(front).collect();
+        flows::forget_stale(&served).map_err(Error::Conntrack)?;
+        self.stale.clear();
+        Ok(())
+    }
+
+    /// Takes in what has changed on this host; whether that may have undone something of ours.
+    fn notice(&mut self, changes: &Changes) -> bool {
+        let device = self.config.service_route.as_ref().map(|(_, device)| device);
+        let is_up = |device| {
+            let link = changes.links.get(device);
+            link.is_some_and(|link| link.as_ref().is_some_and(|link| link.up))
+        };
+        let lost_route = self.link.is_some_and(|link| {
+            changes.lost_routes.contains(&link)
+                || changes.lost_addresses.iter().any(|(lost, _)| *lost == link)
+        });
+        // With a link its routes go, which the kernel does not tell.
+        self.table.notice(changes) || lost_route || changes.overrun || device.is_some_and(is_up)
+    }
+}
+
+/// The writer, shared between who changes services and who repairs.
+#[derive(Clone)]
+pub struct Shared(Arc<Mutex<Writer>>);
+
+impl Shared {
+    pub fn new(writer: Writer) -> Self {
+        Self(Arc::new(Mutex::new(writer)))
+    }
+
+    /// A panic in between leaves a table that is not known, which the next change makes anew.
+    pub fn lock(&self) -> MutexGuard<'_, Writer> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl HostState for Shared {
+    type Error = Error;
+
+    fn notice(&self, changes: &Changes) -> bool {
+        self.lock().notice(changes)
+    }
+
+    fn has_drifted(&self) -> bool {
+        false
+    }
+
+    async fn repair(&self) -> Result<Vec<String>, Error> {
+        let shared = self.clone();
+        blocking(move || shared.lock().settle()).await
     }
 }
 
@@ -108,32 +233,4 @@ pub fn remove(config: &Config) -> Result<(), Error> {
         Err(error) if !error.is_absent() => Err(Error::Route(error)),
         _ => Ok(()),
     }
-}
-
-/// UDP senders never begin anew, so flows to a backend that went, or begun before there was one,
-/// are forgotten. TCP is left alone: ending backends drain.
-fn forget(moved: &[(Front, BTreeSet<Backend>)]) -> Result<(), Error> {
-    let fronts: HashMap<_, _> = moved
-        .iter()
-        .filter(|(front, _)| front.protocol == Protocol::Udp)
-        .map(|(front, backends)| ((front.address, front.port), backends))
-        .collect();
-    if fronts.is_empty() {
-        return Ok(());
-    }
-    let mut stale = conntrack::list(false).map_err(Error::Conntrack)?;
-    stale.retain(|entry| {
-        let (std::net::IpAddr::V4(address), port) = entry.original.destination else {
-            return false;
-        };
-        let backends = fronts
-            .get(&(Some(address), port))
-            .or_else(|| fronts.get(&(None, port)));
-        let (std::net::IpAddr::V4(source), source_port) = entry.reply.source else {
-            return false;
-        };
-        entry.original.protocol == Protocol::Udp.number()
-            && backends.is_some_and(|backends| !backends.contains(&(source, source_port)))
-    });
-    conntrack::delete(&stale).map_err(Error::Conntrack)
 }

@@ -381,6 +381,13 @@ fn refused(from: &Namespace, address: IpAddr, port: u16) -> TestResult<bool> {
     Ok(error.is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused))
 }
 
+/// All of it written.
+fn start(config: Config, plans: Vec<(Key, Plan)>) -> TestResult<Writer> {
+    let (mut writer, _) = Writer::open(config, plans)?;
+    writer.settle()?;
+    Ok(writer)
+}
+
 const BOTH: &[(&str, &str, bool, bool)] = &[
     ("10.8.0.2", "a", true, false),
     ("10.8.0.3", "a", true, false),
@@ -398,9 +405,9 @@ fn services_answer_from_everywhere() -> TestResult {
     }));
     let key = Key::new("n", "s");
     let plan = |endpoints| model::plan(&service, &[&slice(8080, "TCP", endpoints)], &at("a"));
-    let (mut programmer, _) = lab
+    let mut writer = lab
         .node
-        .run(|| Programmer::start(lab.config(), vec![(key.clone(), plan(BOTH))]))??;
+        .run(|| start(lab.config(), vec![(key.clone(), plan(BOTH))]))??;
 
     // Both endpoints get their share, from a pod (to itself too), the node, and outside.
     let external = IpAddr::from([198, 51, 100, 7]);
@@ -430,7 +437,7 @@ fn services_answer_from_everywhere() -> TestResult {
         }
     }
     // Without endpoints, and on a port nobody has: refused, not silence.
-    programmer.apply(vec![(key.clone(), plan(&[]))])?;
+    writer.apply(vec![(key.clone(), plan(&[]))]).1?;
     for (from, address, port) in [
         (&lab.pods[0], CLUSTER_IP, 80),
         (&lab.node, CLUSTER_IP, 80),
@@ -440,12 +447,12 @@ fn services_answer_from_everywhere() -> TestResult {
         assert!(refused(from, address, port)?, "{address}:{port}");
     }
     // One endpoint back again.
-    programmer.apply(vec![(key.clone(), plan(&BOTH[1..]))])?;
+    writer.apply(vec![(key.clone(), plan(&BOTH[1..]))]).1?;
     assert_eq!(ask(&lab.pods[0], CLUSTER_IP, 80)?.0, PODS[1]);
 
     // Somebody deletes the table: the next change makes it anew.
     lab.node.run(|| sync::remove(&lab.config()))??;
-    programmer.apply(vec![(key.clone(), plan(BOTH))])?;
+    writer.apply(vec![(key.clone(), plan(BOTH))]).1?;
     ask(&lab.pods[0], CLUSTER_IP, 80)?;
 
     lab.node.run(|| sync::remove(&lab.config()))??;
@@ -474,11 +481,11 @@ fn a_balanced_address_is_for_its_source_ranges() -> TestResult {
     };
     let key = Key::new("n", "s");
     let first = vec![(key.clone(), plan("192.0.2.0/24")?)];
-    let (mut programmer, _) = lab.node.run(|| Programmer::start(lab.config(), first))??;
+    let mut writer = lab.node.run(|| start(lab.config(), first))??;
     let balanced = IpAddr::from([198, 51, 100, 7]);
     ask(&lab.outside, balanced, 80)?;
     ask(&lab.outside, CLUSTER_IP, 80)?;
-    programmer.apply(vec![(key, plan("198.18.0.0/15")?)])?;
+    writer.apply(vec![(key, plan("198.18.0.0/15")?)]).1?;
     assert!(ask(&lab.outside, balanced, 80).is_err());
     ask(&lab.outside, CLUSTER_IP, 80)?;
     Ok(())
@@ -494,9 +501,9 @@ fn a_client_stays_with_its_endpoint() -> TestResult {
     }));
     let key = Key::new("n", "s");
     let plan = |endpoints| model::plan(&service, &[&slice(8080, "TCP", endpoints)], &at("a"));
-    let (mut programmer, _) = lab
+    let mut writer = lab
         .node
-        .run(|| Programmer::start(lab.config(), vec![(key.clone(), plan(BOTH))]))??;
+        .run(|| start(lab.config(), vec![(key.clone(), plan(BOTH))]))??;
     let rules = lab
         .node
         .run(|| Command::new("nft").args(["list", "ruleset"]).output())??;
@@ -508,7 +515,7 @@ fn a_client_stays_with_its_endpoint() -> TestResult {
         }
     }
     // Its endpoint goes: it is served by the other.
-    programmer.apply(vec![(key.clone(), plan(&BOTH[..1]))])?;
+    writer.apply(vec![(key.clone(), plan(&BOTH[..1]))]).1?;
     for from in [&lab.node, &lab.pods[0], &lab.pods[1]] {
         assert_eq!(ask(from, CLUSTER_IP, 80)?.0, PODS[0]);
     }
@@ -526,8 +533,7 @@ fn a_udp_sender_moves_when_its_endpoint_goes() -> TestResult {
     let key = Key::new("n", "s");
     let plan = |endpoints| model::plan(&service, &[&slice(5353, "UDP", endpoints)], &at("a"));
     lab.node.run(|| -> TestResult {
-        let (mut programmer, _) =
-            Programmer::start(lab.config(), vec![(key.clone(), plan(&BOTH[..1]))])?;
+        let mut writer = start(lab.config(), vec![(key.clone(), plan(&BOTH[..1]))])?;
         let socket = lab.pods[1].run(|| UdpSocket::bind((PODS[1], 0)))??;
         socket.set_read_timeout(Some(TIMEOUT))?;
         let ask = || -> TestResult<IpAddr> {
@@ -538,7 +544,7 @@ fn a_udp_sender_moves_when_its_endpoint_goes() -> TestResult {
             Ok(std::str::from_utf8(&buffer[..length])?.parse()?)
         };
         assert_eq!(ask()?, PODS[0]);
-        programmer.apply(vec![(key.clone(), plan(&BOTH[1..]))])?;
+        writer.apply(vec![(key.clone(), plan(&BOTH[1..]))]).1?;
         assert_eq!(ask()?, PODS[1]); // hairpin, from the same source port
         Ok(())
     })?

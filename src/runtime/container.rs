@@ -48,6 +48,8 @@ pub enum Report {
     },
 }
 
+impl super::protocol::Growing for Report {}
+
 /// A step that failed.
 #[derive(Debug)]
 pub struct Failed {

@@ -18,6 +18,7 @@ use super::{
     protocol::{self, Call, Failure, Frame, Request, Streams},
     sys,
 };
+use crate::format;
 
 /// A supervisor greets at once; one that does not in this time is stuck.
 const GREETING: Duration = Duration::from_secs(30);
@@ -28,6 +29,28 @@ pub type Answer = (Result<Streams, Failure>, Vec<OwnedFd>);
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Gone(pub String);
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum NoLink {
+    #[error(transparent)]
+    Gone(#[from] Gone),
+    /// It runs, and is not understood.
+    #[error("it speaks version {version} and understands none before {oldest}")]
+    Version { version: u32, oldest: u32 },
+    /// It may work in a moment.
+    #[error(transparent)]
+    Busy(io::Error),
+}
+
+impl From<NoLink> for Gone {
+    fn from(error: NoLink) -> Self {
+        match error {
+            NoLink::Gone(gone) => gone,
+            other => Self(other.to_string()),
+        }
+    }
+}
 
 #[derive(Debug)]
 pub struct Link {
@@ -52,8 +75,11 @@ impl Link {
     }
 
     /// Connects to the supervisor of a pod and hears its greeting.
-    pub async fn connect(pod_dir: &Path) -> Result<(Self, i32), Gone> {
-        let gone = |error: io::Error| Gone(error.to_string());
+    pub async fn connect(pod_dir: &Path) -> Result<(Self, i32), NoLink> {
+        let gone = |error: io::Error| match format::is_shortage(&error) {
+            true => NoLink::Busy(error),
+            false => NoLink::Gone(Gone(error.to_string())),
+        };
         let socket = protocol::connect_to(pod_dir).map_err(gone)?;
         let link = Self::new(socket).map_err(gone)?;
         let pid = link.greeting().await?;
@@ -61,19 +87,15 @@ impl Link {
     }
 
     /// The first frame: the supervisor's process, or why there is none.
-    pub async fn greeting(&self) -> Result<i32, Gone> {
+    pub async fn greeting(&self) -> Result<i32, NoLink> {
+        let gone = |message: String| Err(NoLink::Gone(Gone(message)));
         match tokio::time::timeout(GREETING, self.receive()).await {
-            Err(_) => Err(Gone("it does not greet".into())),
-            Ok(Ok(Some((Frame::Hello { version, pid }, _)))) => {
-                if version == protocol::VERSION {
-                    return Ok(pid);
-                }
-                Err(Gone(format!("it speaks version {version}")))
-            }
-            Ok(Ok(Some((Frame::Fatal { message }, _)))) => Err(Gone(message)),
-            Ok(Ok(Some(_))) => Err(Gone("it does not greet".into())),
-            Ok(Ok(None)) => Err(Gone("it ended before it was ready".into())),
-            Ok(Err(error)) => Err(Gone(error.to_string())),
+            Err(_) => gone("it does not greet".into()),
+            Ok(Ok(Some((hello @ Frame::Hello { .. }, _)))) => understood(&hello),
+            Ok(Ok(Some((Frame::Fatal { message }, _)))) => gone(message),
+            Ok(Ok(Some(_))) => gone("it does not greet".into()),
+            Ok(Ok(None)) => gone("it ended before it was ready".into()),
+            Ok(Err(error)) => gone(error.to_string()),
         }
     }
 
@@ -131,5 +153,23 @@ impl Link {
     /// Nothing will be answered any more.
     pub fn close(&self) {
         lock(&self.waiting).take();
+    }
+}
+
+/// The supervisor's process, if it speaks our language.
+fn understood(hello: &Frame) -> Result<i32, NoLink> {
+    match *hello {
+        Frame::Hello {
+            version,
+            oldest,
+            pid,
+        } => match protocol::is_understood(version, oldest) {
+            true => Ok(pid),
+            false => Err(NoLink::Version {
+                version,
+                oldest: oldest.unwrap_or(version),
+            }),
+        },
+        _ => Err(NoLink::Gone(Gone("it does not greet".into()))),
     }
 }

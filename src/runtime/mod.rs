@@ -184,6 +184,12 @@ impl Runtime {
         self.node.all().iter().map(|pod| pod.snapshot()).collect()
     }
 
+    /// Pods that may well run, but whose records or supervisor this program does not understand, and
+    /// why. They are left alone: not among [`Runtime::pods`], never removed.
+    pub fn set_aside(&self) -> std::collections::BTreeMap<String, String> {
+        self.node.set_aside()
+    }
+
     pub async fn pod(&self, uid: &str) -> Option<PodState> {
         self.node.find(uid).map(|pod| pod.snapshot())
     }
@@ -224,6 +230,11 @@ impl Runtime {
     /// Removes an exited container: root filesystem, cgroup, record. Its log stays.
     pub async fn remove_container(&self, id: &str) -> Result<(), Error> {
         self.node.remove_container(id).await
+    }
+
+    /// Removes what is left of pods that are not understood, once nothing of them runs (for `reset`).
+    pub async fn remove_set_aside(&self) -> Result<(), Error> {
+        self.node.remove_set_aside().await
     }
 
     /// Kills what still runs and removes everything of the pod (namespaces, cgroup, supervisor).

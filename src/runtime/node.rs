@@ -21,8 +21,8 @@ use tokio::sync::broadcast;
 use super::{
     Ceilings, Config, ContainerConfig, Error, Event, ExecConfig, Phase, PodConfig, Session, Usage,
     cgroup::{self, Owner},
-    link::{Link, lock},
-    pod::{Pod, container_state},
+    link::{Link, NoLink, lock},
+    pod::{self, Loaded, Pod, container_state},
     protocol::{self, Call, Failure},
     records::{self, ContainerRecord, PodDir, PodRecord},
     rootfs,
@@ -31,11 +31,19 @@ use super::{
     sys,
     teardown::{self, io_error},
 };
+use crate::{
+    backoff::Backoff,
+    format::{self, Unreadable},
+    supervision::hooks,
+};
 
 /// Changes a slow listener may miss before it must look at everything.
 const EVENTS: usize = 1024;
 /// How long a killed container may take to end, and a supervisor to kill all it has.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two tries to take a pod over.
+const FIRST_WAIT: Duration = Duration::from_millis(10);
+const LAST_WAIT: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub struct Node {
@@ -45,6 +53,8 @@ pub struct Node {
     _program: Program,
     zygote: Zygote,
     pods: Mutex<BTreeMap<String, Arc<Pod>>>,
+    /// Pods whose records this program does not understand, and why. They are left alone.
+    set_aside: Mutex<BTreeMap<String, String>>,
     events: broadcast::Sender<Event>,
 }
 
@@ -95,7 +105,11 @@ async fn blocking<T: Send + 'static>(
 async fn carried<T: Send + 'static>(
     work: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {
-    match tokio::spawn(work).await {
+    let delayed = async {
+        hooks::delay().await;
+        work.await
+    };
+    match tokio::spawn(delayed).await {
         Ok(result) => result,
         Err(error) => Err(io_error("work")(std::io::Error::other(error))),
     }
@@ -110,8 +124,9 @@ impl Node {
             for dir in [records::pods(&made), made.state_dir.join("containers")] {
                 records::private_dir(&dir).map_err(io_error(format!("make {}", dir.display())))?;
             }
-            let uids = records::names(&records::pods(&made));
-            remove_strays(&made, &uids);
+            let list = || Ok(records::names(&records::pods(&made))?);
+            let uids = format::patiently(list).map_err(unread("list the pods"))?;
+            remove_strays(&made, &uids)?;
             Ok((hierarchy, Program::new(&program), uids))
         })
         .await?;
@@ -121,6 +136,7 @@ impl Node {
             zygote: Zygote::new(program.path()),
             _program: program,
             pods: Mutex::default(),
+            set_aside: Mutex::default(),
             events: broadcast::channel(EVENTS).0,
         });
         let adoptions = uids.iter().map(|uid| node.adopt(uid));
@@ -130,25 +146,58 @@ impl Node {
         Ok(node)
     }
 
-    /// Takes over a pod that an earlier daemon made.
+    /// Takes over a pod that an earlier daemon made. What is not understood is left alone; a shortage
+    /// that does not end is an error, since a pod that is not seen would be started a second time.
     async fn adopt(&self, uid: &str) -> Result<(), Error> {
         let dir = PodDir::new(&self.config, uid);
-        let record: PodRecord = match records::read(&dir.pod()) {
-            Ok(record) => record,
-            Err(error) => {
-                tracing::warn!(pod = uid, %error, "removing a pod that has no record");
+        let found = dir.clone();
+        let loaded = match blocking(move || Ok(pod::load(&found))).await? {
+            Ok(loaded) => loaded,
+            Err((_, Unreadable::Absent)) if !dir.has_begun() => {
+                tracing::warn!(pod = uid, "removing a pod that has no record");
                 let (config, hierarchy) = (self.config.clone(), self.hierarchy.clone());
                 return blocking(move || teardown::remove_pod(&config, &hierarchy, &dir)).await;
             }
-        };
-        let link = match Link::connect(&dir.0).await {
-            Ok(link) => Some(link),
-            Err(error) => {
-                tracing::warn!(pod = uid, %error, "the pod's supervisor is gone");
-                None
+            Err((path, error @ Unreadable::Busy(_))) => {
+                return Err(unread(format!("read {}", path.display()))(error));
+            }
+            Err((path, error)) => {
+                let why = format!("{}: {error}", path.display());
+                match format::set_aside(&path) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        tracing::warn!(pod = uid, %error, "the record stays where it is");
+                    }
+                    _ => {}
+                }
+                self.leave_alone(uid, why);
+                return Ok(());
             }
         };
-        let pod = Pod::new(record, dir, link, self.events.clone());
+        let end = tokio::time::Instant::now() + PATIENCE;
+        let mut wait = Backoff::new(FIRST_WAIT, LAST_WAIT);
+        let pod = loop {
+            let busy = match Link::connect(&dir.0).await {
+                Err(error @ NoLink::Version { .. }) => {
+                    self.leave_alone(uid, format!("its supervisor: {error}"));
+                    return Ok(());
+                }
+                Err(NoLink::Busy(error)) => error,
+                connected => {
+                    let link = connected.inspect_err(|error| {
+                        tracing::warn!(pod = uid, %error, "the pod's supervisor is gone");
+                    });
+                    match Pod::new(loaded.clone(), dir.clone(), link.ok(), self.events.clone()) {
+                        Ok(pod) => break pod,
+                        Err(error) => error,
+                    }
+                }
+            };
+            if tokio::time::Instant::now() > end {
+                return Err(io_error(format!("take over pod {uid}"))(busy));
+            }
+            tracing::warn!(pod = uid, error = %busy, "the pod is not taken over yet, will retry");
+            tokio::time::sleep(wait.next()).await;
+        };
         for id in pod.unstarted() {
             let Some(link) = &pod.link else { break };
             // Signal 0 only asks: what the supervisor never heard of will not start any more.
@@ -162,6 +211,20 @@ impl Node {
         }
         lock(&self.pods).insert(uid.into(), pod);
         Ok(())
+    }
+
+    fn leave_alone(&self, uid: &str, why: String) {
+        tracing::error!(
+            pod = uid,
+            why,
+            "a pod is not understood and left alone as it is"
+        );
+        lock(&self.set_aside).insert(uid.to_owned(), why);
+    }
+
+    /// Pods that may run, but are not understood, and why.
+    pub fn set_aside(&self) -> BTreeMap<String, String> {
+        lock(&self.set_aside).clone()
     }
 
     pub fn events(&self) -> broadcast::Receiver<Event> {
@@ -215,9 +278,14 @@ impl Node {
             made.map_err(io_error(format!("make {}", path.display())))
         })
         .await?;
-        match self.start_supervisor(&dir, &record).await {
-            Ok(link) => {
-                let pod = Pod::new(record, dir, Some(link), self.events.clone());
+        let started = self.start_supervisor(&dir, &record).await;
+        let watched = started.and_then(|link| {
+            let loaded = Loaded::fresh(record);
+            let pod = Pod::new(loaded, dir.clone(), Some(link), self.events.clone());
+            pod.map_err(io_error("watch the supervisor"))
+        });
+        match watched {
+            Ok(pod) => {
                 lock(&self.pods).insert(uid, pod);
                 Ok(())
             }
@@ -244,7 +312,7 @@ impl Node {
         let link = Link::new(socket).map_err(io_error("supervisor's socket"))?;
         match link.greeting().await {
             Ok(pid) => Ok((link, pid)),
-            Err(error) => Err(session::gone(&uid, &error)),
+            Err(error) => Err(session::gone(&uid, &error.into())),
         }
     }
 
@@ -469,6 +537,19 @@ impl Node {
         Ok(())
     }
 
+    pub async fn remove_set_aside(&self) -> Result<(), Error> {
+        let config = self.config.clone();
+        let uids: Vec<String> = self.set_aside().into_keys().collect();
+        blocking(move || {
+            let dirs = uids.iter().map(|uid| PodDir::new(&config, uid));
+            dirs.map(|dir| teardown::remove_files(&config, &dir))
+                .fold(Ok(()), Result::and)
+        })
+        .await?;
+        lock(&self.set_aside).clear();
+        Ok(())
+    }
+
     pub async fn netns(&self, uid: &str) -> Result<Option<OwnedFd>, Error> {
         let pod = self.pod(uid)?;
         if pod.record.config.host_network {
@@ -635,18 +716,22 @@ fn pid_target(spec: &oci_spec::runtime::Spec) -> Option<String> {
 
 /// Roots of containers that no record knows: what was there before the machine was restarted.
 /// Their layers may be large, so nobody waits for them.
-fn remove_strays(config: &Config, uids: &[String]) {
-    let known: std::collections::BTreeSet<String> = uids
-        .iter()
-        .flat_map(|uid| PodDir::new(config, uid).container_ids())
-        .collect();
-    let strays: Vec<PathBuf> = records::names(&config.state_dir.join("containers"))
+fn remove_strays(config: &Config, uids: &[String]) -> Result<(), Error> {
+    let list = |dir: &Path| {
+        let names = format::patiently(|| Ok(records::names(dir)?));
+        names.map_err(unread(format!("list {}", dir.display())))
+    };
+    let mut known = std::collections::BTreeSet::new();
+    for uid in uids {
+        known.extend(list(&PodDir::new(config, uid).containers())?);
+    }
+    let strays: Vec<PathBuf> = list(&config.state_dir.join("containers"))?
         .into_iter()
         .filter(|id| !known.contains(id))
         .map(|id| records::root_dir(&config.state_dir, &id))
         .collect();
     if strays.is_empty() {
-        return;
+        return Ok(());
     }
     std::thread::spawn(move || {
         for path in strays {
@@ -655,4 +740,13 @@ fn remove_strays(config: &Config, uids: &[String]) {
             }
         }
     });
+    Ok(())
+}
+
+fn unread(action: impl Into<String>) -> impl FnOnce(Unreadable) -> Error {
+    let action = action.into();
+    move |error| match error {
+        Unreadable::Busy(source) => io_error(action)(source),
+        other => io_error(action)(std::io::Error::other(other)),
+    }
 }

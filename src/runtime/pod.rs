@@ -2,10 +2,12 @@
 
 use std::{
     os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
+use serde::de::DeserializeOwned;
 use tokio::{
     io::unix::AsyncFd,
     sync::{broadcast, watch},
@@ -19,6 +21,13 @@ use super::{
     records::{self, ContainerRecord, PodDir, PodRecord, StateRecord},
     sys,
 };
+use crate::{
+    format::{self, Unreadable},
+    supervision::caught,
+};
+
+/// After news that could not be taken in.
+const AGAIN: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub struct Pod {
@@ -44,22 +53,29 @@ struct State {
 
 impl Pod {
     /// A pod with its supervisor's connection, which is read from now on.
+    ///
+    /// Errors: a shortage of descriptors, after which nothing has changed.
     pub fn new(
-        record: PodRecord,
+        loaded: Loaded,
         dir: PodDir,
         link: Option<(Link, i32)>,
         events: broadcast::Sender<Event>,
-    ) -> Arc<Self> {
-        let process = link.as_ref().and_then(|(_, pid)| {
-            let pidfd = sys::pidfd_open(*pid).ok()?;
-            Some((*pid, sys::watch(pidfd).ok()?))
-        });
+    ) -> std::io::Result<Arc<Self>> {
+        let Loaded { record, containers } = loaded;
+        let process = match &link {
+            Some((_, pid)) => match sys::pidfd_open(*pid).and_then(sys::watch) {
+                Ok(process) => Some((*pid, process)),
+                Err(error) if format::is_shortage(&error) => return Err(error),
+                Err(_) => None, // it has just ended
+            },
+            None => None,
+        };
         let pod = Arc::new(Self {
             record,
             dir,
             state: Mutex::new(State {
                 alive: process.is_some(),
-                containers: Vec::new(),
+                containers,
             }),
             link: link.map(|(link, _)| Arc::new(link)),
             process,
@@ -67,17 +83,14 @@ impl Pod {
             events,
             reader: Mutex::new(None),
         });
-        for container in recorded(&pod.dir) {
-            lock(&pod.state).containers.push(container);
-        }
         match &pod.link {
             Some(link) if pod.process.is_some() => {
-                let reader = tokio::spawn(read(pod.clone(), link.clone()));
+                let reader = tokio::spawn(keep_reading(pod.clone(), link.clone()));
                 *lock(&pod.reader) = Some(reader.abort_handle());
             }
             _ => pod.lost(),
         }
-        pod
+        Ok(pod)
     }
 
     pub fn uid(&self) -> &str {
@@ -149,7 +162,11 @@ impl Pod {
         if let Some(link) = &self.link {
             link.close();
         }
-        let last: Vec<ContainerState> = recorded(&self.dir);
+        let last = load_containers(&self.dir).unwrap_or_else(|(path, error)| {
+            let path = path.display();
+            tracing::warn!(pod = self.uid(), %path, %error, "how containers ended is not known");
+            Vec::new()
+        });
         {
             let mut state = lock(&self.state);
             state.alive = false;
@@ -218,6 +235,14 @@ impl Pod {
     }
 }
 
+/// News that cannot be taken in must not keep later ones from it.
+async fn keep_reading(pod: Arc<Pod>, link: Arc<Link>) {
+    while let Err(panic) = caught(read(pod.clone(), link.clone())).await {
+        tracing::error!(pod = pod.uid(), %panic, "news of a pod were not taken in");
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
 /// Hears the supervisor until it is gone.
 async fn read(pod: Arc<Pod>, link: Arc<Link>) {
     loop {
@@ -237,19 +262,62 @@ async fn read(pod: Arc<Pod>, link: Arc<Link>) {
     pod.lost();
 }
 
-/// Containers as their records tell.
-fn recorded(dir: &PodDir) -> Vec<ContainerState> {
-    let mut found: Vec<(SystemTime, ContainerState)> = dir
-        .container_ids()
-        .into_iter()
-        .filter_map(|id| {
-            let record: ContainerRecord = records::read(&dir.container_config(&id)).ok()?;
-            let state: Option<StateRecord> = records::read(&dir.container_state(&id)).ok();
-            Some((record.created, container_state(&record, state)))
-        })
-        .collect();
+/// What the records of one pod say.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    pub record: PodRecord,
+    /// Oldest first.
+    pub containers: Vec<ContainerState>,
+}
+
+impl Loaded {
+    /// Of a pod that has just been made.
+    pub fn fresh(record: PodRecord) -> Self {
+        Self {
+            record,
+            containers: Vec::new(),
+        }
+    }
+}
+
+/// Reads all records of a pod, those that were set aside too, which a program of another version may
+/// understand. Waits while there is a shortage. On error, which file it was. Blocking.
+pub fn load(dir: &PodDir) -> Result<Loaded, (PathBuf, Unreadable)> {
+    let record = read_record(&dir.pod())?;
+    let containers = load_containers(dir)?;
+    Ok(Loaded { record, containers })
+}
+
+fn load_containers(dir: &PodDir) -> Result<Vec<ContainerState>, (PathBuf, Unreadable)> {
+    let folder = dir.containers();
+    let ids = format::patiently(|| Ok(dir.container_ids()?)).map_err(|error| (folder, error))?;
+    let mut found: Vec<(SystemTime, ContainerState)> = Vec::new();
+    for id in ids {
+        let record: ContainerRecord = match read_record(&dir.container_config(&id)) {
+            Err((_, Unreadable::Absent)) => continue, // nothing has been started yet
+            record => record?,
+        };
+        let state: Option<StateRecord> = match read_record(&dir.container_state(&id)) {
+            Err((_, Unreadable::Absent)) => None,
+            state => Some(state?),
+        };
+        found.push((record.created, container_state(&record, state)));
+    }
     found.sort_by_key(|(created, _)| *created);
-    found.into_iter().map(|(_, container)| container).collect()
+    Ok(found.into_iter().map(|(_, container)| container).collect())
+}
+
+fn read_record<T: DeserializeOwned>(path: &Path) -> Result<T, (PathBuf, Unreadable)> {
+    let found = format::patiently(|| records::read(path));
+    let Err(Unreadable::Absent) = found else {
+        return found.map_err(|error| (path.to_owned(), error));
+    };
+    let aside = format::aside(path);
+    let record = format::patiently(|| records::read(&aside));
+    let record = record.map_err(|error| (path.to_owned(), error))?;
+    // Understood after all: the version that wrote it is back.
+    std::fs::rename(&aside, path).map_err(|error| (path.to_owned(), error.into()))?;
+    Ok(record)
 }
 
 pub fn container_state(record: &ContainerRecord, state: Option<StateRecord>) -> ContainerState {

@@ -16,8 +16,12 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{Exit, Io, Phase, sys};
 
-/// Raised when an older supervisor could not understand a newer daemon, or the other way round.
+/// Raised when an older supervisor could not understand a newer daemon, or the other way round. What is
+/// merely added raises nothing: fields that are not known are passed over, a call that is not known
+/// is answered with [`Failure::Other`], a frame that is not known is passed over.
 pub const VERSION: u32 = 1;
+/// The oldest version that is still understood.
+pub const OLDEST: u32 = 1;
 
 /// Longest packet. Errors and command lines are cut or refused before they reach it.
 pub const MAX_PACKET: usize = 128 << 10;
@@ -72,12 +76,21 @@ pub enum Call {
     },
     /// Kills everything, answers, ends.
     Shutdown,
+    /// One of a later version.
+    #[serde(skip)]
+    Unknown,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Frame {
-    /// The first frame on every connection.
-    Hello { version: u32, pid: i32 },
+    /// The first frame on every connection. `oldest`: the oldest version that the supervisor understands;
+    /// those that do not say so understand their own alone.
+    Hello {
+        version: u32,
+        #[serde(default)]
+        oldest: Option<u32>,
+        pid: i32,
+    },
     /// Instead of `Hello`: the pod could not be made.
     Fatal { message: String },
     Answer {
@@ -88,6 +101,50 @@ pub enum Frame {
     Changed { id: String, phase: Phase },
     /// The end of a session's process.
     Ended { exit: Exit },
+    /// One of a later version.
+    #[serde(skip)]
+    Unknown,
+}
+
+/// A message of which there may be more kinds in later versions.
+pub trait Growing: DeserializeOwned {
+    /// What to make of one that is not known. Between processes of one version there is none.
+    fn unknown(_: &serde_json::Value) -> Option<Self> {
+        None
+    }
+}
+
+impl Growing for Request {
+    fn unknown(message: &serde_json::Value) -> Option<Self> {
+        let number = message.get("number")?.as_u64()?;
+        let call = Call::Unknown;
+        Some(Self { number, call })
+    }
+}
+
+impl Growing for Frame {
+    fn unknown(message: &serde_json::Value) -> Option<Self> {
+        let Some(answer) = message.get("Answer") else {
+            return Some(Self::Unknown);
+        };
+        let number = answer.get("number")?.as_u64()?;
+        let result = Err(Failure::Other(format!(
+            "an answer that is not known: {answer}"
+        )));
+        Some(Self::Answer { number, result })
+    }
+}
+
+/// Whether a daemon of this version and a supervisor that greets with these understand each other.
+pub fn is_understood(version: u32, oldest: Option<u32>) -> bool {
+    version >= OLDEST && oldest.unwrap_or(version) <= VERSION
+}
+
+fn decode<T: Growing>(data: &[u8]) -> io::Result<T> {
+    serde_json::from_slice(data).or_else(|error| {
+        let message = serde_json::from_slice(data)?;
+        T::unknown(&message).ok_or(error.into())
+    })
 }
 
 /// Which descriptors lie beside an answer, in this order.
@@ -123,7 +180,7 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     )?)
 }
 
-const SOCKET: &str = "control.sock";
+pub const SOCKET: &str = "control.sock";
 
 /// A socket path holds 107 bytes; through an open folder any depth fits.
 fn address(pod_dir: BorrowedFd<'_>) -> io::Result<UnixAddr> {
@@ -184,13 +241,78 @@ pub fn send(
 
 /// The next message; `None` when the peer is gone. On a socket that does not block, nothing to
 /// read is the error `WouldBlock`.
-pub fn receive<T: DeserializeOwned>(
-    socket: BorrowedFd<'_>,
-) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+pub fn receive<T: Growing>(socket: BorrowedFd<'_>) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
     match sys::receive_packet(socket, MAX_PACKET) {
         Ok(None) => Ok(None),
-        Ok(Some((data, fds))) => Ok(Some((serde_json::from_slice(&data)?, fds))),
+        Ok(Some((data, fds))) => Ok(Some((decode(&data)?, fds))),
         Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_understands_whom() {
+        for (version, oldest, want) in [
+            (1, None, true),  // from before ranges
+            (2, None, false), // it cannot be told that it understands us
+            (2, Some(1), true),
+            (3, Some(2), false),
+            (0, Some(0), false),
+        ] {
+            assert_eq!(is_understood(version, oldest), want, "{version} {oldest:?}");
+        }
+    }
+
+    #[test]
+    fn messages_of_other_versions_are_understood_as_far_as_they_go() {
+        let frame = |text: &str| decode::<Frame>(text.as_bytes());
+        let hello = frame(r#"{"Hello": {"version": 1, "pid": 7}}"#).unwrap(); // the first release
+        assert!(matches!(
+            hello,
+            Frame::Hello {
+                version: 1,
+                oldest: None,
+                pid: 7
+            }
+        ));
+        let hello = frame(r#"{"Hello": {"version": 2, "oldest": 1, "pid": 7, "more": 1}}"#);
+        assert!(matches!(
+            hello.unwrap(),
+            Frame::Hello {
+                oldest: Some(1),
+                ..
+            }
+        ));
+        let later = frame(r#"{"Paused": {"id": "a"}}"#).unwrap();
+        assert!(matches!(later, Frame::Unknown));
+        let answer = frame(r#"{"Answer": {"number": 3, "result": {"Later": {}}}}"#).unwrap();
+        assert!(matches!(
+            answer,
+            Frame::Answer {
+                number: 3,
+                result: Err(Failure::Other(_))
+            }
+        ));
+        let call = decode::<Request>(br#"{"number": 4, "call": {"Freeze": {"id": "a"}}}"#);
+        assert!(matches!(
+            call.unwrap(),
+            Request {
+                number: 4,
+                call: Call::Unknown
+            }
+        ));
+        assert!(decode::<Request>(br#"{"call": "Shutdown"}"#).is_err());
+        // What the first release reads of ours.
+        let hello = Frame::Hello {
+            version: VERSION,
+            oldest: Some(OLDEST),
+            pid: 7,
+        };
+        let text = serde_json::to_value(hello).unwrap();
+        assert_eq!(text["Hello"]["version"], 1);
     }
 }

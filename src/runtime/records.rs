@@ -4,6 +4,7 @@
 //! socket, the supervisor's log, the pod's `/dev/shm`, and for every container
 //! `containers/<id>/{config,state}.json`: the configuration is the daemon's, the state is the
 //! supervisor's. Files are replaced as a whole; a missing state means the container never started.
+//! They are read by whichever version of the program runs next, newer or older: see [`crate::format`].
 
 use std::{
     fs,
@@ -16,9 +17,12 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{Config, ContainerConfig, Phase, PodConfig, files};
+use crate::format::{self, Unreadable};
 
-/// Raised with every change that an older reader would misunderstand.
+/// Raised with every change that an older reader would misunderstand; see [`crate::format`].
 pub const VERSION: u32 = 1;
+/// The oldest that is still read.
+const OLDEST: u32 = 1;
 /// A pod is at most 3 MiB, and a record holds no more than it says.
 const LONGEST: u64 = 64 << 20;
 
@@ -87,8 +91,16 @@ impl PodDir {
     }
 
     /// Ids of all recorded containers.
-    pub fn container_ids(&self) -> Vec<String> {
+    pub fn container_ids(&self) -> io::Result<Vec<String>> {
         names(&self.containers())
+    }
+
+    /// Something has been made for the pod already, whether its record is there or not.
+    pub fn has_begun(&self) -> bool {
+        let there = |path: &Path| path.symlink_metadata().is_ok();
+        there(&format::aside(&self.pod()))
+            || there(&self.containers())
+            || there(&self.0.join(super::protocol::SOCKET))
     }
 }
 
@@ -96,14 +108,15 @@ pub fn pods(config: &Config) -> PathBuf {
     config.run_dir.join("pods")
 }
 
-/// Plain names in a folder; none when it is absent.
-pub fn names(dir: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(dir) else {
-        return Vec::new();
+/// Plain names in a folder; none when it is absent. What cannot be read is an error: a pod that is not
+/// seen would be started a second time.
+pub fn names(dir: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
     };
-    entries
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .collect()
+    let names = entries.map(|entry| Ok(entry?.file_name().into_string().ok()));
+    names.filter_map(Result::transpose).collect()
 }
 
 /// Root filesystem of one container: writable layer and mount point.
@@ -133,10 +146,8 @@ pub fn write(path: &Path, record: &impl Serialize) -> io::Result<()> {
     fs::rename(temporary, path)
 }
 
-pub fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
-    Ok(serde_json::from_slice(&files::read_at_most(
-        path, LONGEST,
-    )?)?)
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, Unreadable> {
+    format::parse(&files::read_at_most(path, LONGEST)?, OLDEST..=VERSION)
 }
 
 /// Removes a folder and all in it; an absent one is fine.

@@ -57,7 +57,8 @@ pub async fn open(
     wanted: (bool, bool),
 ) -> Result<Session, Error> {
     let lost = |error: Gone| gone(target.pod, &error);
-    let (link, _) = Link::connect(&target.dir.0).await.map_err(lost)?;
+    let connected = Link::connect(&target.dir.0).await;
+    let (link, _) = connected.map_err(|error| lost(error.into()))?;
     let request = Request { number: 1, call };
     link.send(&request)
         .await

@@ -12,6 +12,7 @@ use super::{
     Config, Error, cgroup,
     records::{self, PodDir, PodRecord},
 };
+use crate::format::{self, Unreadable};
 
 /// First error of several steps.
 #[derive(Default)]
@@ -75,7 +76,7 @@ pub fn remove_pod(
 ) -> Result<(), Error> {
     let mut first = First::default();
     // Without a record nothing else was made yet: the record comes first.
-    if let Ok(record) = records::read::<PodRecord>(&dir.pod()) {
+    if let Some(record) = record(dir)? {
         let (root, pod) = (&config.cgroup_root, &record.config.cgroup);
         // Without its supervisor nothing of the pod is started again.
         for group in [
@@ -85,15 +86,41 @@ pub fn remove_pod(
             first.note(remove_group(hierarchy, &group));
         }
     }
+    if first.0.is_none() {
+        // The record goes last: as long as something is left it can be found again.
+        first.note(remove_files(config, dir));
+    }
+    first.result()
+}
+
+/// What lies on disk of one pod of which nothing runs.
+pub fn remove_files(config: &Config, dir: &PodDir) -> Result<(), Error> {
+    let mut first = First::default();
     first.note(unmount(&dir.shm()));
-    for id in dir.container_ids() {
+    let ids = dir.container_ids();
+    for id in ids.map_err(io_error(format!("read {}", dir.containers().display())))? {
         first.note(remove(&records::root_dir(&config.state_dir, &id)));
     }
     if first.0.is_none() {
-        // The record goes last: as long as something is left it can be found again.
         first.note(remove(&dir.0));
     }
     first.result()
+}
+
+/// The pod's record, also one that was set aside. One that cannot be read is an error: what it names
+/// would stay behind, and nobody would find it any more.
+fn record(dir: &PodDir) -> Result<Option<PodRecord>, Error> {
+    for path in [dir.pod(), format::aside(&dir.pod())] {
+        match format::patiently(|| records::read(&path)) {
+            Ok(record) => return Ok(Some(record)),
+            Err(Unreadable::Absent) => {}
+            Err(error) => {
+                let action = io_error(format!("read {}", path.display()));
+                return Err(action(io::Error::other(error)));
+            }
+        }
+    }
+    Ok(None)
 }
 
 fn unmount(point: &Path) -> Result<(), Error> {
@@ -110,7 +137,8 @@ pub fn remove_all(config: &Config) -> Result<(), Error> {
     let hierarchy =
         cgroups::Hierarchy::detect().map_err(|source| cgroup::failed("this host", source))?;
     let mut first = First::default();
-    for uid in records::names(&records::pods(config)) {
+    let uids = records::names(&records::pods(config));
+    for uid in uids.map_err(io_error("list the pods"))? {
         first.note(remove_pod(config, &hierarchy, &PodDir::new(config, &uid)));
     }
     first.note(remove_group(&hierarchy, &config.cgroup_root));

@@ -46,6 +46,7 @@ use self::{
 use crate::{
     events::{Level, Recorder},
     informer::{Change, Informer, Informers, Key},
+    supervision::{caught, caught_here},
 };
 
 /// What the scheduler is told at start.
@@ -304,11 +305,19 @@ impl Scheduler {
         }
     }
 
-    /// Tries the most urgent pod.
+    /// Tries the most urgent pod. One that cannot even be tried must not keep others from it.
     fn attempt(&mut self) {
         let Some(pod) = self.queue.pop() else {
             return;
         };
+        let (key, uid) = (pod.key.clone(), pod.uid.clone());
+        if let Err(panic) = caught_here(|| self.try_pod(pod)) {
+            tracing::error!(pod = %key, %panic, "scheduling failed, will retry");
+            self.queue.failed(&uid, Instant::now());
+        }
+    }
+
+    fn try_pod(&mut self, pod: Arc<PodInfo>) {
         let defaults = self.spread_defaults(&pod);
         let namespaces = self.namespaces.clone();
         let labels = move |name: &str| -> Option<BTreeMap<String, String>> {
@@ -336,13 +345,18 @@ impl Scheduler {
         let (client, failures) = (self.client.clone(), self.failures.clone());
         let events = self.events.clone();
         tokio::spawn(async move {
-            match report::bind(client, &pod, &node).await {
-                Ok(()) => {
+            let bound = caught(report::bind(client, &pod, &node)).await;
+            match bound.map_err(|panic| panic.to_string()) {
+                Ok(Ok(())) => {
                     let text = format!("Successfully assigned {} to {node}", pod.key);
                     events.record(pod.pod.as_ref(), Level::Normal, "Scheduled", text);
                 }
-                Err(error) => {
+                Ok(Err(error)) => {
                     tracing::warn!(pod = %pod.key, node, %error, "binding failed, will retry");
+                    let _ = failures.send(Failure::Binding(pod.uid.clone()));
+                }
+                Err(panic) => {
+                    tracing::error!(pod = %pod.key, node, panic, "binding failed, will retry");
                     let _ = failures.send(Failure::Binding(pod.uid.clone()));
                 }
             }

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::pod::{PodInfo, Uid, nominated, uid_of};
-use crate::queue::Queue;
+use crate::{queue::Queue, supervision::caught};
 
 const WORKERS: usize = 4;
 const UNSCHEDULABLE: &str = "Unschedulable";
@@ -142,22 +142,29 @@ impl Shared {
 async fn work(shared: Arc<Shared>, client: Client) {
     loop {
         let uid = shared.queue.next().await;
-        if let Some(wish) = shared.take(&uid) {
-            match write(&client, &wish).await {
-                Ok(()) => {
-                    shared.give_back(&uid, None);
-                    shared.queue.forget(&uid);
-                }
-                Err(error) => {
-                    tracing::debug!(pod = %wish.pod.key, %error, "status not written, will retry");
-                    shared.give_back(&uid, Some(wish));
-                    shared.queue.retry(uid.clone());
-                }
-            }
-        } else {
+        let Some(wish) = shared.take(&uid) else {
             shared.queue.forget(&uid);
+            continue;
+        };
+        let failed = match caught(write(&client, &wish)).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(panic) => {
+                tracing::error!(pod = %wish.pod.key, %panic, "status not written");
+                Some(panic.to_string())
+            }
+        };
+        match failed {
+            None => {
+                shared.give_back(&uid, None);
+                shared.queue.forget(&uid);
+            }
+            Some(error) => {
+                tracing::debug!(pod = %wish.pod.key, error, "status not written, will retry");
+                shared.give_back(&uid, Some(wish));
+                shared.queue.retry(uid.clone());
+            }
         }
-        shared.queue.done(&uid);
     }
 }
 

@@ -147,6 +147,8 @@ pub trait Store: Send + Sync + 'static {
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, Error>;
     /// Forgets history up to and including `revision` (never current values).
     async fn compact(&self, revision: Revision) -> Result<(), Error>;
+    /// Resolves when the store has failed for good: no write can happen any more.
+    async fn failed(&self);
 }
 
 /// Why the store could not do what was asked.

@@ -36,6 +36,7 @@ use vetch::{
     pki::Pki,
     scheduler,
     store::embedded::Embedded,
+    supervision::Parts,
 };
 
 type TestResult = Result<(), Box<dyn Error + Send + Sync>>;
@@ -75,8 +76,10 @@ impl Lab {
         );
         handle.start(plugins).await?;
         let client = handle.client(own_user());
-        let informers = Informers::new(client.clone());
         let stop = CancellationToken::new();
+        let parts = Parts::until(stop.clone());
+        let manager = User::internal("system:kube-controller-manager", &[]);
+        let informers = Informers::new(handle.client(manager));
         let config = controllers::Config {
             ca_pem: pki.ca_pem().into(),
             authority: Arc::new(vetch::cli::ClusterAuthority(pki.clone())),
@@ -95,7 +98,10 @@ impl Lab {
                 }
             }),
         };
-        tokio::spawn(controllers::run(informers.clone(), config, stop.clone()));
+        // Each with the rights that it has in a cluster, and no more.
+        let client_of =
+            |account: &str| handle.client(User::service_account("kube-system", account));
+        controllers::start(&parts, &informers, client_of, &config);
         let config = scheduler::Config::default();
         // With the rights it has in a cluster, and no more.
         let user = User::internal("system:kube-scheduler", &[]);
@@ -405,6 +411,39 @@ async fn a_stateful_set_starts_in_order_and_rolls_from_the_top() -> TestResult {
         Ok(rolled && settled(&sets.get("s").await?))
     })
     .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statuses_that_change_together_are_written_together() -> TestResult {
+    const PODS: i32 = 12;
+    let lab = Lab::new().await?;
+    let sets = Informers::new(lab.client.clone()).get::<StatefulSet>();
+    let mut changes = sets.changes();
+    sets.synced().await;
+    let spec = json!({"serviceName": "web", "replicas": PODS, "podManagementPolicy": "Parallel"});
+    let set: StatefulSet = object(workload("web", spec))?;
+    let begun = tokio::time::Instant::now();
+    lab.api("default")
+        .create(&PostParams::default(), &set)
+        .await?;
+    let mut written = 0;
+    let all_ready = async {
+        while let Some(change) = changes.next().await {
+            let Change::Applied { old, new } = change else {
+                continue;
+            };
+            let status = |set: &StatefulSet| set.status.clone().unwrap_or_default();
+            written += i32::from(old.is_some_and(|old| status(&old) != status(&new)));
+            if status(&new).ready_replicas == Some(PODS) {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), all_ready).await?;
+    // One at once, and one in each 50 ms after it.
+    let most = i32::try_from(begun.elapsed().as_millis() / 50)? + 2;
+    assert!(written <= most, "{written} in {:?}", begun.elapsed());
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

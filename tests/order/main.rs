@@ -10,3 +10,4 @@ mod plane;
 mod pods;
 mod repair;
 mod supervision;
+mod upgrade;

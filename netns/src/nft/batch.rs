@@ -9,13 +9,14 @@ use super::{
 use crate::{
     Error,
     socket::Netlink,
-    wire::{Attrs, Message},
+    wire::{self, Attrs, Message},
 };
 
 const SUBSYSTEM: u16 = 10;
 const BEGIN: u16 = 0x10;
 const END: u16 = 0x11;
 const NEW_TABLE: u16 = 0;
+const GET_TABLE: u16 = 1;
 const DELETE_TABLE: u16 = 2;
 const NEW_CHAIN: u16 = 3;
 const DELETE_CHAIN: u16 = 5;
@@ -30,6 +31,7 @@ const LIST_BYTES: usize = 48 << 10;
 const SET_MAP: u32 = 8;
 const SET_TIMEOUT: u32 = 0x10;
 const SET_EVAL: u32 = 0x20;
+const TABLE_HANDLE: u16 = 4;
 const VERDICT_TYPE: u32 = 0xffff_ff00;
 
 /// What a map's element points to.
@@ -273,6 +275,31 @@ impl Drop for Socket {
 impl Socket {
     pub fn open() -> Result<Self, Error> {
         Netlink::open(SockProtocol::NetlinkNetFilter).map(Self)
+    }
+
+    /// The netlink port of this socket: the kernel names it in what it tells others of a change, see
+    /// [`crate::monitor`].
+    pub fn port(&self) -> Result<u32, Error> {
+        self.0.port()
+    }
+
+    /// A number that no other table has or will have; `None` if there is no such table.
+    pub fn table_handle(&mut self, table: &Table) -> Result<Option<u64>, Error> {
+        let what = format!("look up the table {table}");
+        let fixed = [table.family.number(), 0, 0, 0];
+        let mut message = Message::new(SUBSYSTEM << 8 | GET_TABLE, 0, &fixed, what.clone());
+        message.body.str(1, &table.name);
+        let mut handle = None;
+        let found = self.0.query(&message, |body| {
+            let attrs = body.get(4..).unwrap_or_default();
+            handle = wire::attribute(attrs, TABLE_HANDLE)
+                .and_then(|bytes| Some(u64::from_be_bytes(bytes.try_into().ok()?)));
+        });
+        match found {
+            Ok(()) => handle.map(Some).ok_or(Error::Malformed { what }),
+            Err(error) if error.is_absent() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Carries the transaction out: all of it or nothing.

@@ -1,6 +1,6 @@
 //! The words of nf_tables: families, hooks, chains, sets, the types of their keys, verdicts.
 
-use crate::wire::Attrs;
+use crate::{monitor::TableKey, wire::Attrs};
 
 /// Which packets a table sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,6 +44,11 @@ impl Table {
             family,
             name: name.into(),
         }
+    }
+
+    /// As [`crate::monitor`] names it.
+    pub fn key(&self) -> TableKey {
+        (self.family.number(), self.name.clone())
     }
 }
 

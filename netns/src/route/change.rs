@@ -10,7 +10,7 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
     link::{InfoBridgePort, InfoData, InfoPortData, InfoPortKind, InfoVeth},
     neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
-    route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope},
+    route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
 };
 use rtnetlink::{
     LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
@@ -22,6 +22,8 @@ use crate::wire::Message;
 
 const CREATE: i32 = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
 const REPLACE: i32 = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+/// The routing table of what is this machine's own.
+const LOCAL_TABLE: u8 = libc::RT_TABLE_LOCAL;
 
 /// A veth pair to be made: one end here, the other in a namespace given by descriptor.
 #[derive(Debug)]
@@ -44,6 +46,25 @@ pub enum Port {
     /// Nothing is learned and nothing is flooded: frames come to the port by
     /// [`Change::add_forwarding`] alone, and from it with those sender addresses alone.
     Fixed,
+}
+
+/// A route that shall be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WantedRoute {
+    pub to: Prefix,
+    pub link: u32,
+    pub kind: RouteKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouteKind {
+    /// The destination is on the link itself.
+    Link,
+    /// As the kernel makes them for an address that a link gets: to its network, with that address as
+    /// the sender's,
+    Connected(IpAddr),
+    /// and to the address itself, which is this machine's.
+    Local,
 }
 
 /// One change, ready to be sent.
@@ -129,6 +150,15 @@ impl Change {
         Self::set_link(link, format!("set link {index} up"))
     }
 
+    /// Makes the link a port of the bridge `master`, and sets it up.
+    pub fn set_master(name: &str, master: u32) -> Self {
+        let link = LinkUnspec::new_with_name(name).controller(master).up();
+        Self::set_link(
+            link,
+            format!("make the link {name} a port of link {master}"),
+        )
+    }
+
     pub fn set_mac(index: u32, mac: Mac) -> Self {
         let link = LinkUnspec::new_with_index(index).address(mac.to_vec());
         Self::set_link(link, format!("set the hardware address of link {index}"))
@@ -167,6 +197,37 @@ impl Change {
         }
         let what = format!("add the route to {to} on link {index}");
         Self::new(libc::RTM_NEWROUTE, REPLACE, &message, what)
+    }
+
+    /// Idempotent; takes the place of a route to the same destination.
+    pub fn ensure_route(wanted: &WantedRoute) -> Self {
+        let mut message = route(wanted.link, wanted.to);
+        message.header.scope = RouteScope::Link;
+        match wanted.kind {
+            RouteKind::Link => {}
+            RouteKind::Connected(source) => {
+                message.header.protocol = RouteProtocol::Kernel;
+                let source = RouteAttribute::PrefSource(source.into());
+                message.attributes.push(source);
+            }
+            RouteKind::Local => {
+                message.header.protocol = RouteProtocol::Kernel;
+                message.header.table = LOCAL_TABLE;
+                message.header.scope = RouteScope::Host;
+                message.header.kind = RouteType::Local;
+                let source = RouteAttribute::PrefSource(wanted.to.address.into());
+                message.attributes.push(source);
+            }
+        }
+        let what = format!("add the route to {} on link {}", wanted.to, wanted.link);
+        Self::new(libc::RTM_NEWROUTE, REPLACE, &message, what)
+    }
+
+    /// Fails if what it would make is there, instead of replacing it.
+    pub fn exclusive(mut self) -> Self {
+        self.0.flags &= !(libc::NLM_F_REPLACE as u16);
+        self.0.flags |= CREATE as u16;
+        self
     }
 
     pub fn delete_route(index: u32, to: Prefix) -> Self {

@@ -6,7 +6,7 @@
 
 mod change;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_route::{address::AddressMessage, link::LinkMessage};
 use nix::sys::socket::SockProtocol;
@@ -18,7 +18,7 @@ use crate::{
     wire::{self, Message},
 };
 
-pub use change::{Change, Port, Veth};
+pub use change::{Change, Port, RouteKind, Veth, WantedRoute};
 
 const UP: u32 = libc::IFF_UP as u32;
 const INFO_KIND: u16 = 1;
@@ -67,6 +67,14 @@ pub struct Link {
     pub kind: Option<String>,
 }
 
+/// A route as the kernel shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub to: Prefix,
+    /// `None` for one that leads by several links, or nowhere.
+    pub link: Option<u32>,
+}
+
 /// A route socket in the namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Socket(Netlink);
@@ -100,6 +108,51 @@ impl Socket {
         Ok(links)
     }
 
+    /// The entry of the routing tables by which packets to this address leave, or stay; `None` if
+    /// there is none.
+    pub fn route_to(&mut self, address: IpAddr) -> Result<Option<Route>, Error> {
+        const FIB_MATCH: u32 = 0x2000;
+        let (family, bytes) = match address {
+            IpAddr::V4(address) => (libc::AF_INET as u8, address.octets().to_vec()),
+            IpAddr::V6(address) => (libc::AF_INET6 as u8, address.octets().to_vec()),
+        };
+        let mut fixed = vec![family, bytes.len() as u8 * 8, 0, 0, 0, 0, 0, 0];
+        fixed.extend(FIB_MATCH.to_ne_bytes());
+        let what = format!("look up the route to {address}");
+        let mut message = Message::new(libc::RTM_GETROUTE, 0, &fixed, what);
+        message.body.bytes(libc::RTA_DST, &bytes);
+        let mut route = None;
+        match self.0.query(&message, |body| route = parse_route(body)) {
+            Err(error) if !error.is_unreachable() && !error.is_absent() => Err(error),
+            _ => Ok(route),
+        }
+    }
+
+    /// Makes these routes if they are not there; whether one was not.
+    pub fn ensure_routes(&mut self, wanted: &[WantedRoute]) -> Result<Vec<Prefix>, Error> {
+        let mut made = Vec::new();
+        for wanted in wanted {
+            let found = self.route_to(wanted.to.address)?;
+            let same = found.filter(|found| found.to == wanted.to);
+            if same
+                .as_ref()
+                .is_some_and(|found| found.link == Some(wanted.link))
+            {
+                continue;
+            }
+            let change = Change::ensure_route(wanted);
+            // What is there already for that prefix leads elsewhere, or something inside of it has a
+            // route of its own.
+            match self.apply(vec![change.clone().exclusive()]) {
+                Err(error) if error.is_present() && same.is_none() => continue,
+                Err(error) if error.is_present() => self.apply(vec![change])?,
+                made => made?,
+            }
+            made.push(wanted.to);
+        }
+        Ok(made)
+    }
+
     /// Link and address, for every address of the namespace.
     pub fn addresses(&mut self) -> Result<Vec<(u32, Prefix)>, Error> {
         let all = AddressMessage::default();
@@ -115,7 +168,7 @@ fn dump(kind: u16, all: &impl Emitable, what: &str) -> Message {
     Message::emit(kind, libc::NLM_F_DUMP, all, what)
 }
 
-fn parse_link(body: &[u8]) -> Option<Link> {
+pub(crate) fn parse_link(body: &[u8]) -> Option<Link> {
     let attrs = body.get(16..)?;
     let number = |kind| wire::u32_at(wire::attribute(attrs, kind)?, 0);
     Some(Link {
@@ -131,14 +184,32 @@ fn parse_link(body: &[u8]) -> Option<Link> {
     })
 }
 
-fn parse_address(body: &[u8]) -> Option<(u32, Prefix)> {
+pub(crate) fn parse_address(body: &[u8]) -> Option<(u32, Prefix)> {
     let attrs = body.get(8..)?;
     // On a point-to-point link IFA_ADDRESS is the other end; IFA_LOCAL is ours.
     let bytes = wire::attribute(attrs, libc::IFA_LOCAL)
         .or_else(|| wire::attribute(attrs, libc::IFA_ADDRESS))?;
-    let address = match bytes.len() {
-        4 => IpAddr::from(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?)),
-        _ => IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?),
+    let prefix = Prefix::new(address(bytes)?, *body.get(1)?);
+    Some((wire::u32_at(body, 4)?, prefix))
+}
+
+pub(crate) fn parse_route(body: &[u8]) -> Option<Route> {
+    let attrs = body.get(12..)?;
+    let length = *body.get(1)?;
+    let to = match (*body.first()?, wire::attribute(attrs, libc::RTA_DST)) {
+        (_, Some(bytes)) => address(bytes)?,
+        (family, None) if i32::from(family) == libc::AF_INET6 => Ipv6Addr::UNSPECIFIED.into(),
+        (_, None) => Ipv4Addr::UNSPECIFIED.into(),
     };
-    Some((wire::u32_at(body, 4)?, Prefix::new(address, *body.get(1)?)))
+    Some(Route {
+        to: Prefix::new(to, length),
+        link: wire::attribute(attrs, libc::RTA_OIF).and_then(|link| wire::u32_at(link, 0)),
+    })
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?).into()),
+        _ => Some(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?).into()),
+    }
 }

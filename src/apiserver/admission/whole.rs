@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::apiserver::{
+    objects::{Named, Objects},
     special::{self, Call},
     status::Reason,
     testing::Server,
@@ -173,4 +174,105 @@ async fn a_job_and_a_deployment_are_accepted() {
         .await
         .unwrap_err();
     assert_eq!(missing.message, "namespaces \"nowhere\" not found");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_every_cluster_has_is_there_again() {
+    let server = Server::start().await;
+    let objects = server.handle.server.clone();
+    let kept = [
+        ("services", "default", "kubernetes"),
+        ("endpoints", "default", "kubernetes"),
+        ("endpointslices.discovery.k8s.io", "default", "kubernetes"),
+        (
+            "configmaps",
+            "kube-system",
+            "extension-apiserver-authentication",
+        ),
+        (
+            "priorityclasses.scheduling.k8s.io",
+            "",
+            "system-node-critical",
+        ),
+        ("clusterroles.rbac.authorization.k8s.io", "", "view"),
+    ];
+    let uid = async |(plural, namespace, name)| {
+        let object = objects.get(plural, namespace, name).await?;
+        object["metadata"]["uid"].as_str().map(str::to_owned)
+    };
+    for one in kept {
+        let before = uid(one).await.unwrap();
+        let target = Named {
+            plural: one.0,
+            subresource: "",
+            namespace: one.1,
+            name: one.2,
+        };
+        let user = crate::apiserver::start::own_user();
+        objects
+            .delete(&user, target, json!({}), Vec::new())
+            .await
+            .unwrap();
+        let again = async {
+            while uid(one).await.is_none_or(|uid| uid == before) {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        let within = std::time::Duration::from_secs(10);
+        let made = tokio::time::timeout(within, again).await;
+        made.unwrap_or_else(|_| panic!("{one:?} is not made again"));
+    }
+    let service = objects.get("services", "default", "kubernetes").await;
+    assert_eq!(service.unwrap()["spec"]["clusterIP"], "10.96.0.1");
+}
+
+/// Admission that takes its time with Pods.
+#[derive(Default)]
+struct Slow(tokio::sync::Notify);
+
+#[async_trait::async_trait]
+impl Plugin for Slow {
+    fn name(&self) -> &'static str {
+        "Slow"
+    }
+
+    async fn validate(
+        &self,
+        request: &mut Request<'_>,
+        _: Option<&Value>,
+        _: &dyn Lookup,
+    ) -> Result<(), Status> {
+        if request.resource.plural == "pods" {
+            self.0.notify_one();
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_has_begun_goes_on_without_its_client() {
+    use crate::apiserver::{http::Peer, response::full};
+    let slow = Arc::new(Slow::default());
+    let server = Server::with(Vec::new(), vec![slow.clone()]).await;
+    let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": {"pods": "1"}}});
+    let made = server.create("resourcequotas", "default", quota).await;
+    made.unwrap();
+    let request = http::Request::post("/api/v1/namespaces/default/pods")
+        .header("content-type", "application/json")
+        .body(full(pod("p").to_string()))
+        .unwrap();
+    let peer = Peer::Internal(Arc::new(server.user.clone()));
+    tokio::select! {
+        _ = server.handle.frontend.clone().handle(request, peer) => panic!("answered at once"),
+        () = slow.0.notified() => {} // and here its client goes away
+    }
+    let objects = &server.handle.server;
+    let stored = async {
+        while objects.get("pods", "default", "p").await.is_none() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    let within = std::time::Duration::from_secs(10);
+    assert!(tokio::time::timeout(within, stored).await.is_ok());
 }

@@ -20,7 +20,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use self::remote::Remote;
 pub use self::{forward::send, remotes::Remotes};
@@ -32,8 +32,14 @@ use super::{
     start::own_user,
     status::Reason,
 };
-use crate::pki::Live;
+use crate::{
+    pki::Live,
+    store::Revision,
+    supervision::{Parts, Policy},
+};
 
+/// The check of what asks the servers, as the original names it.
+const PART: &str = "poststarthook/apiservice-status-remote-available-controller";
 const PLURAL: &str = "apiservices.apiregistration.k8s.io";
 /// What the availability of an API depends on, by storage.
 const FOLLOWED: [&str; 3] = ["apiservices", "services", "endpointslices"];
@@ -93,38 +99,46 @@ type Findings = HashMap<String, Looked>;
 
 impl Aggregator {
     /// Follows until the server is gone.
-    pub fn start(server: &Arc<ApiServer>, front: Arc<Live>) {
-        let aggregator = Self {
+    pub fn start(server: &Arc<ApiServer>, front: Arc<Live>, parts: &Parts) {
+        let aggregator = Arc::new(Self {
             server: Arc::downgrade(server),
             front,
-        };
-        let [mut services, mut targets, mut endpoints] =
-            FOLLOWED.map(|storage| server.cache.kind(storage).changes());
-        tokio::spawn(async move {
-            let mut findings = Findings::new();
-            loop {
-                services.borrow_and_update();
-                targets.borrow_and_update();
-                endpoints.borrow_and_update();
-                let Some(server) = aggregator.server.upgrade() else {
-                    return;
-                };
-                aggregator.refresh(&server, &mut findings).await;
-                drop(server);
-                let due = findings.values().map(Looked::due).min();
-                let lively = due.is_some();
-                let again = due.unwrap_or_else(Instant::now);
-                let changed = tokio::select! {
-                    changed = services.changed() => changed,
-                    changed = targets.changed(), if lively => changed,
-                    changed = endpoints.changed(), if lively => changed,
-                    () = tokio::time::sleep_until(again), if lively => Ok(()),
-                };
-                if changed.is_err() {
-                    return;
-                }
+        });
+        let changes = FOLLOWED.map(|storage| server.cache.kind(storage).changes());
+        parts.start_endless(PART, Policy::Restart, move || {
+            let (aggregator, changes) = (aggregator.clone(), changes.clone());
+            async move {
+                aggregator.follow(changes).await;
+                std::future::pending().await // there is no server
             }
         });
+    }
+
+    async fn follow(&self, changes: [watch::Receiver<Revision>; 3]) {
+        let [mut services, mut targets, mut endpoints] = changes;
+        let mut findings = Findings::new();
+        loop {
+            services.borrow_and_update();
+            targets.borrow_and_update();
+            endpoints.borrow_and_update();
+            let Some(server) = self.server.upgrade() else {
+                return;
+            };
+            self.refresh(&server, &mut findings).await;
+            drop(server);
+            let due = findings.values().map(Looked::due).min();
+            let lively = due.is_some();
+            let again = due.unwrap_or_else(Instant::now);
+            let changed = tokio::select! {
+                changed = services.changed() => changed,
+                changed = targets.changed(), if lively => changed,
+                changed = endpoints.changed(), if lively => changed,
+                () = tokio::time::sleep_until(again), if lively => Ok(()),
+            };
+            if changed.is_err() {
+                return;
+            }
+        }
     }
 
     /// Looks at every APIService, and asks the servers whose turn it is.

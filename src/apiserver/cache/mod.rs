@@ -2,7 +2,8 @@
 //!
 //! One task follows the store and feeds all kinds; readers wait until what they must see is in
 //! ([`Cache::caught_up`]). Watchers read the shared history from where they are, so that a slow
-//! one costs nothing and misses nothing: it is ended when its place is gone.
+//! one costs nothing and misses nothing: it is ended when its place is gone. When the store's own
+//! watch ends, the task reads everything anew and goes on.
 //! Called by `verbs`; the only reader of the store.
 
 mod kind;
@@ -14,14 +15,20 @@ pub use object::{LARGE, Object};
 
 use std::{
     collections::HashMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, Weak},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::store::{Event, Range, Revision, Store};
+use crate::{
+    store::{self, Event, Range, Revision, Store, Watch},
+    supervision::{Parts, Policy},
+};
+
+/// The check of the task that follows the store.
+pub const PART: &str = "part/watch-cache";
 
 /// All keys of the API lie under this.
 pub const ROOT: &str = "/registry/";
@@ -39,7 +46,7 @@ pub struct Cache {
 
 impl Cache {
     /// Loads everything and follows the store from there.
-    pub async fn start(store: Arc<dyn Store>) -> Result<Arc<Self>, crate::store::Error> {
+    pub async fn start(store: Arc<dyn Store>, parts: &Parts) -> Result<Arc<Self>, store::Error> {
         let slice = store
             .range(Range {
                 prefix: ROOT.to_owned(),
@@ -58,39 +65,16 @@ impl Cache {
                 kind.load(object, slice.revision);
             }
         }
-        let mut events = cache.store.watch(ROOT, slice.revision).await?;
+        let mut first = Some(cache.store.watch(ROOT, slice.revision).await?);
         let feeding = Arc::downgrade(&cache);
-        tokio::spawn(async move {
-            let mut tidied = Instant::now();
-            loop {
-                let batch = events.recv().await;
-                let Some(cache) = feeding.upgrade() else {
-                    return;
-                };
-                match batch {
-                    Ok(batch) => {
-                        cache.apply(batch);
-                        // Heartbeats come all the time, so quiet kinds are tidied too.
-                        if tidied.elapsed() >= TIDY {
-                            tidied = Instant::now();
-                            cache.forget(tidied);
-                        }
-                    }
-                    // Large objects came faster than they could be read.
-                    Err(crate::store::Error::Compacted { .. }) => match cache.resync().await {
-                        Ok(again) => events = again,
-                        Err(error) => {
-                            tracing::error!(%error, "the watch cache lost the store");
-                            return;
-                        }
-                    },
-                    Err(error) => {
-                        // This is the store ending, or a defect that must not be hidden by stale
-                        // answers.
-                        tracing::error!(%error, "the watch cache lost the store");
-                        return;
-                    }
-                }
+        parts.start(PART, Policy::Restart, move |shutdown| {
+            let (cache, first) = (feeding.clone(), first.take());
+            async move {
+                let fed = feed(cache, first);
+                shutdown.run_until_cancelled(fed).await.unwrap_or(Ok(()))?;
+                // Nobody reads the cache any more.
+                shutdown.cancelled().await;
+                Ok::<(), store::Error>(())
             }
         });
         Ok(cache)
@@ -151,7 +135,7 @@ impl Cache {
     }
 
     /// Makes up for changes that were missed: what differs from the store is a change of now.
-    async fn resync(&self) -> Result<Box<dyn crate::store::Watch>, crate::store::Error> {
+    async fn resync(&self) -> Result<Box<dyn Watch>, store::Error> {
         let slice = self
             .store
             .range(Range {
@@ -256,6 +240,42 @@ impl Cache {
     }
 }
 
+/// Follows the store until it fails, or nobody has the cache any more. Without a watch to go on with,
+/// everything is compared first.
+async fn feed(cache: Weak<Cache>, watch: Option<Box<dyn Watch>>) -> Result<(), store::Error> {
+    let resync = async || match cache.upgrade() {
+        Some(cache) => cache.resync().await.map(Some),
+        None => Ok(None),
+    };
+    let mut events = match watch {
+        Some(watch) => watch,
+        None => match resync().await? {
+            Some(watch) => watch,
+            None => return Ok(()),
+        },
+    };
+    let mut tidied = Instant::now();
+    loop {
+        let batch = events.recv().await;
+        let Some(cache) = cache.upgrade() else {
+            return Ok(());
+        };
+        match batch {
+            Ok(batch) => {
+                cache.apply(batch);
+                // Heartbeats come all the time, so quiet kinds are tidied too.
+                if tidied.elapsed() >= TIDY {
+                    tidied = Instant::now();
+                    cache.forget(tidied);
+                }
+            }
+            // Large objects came faster than they could be read.
+            Err(store::Error::Compacted { .. }) => events = cache.resync().await?,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// `/registry/<storage>/<namespace>/<name>`, or without the namespace. The storage of a grouped
 /// kind has no slash, so that the first part is all of it.
 fn split(key: &str) -> Option<(&str, &str)> {
@@ -267,5 +287,91 @@ pub fn key(storage: &str, namespace: &str, name: &str) -> Arc<str> {
     match namespace {
         "" => format!("{ROOT}{storage}/{name}").into(),
         namespace => format!("{ROOT}{storage}/{namespace}/{name}").into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::store::{
+        Committed, Durability, Entry, Error, Expect, Op, Slice, Space, Write, embedded::Embedded,
+    };
+
+    /// A store whose first watch ends when there is something to see.
+    struct Fickle {
+        store: Embedded,
+        ended: AtomicBool,
+    }
+
+    struct Ends(Box<dyn Watch>);
+
+    #[async_trait::async_trait]
+    impl Watch for Ends {
+        async fn recv(&mut self) -> Result<Vec<Event>, Error> {
+            self.0.recv().await?;
+            Err(Error::Closed)
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl Store for Fickle {
+        fn revision(&self) -> Revision {
+            self.store.revision()
+        }
+        async fn get(&self, key: &str) -> Result<(Option<Entry>, Revision), Error> {
+            self.store.get(key).await
+        }
+        async fn range(&self, range: Range) -> Result<Slice, Error> {
+            self.store.range(range).await
+        }
+        async fn commit(&self, write: Write) -> Result<Committed, Error> {
+            self.store.commit(write).await
+        }
+        async fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, Error> {
+            let watch = self.store.watch(prefix, after).await?;
+            Ok(match self.ended.swap(true, Ordering::SeqCst) {
+                false => Box::new(Ends(watch)),
+                true => watch,
+            })
+        }
+        async fn compact(&self, revision: Revision) -> Result<(), Error> {
+            self.store.compact(revision).await
+        }
+        async fn failed(&self) {
+            self.store.failed().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_watch_of_the_store_that_ends_is_made_up_for() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = Fickle {
+            store: Embedded::open(dir.path()).expect("a store"),
+            ended: AtomicBool::new(false),
+        };
+        let parts = Parts::default();
+        let cache = Cache::start(Arc::new(store), &parts)
+            .await
+            .expect("a cache");
+        for number in 0..3 {
+            let write = Write {
+                key: key("configmaps", "n", &number.to_string()),
+                expect: Expect::Absent,
+                op: Op::Put {
+                    value: "{}".into(),
+                    ttl: None,
+                },
+                durability: Durability::Relaxed,
+                space: Space::Ordinary,
+                guards: Vec::new(),
+            };
+            cache.store().commit(write).await.expect("written");
+            let seen = tokio::time::timeout(Duration::from_secs(10), cache.caught_up()).await;
+            assert!(seen.is_ok(), "write {number} is never seen");
+        }
+        assert_eq!(cache.kind("configmaps").count(), 3);
+        assert_eq!(parts.report()[0].restarts, 1);
     }
 }

@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Response, header};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{Body, Frontend, answer, full, header_text, resources::JSON};
+use super::{Body, Frontend, answer, full, header_text, health, resources::JSON};
 use crate::apiserver::{
     authn, discovery, encode,
     negotiate::{self, DOCUMENTS, View},
@@ -21,8 +21,6 @@ use crate::apiserver::{
     status::{Reason, Status},
 };
 
-/// What the health endpoints look at.
-const CHECKS: [&str; 3] = ["ping", "log", "etcd"];
 const OPENAPI_V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
 
 /// Documents that are made on first use and kept as bytes with their hash.
@@ -124,9 +122,12 @@ impl Documents {
         match parts.as_slice() {
             [""] => json_answer(&json!({"paths": PATHS})),
             ["version"] | ["version", ""] => json_answer(&version()),
-            ["healthz" | "livez" | "readyz"] => Ok(health(parts[0], query)),
-            ["healthz" | "livez" | "readyz", check] if CHECKS.contains(check) => {
-                Ok(answer(200, "text/plain; charset=utf-8", full("ok")))
+            [endpoint @ ("healthz" | "livez" | "readyz"), check @ ..] => {
+                let checks = health::Checks::look(frontend, endpoint).await;
+                match check {
+                    [] | [""] => Ok(checks.all(query)),
+                    check => checks.one(&check.join("/")).ok_or_else(not_found),
+                }
             }
             ["metrics"] => Ok(answer(
                 200,
@@ -335,26 +336,6 @@ fn version() -> Value {
     })
 }
 
-/// The process answers, hence its checks hold: the store answers from memory, and what it cannot
-/// write is told by each write.
-fn health(endpoint: &str, query: &Query) -> Response<Body> {
-    if query.get("verbose").is_none() {
-        return answer(200, "text/plain; charset=utf-8", full("ok"));
-    }
-    let excluded: Vec<&str> = query.all("exclude").collect();
-    let mut text = String::new();
-    for check in CHECKS {
-        let line = if excluded.contains(&check) {
-            format!("[+]{check} excluded: ok\n")
-        } else {
-            format!("[+]{check} ok\n")
-        };
-        text.push_str(&line);
-    }
-    text.push_str(&format!("{endpoint} check passed\n"));
-    answer(200, "text/plain; charset=utf-8", full(text))
-}
-
 fn metrics(frontend: &Frontend) -> String {
     let mut text = String::from(
         "# HELP apiserver_storage_objects Number of stored objects by resource\n# TYPE apiserver_storage_objects gauge\n",
@@ -377,6 +358,13 @@ fn metrics(frontend: &Frontend) -> String {
         "# TYPE etcd_revision gauge\netcd_revision {}\n",
         cache.revision()
     ));
+    text.push_str("# HELP vetch_part_restarts_total How often a part of the daemon was started again.\n# TYPE vetch_part_restarts_total counter\n");
+    for part in frontend.parts.report() {
+        let (name, restarts) = (part.name, part.restarts);
+        text.push_str(&format!(
+            "vetch_part_restarts_total{{part=\"{name}\"}} {restarts}\n"
+        ));
+    }
     frontend.counters.write(&mut text);
     text
 }

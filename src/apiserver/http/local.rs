@@ -10,7 +10,7 @@ use http::{Request, Response};
 use http_body_util::BodyExt;
 
 use super::{Body, Frontend, Peer};
-use crate::apiserver::request::User;
+use crate::{apiserver::request::User, supervision::hooks};
 
 /// A client that acts as `user`. Everything but TLS and authentication is as over the network.
 pub fn client(frontend: Arc<Frontend>, user: User) -> kube::Client {
@@ -43,11 +43,14 @@ impl tower::Service<Request<kube::client::Body>> for Local {
         let (frontend, peer) = (self.frontend.clone(), Peer::Internal(self.user.clone()));
         // A task of its own, so that a caller that gives up does not stop a write half way.
         Box::pin(async move {
+            hooks::delay().await;
             let task = tokio::spawn(frontend.handle(request, peer));
-            Ok(task.await.unwrap_or_else(|error| {
+            let answer = task.await.unwrap_or_else(|error| {
                 let status = crate::apiserver::status::Status::internal(error);
                 super::failure(&status, None)
-            }))
+            });
+            hooks::delay().await;
+            Ok(answer)
         })
     }
 }

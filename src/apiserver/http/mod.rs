@@ -11,6 +11,7 @@ mod body;
 mod connect;
 mod counters;
 mod documents;
+mod health;
 mod inflight;
 mod local;
 mod path;
@@ -68,6 +69,8 @@ pub struct Frontend {
     pub documents: documents::Documents,
     pub proxy: super::streaming::Proxy,
     pub counters: Counters,
+    /// What the health checks tell of.
+    pub parts: crate::supervision::Parts,
     pub limits: Inflight,
 }
 

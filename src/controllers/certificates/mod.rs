@@ -37,7 +37,7 @@ use self::{approving::Recognized, signing::Signing};
 use super::{
     error::{Doing, Error, OrGone},
     pods,
-    shared::{Controller, Loop, Next},
+    shared::{Controller, Loop, Next, Stopped},
 };
 use crate::{
     deletion::Judged,
@@ -78,7 +78,11 @@ pub trait Authority: Send + Sync {
 }
 
 /// Runs until `shutdown`.
-pub async fn run(informers: Informers, authority: Arc<dyn Authority>, shutdown: CancellationToken) {
+pub async fn run(
+    informers: Informers,
+    authority: Arc<dyn Authority>,
+    shutdown: CancellationToken,
+) -> Result<(), Stopped> {
     let requests: Informer<Csr> = informers.get();
     let controller = Certificates {
         client: informers.client().clone(),
@@ -87,7 +91,7 @@ pub async fn run(informers: Informers, authority: Arc<dyn Authority>, shutdown: 
     };
     Loop::new(controller, &requests)
         .run(WORKERS, shutdown)
-        .await;
+        .await
 }
 
 fn has(csr: &Csr, kind: &str) -> bool {

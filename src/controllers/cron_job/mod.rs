@@ -23,7 +23,7 @@ use self::plan::{Note, plan};
 use super::{
     error::{Doing, Error, OrGone, already_exists, namespace_terminating},
     pods,
-    shared::{Controller, Loop, Next},
+    shared::{Controller, Loop, Next, Stopped},
 };
 use crate::{
     deletion::Judged,
@@ -34,7 +34,7 @@ use crate::{
 const WORKERS: usize = 5;
 
 /// Runs until `shutdown`.
-pub async fn run(informers: Informers, shutdown: CancellationToken) {
+pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
     let crons: Informer<CronJob> = informers.get();
     let jobs: Informer<Job> = informers.get();
     let controller = Crons {
@@ -51,7 +51,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
                 .collect()
         })
         .run(WORKERS, shutdown)
-        .await;
+        .await
 }
 
 struct Crons {

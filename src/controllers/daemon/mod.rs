@@ -21,7 +21,7 @@ use super::{
     history::History,
     pods,
     revisions::{self, HASH_LABEL},
-    shared::{Controller, Loop, Next},
+    shared::{Controller, Loop, Next, Stopped},
     written::PATIENCE,
 };
 use crate::{
@@ -33,7 +33,7 @@ use crate::{
 const WORKERS: usize = 2;
 
 /// Runs until `shutdown`.
-pub async fn run(informers: Informers, shutdown: CancellationToken) {
+pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
     let sets: Informer<DaemonSet> = informers.get();
     let pods: Informer<Pod> = informers.get();
     let nodes: Informer<Node> = informers.get();
@@ -62,7 +62,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
             all.list().iter().map(|set| Key::of(set.as_ref())).collect()
         })
         .run(WORKERS, shutdown)
-        .await;
+        .await
 }
 
 /// True if nothing changed by which a node becomes eligible or ceases to be.

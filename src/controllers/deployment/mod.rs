@@ -30,8 +30,9 @@ use self::plan::{Action, Observed, plan};
 use super::{
     dependents::{Claimant, Dependents, owners_of},
     error::{Doing, Error, OrGone, already_exists, namespace_terminating},
+    pace::Pace,
     pods,
-    shared::{Controller, Loop, Next},
+    shared::{Controller, Loop, Next, Stopped},
     written::PATIENCE,
 };
 use crate::{
@@ -43,7 +44,7 @@ use crate::{
 const WORKERS: usize = 5;
 
 /// Runs until `shutdown`.
-pub async fn run(informers: Informers, shutdown: CancellationToken) {
+pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
     let deployments: Informer<Deployment> = informers.get();
     let sets: Informer<ReplicaSet> = informers.get();
     let pods: Informer<Pod> = informers.get();
@@ -53,6 +54,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
         deployments: deployments.clone(),
         sets: Dependents::new(&informers),
         pods: pods.clone(),
+        pace: Pace::default(),
     };
     let (all, all_sets, recreated) = (deployments.clone(), sets.clone(), deployments.clone());
     Loop::new(controller, &deployments)
@@ -61,7 +63,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
         })
         .watch(&pods, move |pod| waiting_for(pod, &all_sets, &recreated))
         .run(WORKERS, shutdown)
-        .await;
+        .await
 }
 
 /// Deployments that recreate wait for their old pods to be gone.
@@ -94,6 +96,7 @@ struct Deployments {
     deployments: Informer<Deployment>,
     sets: Dependents<ReplicaSet>,
     pods: Informer<Pod>,
+    pace: Pace,
 }
 
 impl Controller for Deployments {
@@ -102,6 +105,7 @@ impl Controller for Deployments {
     async fn sync(&self, key: &Key) -> Result<Next, Error> {
         let Some(deployment) = self.deployments.get(key) else {
             self.sets.forget(key);
+            self.pace.forget(key);
             return Ok(Next::Settled);
         };
         if !self.sets.visible(key) {
@@ -129,7 +133,11 @@ impl Controller for Deployments {
                 action => self.apply(&deployment, key, action, &sets).await?,
             }
         }
+        let mut wait = None;
         if changed(&deployment, &plan.status) {
+            wait = self.pace.take(key);
+        }
+        if wait.is_none() && changed(&deployment, &plan.status) {
             let mut updated = Deployment::clone(&deployment);
             updated.status = Some(plan.status);
             updated.metadata.resource_version = revision;
@@ -139,7 +147,7 @@ impl Controller for Deployments {
                 .or_gone()
                 .doing(|| format!("update the status of Deployment {key}"))?;
         }
-        Ok(Next::after(plan.recheck))
+        Ok(Next::after(plan.recheck).or_after(wait))
     }
 }
 

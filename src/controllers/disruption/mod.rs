@@ -23,12 +23,12 @@ use self::plan::{Scale, plan};
 use super::{
     error::{Doing, Error, OrGone},
     pods,
-    shared::{Controller, Loop, Next},
+    shared::{Controller, Loop, Next, Stopped},
 };
 use crate::informer::{Informer, Informers, Key};
 
 /// Runs until `shutdown`.
-pub async fn run(informers: Informers, shutdown: CancellationToken) {
+pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
     let budgets: Informer<PodDisruptionBudget> = informers.get();
     let pods: Informer<Pod> = informers.get();
     let owners = Owners {
@@ -85,7 +85,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
             move |one| by_controller(one.namespace()),
         )
         .run(2, shutdown)
-        .await;
+        .await
 }
 
 fn wanted(replicas: Option<Option<i32>>) -> i32 {

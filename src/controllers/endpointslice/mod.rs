@@ -19,7 +19,7 @@ use super::{
     endpoint,
     error::{Doing, Error, OrGone, namespace_terminating},
     pods,
-    shared::{Controller, Loop, Next},
+    shared::{Controller, Loop, Next, Stopped},
     written::{PATIENCE, Written},
 };
 use crate::{
@@ -31,7 +31,7 @@ const WORKERS: usize = 5;
 const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// Runs until `shutdown`.
-pub async fn run(informers: Informers, shutdown: CancellationToken) {
+pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
     let services: Informer<Service> = informers.get();
     let pods: Informer<Pod> = informers.get();
     let slices: Informer<EndpointSlice> = informers.get();
@@ -53,7 +53,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
                 .collect()
         })
         .run(WORKERS, shutdown)
-        .await;
+        .await
 }
 
 /// The Service of a slice that this controller manages.

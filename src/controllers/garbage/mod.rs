@@ -31,11 +31,15 @@ use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::graph::{Graph, Node, Owner, Place, Uid};
-use super::served::{self, Kind};
+use super::{
+    served::{self, Kind},
+    shared::Stopped,
+};
 use crate::{
     events::Recorder,
     informer::{Informers, Key},
     queue::Queue,
+    supervision::caught,
 };
 
 const WORKERS: usize = 20;
@@ -89,7 +93,7 @@ impl Gone {
 }
 
 /// Runs until `shutdown`.
-pub async fn run(informers: Informers, shutdown: CancellationToken) {
+pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
     let client = informers.client().clone();
     let shared = Arc::new(Shared {
         events: Recorder::start(client.clone(), "garbage-collector-controller"),
@@ -109,14 +113,20 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
         kind_changes,
     ));
     let started = tokio::time::timeout(PATIENCE, all_listed(shared.clone(), first_lists));
-    if shutdown.run_until_cancelled(started).await.is_none() {
-        return;
+    tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        stopped = Stopped::first_of(&mut tasks) => return Err(stopped),
+        _ = started => {}
     }
     for _ in 0..WORKERS {
         tasks.spawn(work(shared.clone()));
     }
-    shutdown.cancelled().await;
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        stopped = Stopped::first_of(&mut tasks) => return Err(stopped),
+    }
     tasks.shutdown().await;
+    Ok(())
 }
 
 /// What the watches tell those who start and restart them.
@@ -159,7 +169,7 @@ async fn follow_discovery(
                     watches.entry(name.clone()).or_insert_with(|| {
                         let stop = CancellationToken::new();
                         let version = kind.resource.version.clone();
-                        let watch = watch(shared.clone(), name, kind, reports.clone());
+                        let watch = keep_watching(shared.clone(), name, kind, reports.clone());
                         let stopped = stop.clone();
                         tokio::spawn(async move { stopped.run_until_cancelled(watch).await });
                         (version, stop.drop_guard())
@@ -194,6 +204,17 @@ async fn discover(client: &Client) -> Result<(HashMap<KindName, Kind>, Vec<Strin
         (name, kind)
     });
     Ok((named.collect(), served.stale))
+}
+
+/// A change that cannot be taken in must not end the watch of its kind: it starts with a new list.
+async fn keep_watching(shared: Arc<Shared>, name: KindName, kind: Kind, reports: Reports) {
+    loop {
+        let watch = watch(shared.clone(), name.clone(), kind.clone(), reports.clone());
+        if let Err(panic) = caught(watch).await {
+            tracing::error!(kind = name.1, %panic, "watch failed, will retry");
+        }
+        tokio::time::sleep(RETRY).await;
+    }
 }
 
 async fn watch(shared: Arc<Shared>, name: KindName, kind: Kind, reports: Reports) {
@@ -370,16 +391,19 @@ fn node(name: &KindName, object: &PartialObjectMeta<DynamicObject>) -> Node {
 async fn work(shared: Arc<Shared>) {
     loop {
         let uid = shared.queue.next().await;
-        match apply::process(&shared, &uid).await {
-            Ok(()) => shared.queue.forget(&uid),
-            Err(error) => {
+        match caught(apply::process(&shared, &uid)).await {
+            Ok(Ok(())) => shared.queue.forget(&uid),
+            Err(panic) => {
+                tracing::error!(uid = *uid, %panic, "garbage collection of an object failed");
+                shared.queue.retry(uid.clone());
+            }
+            Ok(Err(error)) => {
                 if !error.is_conflict() {
                     let error = &error as &dyn std::error::Error;
-                    tracing::debug!(uid, error, "garbage collection of an object failed");
+                    tracing::debug!(uid = *uid, error, "garbage collection of an object failed");
                 }
                 shared.queue.retry(uid.clone());
             }
         }
-        shared.queue.done(&uid);
     }
 }

@@ -24,7 +24,7 @@ use super::{
     dependents::{Claimant, Dependents, Failed, PodControl, Wording, owners_of},
     error::{Doing, Error},
     pods,
-    shared::{Controller, Loop, Next},
+    shared::{Controller, Loop, Next, Stopped},
     written::PATIENCE,
 };
 use crate::{
@@ -37,7 +37,7 @@ const WORKERS: usize = 5;
 const MANAGER: &str = "kubernetes.io/job-controller";
 
 /// Runs until `shutdown`.
-pub async fn run(informers: Informers, shutdown: CancellationToken) {
+pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
     let jobs: Informer<Job> = informers.get();
     let pods: Informer<Pod> = informers.get();
     let controller = Jobs {
@@ -54,7 +54,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
             owners_of(pod, &jobs, |job| claimant(job).ok().flatten())
         })
         .run(WORKERS, shutdown.clone());
-    tokio::join!(counting, orphans::run(informers, shutdown));
+    tokio::try_join!(counting, orphans::run(informers, shutdown)).map(drop)
 }
 
 struct Jobs {

@@ -13,14 +13,14 @@ use crate::{
         dependents::Dependents,
         error::{Doing, Error},
         pods,
-        shared::{Controller, Loop, Next},
+        shared::{Controller, Loop, Next, Stopped},
     },
     informer::{Informer, Informers, Key},
 };
 
 const WORKERS: usize = 2;
 
-pub async fn run(informers: Informers, shutdown: CancellationToken) {
+pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
     let pods: Informer<Pod> = informers.get();
     let orphans = Orphans {
         client: informers.client().clone(),
@@ -28,7 +28,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
         pods: pods.clone(),
         dependents: Dependents::new(&informers).with_finalizer(FINALIZER),
     };
-    Loop::new(orphans, &pods).run(WORKERS, shutdown).await;
+    Loop::new(orphans, &pods).run(WORKERS, shutdown).await
 }
 
 struct Orphans {

@@ -24,7 +24,7 @@ use super::{
     error::{Doing, Error, OrGone},
     pods,
     served::{self, Kind},
-    shared::{Controller, Loop, Next},
+    shared::{Controller, Loop, Next, Stopped},
 };
 use crate::{
     deletion::Judged,
@@ -37,7 +37,7 @@ const FINALIZER: &str = "kubernetes";
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs until `shutdown`.
-pub async fn run(informers: Informers, shutdown: CancellationToken) {
+pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
     let namespaces: Informer<Namespace> = informers.get();
     let pods: Informer<Pod> = informers.get();
     let controller = Namespaces {
@@ -55,7 +55,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
             ends.then_some(key).into_iter().collect()
         })
         .run(WORKERS, shutdown)
-        .await;
+        .await
 }
 
 struct Namespaces {

@@ -21,7 +21,7 @@ use crate::{
     controllers::{
         error::{Doing, Error, OrGone},
         pods,
-        shared::{Controller, Loop, Next},
+        shared::{Controller, Loop, Next, Stopped},
     },
     deletion::Judged,
     events::{Level, Recorder},
@@ -31,7 +31,8 @@ use crate::{
 
 const WORKERS: usize = 8;
 
-pub async fn run(informers: &Informers, shutdown: CancellationToken) {
+/// Runs until `shutdown`.
+pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
     let pods: Informer<Pod> = informers.get();
     let nodes: Informer<Node> = informers.get();
     let controller = Evictions {
@@ -54,7 +55,7 @@ pub async fn run(informers: &Informers, shutdown: CancellationToken) {
                 .collect()
         })
         .run(WORKERS, shutdown)
-        .await;
+        .await
 }
 
 fn no_execute(node: &Node) -> impl Iterator<Item = &Taint> {

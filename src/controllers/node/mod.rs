@@ -4,7 +4,7 @@
 //! the node's; each node has its own deadline and nothing ticks.
 //! Always true: a node is declared silent only after the server itself was asked.
 
-mod evict;
+pub mod evict;
 mod plan;
 
 use std::{
@@ -32,7 +32,7 @@ use self::plan::{Eviction, Health, eviction, health, silent, taints};
 use super::{
     error::{Doing, Error, OrGone},
     pods,
-    shared::{Controller, Loop, Next},
+    shared::{Controller, Loop, Next, Stopped},
 };
 use crate::{
     events::{Level, Recorder},
@@ -48,15 +48,8 @@ const LEASES: &str = "kube-node-lease";
 const ZONE: &str = "topology.kubernetes.io/zone";
 const REGION: &str = "topology.kubernetes.io/region";
 
-/// Runs both loops until `shutdown`.
-pub async fn run(informers: Informers, shutdown: CancellationToken) {
-    tokio::join!(
-        watch_health(&informers, shutdown.clone()),
-        evict::run(&informers, shutdown.clone()),
-    );
-}
-
-async fn watch_health(informers: &Informers, shutdown: CancellationToken) {
+/// Judges nodes until `shutdown`.
+pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
     let nodes: Informer<Node> = informers.get();
     let leases: Informer<Lease> = informers.get();
     let controller = Nodes {
@@ -77,11 +70,48 @@ async fn watch_health(informers: &Informers, shutdown: CancellationToken) {
                 .collect()
         })
         .run(WORKERS, shutdown)
-        .await;
+        .await
 }
 
 /// The marks that a heartbeat changes.
 type Pulse = (Option<MicroTime>, Option<Time>);
+
+/// The last heartbeat of a node.
+struct Heard {
+    /// As the caches show it, and as the server last said when it was asked.
+    cached: Pulse,
+    asked: Option<Pulse>,
+    /// When either of them changed.
+    at: Instant,
+}
+
+impl Heard {
+    fn new(pulse: Pulse, now: Instant) -> Self {
+        Self {
+            cached: pulse,
+            asked: None,
+            at: now,
+        }
+    }
+
+    /// How long the node has been silent, now that the caches show this.
+    fn seen(&mut self, pulse: Pulse, now: Instant) -> Duration {
+        if pulse != self.cached {
+            (self.cached, self.at) = (pulse, now);
+        }
+        now - self.at
+    }
+
+    /// How long it has been silent, now that the server says this. What the caches show already is
+    /// nothing new.
+    fn asked(&mut self, pulse: Pulse, now: Instant) -> Duration {
+        if pulse != self.cached && self.asked.as_ref() != Some(&pulse) {
+            self.at = now;
+        }
+        self.asked = Some(pulse);
+        now - self.at
+    }
+}
 
 struct Nodes {
     client: Client,
@@ -89,8 +119,8 @@ struct Nodes {
     nodes: Informer<Node>,
     leases: Informer<Lease>,
     pods: Informer<Pod>,
-    /// The last heartbeat of each node, and when we saw it.
-    heard: Mutex<HashMap<String, (Pulse, Instant)>>,
+    /// By node.
+    heard: Mutex<HashMap<String, Heard>>,
     /// When a zone may next lose a node's pods.
     evictions: Mutex<HashMap<String, Instant>>,
 }
@@ -103,15 +133,23 @@ impl Controller for Nodes {
             self.with_heard(|heard| heard.remove(&key.name));
             return Ok(Next::Settled);
         };
-        let silence = self.silence(&node);
-        let mut next = GRACE.checked_sub(silence).filter(|left| !left.is_zero());
+        let mut silence = self.silence(&node);
         let mut current = node.clone();
-        if next.is_none()
-            && health(&node) != Health::Unknown
-            && let Some(updated) = self.declare_silent(&node).await?
-        {
-            current = Arc::new(updated);
+        if silence >= GRACE && health(&node) != Health::Unknown {
+            // The watches may be what is silent.
+            let (live, pulse) = self.ask(&key.name).await?;
+            silence = self.with_heard(|heard| match heard.get_mut(&key.name) {
+                Some(heard) => heard.asked(pulse, Instant::now()),
+                None => Duration::ZERO,
+            });
+            if silence >= GRACE
+                && let Some(live) = live
+                && let Some(updated) = self.declare_silent(live).await?
+            {
+                current = Arc::new(updated);
+            }
         }
+        let mut next = GRACE.checked_sub(silence).filter(|left| !left.is_zero());
         if health(&current) != Health::Ready {
             self.pods_not_ready(&key.name).await?;
         }
@@ -135,57 +173,52 @@ impl Controller for Nodes {
     }
 }
 
+fn pulse(lease: Option<&Lease>, node: Option<&Node>) -> Pulse {
+    let renewed = lease
+        .and_then(|lease| lease.spec.as_ref())
+        .and_then(|spec| spec.renew_time.clone());
+    let posted = node
+        .and_then(|node| node.status.as_ref())
+        .and_then(|status| status.conditions.as_ref())
+        .into_iter()
+        .flatten()
+        .find(|condition| condition.type_ == "Ready")
+        .and_then(|condition| condition.last_heartbeat_time.clone());
+    (renewed, posted)
+}
+
 impl Nodes {
-    fn with_heard<T>(&self, with: impl FnOnce(&mut HashMap<String, (Pulse, Instant)>) -> T) -> T {
+    fn with_heard<T>(&self, with: impl FnOnce(&mut HashMap<String, Heard>) -> T) -> T {
         with(&mut self.heard.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// How long ago the node's last heartbeat was seen.
     fn silence(&self, node: &Node) -> Duration {
         let name = node.name_any();
-        let pulse = self.pulse(node);
+        let lease = self.leases.get(&Key::new(LEASES, name.clone()));
+        let (pulse, now) = (pulse(lease.as_deref(), Some(node)), Instant::now());
         self.with_heard(|heard| {
-            let (last, seen) = heard
-                .entry(name)
-                .or_insert_with(|| (pulse.clone(), Instant::now()));
-            if *last != pulse {
-                (*last, *seen) = (pulse, Instant::now());
-            }
-            seen.elapsed()
+            let heard = heard.entry(name);
+            let heard = heard.or_insert_with(|| Heard::new(pulse.clone(), now));
+            heard.seen(pulse, now)
         })
     }
 
-    fn pulse(&self, node: &Node) -> Pulse {
-        let lease = self.leases.get(&Key::new(LEASES, node.name_any()));
-        let renewed = lease
-            .as_ref()
-            .and_then(|lease| lease.spec.as_ref())
-            .and_then(|spec| spec.renew_time.clone());
-        let posted = node
-            .status
-            .as_ref()
-            .and_then(|status| status.conditions.as_ref())
-            .into_iter()
-            .flatten()
-            .find(|condition| condition.type_ == "Ready")
-            .and_then(|condition| condition.last_heartbeat_time.clone());
-        (renewed, posted)
+    /// What the server says now.
+    async fn ask(&self, name: &str) -> Result<(Option<Node>, Pulse), Error> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let leases: Api<Lease> = Api::namespaced(self.client.clone(), LEASES);
+        let (node, lease) = tokio::join!(nodes.get_opt(name), leases.get_opt(name));
+        let node = node.doing(|| format!("ask for node {name}"))?;
+        let lease = lease.doing(|| format!("ask for the Lease of node {name}"))?;
+        let pulse = pulse(lease.as_ref(), node.as_ref());
+        Ok((node, pulse))
     }
 
-    /// The node as written, or `None` if it was heard of after all.
-    async fn declare_silent(&self, node: &Node) -> Result<Option<Node>, Error> {
-        let name = node.name_any();
+    /// The node as written, or `None` if it is said to be silent already.
+    async fn declare_silent(&self, mut live: Node) -> Result<Option<Node>, Error> {
+        let name = live.name_any();
         let api: Api<Node> = Api::all(self.client.clone());
-        let Some(mut live) = api
-            .get_opt(&name)
-            .await
-            .doing(|| format!("ask for node {name}"))?
-        else {
-            return Ok(None);
-        };
-        if self.pulse(&live).1 != self.pulse(node).1 {
-            return Ok(None);
-        }
         let Some(status) = silent(&live, Timestamp::now()) else {
             return Ok(None);
         };
@@ -276,4 +309,31 @@ struct Later;
 fn zone_of(node: &Node) -> String {
     let label = |key: &str| node.labels().get(key).cloned().unwrap_or_default();
     format!("{}/{}", label(REGION), label(ZONE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_that_stalls_does_not_make_a_node_silent() {
+        let begun = Instant::now();
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        let pulse = |second| {
+            let time = Timestamp::from_second(second).expect("a time");
+            (Some(MicroTime(time)), None)
+        };
+        let silent = Duration::from_secs;
+        let mut heard = Heard::new(pulse(0), begun);
+        // The watch shows nothing more, but the server has heard of the node.
+        assert_eq!(heard.seen(pulse(0), at(40)), silent(40));
+        assert_eq!(heard.asked(pulse(35), at(40)), silent(0));
+        // It is asked once more, and nothing has changed: the node is silent.
+        assert_eq!(heard.seen(pulse(0), at(80)), silent(40));
+        assert_eq!(heard.asked(pulse(35), at(80)), silent(40));
+        // The watch goes on, and the node ends: the server says no more than is known.
+        assert_eq!(heard.seen(pulse(90), at(90)), silent(0));
+        assert_eq!(heard.seen(pulse(90), at(130)), silent(40));
+        assert_eq!(heard.asked(pulse(90), at(130)), silent(40));
+    }
 }

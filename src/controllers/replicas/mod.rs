@@ -28,7 +28,7 @@ use super::{
     dependents::{Dependents, Failed, PodControl, Wording, owners_of},
     error::{Doing, Error, OrGone},
     pods,
-    shared::{Controller, Loop, Next},
+    shared::{Controller, Loop, Next, Stopped},
     written::PATIENCE,
 };
 use crate::{
@@ -39,22 +39,27 @@ use crate::{
 
 const WORKERS: usize = 5;
 
-/// Runs both kinds until `shutdown`.
-pub async fn run(informers: Informers, shutdown: CancellationToken) {
-    tokio::join!(
-        run_kind::<ReplicaSet>(&informers, shutdown.clone()),
-        run_kind::<ReplicationController>(&informers, shutdown.clone()),
-    );
+/// Runs the one for ReplicaSets until `shutdown`.
+pub async fn run_sets(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
+    run::<ReplicaSet>(informers, shutdown).await
 }
 
-async fn run_kind<K: Owner>(informers: &Informers, shutdown: CancellationToken) {
+/// Runs the one for ReplicationControllers until `shutdown`.
+pub async fn run_controllers(
+    informers: Informers,
+    shutdown: CancellationToken,
+) -> Result<(), Stopped> {
+    run::<ReplicationController>(informers, shutdown).await
+}
+
+async fn run<K: Owner>(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
     let owners: Informer<K> = informers.get();
     let pods: Informer<Pod> = informers.get();
     let controller = Replicas {
         client: informers.client().clone(),
         owners: owners.clone(),
         control: PodControl {
-            pods: Dependents::new(informers),
+            pods: Dependents::new(&informers),
             events: Recorder::start(informers.client().clone(), K::CONTROLLER),
             wording: Wording::Plain,
         },
@@ -65,7 +70,7 @@ async fn run_kind<K: Owner>(informers: &Informers, shutdown: CancellationToken) 
             owners_of(pod, &all, |owner| owner.claimant().ok())
         })
         .run(WORKERS, shutdown)
-        .await;
+        .await
 }
 
 struct Replicas<K> {

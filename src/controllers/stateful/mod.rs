@@ -4,7 +4,7 @@
 mod claims;
 mod plan;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::{
     api::{
@@ -21,9 +21,10 @@ use super::{
     dependents::{Claimant, Dependents, Failed, PodControl, Wording, owners_of},
     error::{Doing, Error, OrGone, already_exists, namespace_terminating},
     history::History,
+    pace::Pace,
     pods,
     revisions::{self, HASH_LABEL},
-    shared::{Controller, Loop, Next},
+    shared::{Controller, Loop, Next, Stopped},
     written::PATIENCE,
 };
 use crate::{
@@ -37,7 +38,7 @@ const NAME_LABEL: &str = "statefulset.kubernetes.io/pod-name";
 const INDEX_LABEL: &str = "apps.kubernetes.io/pod-index";
 
 /// Runs until `shutdown`.
-pub async fn run(informers: Informers, shutdown: CancellationToken) {
+pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
     let sets: Informer<StatefulSet> = informers.get();
     let pods: Informer<Pod> = informers.get();
     let revisions: Informer<ControllerRevision> = informers.get();
@@ -62,6 +63,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
             wording: Wording::StatefulSet,
         },
         history: History::new(&informers),
+        pace: Pace::default(),
     };
     let (of_pod, of_revision) = (sets.clone(), sets.clone());
     Loop::new(controller, &sets)
@@ -73,7 +75,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
         })
         .watch(&claims, of_claim)
         .run(WORKERS, shutdown)
-        .await;
+        .await
 }
 
 fn claimant(set: &StatefulSet) -> Result<Claimant, Error> {
@@ -86,6 +88,7 @@ struct Sets {
     claims: Informer<PersistentVolumeClaim>,
     control: PodControl,
     history: History,
+    pace: Pace,
 }
 
 impl Controller for Sets {
@@ -95,6 +98,7 @@ impl Controller for Sets {
         let Some(set) = self.sets.get(key) else {
             self.control.pods.forget(key);
             self.history.forget(key);
+            self.pace.forget(key);
             return Ok(Next::Settled);
         };
         if pods::is_terminating(set.as_ref()) {
@@ -123,9 +127,9 @@ impl Controller for Sets {
         let done = self
             .apply(key, &set, &held, &revisions, &plan.actions)
             .await;
-        self.write_status(key, &set, plan.status).await?;
+        let wait = self.write_status(key, &set, plan.status).await?;
         done?;
-        Ok(Next::after(plan.recheck))
+        Ok(Next::after(plan.recheck).or_after(wait))
     }
 }
 
@@ -290,14 +294,18 @@ impl Sets {
         deleted.or_else(Failed::or_over)
     }
 
+    /// How long it must wait, if it cannot be written now.
     async fn write_status(
         &self,
         key: &Key,
         set: &StatefulSet,
         status: StatefulSetStatus,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<Duration>, Error> {
         if !changed(set.status.as_ref(), &status) {
-            return Ok(());
+            return Ok(None);
+        }
+        if let Some(wait) = self.pace.take(key) {
+            return Ok(Some(wait));
         }
         let mut updated = set.clone();
         updated.status = Some(status);
@@ -306,7 +314,7 @@ impl Sets {
             .await
             .or_gone()
             .doing(|| format!("update the status of StatefulSet {key}"))?;
-        Ok(())
+        Ok(None)
     }
 }
 

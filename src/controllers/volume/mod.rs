@@ -5,7 +5,7 @@
 //! made by people or by drivers' own programs.
 
 mod plan;
-mod protect;
+pub mod protect;
 
 use std::{
     collections::HashMap,
@@ -25,15 +25,15 @@ use tokio_util::sync::CancellationToken;
 use self::plan::{BY_CONTROLLER, COMPLETED, ClaimStep, VolumeStep};
 use super::{
     error::{Doing, Error, OrGone},
-    shared::{Controller, Loop, Next},
+    shared::{Controller, Loop, Next, Stopped},
 };
 use crate::{
     events::{Level, Recorder},
     informer::{Informer, Informers, Key},
 };
 
-/// Runs until `shutdown`.
-pub async fn run(informers: Informers, shutdown: CancellationToken) {
+/// Runs the binder until `shutdown`.
+pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
     let volumes: Informer<PersistentVolume> = informers.get();
     let claims: Informer<PersistentVolumeClaim> = informers.get();
     let classes: Informer<StorageClass> = informers.get();
@@ -86,8 +86,8 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) {
             keys.extend(naming.map(|volume| Key::of(volume.as_ref())));
             keys
         })
-        .run(1, shutdown.clone());
-    tokio::join!(binding, telling, protect::run(informers, shutdown));
+        .run(1, shutdown);
+    tokio::try_join!(binding, telling).map(|_| ())
 }
 
 /// Whether the volume's reference is to a claim of this name.

@@ -15,7 +15,7 @@ use super::plan;
 use crate::{
     controllers::{
         error::{Doing, Error, OrGone},
-        shared::{Controller, Loop, Next},
+        shared::{Controller, Loop, Next, Stopped},
     },
     informer::{Informer, Informers, Key},
 };
@@ -23,29 +23,33 @@ use crate::{
 const CLAIM: &str = "kubernetes.io/pvc-protection";
 const VOLUME: &str = "kubernetes.io/pv-protection";
 
-/// Runs until `shutdown`.
-pub async fn run(informers: Informers, shutdown: CancellationToken) {
+/// Guards claims until `shutdown`.
+pub async fn run_claims(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
     let claims: Informer<PersistentVolumeClaim> = informers.get();
-    let volumes: Informer<PersistentVolume> = informers.get();
     let pods: Informer<Pod> = informers.get();
-    let client = informers.client().clone();
     let guard = Claims {
-        client: client.clone(),
+        client: informers.client().clone(),
         claims: claims.clone(),
         pods: pods.clone(),
     };
-    let guarding = Loop::new(guard, &claims)
+    Loop::new(guard, &claims)
         .watch_changes(
             &pods,
             |old, new| old.spec == new.spec && is_over(old) == is_over(new),
             claims_of,
         )
-        .run(1, shutdown.clone());
+        .run(1, shutdown)
+        .await
+}
+
+/// Guards volumes until `shutdown`.
+pub async fn run_volumes(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
+    let volumes: Informer<PersistentVolume> = informers.get();
     let guard = Volumes {
-        client,
+        client: informers.client().clone(),
         volumes: volumes.clone(),
     };
-    tokio::join!(guarding, Loop::new(guard, &volumes).run(1, shutdown));
+    Loop::new(guard, &volumes).run(1, shutdown).await
 }
 
 fn is_over(pod: &Pod) -> bool {

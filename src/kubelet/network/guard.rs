@@ -1,8 +1,8 @@
 //! What a pod may send: packets with its own addresses, to its gateway. Everything else is dropped
 //! where it enters the host.
 //!
-//! Owns a table of the family `bridge`, which sees frames before the bridge looks at them. Called by
-//! the pod network whenever a pod is wired or unwired.
+//! The table is of the family `bridge`, which sees frames before the bridge looks at them. Pure:
+//! `tables.rs` writes it whenever a pod is wired or unwired.
 //! Always true:
 //! - A frame from a pod goes on only if link, hardware address, what it carries and the packet's
 //!   source belong together in the set `pods`. So no ARP, no IPv6, no tags and nobody else's
@@ -18,8 +18,8 @@ use std::net::Ipv4Addr;
 
 use netns::{
     nft::{
-        self, BaseChain, Batch, ChainKind, Element, Family, Hook, Policy, Reg, Rule, Set, SetKind,
-        Table, Type, Value, Verdict,
+        BaseChain, Batch, ChainKind, Element, Family, Hook, Policy, Reg, Rule, Set, SetKind, Table,
+        Type, Value, Verdict,
     },
     route::Mac,
 };
@@ -47,42 +47,30 @@ pub struct Port {
     pub address: Ipv4Addr,
 }
 
-/// Makes the table anew, for these pods, in one transaction.
-pub fn rebuild(table: &str, ports: &[Port]) -> Result<(), netns::Error> {
-    nft::Socket::open()?.commit(whole(&bridge(table), ports))
-}
-
-/// Lets the pod send. Fails with an absence if the table is not there.
-pub fn admit(table: &str, port: &Port) -> Result<(), netns::Error> {
+/// Lets the pod send.
+pub fn admit(table: &str, port: &Port) -> Batch {
     let mut batch = Batch::new();
-    add(&mut batch, &bridge(table), std::slice::from_ref(port));
-    nft::Socket::open()?.commit(batch)
+    add(&mut batch, &bridge(table), [port]);
+    batch
 }
 
-/// Forgets the pod; one that is not known is fine.
-pub fn forget(table: &str, port: &Port) -> Result<(), netns::Error> {
+/// Lets the pod send no more.
+pub fn forget(table: &str, port: &Port) -> Batch {
     let table = bridge(table);
     let mut batch = Batch::new();
     batch
         .delete_elements(&table, PODS, [pod(port)])
         .delete_elements(&table, PORTS, [link(port)]);
-    match nft::Socket::open()?.commit(batch) {
-        Err(error) if !error.is_absent() => Err(error),
-        _ => Ok(()),
-    }
-}
-
-pub fn remove(table: &str) -> Result<(), netns::Error> {
-    let mut batch = Batch::new();
-    batch.remove_table(&bridge(table));
-    nft::Socket::open()?.commit(batch)
+    batch
 }
 
 fn bridge(table: &str) -> Table {
     Table::new(Family::Bridge, table)
 }
 
-fn whole(table: &Table, ports: &[Port]) -> Batch {
+/// The table anew, for these pods; the one that is there goes in the same moment.
+pub fn whole<'a>(table: &str, ports: impl Iterator<Item = &'a Port> + Clone) -> Batch {
+    let table = &bridge(table);
     let mut batch = Batch::new();
     let together = [Type::Link, Type::Ether, Type::EtherType, Type::Ipv4];
     batch
@@ -140,10 +128,15 @@ fn whole(table: &Table, ports: &[Port]) -> Batch {
     batch
 }
 
-fn add(batch: &mut Batch, table: &Table, ports: &[Port]) {
+fn add<'a>(
+    batch: &mut Batch,
+    table: &Table,
+    ports: impl IntoIterator<Item = &'a Port, IntoIter: Clone>,
+) {
+    let ports = ports.into_iter();
     batch
-        .add_elements(table, PORTS, ports.iter().map(link))
-        .add_elements(table, PODS, ports.iter().map(pod));
+        .add_elements(table, PORTS, ports.clone().map(link))
+        .add_elements(table, PODS, ports.map(pod));
 }
 
 fn link(port: &Port) -> Element {

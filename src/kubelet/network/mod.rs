@@ -1,33 +1,44 @@
 //! Wires pods to the node: bridge, veth pair, address, masquerade, and what a pod may send.
 //!
 //! Owns the node's bridge, the address records in the state folder and the nf_tables tables for
-//! masquerade, for ports of the node and for the guard of the pods' links. Called by the kubelet when a pod's namespace is made and when it goes.
+//! masquerade, for ports of the node and for the guard of the pods' links. Called by the kubelet when
+//! a pod's namespace is made and when it goes; [`PodNetwork::keep`] restores what others undo.
 //! Always true: an address belongs to one pod at a time, across restarts; a failed attach leaves
-//! nothing; a pod's link carries packets with the pod's own addresses to the gateway, and no other.
+//! nothing; a pod's link carries packets with the pod's own addresses to the gateway, and no other;
+//! a change of a table that failed is made again until it works.
 
 pub mod env;
 mod guard;
 mod pool;
 mod ports;
 mod records;
+mod repairs;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod wiring;
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     os::fd::{AsFd, BorrowedFd},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use ipnet::{IpNet, Ipv4Net};
-use netns::{nft, route::Link, sysctl};
+use netns::{route::Link, sysctl};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 pub use self::ports::{Forward, forwards, host_address};
-use self::{pool::Pool, records::Records};
-use crate::own_ports::OwnPorts;
+use self::{pool::Pool, records::Records, tables::Tables};
+use crate::{
+    own_ports::OwnPorts,
+    repair::{self, Told},
+    runtime::Runtime,
+    supervision::hooks,
+};
 
 const FORWARD: &str = "net/ipv4/ip_forward";
 const GUARD: &str = "set up the check of what pods send (it needs a kernel with \
@@ -57,13 +68,23 @@ pub struct PodNetwork {
 #[derive(Debug)]
 struct Shared {
     config: Config,
+    range: Ipv4Net,
     gateway: IpAddr,
-    bridge: Link,
+    /// As it was made last; a repair makes another.
+    bridge: Mutex<Link>,
     records: Records,
     /// Guards the records too: a record is written while its address is taken.
     pool: Mutex<Pool>,
-    /// Ports of the node by pod; held while they are written to the kernel. Taken before `pool`.
-    forwards: Mutex<BTreeMap<String, (Ipv4Addr, Vec<Forward>)>>,
+    /// Held while the kernel is written to. Taken before `pool`.
+    tables: Mutex<Tables>,
+    /// Pods whose wires shall be there, and the right to change wires: many pods' at once, or all of
+    /// them for a repair. Taken before everything else.
+    wires: RwLock<()>,
+    wired: Mutex<BTreeMap<String, guard::Port>>,
+    /// Whether all pods that run are known.
+    adopted: watch::Sender<bool>,
+    /// A change has failed and shall be carried out again.
+    again: Notify,
 }
 
 impl PodNetwork {
@@ -94,8 +115,16 @@ impl PodNetwork {
         blocking(move || shared.attach(&uid, netns.as_fd())).await
     }
 
-    /// Leads ports of the node to the pod, which has its address, until it is detached.
+    /// Leads ports of the node to the pod, which has its address, until it is detached. Waits for
+    /// [`PodNetwork::adopt`].
     pub async fn forward(&self, pod_uid: &str, forwards: Vec<Forward>) -> Result<(), Error> {
+        // The sender lives as long as `self`.
+        let _ = self
+            .shared
+            .adopted
+            .subscribe()
+            .wait_for(|adopted| *adopted)
+            .await;
         let (shared, uid) = (self.shared.clone(), pod_uid.to_owned());
         blocking(move || shared.forward(&uid, forwards)).await
     }
@@ -111,19 +140,39 @@ impl PodNetwork {
         self.shared.pool().of(pod_uid)
     }
 
-    /// Gives back the addresses and links of pods that are not in `live`.
-    pub async fn retain(&self, live: &[String]) -> Result<(), Error> {
+    /// Takes over from an earlier daemon: the pods in `live` go on, with the ports that they ask for.
+    /// Addresses, links and ports of all others are given back.
+    pub async fn adopt(
+        &self,
+        live: &[String],
+        forwards: BTreeMap<String, Vec<Forward>>,
+    ) -> Result<(), Error> {
         let (shared, live) = (self.shared.clone(), live.to_vec());
-        blocking(move || {
+        let ports = blocking(move || shared.adopt_ports(forwards)).await;
+        // A table that could not be written is tried again by `keep`; new pods need not wait for it.
+        self.shared.adopted.send_replace(true);
+        let shared = self.shared.clone();
+        let rest = blocking(move || {
             let owners = shared.pool().owners();
-            owners
-                .iter()
-                .filter(|owner| !live.contains(owner))
-                .try_for_each(|owner| shared.detach(owner))?;
-            // Ports of pods that went while no daemon ran.
-            shared.change_forwards(|forwards| forwards.retain(|owner, _| live.contains(owner)))
-        })
-        .await
+            let gone = owners.iter().filter(|owner| !live.contains(owner));
+            gone.map(|owner| shared.detach(owner))
+                .fold(Ok(()), Result::and)
+        });
+        ports.and(rest.await)
+    }
+
+    /// Keeps the network as it is wanted, whoever changes it, until `shutdown`.
+    pub async fn keep(
+        &self,
+        runtime: Runtime,
+        tell: impl Fn(Told<'_, Error>),
+        shutdown: CancellationToken,
+    ) -> Result<(), Error> {
+        let own = self.shared.tables().own_port();
+        let own = own.map_err(during("watch the pod network".into()))?;
+        let kept = repairs::Kept::new(self.clone(), runtime);
+        repair::keep(Arc::new(kept), own, &self.shared.again, tell, shutdown).await;
+        Ok(())
     }
 
     /// Takes bridge and table away again (for `reset`).
@@ -144,13 +193,6 @@ impl Shared {
         let bridge = wiring::ensure_bridge(&config.bridge, gateway, range)
             .map_err(during(format!("set up the bridge {}", config.bridge)))?;
         set(&records, FORWARD, "1")?;
-        wiring::ensure_table(
-            &config.table,
-            &config.bridge,
-            config.pod_cidr,
-            config.cluster_cidr,
-        )
-        .map_err(during(format!("set up masquerade in {}", config.table)))?;
 
         let mut pool = Pool::new(range);
         for (owner, address) in records.addresses()? {
@@ -161,21 +203,33 @@ impl Shared {
         if let Some(last) = records.last_address() {
             pool.resume_after(last);
         }
-        let ports = ports_of(&pool);
+        let wired = ports_of(&pool);
+        let mut tables =
+            Tables::new(config.clone(), wired.clone()).map_err(during(GUARD.into()))?;
+        tables
+            .write_masquerade()
+            .map_err(during(format!("set up masquerade in {}", config.table)))?;
         // Without it pods could take each other's traffic: rather no pods than those.
-        guard::rebuild(&config.table, &ports).map_err(during(GUARD.into()))?;
+        tables.write_guard().map_err(during(GUARD.into()))?;
+        let ports: Vec<guard::Port> = wired.values().cloned().collect();
         wiring::adopt(&bridge, &ports).map_err(during("take over the links of pods".into()))?;
         Ok(Self {
+            range,
             gateway: gateway.into(),
             config,
-            bridge,
+            bridge: Mutex::new(bridge),
             records,
             pool: Mutex::new(pool),
-            forwards: Mutex::default(),
+            tables: Mutex::new(tables),
+            wires: RwLock::default(),
+            wired: Mutex::new(wired),
+            adopted: watch::Sender::new(false),
+            again: Notify::new(),
         })
     }
 
     fn attach(&self, pod_uid: &str, netns: BorrowedFd<'_>) -> Result<IpAddr, Error> {
+        let _beside = self.beside();
         let address = {
             let mut pool = self.pool();
             let address = pool.take(pod_uid).ok_or(Error::Exhausted)?;
@@ -185,71 +239,82 @@ impl Shared {
             }
             address
         };
-        let wired = self.admit(&wiring::port(pod_uid, address)).and_then(|()| {
-            wiring::attach(&self.bridge, self.gateway, pod_uid, address.into(), netns)
+        let port = wiring::port(pod_uid, address);
+        let admitted = self.tables().admit(pod_uid, &port);
+        let wired = admitted.and_then(|()| {
+            let bridge = self.bridge();
+            wiring::attach(&bridge, self.gateway, pod_uid, address.into(), netns)
         });
         if let Err(error) = wired {
-            let _ = guard::forget(&self.config.table, &wiring::port(pod_uid, address));
+            lock(&self.wired).remove(pod_uid);
+            if self.tables().forget(pod_uid).is_err() {
+                self.again.notify_one();
+            }
             self.release(pod_uid)?;
             return Err(during(format!("wire pod {pod_uid} with {address}"))(error));
         }
+        lock(&self.wired).insert(pod_uid.to_owned(), port);
         Ok(address.into())
-    }
-
-    /// Lets the pod send. If somebody took the guard's table away, it is made anew.
-    fn admit(&self, port: &guard::Port) -> Result<(), netns::Error> {
-        match guard::admit(&self.config.table, port) {
-            Err(error) if error.is_absent() => {
-                let ports = ports_of(&self.pool());
-                guard::rebuild(&self.config.table, &ports)
-            }
-            admitted => admitted,
-        }
     }
 
     fn forward(&self, pod_uid: &str, forwards: Vec<Forward>) -> Result<(), Error> {
         let IpAddr::V4(address) = self.pool().of(pod_uid).ok_or(Error::NoAddress)? else {
             return Err(Error::NoAddress);
         };
-        // The node's own packets from 127.0.0.1 must find the pod.
+        self.route_localnet()?;
+        self.change_ports(|tables| tables.forward(pod_uid, address, forwards))
+    }
+
+    /// The node's own packets from 127.0.0.1 must find the pods.
+    fn route_localnet(&self) -> Result<(), Error> {
         let setting = format!("net/ipv4/conf/{}/route_localnet", self.config.bridge);
-        sysctl::write(&setting, "1").map_err(during(format!("set {setting}")))?;
-        self.change_forwards(|all| {
-            all.insert(pod_uid.to_owned(), (address, forwards));
-        })
+        sysctl::write(&setting, "1").map_err(during(format!("set {setting}")))
     }
 
-    fn change_forwards(
+    fn adopt_ports(&self, forwards: BTreeMap<String, Vec<Forward>>) -> Result<(), Error> {
+        let mut wanted = BTreeMap::new();
+        for (uid, forwards) in forwards {
+            let address = self.pool().of(&uid);
+            if let (Some(IpAddr::V4(address)), false) = (address, forwards.is_empty()) {
+                wanted.insert(uid, (address, forwards));
+            }
+        }
+        if !wanted.is_empty() {
+            self.route_localnet()?;
+        }
+        self.change_ports(|tables| tables.adopt(wanted))
+    }
+
+    /// What fails here is what is wanted all the same: it is tried again.
+    fn change_ports(
         &self,
-        change: impl FnOnce(&mut BTreeMap<String, (Ipv4Addr, Vec<Forward>)>),
+        change: impl FnOnce(&mut Tables) -> Result<(), netns::Error>,
     ) -> Result<(), Error> {
-        let mut forwards = self.forwards.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut forwards);
-        let batch = ports::batch(
-            &self.ports_table(),
-            &self.config.bridge,
-            &self.config.own_ports,
-            &forwards,
-        );
-        nft::Socket::open()
-            .and_then(|mut socket| socket.commit(batch))
-            .map_err(during("lead ports of the node to pods".into()))
-    }
-
-    fn ports_table(&self) -> String {
-        format!("{}-ports", self.config.table)
+        let mut tables = self.tables();
+        let changed = change(&mut tables);
+        let forgotten = tables.forget_flows();
+        if let Err(error) = &forgotten {
+            let error = error as &dyn std::error::Error;
+            tracing::warn!(
+                error,
+                "flows to ports of pods that went are not forgotten yet"
+            );
+        }
+        if changed.is_err() || forgotten.is_err() {
+            self.again.notify_one();
+        }
+        changed.map_err(during("lead ports of the node to pods".into()))
     }
 
     fn detach(&self, pod_uid: &str) -> Result<(), Error> {
-        let forwards = || self.forwards.lock().unwrap_or_else(PoisonError::into_inner);
-        if forwards().contains_key(pod_uid) {
-            self.change_forwards(|all| drop(all.remove(pod_uid)))?;
-        }
+        let _beside = self.beside();
+        self.change_ports(|tables| tables.close(pod_uid))?;
+        lock(&self.wired).remove(pod_uid);
         let Some(IpAddr::V4(address)) = self.pool().of(pod_uid) else {
             return Ok(());
         };
-        wiring::detach(&self.bridge, pod_uid, address.into())
-            .and_then(|()| guard::forget(&self.config.table, &wiring::port(pod_uid, address)))
+        wiring::detach(&self.bridge(), pod_uid, address.into())
+            .and_then(|()| self.tables().forget(pod_uid))
             .map_err(during(format!("unwire pod {pod_uid}")))?;
         self.release(pod_uid)
     }
@@ -267,10 +332,8 @@ impl Shared {
         for owner in &owners {
             self.detach(owner)?;
         }
-        self.change_forwards(BTreeMap::clear)?;
-        wiring::remove_table(&self.config.table)
-            .and_then(|()| guard::remove(&self.config.table))
-            .map_err(during(format!("remove the table {}", self.config.table)))?;
+        let removed = self.tables().remove();
+        removed.map_err(during(format!("remove the table {}", self.config.table)))?;
         wiring::remove_bridge(&self.config.bridge)
             .map_err(during(format!("remove the bridge {}", self.config.bridge)))?;
         for (name, value) in self.records.settings() {
@@ -279,25 +342,56 @@ impl Shared {
         self.records.forget_settings()
     }
 
-    fn pool(&self) -> std::sync::MutexGuard<'_, Pool> {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pool(&self) -> MutexGuard<'_, Pool> {
+        lock(&self.pool)
     }
+
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        lock(&self.tables)
+    }
+
+    fn bridge(&self) -> Link {
+        lock(&self.bridge).clone()
+    }
+
+    fn set_bridge(&self, bridge: Link) {
+        *lock(&self.bridge) = bridge;
+    }
+
+    fn wired(&self) -> BTreeMap<String, guard::Port> {
+        lock(&self.wired).clone()
+    }
+
+    /// To change one pod's wire.
+    fn beside(&self) -> RwLockReadGuard<'_, ()> {
+        self.wires.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To change everybody's.
+    fn alone(&self) -> RwLockWriteGuard<'_, ()> {
+        self.wires.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A panic leaves none of this half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether this kernel can check what pods send; tried out in a namespace that goes with the try.
 pub fn can_guard() -> bool {
+    let try_out = || netns::nft::Socket::open()?.commit(guard::whole("probe", [].iter()));
     netns::Namespace::create()
-        .and_then(|namespace| namespace.run(|| guard::rebuild("probe", &[]))?)
+        .and_then(|namespace| namespace.run(try_out)?)
         .is_ok()
 }
 
-fn ports_of(pool: &Pool) -> Vec<guard::Port> {
-    let owners = pool.owners();
-    let port = |owner: &String| match pool.of(owner)? {
-        IpAddr::V4(address) => Some(wiring::port(owner, address)),
+fn ports_of(pool: &Pool) -> BTreeMap<String, guard::Port> {
+    let port = |owner: String| match pool.of(&owner)? {
+        IpAddr::V4(address) => Some((owner.clone(), wiring::port(&owner, address))),
         IpAddr::V6(_) => None,
     };
-    owners.iter().filter_map(port).collect()
+    pool.owners().into_iter().filter_map(port).collect()
 }
 
 /// The first address of the range.
@@ -328,6 +422,7 @@ fn during(action: String) -> impl FnOnce(netns::Error) -> Error {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
+    hooks::delay().await;
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|error| {

@@ -11,6 +11,7 @@ use std::{
 };
 
 use super::Error;
+use crate::format;
 
 const LAST: &str = "last-address";
 const SETTINGS: &str = "settings";
@@ -29,19 +30,28 @@ impl Records {
         })
     }
 
-    /// Owner and address of every record; what cannot be read is dropped.
+    /// Owner and address of every record. What is no record is set aside; one that cannot be read is an
+    /// error: its address would be given out a second time.
     pub fn addresses(&self) -> Result<Vec<(String, Ipv4Addr)>, Error> {
         let folder = self.folder.join("addresses");
         let mut records = Vec::new();
         for entry in fs::read_dir(&folder).map_err(failed("read", &folder))? {
             let path = entry.map_err(failed("read", &folder))?.path();
-            let address = path
-                .file_name()
-                .and_then(|name| name.to_str())
-                .and_then(|name| name.parse().ok());
-            match (address, fs::read_to_string(&path)) {
-                (Some(address), Ok(owner)) if !owner.is_empty() => records.push((owner, address)),
-                _ => fs::remove_file(&path).map_err(failed("remove", &path))?,
+            let name = path.file_name().and_then(|name| name.to_str());
+            let address = name.and_then(|name| name.parse().ok());
+            let extension = path.extension().and_then(|extension| extension.to_str());
+            match address {
+                Some(address) => {
+                    let read = format::patiently(|| Ok(fs::read_to_string(&path)?));
+                    match read.map_err(|error| failed("read", &path)(io::Error::other(error)))? {
+                        owner if owner.is_empty() => set_aside(&path)?,
+                        owner => records.push((owner, address)),
+                    }
+                }
+                // Cut short while it was written.
+                None if extension == Some("new") => remove(&path)?,
+                None if extension == Some(format::ASIDE) => {}
+                None => set_aside(&path)?,
             }
         }
         Ok(records)
@@ -89,6 +99,13 @@ impl Records {
     pub fn forget_settings(&self) -> Result<(), Error> {
         remove(&self.folder.join(SETTINGS))
     }
+}
+
+fn set_aside(path: &Path) -> Result<(), Error> {
+    tracing::warn!(path = %path.display(), "no record of an address, set aside");
+    format::set_aside(path)
+        .map(drop)
+        .map_err(failed("set aside", path))
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Error> {

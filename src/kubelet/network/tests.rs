@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     process::Command,
     time::{Duration, Instant},
 };
@@ -85,7 +85,7 @@ fn pods_reach_each_other_and_leave_nothing() -> TestResult {
         let before = ip("-o link")?;
         assert_eq!(network.attach("uid-2", two.as_fd()).await?, second);
         assert_eq!(ip("-o link")?, before); // the wire was not touched
-        network.retain(&["uid-2".into()]).await?;
+        network.adopt(&["uid-2".into()], BTreeMap::new()).await?;
         assert_eq!(network.address("uid-1").await, None);
         assert!(!ip("link")?.contains(&wiring::link_name("uid-1")));
 
@@ -121,6 +121,9 @@ fn ports_of_the_node_lead_to_pods() -> TestResult {
         };
         let node = [192, 168, 9, 1];
         let forwards = vec![to(None, 8080), to(Some(node.into()), 8081), to(None, 6443)];
+        network
+            .adopt(&["web".into(), "other".into()], BTreeMap::new())
+            .await?;
         network.forward("web", forwards).await?;
 
         let listener = one.run(|| TcpListener::bind((web, 80)))??;
@@ -151,6 +154,207 @@ fn ports_of_the_node_lead_to_pods() -> TestResult {
         network.remove().await?;
         let tables = Command::new("nft").args(["list", "ruleset"]).output()?;
         assert_eq!(tables.stdout, b"");
+        Ok(())
+    })
+}
+
+fn nft(args: &str) -> TestResult<String> {
+    let output = Command::new("nft").args(args.split(' ')).output()?;
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// A port of the node that leads to port 80 of the pod.
+fn port(protocol: u8, port: u16) -> Forward {
+    Forward {
+        address: None,
+        protocol,
+        port,
+        to: 80,
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_udp_sender_with_a_fixed_port_moves_to_the_next_pod() -> TestResult {
+    const UDP: u8 = 17;
+    let folder = tempfile::tempdir()?;
+    let (host, one, two) = (
+        Namespace::create()?,
+        Namespace::create()?,
+        Namespace::create()?,
+    );
+    in_host(&host, async || {
+        ip("link set lo up")?;
+        ip("address add 192.168.9.1/32 dev lo")?;
+        let network = PodNetwork::open(config(folder.path())).await?;
+        network.adopt(&[], BTreeMap::new()).await?;
+        let client = UdpSocket::bind("192.168.9.1:5000")?;
+        client.set_read_timeout(Some(TIMEOUT))?;
+        let mut buffer = [0; 16];
+        for (uid, pod) in [("one", &one), ("two", &two)] {
+            let address = network.attach(uid, pod.as_fd()).await?;
+            network.forward(uid, vec![port(UDP, 5353)]).await?;
+            let server = pod.run(|| UdpSocket::bind((address, 80)))??;
+            server.set_read_timeout(Some(TIMEOUT))?;
+            client.send_to(uid.as_bytes(), "192.168.9.1:5353")?;
+            let (length, from) = server.recv_from(&mut buffer)?;
+            assert_eq!(&buffer[..length], uid.as_bytes());
+            server.send_to(b"answer", from)?;
+            assert_eq!(client.recv_from(&mut buffer)?.0, 6);
+            // The pod is replaced, and the sender goes on meanwhile.
+            network.detach(uid).await?;
+            client.send_to(b"nobody", "192.168.9.1:5353")?;
+            let _ = client.recv_from(&mut buffer); // refused
+        }
+        network.remove().await?;
+        Ok(())
+    })
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_restarted_daemon_replaces_the_ports_once_all_are_known() -> TestResult {
+    let folder = tempfile::tempdir()?;
+    let (host, one, two) = (
+        Namespace::create()?,
+        Namespace::create()?,
+        Namespace::create()?,
+    );
+    in_host(&host, async || {
+        let network = PodNetwork::open(config(folder.path())).await?;
+        network.adopt(&[], BTreeMap::new()).await?;
+        network.attach("one", one.as_fd()).await?;
+        network.forward("one", vec![port(6, 8081)]).await?;
+        let before = nft("list table ip vetch-ports")?;
+        assert!(before.contains("8081"), "{before}");
+        drop(network);
+
+        let network = PodNetwork::open(config(folder.path())).await?;
+        network.attach("two", two.as_fd()).await?;
+        // A new pod is there before those that run are known: it waits.
+        let mut opening = Box::pin(network.forward("two", vec![port(6, 8082)]));
+        let early = tokio::time::timeout(Duration::from_millis(50), &mut opening).await;
+        assert!(early.is_err());
+        network.shared.repair()?; // nor does a repair write what is not known
+        assert_eq!(nft("list table ip vetch-ports")?, before);
+        let running = BTreeMap::from([
+            ("one".to_owned(), vec![port(6, 8081)]),
+            ("gone".to_owned(), vec![port(6, 8083)]), // it has no address any more
+        ]);
+        network
+            .adopt(&["one".into(), "two".into()], running)
+            .await?;
+        opening.await?;
+        let after = nft("list table ip vetch-ports")?;
+        assert!(after.contains("8081") && after.contains("8082"), "{after}");
+        assert!(!after.contains("8083"), "{after}");
+        network.remove().await?;
+        Ok(())
+    })
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_change_of_ports_that_fails_is_made_again() -> TestResult {
+    let folder = tempfile::tempdir()?;
+    let (host, one) = (Namespace::create()?, Namespace::create()?);
+    in_host(&host, async || {
+        let network = PodNetwork::open(config(folder.path())).await?;
+        network.adopt(&[], BTreeMap::new()).await?;
+        network.attach("one", one.as_fd()).await?;
+        // Whoever owns a table lets nobody else write it.
+        let mut owner = Command::new("nft")
+            .arg("-i")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .spawn()?;
+        let order = b"add table ip vetch-ports { flags owner; }\n";
+        owner.stdin.as_mut().ok_or("no input")?.write_all(order)?;
+        let deadline = Instant::now() + TIMEOUT;
+        while !nft("list tables")?.contains("vetch-ports") {
+            assert!(Instant::now() < deadline, "nobody owns the table");
+        }
+        assert!(network.forward("one", vec![port(6, 8081)]).await.is_err());
+        assert!(network.shared.repair().is_err());
+        // It was asked for again, and is carried out once it can be.
+        tokio::time::timeout(TIMEOUT, network.shared.again.notified()).await?;
+        owner.kill()?;
+        owner.wait()?;
+        network.shared.repair()?;
+        assert!(nft("list table ip vetch-ports")?.contains("8081"));
+
+        // A pod is not unwired as long as its ports may lead to its address.
+        nft("delete table ip vetch-ports")?;
+        network.detach("one").await?;
+        assert_eq!(nft("list table ip vetch-ports")?, "");
+        network.remove().await?;
+        Ok(())
+    })
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_others_undo_is_found_and_restored() -> TestResult {
+    let folder = tempfile::tempdir()?;
+    let (host, one) = (Namespace::create()?, Namespace::create()?);
+    in_host(&host, async || {
+        let network = PodNetwork::open(config(folder.path())).await?;
+        network.adopt(&[], BTreeMap::new()).await?;
+        network.attach("one", one.as_fd()).await?;
+        network.forward("one", vec![port(6, 8081)]).await?;
+        let shared = &network.shared;
+        let nothing: (Vec<String>, Vec<String>) = Default::default();
+        assert_eq!(shared.repair()?, nothing);
+        let wire = wiring::link_name("one");
+        let picture = || -> TestResult<String> {
+            let connected = ip("-o link show master vetch0")?.contains(&wire);
+            let routes = ip("route")?.replace(" linkdown", "");
+            let addresses = ip("-4 -o address")?.replace(char::is_numeric, "");
+            Ok(format!("{connected} {routes} {addresses}"))
+        };
+        let rules = || -> TestResult<[String; 3]> {
+            Ok([
+                nft("list table ip vetch")?,
+                nft("list table ip vetch-ports")?,
+                nft("list table bridge vetch")?,
+            ])
+        };
+        let before = (picture()?, rules()?);
+        let own = shared.tables().own_port()?;
+        let mut monitor = netns::monitor::Monitor::open(own)?;
+        for line in [
+            "nft flush ruleset",
+            "nft delete table bridge vetch",
+            "nft add rule ip vetch-ports ports drop",
+            "ip link set vetch0 down",
+            "ip link del vetch0",
+            "ip address flush dev vetch0",
+            "ip route flush dev vetch0",
+            "sysctl -qw net.ipv4.ip_forward=0",
+        ] {
+            let done = Command::new("sh").args(["-ec", line]).status()?;
+            assert!(done.success(), "{line}");
+            let changes = tokio::time::timeout(TIMEOUT, monitor.changes()).await??;
+            assert!(shared.notice(&changes), "{line}: {changes:?}");
+            let (restored, unwired) = shared.repair()?;
+            assert!(!restored.is_empty() && unwired.is_empty(), "{line}");
+            assert_eq!((picture()?, rules()?), before, "{line}");
+            assert_eq!(sysctl::read(FORWARD)?.as_deref(), Some("1"));
+            assert_eq!(shared.repair()?, nothing, "{line}");
+            // What we have done ourselves is no reason to look again and again.
+            while let Ok(changes) = tokio::time::timeout(TIMEOUT / 30, monitor.changes()).await {
+                if shared.notice(&changes?) {
+                    assert_eq!(shared.repair()?, nothing, "{line}");
+                }
+            }
+        }
+        ip(&format!("link del {wire}"))?;
+        let changes = tokio::time::timeout(TIMEOUT, monitor.changes()).await??;
+        assert!(shared.notice(&changes), "{changes:?}");
+        assert_eq!(shared.repair()?.1, ["one"]);
+        assert!(shared.rewire("one", one.as_fd())?);
+        assert_eq!(shared.repair()?, nothing);
+        network.remove().await?;
         Ok(())
     })
 }

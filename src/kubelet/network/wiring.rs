@@ -14,7 +14,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 use netns::{
-    nft::{self, BaseChain, Batch, ChainKind, Family, Hook, Policy, Reg, Rule, Table, Verdict},
+    nft::{BaseChain, Batch, ChainKind, Family, Hook, Policy, Reg, Rule, Table, Verdict},
     route::{self, Change, Link, Mac, Prefix, Socket, Veth},
 };
 use sha2::{Digest, Sha256};
@@ -114,6 +114,15 @@ pub fn adopt(bridge: &Link, ports: &[Port]) -> Result<(), netns::Error> {
     host.apply(changes)
 }
 
+/// Connects wires with the bridge again that have lost it, or lie down.
+pub fn reconnect(bridge: &Link, ports: &[Port]) -> Result<(), netns::Error> {
+    let masters = ports
+        .iter()
+        .map(|port| Change::set_master(&port.link, bridge.index));
+    Socket::open()?.apply(masters.collect())?;
+    adopt(bridge, ports)
+}
+
 /// The pod's end of its wire, as [`attach`] makes it.
 pub fn port(pod_uid: &str, address: Ipv4Addr) -> Port {
     Port {
@@ -177,12 +186,7 @@ fn remove_link(socket: &mut Socket, name: &str) -> Result<(), netns::Error> {
 
 /// Masquerades what pods send out of the cluster, and keeps them from the host's loopback.
 /// Everything is in a table of our own.
-pub fn ensure_table(
-    table: &str,
-    bridge: &str,
-    pods: IpNet,
-    cluster: IpNet,
-) -> Result<(), netns::Error> {
+pub fn masquerade(table: &str, bridge: &str, pods: IpNet, cluster: IpNet) -> Batch {
     let table = Table::new(Family::Ip, table);
     let base = |kind, hook, priority| BaseChain {
         kind,
@@ -236,13 +240,7 @@ pub fn ensure_table(
                 .destination_in(LOOPBACK.0, LOOPBACK.1, true)
                 .verdict(&Verdict::Drop),
         );
-    nft::Socket::open()?.commit(batch)
-}
-
-pub fn remove_table(table: &str) -> Result<(), netns::Error> {
-    let mut batch = Batch::new();
-    batch.remove_table(&Table::new(Family::Ip, table));
-    nft::Socket::open()?.commit(batch)
+    batch
 }
 
 /// The host's end of a pod's veth pair: 15 bytes at most, the same for the same pod.

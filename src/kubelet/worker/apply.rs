@@ -521,7 +521,14 @@ async fn delete(api: Api<Pod>, target: &Target) {
     loop {
         match api.delete(&target.name, &params).await {
             Ok(_) => return,
-            Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => return,
+            Err(kube::Error::Api(status)) if status.code == 404 => return,
+            // Another pod by now, or so many write this one that the server gave up.
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                if let Ok(false) = target.is_in(&api).await {
+                    return;
+                }
+                tracing::warn!(pod = target.name, %status, "not deleted, will retry");
+            }
             Err(error) => tracing::warn!(pod = target.name, %error, "not deleted, will retry"),
         }
         tokio::time::sleep(DELETE_RETRY).await;

@@ -247,9 +247,6 @@ impl Worker {
             self.probe(&record.name, &record);
         }
         self.refresh_volumes(Duration::ZERO);
-        if let Err(error) = sandbox::open_ports(&self.context, &self.pod).await {
-            tracing::warn!(pod = self.pod.name_any(), error, "ports of the node");
-        }
     }
 
     /// What was told of containers is true until probes say otherwise.

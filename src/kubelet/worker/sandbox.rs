@@ -104,7 +104,7 @@ async fn check_handler(context: &Context, pod: &Pod) -> Result<(), String> {
 }
 
 /// Leads the ports of the node that the pod asks for to it.
-pub async fn open_ports(context: &Context, pod: &Pod) -> Result<(), String> {
+async fn open_ports(context: &Context, pod: &Pod) -> Result<(), String> {
     let forwards = network::forwards(pod);
     if forwards.is_empty() {
         return Ok(());

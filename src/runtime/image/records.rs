@@ -8,10 +8,17 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::Error;
-use crate::runtime::files;
+use crate::{
+    format::{self, Unreadable},
+    runtime::files,
+};
 
 /// A configuration is at most 8 MiB, and is text in text here.
 const LONGEST: u64 = 64 << 20;
+
+/// Raised with every change that an older reader would misunderstand; see [`crate::format`].
+const VERSION: u32 = 1;
+const OLDEST: u32 = 1;
 
 /// One image as recorded on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +30,13 @@ pub struct Record {
     /// The configuration, as much as is kept of it.
     pub config: String,
     pub diff_ids: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Versioned<'a> {
+    version: u32,
+    #[serde(flatten)]
+    record: &'a Record,
 }
 
 /// The folder of records.
@@ -42,7 +56,7 @@ impl Records {
         Ok(Self { dir })
     }
 
-    /// Every record. One that cannot be read is reported and skipped: its image is pulled again.
+    /// Every record. One that is not understood is reported and set aside: its image is pulled again.
     pub fn load(&self) -> Result<Vec<Record>, Error> {
         let io = |source| Error::Io {
             action: "read",
@@ -55,14 +69,17 @@ impl Records {
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
-            match files::read_at_most(&path, LONGEST)
-                .map_err(|error| error.to_string())
-                .and_then(|bytes| {
-                    serde_json::from_slice::<Record>(&bytes).map_err(|error| error.to_string())
-                }) {
+            let read = || {
+                let bytes = files::read_at_most(&path, LONGEST)?;
+                format::parse::<Record>(&bytes, OLDEST..=VERSION)
+            };
+            match format::patiently(read) {
                 Ok(record) => records.push(record),
+                Err(Unreadable::Absent) => {}
+                Err(Unreadable::Busy(error)) => return Err(io(error)),
                 Err(error) => {
-                    tracing::warn!(path = %path.display(), error, "unreadable image record")
+                    tracing::warn!(path = %path.display(), %error, "an image's record is set aside");
+                    format::set_aside(&path).map_err(io)?;
                 }
             }
         }
@@ -73,7 +90,11 @@ impl Records {
         let path = self.path(&record.id);
         let write = || -> io::Result<()> {
             let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
-            serde_json::to_writer(&mut file, record)?;
+            let versioned = Versioned {
+                version: VERSION,
+                record,
+            };
+            serde_json::to_writer(&mut file, &versioned)?;
             file.flush()?;
             file.as_file().sync_all()?;
             file.persist(&path).map_err(|error| error.error)?;

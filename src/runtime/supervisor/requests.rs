@@ -81,6 +81,9 @@ impl Supervisor {
             Call::Kill { id } => self.kill(&id),
             Call::Forget { id } => self.forget(&id),
             Call::ReopenLog { id } => self.reopen_log(&id),
+            Call::Unknown => Err(Failure::Other(
+                "this pod was started by a version that does not know this call".into(),
+            )),
         };
         let frame = Frame::Answer {
             number,

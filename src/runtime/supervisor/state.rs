@@ -146,6 +146,7 @@ impl Supervisor {
         self.clients.insert(number, client);
         let hello = Frame::Hello {
             version: protocol::VERSION,
+            oldest: Some(protocol::OLDEST),
             pid: std::process::id().cast_signed(),
         };
         self.tell(number, hello, Vec::new());

@@ -28,6 +28,8 @@ struct Order {
     pod_dir: PathBuf,
 }
 
+impl protocol::Growing for Order {}
+
 /// The daemon's handle.
 #[derive(Debug)]
 pub struct Zygote {

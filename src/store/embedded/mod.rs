@@ -47,6 +47,17 @@ struct Shared {
     state: RwLock<State>,
     /// The visible revision; watchers wait on it.
     revision: watch::Sender<Revision>,
+    /// Whether the writer is there.
+    writing: watch::Sender<bool>,
+}
+
+/// Says that the writer has ended, however it has.
+struct Writing(Arc<Shared>);
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.0.writing.send_replace(false);
+    }
 }
 
 impl Shared {
@@ -69,13 +80,14 @@ impl Embedded {
         let (log, state) = writer::Log::open(dir, quota)?;
         let shared = Arc::new(Shared {
             revision: watch::channel(state.revision).0,
+            writing: watch::channel(true).0,
             state: RwLock::new(state),
         });
         let (requests, inbox) = mpsc::channel();
-        let for_writer = shared.clone();
+        let for_writer = Writing(shared.clone());
         let writer = std::thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || writer::run(log, &for_writer, &inbox))
+            .spawn(move || writer::run(log, &for_writer.0, &inbox))
             .map_err(io_error("start a thread for", dir))?;
         Ok(Self {
             shared,
@@ -172,6 +184,12 @@ impl Store for Embedded {
     async fn compact(&self, revision: Revision) -> Result<(), Error> {
         self.ask(|reply| writer::Request::Compact(revision, reply))
             .await
+    }
+
+    async fn failed(&self) {
+        let mut writing = self.shared.writing.subscribe();
+        // The sender is in `shared`, so that this ends only by the writer's end.
+        let _ = writing.wait_for(|writing| !writing).await;
     }
 }
 

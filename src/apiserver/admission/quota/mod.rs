@@ -29,6 +29,7 @@ use crate::apiserver::{
     request::User,
     status::{Reason, Status, qualified},
 };
+use crate::supervision::caught;
 
 const QUOTAS: &str = "resourcequotas";
 
@@ -315,8 +316,12 @@ impl Shared {
         let namespace = namespace.to_owned();
         tokio::spawn(async move {
             loop {
-                if let Err(status) = self.count(&namespace).await {
-                    tracing::debug!(%status, namespace, "quotas not counted");
+                match caught(self.count(&namespace)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(status)) => {
+                        tracing::debug!(%status, namespace, "quotas not counted");
+                    }
+                    Err(panic) => tracing::error!(%panic, namespace, "quotas not counted"),
                 }
                 let mut state = self.state();
                 match state.counting.get_mut(&namespace) {

@@ -2,6 +2,19 @@
 
 use super::{EVENTS, READ, Row, named, on};
 
+/// What ours need more than the original's: they change one field with a patch where those write the
+/// whole object, and ask for a Lease before they call its node silent.
+pub const OURS: &[(&str, &[Row])] = &[
+    (
+        "system:controller:deployment-controller",
+        &[on("patch", "apps", "deployments")],
+    ),
+    (
+        "system:controller:node-controller",
+        &[on("get", "coordination.k8s.io", "leases")],
+    ),
+];
+
 pub const ROLES: &[(&str, &[Row])] = &[
     (
         "system:controller:attachdetach-controller",

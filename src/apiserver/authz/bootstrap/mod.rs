@@ -7,6 +7,9 @@
 mod cluster;
 mod controllers;
 mod namespaced;
+mod reconcile;
+
+pub use reconcile::reconcile;
 
 use serde_json::{Value, json};
 
@@ -177,8 +180,18 @@ fn subject(words: &str) -> Option<Value> {
 /// refers to. Namespaces `kube-system` and `kube-public` must exist for the last ones.
 pub fn objects() -> Vec<Value> {
     let mut objects: Vec<Value> = cluster::ROLES.iter().map(Role::cluster_role).collect();
-    for (name, rules) in controllers::ROLES {
-        objects.push(role(name, rules).cluster_role());
+    for (name, upstream) in controllers::ROLES {
+        let mut object = role(name, upstream).cluster_role();
+        let ours = controllers::OURS.iter().filter(|(of, _)| of == name);
+        let ours = ours.flat_map(|(_, more)| more.iter());
+        object["rules"] = json!(
+            upstream
+                .iter()
+                .chain(ours)
+                .map(Row::rule)
+                .collect::<Vec<_>>()
+        );
+        objects.push(object);
     }
     for (name, subjects) in cluster::BINDINGS {
         objects.push(binding(name, ("ClusterRole", name), None, subjects));

@@ -1,0 +1,89 @@
+//! What a role or binding of the policy lacks: a cluster that was made by an older version gets what
+//! newer ones allow. Pure.
+//!
+//! Always true: nothing is taken away, and who annotates an object with
+//! `rbac.authorization.kubernetes.io/autoupdate: "false"` keeps it as it is.
+
+use serde_json::{Value, json};
+
+use super::super::rules::{missing, rules_of};
+
+const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
+
+/// Adds to `held` what `wanted` has more; false if that is nothing.
+pub fn reconcile(held: &mut Value, wanted: &Value) -> bool {
+    if held["metadata"]["annotations"][AUTOUPDATE] == "false" {
+        return false;
+    }
+    // The rules of an aggregated role are its controller's.
+    let rules = match wanted["aggregationRule"].is_object() {
+        true => Vec::new(),
+        false => missing(&rules_of(held), &rules_of(wanted)),
+    };
+    let subjects: Vec<Value> = items(wanted, "subjects")
+        .iter()
+        .filter(|subject| !items(held, "subjects").iter().any(|one| same(one, subject)))
+        .cloned()
+        .collect();
+    let rules: Vec<Value> = rules.iter().map(|rule| json!(rule)).collect();
+    let changed = !rules.is_empty() || !subjects.is_empty();
+    append(held, "rules", rules);
+    append(held, "subjects", subjects);
+    changed
+}
+
+fn same(one: &Value, other: &Value) -> bool {
+    ["kind", "namespace", "name"].iter().all(|field| {
+        one[field].as_str().unwrap_or_default() == other[field].as_str().unwrap_or_default()
+    })
+}
+
+fn items<'a>(object: &'a Value, field: &str) -> &'a [Value] {
+    object[field].as_array().map_or(&[], Vec::as_slice)
+}
+
+fn append(object: &mut Value, field: &str, more: Vec<Value>) {
+    if !more.is_empty() {
+        let mut all = items(object, field).to_vec();
+        all.extend(more);
+        object[field] = json!(all);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_added_and_nothing_goes() {
+        let role = |autoupdate: &str, rules: Value| {
+            json!({"kind": "ClusterRole", "rules": rules,
+                "metadata": {"name": "r", "annotations": {AUTOUPDATE: autoupdate}}})
+        };
+        let rule =
+            |verbs: &[&str]| json!({"verbs": verbs, "apiGroups": [""], "resources": ["pods"]});
+        let wanted = role("true", json!([rule(&["get", "list"])]));
+        for (held, want) in [
+            (role("true", json!([rule(&["get", "list"])])), None),
+            (role("true", json!([rule(&["*"])])), None),
+            (role("false", json!([])), None),
+            (
+                role("true", json!([rule(&["get", "delete"])])),
+                Some(json!([rule(&["get", "delete"]), rule(&["list"])])),
+            ),
+        ] {
+            let mut object = held.clone();
+            let changed = reconcile(&mut object, &wanted);
+            assert_eq!(changed.then(|| object["rules"].clone()), want, "{held}");
+        }
+        let binding = |names: &[&str]| {
+            let subject = |name: &&str| json!({"kind": "ServiceAccount", "namespace": "kube-system", "name": name});
+            let subjects: Vec<Value> = names.iter().map(subject).collect();
+            json!({"kind": "ClusterRoleBinding", "subjects": subjects})
+        };
+        let mut held = binding(&["own"]);
+        assert!(reconcile(&mut held, &binding(&["a"])));
+        assert_eq!(held, binding(&["own", "a"]));
+        assert!(!reconcile(&mut held, &binding(&["a"])));
+    }
+}

@@ -1,0 +1,155 @@
+//! `/livez`, `/readyz` and `/healthz`: what is looked at, and the answers in the form of the original.
+//!
+//! Always true: a check says of what it names how that is now. The parts of the daemon are checks too.
+
+use std::time::Duration;
+
+use http::{HeaderValue, Response, header};
+
+use super::{Body, Frontend, answer, full};
+use crate::apiserver::{cache, query::Query};
+
+const TEXT: &str = "text/plain; charset=utf-8";
+/// The watch cache is well if it shows within this time what has been written.
+const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(1);
+
+/// What was found when all was looked at.
+#[derive(Debug)]
+pub(super) struct Checks {
+    endpoint: String,
+    /// By name; `None`: it is well.
+    found: Vec<(String, Option<String>)>,
+}
+
+impl Checks {
+    pub async fn look(frontend: &Frontend, endpoint: &str) -> Self {
+        // The process answers, and what it logs is seen.
+        let mut found = vec![("ping".to_owned(), None), ("log".to_owned(), None)];
+        for part in frontend.parts.report() {
+            let mut why = part.down.map(|reason| reason.to_string());
+            if &*part.name == cache::PART && why.is_none() {
+                let caught_up = frontend.server.cache.caught_up();
+                if tokio::time::timeout(CAUGHT_UP_WITHIN, caught_up)
+                    .await
+                    .is_err()
+                {
+                    why = Some("it does not show what is written".to_owned());
+                }
+            }
+            found.push((part.name.to_string(), why));
+        }
+        Self {
+            endpoint: endpoint.to_owned(),
+            found,
+        }
+    }
+
+    /// One check; `None`: there is none of that name.
+    pub fn one(&self, name: &str) -> Option<Response<Body>> {
+        let (_, why) = self.found.iter().find(|(check, _)| check == name)?;
+        Some(match why {
+            None => well("ok"),
+            Some(why) => unwell(&format!("internal server error: {name}: {why}\n")),
+        })
+    }
+
+    pub fn all(&self, query: &Query) -> Response<Body> {
+        let excluded: Vec<&str> = query.all("exclude").collect();
+        let endpoint = &self.endpoint;
+        let (mut text, mut failed) = (String::new(), Vec::new());
+        for (name, why) in &self.found {
+            let line = match why {
+                _ if excluded.contains(&name.as_str()) => format!("[+]{name} excluded: ok\n"),
+                None => format!("[+]{name} ok\n"),
+                Some(_) => {
+                    failed.push(name.as_str());
+                    // Anybody may ask; the log says more.
+                    format!("[-]{name} failed: reason withheld\n")
+                }
+            };
+            text.push_str(&line);
+        }
+        let unknown = excluded
+            .iter()
+            .filter(|name| !self.found.iter().any(|(check, _)| check == *name));
+        let unknown: Vec<String> = unknown.map(|name| format!("{name:?}")).collect();
+        if !unknown.is_empty() {
+            let unknown = unknown.join(", ");
+            text.push_str(&format!(
+                "warn: some health checks cannot be excluded: no matches for {unknown}\n"
+            ));
+        }
+        if !failed.is_empty() {
+            let failed = failed.join(",");
+            tracing::info!(failed, "{endpoint} check failed");
+            text.push_str(&format!("{endpoint} check failed\n"));
+            return unwell(&text);
+        }
+        text.push_str(&format!("{endpoint} check passed\n"));
+        match query.get("verbose") {
+            Some(_) => well(&text),
+            None => well("ok"),
+        }
+    }
+}
+
+fn well(text: &str) -> Response<Body> {
+    answer(200, TEXT, full(text.to_owned()))
+}
+
+fn unwell(text: &str) -> Response<Body> {
+    let mut response = answer(500, TEXT, full(text.to_owned()));
+    let nosniff = HeaderValue::from_static("nosniff");
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    async fn said(response: Response<Body>) -> (u16, String) {
+        let code = response.status().as_u16();
+        let body = response.into_body().collect().await.expect("a body");
+        (code, String::from_utf8_lossy(&body.to_bytes()).into_owned())
+    }
+
+    #[tokio::test]
+    async fn the_answers_are_those_of_the_original() {
+        let checks = Checks {
+            endpoint: "livez".into(),
+            found: vec![
+                ("ping".into(), None),
+                ("part/dns".into(), Some("panic: a defect".into())),
+            ],
+        };
+        for (query, want) in [
+            (
+                "",
+                (
+                    500,
+                    "[+]ping ok\n[-]part/dns failed: reason withheld\nlivez check failed\n",
+                ),
+            ),
+            ("exclude=part/dns", (200, "ok")),
+            (
+                "verbose&exclude=part/dns&exclude=x",
+                (
+                    200,
+                    "[+]ping ok\n[+]part/dns excluded: ok\nwarn: some health checks cannot be excluded: no matches for \"x\"\nlivez check passed\n",
+                ),
+            ),
+        ] {
+            let said = said(checks.all(&Query::parse(query))).await;
+            assert_eq!((said.0, said.1.as_str()), want, "{query}");
+        }
+        let one = async |name| said(checks.one(name).expect("a check")).await;
+        assert_eq!(one("ping").await, (200, "ok".into()));
+        let why = "internal server error: part/dns: panic: a defect\n";
+        assert_eq!(one("part/dns").await, (500, why.into()));
+        assert!(checks.one("part").is_none());
+    }
+}

@@ -1,0 +1,98 @@
+//! Has what every cluster has there again, soon after somebody has taken it away: the `kubernetes`
+//! Service with what it leads to, the namespaces, the roles, the priority classes.
+//!
+//! Started by [`super::start::Handle::start`]; `bootstrap` says what that is, and writes it.
+//! Always true: what is there stays as its owner left it, but for the Service's endpoints.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use futures::future::select_all;
+use tokio::sync::watch;
+
+use super::{
+    bootstrap::{self, Authorities},
+    server::ApiServer,
+    start::Config,
+};
+use crate::{
+    backoff::Backoff,
+    store::Revision,
+    supervision::{Parts, Policy},
+};
+
+/// The check, as the original names it.
+const PART: &str = "poststarthook/bootstrap-controller";
+/// The kinds of what is kept, by storage.
+const FOLLOWED: [&str; 10] = [
+    "namespaces",
+    "services",
+    "endpoints",
+    "endpointslices",
+    "configmaps",
+    "priorityclasses",
+    "clusterroles",
+    "clusterrolebindings",
+    "roles",
+    "rolebindings",
+];
+/// Changes that come in this time are looked at together.
+const TOGETHER: Duration = Duration::from_millis(500);
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+#[derive(Clone)]
+pub struct Kept {
+    pub server: Weak<ApiServer>,
+    pub config: Config,
+    pub ca_pem: Arc<str>,
+    pub front_proxy_ca_pem: Arc<str>,
+}
+
+impl Kept {
+    /// Follows until the server is gone.
+    pub fn start(self, server: &Arc<ApiServer>, parts: &Parts) {
+        let changes = FOLLOWED.map(|storage| server.cache.kind(storage).changes());
+        parts.start_endless(PART, Policy::Restart, move || {
+            let (kept, changes) = (self.clone(), changes.clone());
+            async move {
+                kept.follow(changes).await;
+                std::future::pending().await // there is no server
+            }
+        });
+    }
+
+    async fn follow(&self, mut changes: [watch::Receiver<Revision>; FOLLOWED.len()]) {
+        let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
+        loop {
+            for kind in &mut changes {
+                kind.borrow_and_update();
+            }
+            let Some(server) = self.server.upgrade() else {
+                return;
+            };
+            let authorities = Authorities {
+                cluster: &self.ca_pem,
+                front_proxy: &self.front_proxy_ca_pem,
+            };
+            let written = bootstrap::write(&server, &self.config, authorities).await;
+            drop(server);
+            if let Err(error) = written {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "what every cluster has is not there, will retry"
+                );
+                tokio::time::sleep(backoff.next()).await;
+                continue;
+            }
+            backoff.reset();
+            let any = changes.iter_mut().map(|kind| Box::pin(kind.changed()));
+            if let (Err(_), ..) = select_all(any).await {
+                return;
+            }
+            tokio::time::sleep(TOGETHER).await;
+        }
+    }
+}

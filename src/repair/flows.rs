@@ -1,0 +1,118 @@
+//! Tracked flows that the rules of today would lead elsewhere, forgotten.
+//!
+//! NAT is decided when a flow begins. Whoever sends UDP from one port never begins anew, so after a
+//! change of rules it would be led by the old ones for as long as it goes on sending. Whoever writes
+//! such rules calls this after each change. TCP is left alone: ending backends drain. Blocking.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    net::{IpAddr, Ipv4Addr},
+};
+
+use ipnet::Ipv4Net;
+use netns::conntrack::{self, Tuple};
+
+const UDP: u8 = 17;
+
+/// Where senders write to: `None` for every address of this machine.
+pub type Front = (Option<Ipv4Addr>, u16);
+/// Where UDP for a front shall arrive; nowhere if nobody serves it.
+pub type Served = BTreeMap<Front, BTreeSet<(Ipv4Addr, u16)>>;
+
+/// Forgets the flows to these fronts that arrive elsewhere.
+pub fn forget_stale(served: &Served) -> Result<(), netns::Error> {
+    if served.is_empty() {
+        return Ok(());
+    }
+    let local = match served.keys().any(|(address, _)| address.is_none()) {
+        true => local_addresses()?,
+        false => HashSet::new(),
+    };
+    forget(|original, reply| is_stale(original, reply, served, &local))
+}
+
+/// Forgets the flows of these pods to what is outside that keep the pod's own address as the sender's.
+pub fn forget_unmasqueraded(pods: Ipv4Net, cluster: Ipv4Net) -> Result<(), netns::Error> {
+    forget(|original, reply| {
+        let inside = |address, range: &Ipv4Net| match address {
+            IpAddr::V4(address) => range.contains(&address),
+            IpAddr::V6(_) => true,
+        };
+        inside(original.source.0, &pods)
+            && !inside(reply.source.0, &cluster)
+            && reply.destination == original.source
+    })
+}
+
+fn is_stale(original: &Tuple, reply: &Tuple, served: &Served, local: &HashSet<Ipv4Addr>) -> bool {
+    let (IpAddr::V4(address), port) = original.destination else {
+        return false;
+    };
+    let anywhere = || {
+        local
+            .contains(&address)
+            .then(|| served.get(&(None, port)))?
+    };
+    let backends = served.get(&(Some(address), port)).or_else(anywhere);
+    let (IpAddr::V4(source), source_port) = reply.source else {
+        return false;
+    };
+    backends.is_some_and(|backends| !backends.contains(&(source, source_port)))
+}
+
+fn forget(stale: impl Fn(&Tuple, &Tuple) -> bool) -> Result<(), netns::Error> {
+    let mut entries = conntrack::list(false)?;
+    entries.retain(|entry| entry.original.protocol == UDP && stale(&entry.original, &entry.reply));
+    conntrack::delete(&entries)
+}
+
+fn local_addresses() -> Result<HashSet<Ipv4Addr>, netns::Error> {
+    let addresses = netns::route::Socket::open()?.addresses()?;
+    let v4 = |address| match address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    };
+    Ok(addresses
+        .into_iter()
+        .filter_map(|(_, prefix)| v4(prefix.address))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn which_flows_are_stale() {
+        let tuple = |source: ([u8; 4], u16), destination: ([u8; 4], u16)| Tuple {
+            protocol: UDP,
+            source: (source.0.into(), source.1),
+            destination: (destination.0.into(), destination.1),
+        };
+        let client = ([192, 0, 2, 9], 5000);
+        let served: Served = [
+            ((None, 53), vec![([10, 1, 0, 2], 5353)]),
+            ((Some([10, 0, 0, 1]), 54), vec![([10, 1, 0, 3], 54)]),
+            ((Some([10, 0, 0, 1]), 55), vec![]),
+        ]
+        .into_iter()
+        .map(|((address, port), backends)| {
+            let backends = backends.into_iter().map(|(a, p)| (Ipv4Addr::from(a), p));
+            ((address.map(Ipv4Addr::from), port), backends.collect())
+        })
+        .collect();
+        let local = HashSet::from([Ipv4Addr::from([10, 0, 0, 1])]);
+        for (to, arrives, want) in [
+            (([10, 0, 0, 1], 53), ([10, 1, 0, 2], 5353), false), // as wanted
+            (([10, 0, 0, 1], 53), ([10, 1, 0, 9], 5353), true),  // the pod before
+            (([10, 0, 0, 1], 53), ([10, 0, 0, 1], 53), true),    // begun without a rule
+            (([8, 8, 8, 8], 53), ([8, 8, 8, 8], 53), false),     // not this machine
+            (([10, 0, 0, 1], 54), ([10, 1, 0, 3], 54), false),
+            (([10, 0, 0, 1], 55), ([10, 1, 0, 3], 55), true), // nobody serves it any more
+            (([10, 0, 0, 1], 56), ([10, 1, 0, 3], 56), false), // not asked about
+        ] {
+            let (original, reply) = (tuple(client, to), tuple(arrives, client));
+            assert_eq!(is_stale(&original, &reply, &served, &local), want, "{to:?}");
+        }
+    }
+}
