@@ -67,9 +67,9 @@ mod tests {
     fn a_promise_voids_those_of_lesser_pods() {
         let one = |name: &str, priority: i32| pod(name, json!({}), json!({"priority": priority}));
         let mut promises = Promises::default();
+        promises.make(&one("equal", 5), "a");
         promises.make(&one("low", 1), "a");
         promises.make(&one("elsewhere", 1), "b");
-        promises.make(&one("equal", 5), "a");
         let void = promises.make(&one("high", 5), "a");
         assert_eq!(void.len(), 1);
         assert_eq!(&*void[0].uid, "low");
