@@ -21,7 +21,7 @@ impl Backoff {
     }
 
     /// The wait after one more failure.
-    pub fn next(&mut self) -> Duration {
+    pub fn next_wait(&mut self) -> Duration {
         let wait = self.next;
         self.next = wait.saturating_mul(2).min(self.most);
         wait
@@ -40,7 +40,7 @@ mod tests {
     #[test]
     fn waits_double_up_to_the_limit_and_start_anew() {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(5));
-        let waits = |backoff: &mut Backoff| [(); 4].map(|()| backoff.next().as_secs());
+        let waits = |backoff: &mut Backoff| [(); 4].map(|()| backoff.next_wait().as_secs());
         assert_eq!(waits(&mut backoff), [1, 2, 4, 5]);
         backoff.reset();
         assert_eq!(waits(&mut backoff), [1, 2, 4, 5]);

@@ -110,7 +110,7 @@ pub fn patiently<T>(mut read: impl FnMut() -> Result<T, Unreadable>) -> Result<T
         match read() {
             Err(Unreadable::Busy(error)) if Instant::now() < end => {
                 tracing::warn!(%error, "a record cannot be read now, will retry");
-                std::thread::sleep(wait.next());
+                std::thread::sleep(wait.next_wait());
             }
             read => return read,
         }

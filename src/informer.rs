@@ -243,6 +243,8 @@ where
     }
 }
 
+type Started = HashMap<(TypeId, String), Box<dyn Any + Send>>;
+
 /// The informers of one component, started on first use.
 #[derive(Clone)]
 pub struct Informers {
@@ -250,7 +252,7 @@ pub struct Informers {
     watching: Client,
     client: Client,
     /// By kind and field selector.
-    started: Arc<Mutex<HashMap<(TypeId, String), Box<dyn Any + Send>>>>,
+    started: Arc<Mutex<Started>>,
     config: watcher::Config,
     parts: Parts,
     /// Whose they are, for the names of the parts.

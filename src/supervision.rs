@@ -296,7 +296,7 @@ impl Part {
             if begun.elapsed() >= self.pace.well {
                 backoff.reset();
             }
-            let wait = backoff.next();
+            let wait = backoff.next_wait();
             tracing::error!(part = &*self.name, %reason, ?wait, "a part failed, it starts again");
             if self
                 .shutdown

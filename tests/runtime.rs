@@ -336,7 +336,7 @@ async fn what_a_failed_try_has_left_is_in_nobodys_way() -> TestResult {
     let lab = Lab::new().await?;
     let left = lab.root.path().join("run/pods/p1");
     std::fs::create_dir(&left)?;
-    std::fs::write(left.join("pod.json"), "half a rec")?;
+    std::fs::write(left.join("pod.tmp"), "half a rec")?;
     lab.create_pod("p1", |_| {}).await?;
     lab.run("p1", "true", |_| {}).await?;
     // Only what nobody has is taken for a leftover.

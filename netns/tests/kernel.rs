@@ -453,7 +453,8 @@ async fn watched() -> TestResult {
     assert_ne!(own.table_handle(&table)?, Some(handle));
 
     // Of a link that came and went only the end is told; a new name is a loss of the old one.
-    let line = "ip link add d0 type dummy; ip link del d0; ip link set br0 down name br1";
+    let line =
+        "ip link add d0 type veth peer name d1; ip link del d0; ip link set br0 down name br1";
     let changes = told(&mut monitor, line).await?;
     assert_eq!(
         (&changes.links["d0"], &changes.links["br0"]),

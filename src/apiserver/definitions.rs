@@ -187,7 +187,7 @@ impl Keeper {
                     }
                 }
                 drop(server);
-                tokio::time::sleep(backoff.next()).await;
+                tokio::time::sleep(backoff.next_wait()).await;
             }
             self.emptying().remove(&uid);
         });

@@ -84,7 +84,7 @@ impl Kept {
                     error = &error as &dyn std::error::Error,
                     "what every cluster has is not there, will retry"
                 );
-                tokio::time::sleep(backoff.next()).await;
+                tokio::time::sleep(backoff.next_wait()).await;
                 continue;
             }
             backoff.reset();

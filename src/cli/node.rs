@@ -509,7 +509,7 @@ impl Announcement {
                 }
                 Err(error) => {
                     tracing::debug!(%error, "the cluster DNS is not announced");
-                    tokio::time::sleep(backoff.next()).await;
+                    tokio::time::sleep(backoff.next_wait()).await;
                 }
             }
         }

@@ -91,7 +91,7 @@ impl State {
     fn retry_after(&mut self, key: &Key) -> Duration {
         let new = || Backoff::new(FIRST_RETRY, LAST_RETRY);
         let failures = self.failures.entry(key.clone()).or_insert_with(new);
-        failures.next()
+        failures.next_wait()
     }
 }
 

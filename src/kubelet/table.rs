@@ -391,7 +391,7 @@ impl Table {
         let Some((uid, entry)) = self.entries.iter_mut().find(of) else {
             return;
         };
-        let (uid, delay) = (uid.clone(), entry.panics.next());
+        let (uid, delay) = (uid.clone(), entry.panics.next_wait());
         tracing::error!(%error, pod = entry.pod.name_any(), "a pod's worker failed, will start over");
         self.restarts.spawn(async move {
             tokio::time::sleep(delay).await;

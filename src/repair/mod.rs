@@ -158,7 +158,7 @@ async fn repair<S: HostState>(state: &S, tell: &impl Fn(Told<'_, S::Error>)) -> 
             }
             Err(error) => {
                 tell(Told::Failed(&error));
-                tokio::time::sleep(retry.next()).await;
+                tokio::time::sleep(retry.next_wait()).await;
             }
         }
     }
@@ -187,7 +187,7 @@ impl Truce {
 
     fn wait(&mut self, now: Instant) -> Duration {
         match self.last {
-            Some(last) if now - last < CALM => self.backoff.next(),
+            Some(last) if now - last < CALM => self.backoff.next_wait(),
             _ => {
                 self.backoff.reset();
                 Duration::ZERO

@@ -202,7 +202,7 @@ impl Node {
                 return Err(io_error(format!("take over pod {uid}"))(busy));
             }
             tracing::warn!(pod = uid, error = %busy, "the pod is not taken over yet, will retry");
-            tokio::time::sleep(wait.next()).await;
+            tokio::time::sleep(wait.next_wait()).await;
         };
         for id in pod.unstarted() {
             if is_unknown(&pod, &id).await {

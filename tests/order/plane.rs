@@ -80,9 +80,13 @@ spec:
   service: {name: nobody, namespace: default}
 "#,
     );
-    cluster.wait_for("api-resources", |got| {
-        got.contains("silent.example/v1: stale GroupVersion discovery: silent.example/v1")
-    });
+    cluster.wait_for("get --raw /apis", |got| got.contains("silent.example"));
+    let asked = cluster.kubectl("get --raw /apis/silent.example/v1");
+    let said = text(&asked);
+    assert!(
+        said.contains("silent.example/v1: service unavailable"),
+        "{said}"
+    );
     cluster.ok("delete apiservice v1.silent.example");
 }
 

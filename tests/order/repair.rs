@@ -8,6 +8,8 @@ use std::{
 
 use crate::lab::{Cluster, DEADLINE, text, until};
 
+/// Who breaks something sooner after a repair is taken for one who keeps undoing it, and waited for.
+const CALM: Duration = Duration::from_millis(2500);
 /// How long something of ours may stay broken.
 const RESTORED_WITHIN: Duration = Duration::from_secs(5);
 const NODE: &str = "192.168.77.1";
@@ -176,6 +178,7 @@ fn what_others_break_works_again_within_seconds() {
             format!("the bridge {bridge}"),
         ),
     ] {
+        std::thread::sleep(CALM);
         let before = restorations(&cluster);
         let start = Instant::now();
         cluster.host.sh(&line);
@@ -185,6 +188,7 @@ fn what_others_break_works_again_within_seconds() {
         });
         assert_eq!(cluster.host.sh(foreign), others, "{line}");
     }
+    std::thread::sleep(CALM);
     let before = restorations(&cluster);
     let start = Instant::now();
     cluster.host.sh("nft flush ruleset");

@@ -15,7 +15,7 @@ pub use object::{LARGE, Object};
 
 use std::{
     collections::HashMap,
-    sync::{Arc, PoisonError, RwLock, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
     time::{Duration, Instant},
 };
 
@@ -34,6 +34,10 @@ pub const PART: &str = "part/watch-cache";
 pub const ROOT: &str = "/registry/";
 /// Old changes are let go of this often.
 const TIDY: Duration = Duration::from_secs(60);
+/// One who has taken something in since then is at work.
+const LATELY: Duration = Duration::from_secs(5);
+/// For the first change after a while.
+const MOMENT: Duration = Duration::from_millis(500);
 
 pub struct Cache {
     store: Arc<dyn Store>,
@@ -42,6 +46,8 @@ pub struct Cache {
     /// Everything up to this revision is in.
     applied: watch::Sender<Revision>,
     recent: Arc<Recent>,
+    /// When it took something in last.
+    progressed: Mutex<Instant>,
 }
 
 impl Cache {
@@ -58,6 +64,7 @@ impl Cache {
             kinds: RwLock::default(),
             applied: watch::channel(slice.revision).0,
             recent: Arc::default(),
+            progressed: Mutex::new(Instant::now()),
         });
         for entry in slice.entries {
             if let Some((kind, object)) = cache.place(&entry.key, &entry.value, entry.mod_revision)
@@ -109,6 +116,25 @@ impl Cache {
     /// Waits until every finished write can be seen; returns the revision reached.
     pub async fn caught_up(&self) -> Revision {
         self.reached(self.store.revision()).await
+    }
+
+    /// Whether what is written comes in: at once, or at least something of it lately or within a moment.
+    pub async fn follows(&self) -> bool {
+        let mut applied = self.applied.subscribe();
+        let behind = *applied.borrow_and_update() < self.store.revision();
+        let progressed = *self.progressed();
+        if !behind || progressed.elapsed() < LATELY {
+            return true;
+        }
+        tokio::time::timeout(MOMENT, applied.changed())
+            .await
+            .is_ok()
+    }
+
+    fn progressed(&self) -> MutexGuard<'_, Instant> {
+        self.progressed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until `revision` is in.
@@ -189,6 +215,7 @@ impl Cache {
                 Err(error) => tracing::error!(%error, "an object cannot be read back"),
             }
         }
+        *self.progressed() = Instant::now();
         self.applied.send_replace(slice.revision);
         for kind in kinds {
             kind.wake();
@@ -216,6 +243,7 @@ impl Cache {
             last = Some(revision);
         }
         if let Some(last) = last {
+            *self.progressed() = now;
             self.applied.send_replace(last);
         }
         for kind in touched.into_values() {

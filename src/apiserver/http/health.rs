@@ -2,16 +2,12 @@
 //!
 //! Always true: a check says of what it names how that is now. The parts of the daemon are checks too.
 
-use std::time::Duration;
-
 use http::{HeaderValue, Response, header};
 
 use super::{Body, Frontend, answer, full};
 use crate::apiserver::{cache, query::Query};
 
 const TEXT: &str = "text/plain; charset=utf-8";
-/// The watch cache is well if it shows within this time what has been written.
-const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(1);
 
 /// What was found when all was looked at.
 #[derive(Debug)]
@@ -27,14 +23,9 @@ impl Checks {
         let mut found = vec![("ping".to_owned(), None), ("log".to_owned(), None)];
         for part in frontend.parts.report() {
             let mut why = part.down.map(|reason| reason.to_string());
-            if &*part.name == cache::PART && why.is_none() {
-                let caught_up = frontend.server.cache.caught_up();
-                if tokio::time::timeout(CAUGHT_UP_WITHIN, caught_up)
-                    .await
-                    .is_err()
-                {
-                    why = Some("it does not show what is written".to_owned());
-                }
+            let is_cache = &*part.name == cache::PART && why.is_none();
+            if is_cache && !frontend.server.cache.follows().await {
+                why = Some("it does not show what is written".to_owned());
             }
             found.push((part.name.to_string(), why));
         }

@@ -93,7 +93,7 @@ impl PodVolumes {
                 backoff.reset();
                 self.next_look()
             }
-            false => Some(backoff.next()),
+            false => Some(backoff.next_wait()),
         };
         if changed || !failures.is_empty() {
             self.life.news.send_replace(News::Refreshed { failures });
