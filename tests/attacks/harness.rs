@@ -11,8 +11,11 @@ use crate::{
     pod::script,
 };
 
-/// `/readyz` must answer within this, always.
-pub const READY_WITHIN: Duration = Duration::from_secs(1);
+/// `/readyz` must answer within this, always. An unoptimised daemon is several times as slow as one that
+/// people use.
+fn ready_within() -> Duration {
+    patiently(Duration::from_secs(if is_unoptimised() { 3 } else { 1 }))
+}
 /// The daemon must stay below this.
 pub const DAEMON_MEMORY: u64 = 300 << 20;
 
@@ -118,7 +121,7 @@ impl<'a> Health<'a> {
             let (seconds, code) = answer.split_once(' ').unwrap();
             assert_eq!(code, "200", "/readyz after {seconds} s");
             let took = Duration::from_secs_f64(seconds.parse().unwrap());
-            assert!(took < patiently(READY_WITHIN), "/readyz took {took:?}");
+            assert!(took < ready_within(), "/readyz took {took:?}");
         }
         let memory = daemon_memory(self.cluster);
         assert!(memory < most, "the daemon holds {memory} bytes");

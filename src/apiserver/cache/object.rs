@@ -127,15 +127,20 @@ impl Object {
                 recent,
             } => (bytes, parsed, recent),
         };
-        let mut parsed = parsed.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(value) = parsed.upgrade() {
+        let lock = || parsed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(value) = lock().upgrade() {
             return value;
         }
+        // Not under the lock: a thread that yields to others may be at it, and they would wait for it.
         let value = parse(bytes, self.revision).unwrap_or_else(|error| {
             tracing::error!(key = %self.key, %error, "an object in the store is not JSON");
             Value::Null
         });
         let value = Arc::new(value);
+        let mut parsed = lock();
+        if let Some(other) = parsed.upgrade() {
+            return other;
+        }
         *parsed = Arc::downgrade(&value);
         recent.keep(value.clone(), proto::json_weight(bytes));
         value
@@ -178,13 +183,15 @@ impl Object {
             let json = self.json.get_or_init(|| encode(&self.value()));
             return (json.bytes.clone(), json.rest);
         }
-        let mut weak = self
-            .large_json
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let json = weak.upgrade().unwrap_or_else(|| {
+        let lock = || {
+            self.large_json
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
+        let shared = lock().upgrade();
+        let json = shared.unwrap_or_else(|| {
             let made = Arc::new(encode(&self.value()));
-            *weak = Arc::downgrade(&made);
+            *lock() = Arc::downgrade(&made);
             made
         });
         let rest = json.rest;
