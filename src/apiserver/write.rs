@@ -264,16 +264,14 @@ impl ApiServer {
         row.prepare_create(&mut object);
         row.default_values(&mut object)?;
         let name = metadata::text(&object, "name").to_owned();
-        let create = Operation::Create;
-        self.admit(writing, create, &name, &mut object, None, warnings, round)
-            .await?;
+        let mut request = request(writing, Operation::Create, &name, None, warnings, round);
+        self.admit(writing, &mut request, &mut object).await?;
         row.default_values(&mut object)?;
         let mut causes = Causes::default();
         metadata::validate(row, &object, &mut causes);
         row.validate(&object, &mut causes);
         self.refuse(writing, &name, causes)?;
-        let made = Some(&object);
-        self.admit_last(writing, create, &name, made, None, warnings, round)
+        self.admit_last(writing, &mut request, Some(&object))
             .await?;
         Ok((name, object))
     }
@@ -311,10 +309,10 @@ impl ApiServer {
         let row = writing.row;
         let name = &writing.name;
         let was = old.value();
-        let (update, before) = (Operation::Update, Some(&*was));
+        let update = Operation::Update;
+        let mut request = request(writing, update, name, Some(&was), warnings, round);
         row.default_values(&mut object)?;
-        self.admit(writing, update, name, &mut object, before, warnings, round)
-            .await?;
+        self.admit(writing, &mut request, &mut object).await?;
         row.default_values(&mut object)?;
         let mut causes = Causes::default();
         metadata::validate(row, &object, &mut causes);
@@ -339,8 +337,7 @@ impl ApiServer {
             };
             managed::updated(row, &was, &mut object, manager);
         }
-        let made = Some(&object);
-        self.admit_last(writing, update, name, made, before, warnings, round)
+        self.admit_last(writing, &mut request, Some(&object))
             .await?;
         Ok(object)
     }
@@ -397,16 +394,11 @@ impl ApiServer {
         }
     }
 
-    #[allow(clippy::too_many_arguments)] // all of one write, named at each call
     async fn admit(
         &self,
         writing: &Writing,
-        operation: Operation,
-        name: &str,
+        request: &mut admission::Request<'_>,
         object: &mut Value,
-        old: Option<&Value>,
-        warnings: &mut Vec<String>,
-        round: &mut Round,
     ) -> Result<(), Status> {
         let plugins = self.plugins();
         let mut next = 0;
@@ -415,9 +407,8 @@ impl ApiServer {
                 next += 1;
                 continue;
             }
-            let mut request = request(writing, operation, name, old, warnings, round);
-            plugin.mutate(&mut request, object, self).await?;
-            next = match std::mem::take(&mut round.again) {
+            plugin.mutate(request, object, self).await?;
+            next = match std::mem::take(&mut request.round.again) {
                 true => 0,
                 false => next + 1,
             };
@@ -437,31 +428,23 @@ impl ApiServer {
         let mut warnings = Vec::new();
         let name = writing.name.as_str();
         let mut round = Round::default();
-        let (all, round) = (&mut warnings, &mut round);
-        self.admit(writing, operation, name, body, None, all, round)
-            .await?;
-        self.admit_last(writing, operation, name, Some(body), None, all, round)
-            .await?;
+        let mut request = request(writing, operation, name, None, &mut warnings, &mut round);
+        self.admit(writing, &mut request, body).await?;
+        self.admit_last(writing, &mut request, Some(body)).await?;
         Ok(warnings)
     }
 
-    #[allow(clippy::too_many_arguments)] // all of one write, named at each call
+    /// `object`: as it is to be; none if it is to be deleted.
     pub async fn admit_last(
         &self,
         writing: &Writing,
-        operation: Operation,
-        name: &str,
+        request: &mut admission::Request<'_>,
         object: Option<&Value>,
-        old: Option<&Value>,
-        warnings: &mut Vec<String>,
-        round: &mut Round,
     ) -> Result<(), Status> {
         for plugin in self.plugins() {
-            if writing.exempt && plugin.is_policy() {
-                continue;
+            if !(writing.exempt && plugin.is_policy()) {
+                plugin.validate(request, object, self).await?;
             }
-            let mut request = request(writing, operation, name, old, warnings, round);
-            plugin.validate(&mut request, object, self).await?;
         }
         Ok(())
     }
@@ -474,7 +457,8 @@ impl ApiServer {
     }
 }
 
-fn request<'a>(
+/// What the plugins are told of a write.
+pub fn request<'a>(
     writing: &'a Writing,
     operation: Operation,
     name: &'a str,

@@ -51,6 +51,7 @@ pub struct Server {
     clients: Vec<IpNet>,
     connections: Arc<Shares>,
     upstream: Arc<Shares>,
+    idle: Duration,
 }
 
 impl Server {
@@ -62,7 +63,14 @@ impl Server {
             clients,
             connections: Shares::new(CONNECTIONS.0, CONNECTIONS.1),
             upstream: Shares::new(UPSTREAM.0, UPSTREAM.1),
+            idle: IDLE,
         }
+    }
+
+    /// With another time between two queries of a connection.
+    #[cfg(test)]
+    pub fn with_idle(self, idle: Duration) -> Self {
+        Self { idle, ..self }
     }
 
     fn answers(&self, client: IpAddr) -> bool {
@@ -132,7 +140,7 @@ impl Server {
     async fn connection(&self, mut stream: TcpStream, client: IpAddr) -> io::Result<()> {
         let mut rates = Rates::default();
         loop {
-            let bytes = timeout(IDLE, read(&mut stream)).await??;
+            let bytes = timeout(self.idle, read(&mut stream)).await??;
             if !rates.allow(client, Instant::now()) {
                 return Ok(());
             }
@@ -146,7 +154,7 @@ impl Server {
             let Some(reply) = reply else { return Ok(()) };
             let length = u16::try_from(reply.len()).map_err(|_| io::ErrorKind::InvalidData)?;
             let framed = [&length.to_be_bytes()[..], &reply].concat();
-            timeout(IDLE, stream.write_all(&framed)).await??;
+            timeout(self.idle, stream.write_all(&framed)).await??;
         }
     }
 

@@ -8,7 +8,11 @@ use hickory_proto::{
 };
 use k8s_openapi::api::core::v1::Service;
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::Instant,
+};
 
 use super::{
     answer::{Answer, answer},
@@ -286,5 +290,40 @@ async fn strangers_and_long_queries_are_not_answered() -> TestResult {
     assert_eq!(by_tcp("127.0.0.1:0", length).await?, 1);
     assert_eq!(by_tcp("127.0.0.2:0", length).await?, 0);
     assert_eq!(by_tcp("127.0.0.1:0", 4097).await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_connection_without_a_query_is_closed() -> TestResult {
+    let folder = tempfile::tempdir()?;
+    let forwarder = Forwarder::new(folder.path().join("none"), Vec::new());
+    let clients = vec!["127.0.0.1/32".parse()?];
+    let idle = Duration::from_millis(300);
+    let server = Server::new("cluster.local".into(), forwarder, clients).with_idle(idle);
+    let server = Arc::new(server);
+    *server.index.write().await = index()?;
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(server.tcp(listener));
+
+    // Nothing at all; half a query; and a query, after which the time begins anew.
+    let bytes = query("web.shop.svc.cluster.local.", RecordType::A)?.to_vec()?;
+    let whole = [&u16::try_from(bytes.len())?.to_be_bytes()[..], &bytes].concat();
+    for (said, answered) in [(&whole[..0], false), (&whole[..9], false), (&whole, true)] {
+        let mut stream = TcpStream::connect(address).await?;
+        tokio::time::sleep(idle / 2).await;
+        stream.write_all(said).await?;
+        let begun = Instant::now();
+        let mut reply = Vec::new();
+        tokio::time::timeout(PATIENCE, stream.read_to_end(&mut reply)).await??;
+        assert_eq!(!reply.is_empty(), answered, "{}", said.len());
+        assert!(!answered || begun.elapsed() >= idle);
+    }
+
+    // A client that takes no replies.
+    let mut stream = TcpStream::connect(address).await?;
+    let flooding = async { while stream.write_all(&whole).await.is_ok() {} };
+    tokio::time::timeout(PATIENCE, flooding).await?;
     Ok(())
 }

@@ -13,7 +13,10 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::supervision::{Panic, caught};
+use crate::{
+    backoff::Backoff,
+    supervision::{Panic, caught},
+};
 
 /// A status that hardly says anything yet waits so long for a better one.
 const SOON: Duration = Duration::from_millis(100);
@@ -111,7 +114,7 @@ async fn write_all(
     mut reports: watch::Receiver<Option<Report>>,
     done: watch::Sender<Written>,
 ) {
-    let mut retry = FIRST_RETRY;
+    let mut retry = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
     while reports.changed().await.is_ok() {
         let mut newest = reports.borrow_and_update().clone();
         if newest
@@ -128,7 +131,7 @@ async fn write_all(
             .and_then(|written| written.map_err(Failed::Api))
         {
             Ok(revision) => {
-                retry = FIRST_RETRY;
+                retry.reset();
                 held = report.status;
                 done.send_modify(|written| {
                     written.number = report.number;
@@ -138,8 +141,7 @@ async fn write_all(
             Err(error) => {
                 tracing::warn!(pod = report.target.name, %error, "status not written, will retry");
                 reports.mark_changed();
-                tokio::time::sleep(retry).await;
-                retry = (retry * 2).min(LONGEST_RETRY);
+                tokio::time::sleep(retry.next_wait()).await;
             }
         }
     }

@@ -189,7 +189,7 @@ async fn connection<S, F, B>(
             Ok::<_, Infallible>(Response::from_parts(parts, answering))
         }
     });
-    let builder = builder();
+    let builder = builder(PING_EVERY, PONG_WITHIN);
     let mut serving = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     let mut going = false;
     loop {
@@ -244,7 +244,7 @@ fn carries_body(method: &Method, parts: &mut response::Parts, body: &impl Body) 
     false
 }
 
-fn builder() -> auto::Builder<TokioExecutor> {
+fn builder(ping_every: Duration, pong_within: Duration) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -258,8 +258,8 @@ fn builder() -> auto::Builder<TokioExecutor> {
         .max_header_list_size(MAX_HTTP2_HEAD_BYTES)
         .initial_stream_window_size(HTTP2_STREAM_WINDOW)
         .initial_connection_window_size(HTTP2_WINDOW)
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PONG_WITHIN);
+        .keep_alive_interval(ping_every)
+        .keep_alive_timeout(pong_within);
     builder
 }
 
@@ -342,6 +342,8 @@ impl<B: Body + Unpin> Body for Answering<B> {
 #[cfg(test)]
 mod tests {
     use http_body_util::Full;
+    use nix::sys::socket::getsockopt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
 
@@ -367,5 +369,47 @@ mod tests {
             let given = parts.headers.get(header::CONTENT_LENGTH);
             assert_eq!(given.map(|length| length.to_str().unwrap()), length);
         }
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_is_gone_is_noticed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        set_options(&stream);
+        assert!(getsockopt(&stream, sockopt::KeepAlive).unwrap());
+        assert_eq!(getsockopt(&stream, sockopt::TcpKeepIdle).unwrap(), 30);
+        assert_eq!(getsockopt(&stream, sockopt::TcpKeepInterval).unwrap(), 15);
+        assert_eq!(getsockopt(&stream, sockopt::TcpKeepCount).unwrap(), 4);
+
+        // Its kernel acknowledges, but it never answers a ping.
+        let (every, within) = (Duration::from_millis(50), Duration::from_millis(50));
+        let serving = tokio::spawn(async move {
+            let answer = service_fn(async |_: Request<Incoming>| {
+                Ok::<_, Infallible>(Response::new(Full::new(bytes::Bytes::new())))
+            });
+            let builder = builder(every, within);
+            builder.serve_connection(TokioIo::new(stream), answer).await
+        });
+        let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+        client
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            .await
+            .unwrap();
+        client.write_all(&settings).await.unwrap();
+        let mut said = Vec::new();
+        let end = client.read_to_end(&mut said);
+        tokio::time::timeout(Duration::from_secs(10), end)
+            .await
+            .unwrap()
+            .unwrap();
+        let ping = [0, 0, 8, 6, 0, 0, 0, 0, 0];
+        assert!(
+            said.windows(ping.len()).any(|frame| frame == ping),
+            "{said:?}"
+        );
+        assert!(serving.await.unwrap().is_err());
     }
 }

@@ -249,4 +249,36 @@ mod tests {
             assert_eq!((got.from, got.to), (at(from), at(to)), "{life}");
         }
     }
+
+    /// A request that openssl makes for a new key.
+    fn made(options: &str) -> Vec<u8> {
+        let folder = tempfile::tempdir().unwrap();
+        let command =
+            format!("openssl req -new -nodes -keyout key -subj /CN=a {options} 2>/dev/null");
+        let mut shell = std::process::Command::new("sh");
+        let made = shell
+            .args(["-c", &command])
+            .current_dir(folder.path())
+            .output();
+        made.unwrap().stdout
+    }
+
+    #[test]
+    fn which_keys_are_taken() {
+        for (options, good) in [
+            ("-newkey rsa:2048", true),
+            ("-newkey rsa:1024", false),
+            ("-newkey rsa:2048 -sha1", false),
+            ("-newkey ec -pkeyopt ec_paramgen_curve:P-256", true),
+            ("-newkey ec -pkeyopt ec_paramgen_curve:P-384 -sha384", true),
+            ("-newkey ec -pkeyopt ec_paramgen_curve:secp256k1", false),
+            ("-newkey ed25519", true),
+            ("-newkey ed448", false),
+        ] {
+            let pem = made(options);
+            assert!(!pem.is_empty(), "openssl makes none with {options}");
+            let request = Request::parse(&pem);
+            assert_eq!(request.is_ok(), good, "{options}: {:?}", request.err());
+        }
+    }
 }

@@ -32,7 +32,7 @@ use crate::{
 
 /// With more chains than this, and more than twice of what was used last, those that nothing points to
 /// any more are taken away.
-const FEW_CHAINS: usize = 512;
+pub(super) const FEW_CHAINS: usize = 512;
 
 /// The table in the kernel and the picture of it.
 pub struct Writer {

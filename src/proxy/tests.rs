@@ -549,3 +549,52 @@ fn a_udp_sender_moves_when_its_endpoint_goes() -> TestResult {
         Ok(())
     })?
 }
+
+#[test]
+#[ignore = "needs root"]
+fn chains_that_nothing_points_to_are_taken_away() -> TestResult {
+    let lab = Lab::new()?;
+    let chains = || -> TestResult<usize> {
+        let list = || {
+            Command::new("nft")
+                .args(["list", "chains", "inet"])
+                .output()
+        };
+        let said = lab.node.run(list)??;
+        assert!(said.status.success(), "{said:?}");
+        Ok(String::from_utf8(said.stdout)?.matches("chain ").count())
+    };
+    let key = Key::new("n", "s");
+    // Every other set of ranges is another chain.
+    let plan = |number: usize| {
+        let [.., high, low] = number.to_be_bytes();
+        let mut service = service(json!({
+            "type": "LoadBalancer", "clusterIP": "10.96.0.1", "ports": [{"port": 80}],
+            "loadBalancerSourceRanges": [format!("203.{high}.{low}.0/24")],
+        }));
+        service.status = serde_json::from_value(json!({
+            "loadBalancer": {"ingress": [{"ip": "198.51.100.7"}]}
+        }))
+        .expect("a status");
+        model::plan(&service, &[&slice(8080, "TCP", BOTH)], &at("a"))
+    };
+    let mut writer = lab
+        .node
+        .run(|| start(lab.config(), vec![(key.clone(), plan(1))]))??;
+    let few = chains()?;
+    let mut most = 0;
+    for number in 2..3 * sync::FEW_CHAINS {
+        lab.node
+            .run(|| writer.apply(vec![(key.clone(), plan(number))]).1)??;
+        if number % 100 == 0 {
+            most = most.max(chains()?);
+        }
+    }
+    assert!(most > few + 100, "{most}: no chain is left behind at all");
+    assert!(
+        most <= few + sync::FEW_CHAINS + 1,
+        "{most} of {}",
+        sync::FEW_CHAINS
+    );
+    Ok(())
+}

@@ -54,12 +54,28 @@ struct Legacy {
     uid: String,
 }
 
+/// Tokens whose signature was checked, by their SHA-256.
+#[derive(Default)]
+struct Remembered(HashMap<[u8; 32], Arc<Token>>);
+
+impl Remembered {
+    /// `bytes`: of the token.
+    fn keep(&mut self, hash: [u8; 32], bytes: usize, token: Arc<Token>) {
+        if bytes > REMEMBERED_BYTES {
+            return;
+        }
+        if self.0.len() >= REMEMBERED {
+            self.0.clear();
+        }
+        self.0.insert(hash, token);
+    }
+}
+
 pub(super) struct Verifier {
     issuer: String,
     audiences: Vec<String>,
     keys: Arc<TokenKeys>,
-    /// By the token's SHA-256.
-    remembered: Mutex<HashMap<[u8; 32], Arc<Token>>>,
+    remembered: Mutex<Remembered>,
 }
 
 fn rejected<T>(why: impl Into<String>) -> Result<T, Rejected> {
@@ -144,18 +160,11 @@ impl Verifier {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
         };
-        if let Some(known) = remembered().get(&hash) {
+        if let Some(known) = remembered().0.get(&hash) {
             return Ok(known.clone());
         }
         let known = Arc::new(self.check_signature(token)?);
-        if token.len() > REMEMBERED_BYTES {
-            return Ok(known);
-        }
-        let mut remembered = remembered();
-        if remembered.len() >= REMEMBERED {
-            remembered.clear();
-        }
-        remembered.insert(hash, known.clone());
+        remembered().keep(hash, token.len(), known.clone());
         Ok(known)
     }
 
@@ -285,4 +294,28 @@ async fn alive(
         return rejected(format!("{plural} {name:?} of the token was deleted"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let token = Arc::new(Token::Legacy(Legacy {
+            namespace: String::new(),
+            secret: String::new(),
+            account: String::new(),
+            uid: String::new(),
+        }));
+        let mut remembered = Remembered::default();
+        for number in 0..2 * REMEMBERED + 1 {
+            let hash: [u8; 32] = Sha256::digest(number.to_be_bytes()).into();
+            remembered.keep(hash, REMEMBERED_BYTES + 1, token.clone());
+            assert!(!remembered.0.contains_key(&hash));
+            remembered.keep(hash, REMEMBERED_BYTES, token.clone());
+            assert!(remembered.0.contains_key(&hash));
+            assert!(remembered.0.len() <= REMEMBERED);
+        }
+    }
 }

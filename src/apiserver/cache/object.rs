@@ -333,4 +333,22 @@ mod tests {
             assert_eq!(&json.bytes[json.rest..], rest.as_bytes());
         }
     }
+
+    #[test]
+    fn forms_of_large_objects_are_shared_and_not_kept() {
+        for (bytes, kept) in [(100, true), (LARGE + 1, false)] {
+            let value = json!({"metadata": {}, "data": {"a": "x".repeat(bytes)}});
+            let key = "/registry/configmaps/d/n".into();
+            let object = Object::new(key, "d/n", value.to_string().as_bytes(), 7).unwrap();
+            let (one, other) = (object.json(), object.json());
+            assert_eq!(one.as_ptr(), other.as_ptr(), "{bytes}");
+            drop((one, other));
+            let held = object.json.get().is_some();
+            let shared = object.large_json.lock().unwrap().upgrade().is_some();
+            assert_eq!((held, shared), (kept, false), "{bytes}");
+            let ty = proto::schema().get("io.k8s.api.core.v1.ConfigMap").unwrap();
+            object.protobuf(ty).unwrap();
+            assert_eq!(object.protobuf.get().is_some(), kept, "{bytes}");
+        }
+    }
 }

@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::timeout,
+};
 
 use super::{Peer, asked::Asked, path::ResourcePath};
 use crate::apiserver::{
@@ -166,7 +169,7 @@ impl Inflight {
             .ok_or_else(busy)?;
         let permits = u32::try_from(wanted).unwrap_or(u32::MAX);
         let permit = self.memory.clone().acquire_many_owned(permits);
-        match tokio::time::timeout(MEMORY_WITHIN, permit).await {
+        match timeout(MEMORY_WITHIN, permit).await {
             Ok(Ok(permit)) => Ok(Some(Memory {
                 _permit: permit,
                 _taken: taken,
@@ -284,7 +287,7 @@ impl Lane {
             Some(who) => {
                 // Who waits for longer may be asked by a webhook of the request that it waits for.
                 let own = self.of(who).acquire_owned();
-                let own = tokio::time::timeout(OWN_TURN_WITHIN, own).await;
+                let own = timeout(OWN_TURN_WITHIN, own).await;
                 // Nobody closes the semaphore.
                 let thread = self.threads.clone().acquire_owned().await;
                 Some((own, thread.map_err(Status::internal)?))
@@ -316,6 +319,24 @@ impl Lane {
         let made = Arc::new(Semaphore::new(1));
         of.insert(who.clone(), Arc::downgrade(&made));
         made
+    }
+}
+
+/// What `work` comes to, or that it takes longer than `limit`. A write that has begun goes on in any
+/// case, whether or not somebody waits for it.
+pub(super) async fn in_time<T: Send + 'static>(
+    kind: Kind,
+    limit: Duration,
+    work: impl Future<Output = Result<T, Status>> + Send + 'static,
+) -> Result<T, Status> {
+    let timed_out = |_| Err(Status::timed_out());
+    match kind {
+        Kind::Watching | Kind::Free => work.await,
+        Kind::Reading => timeout(limit, work).await.unwrap_or_else(timed_out),
+        Kind::Writing => match timeout(limit, tokio::spawn(work)).await {
+            Ok(done) => done.map_err(Status::internal)?,
+            Err(elapsed) => timed_out(elapsed),
+        },
     }
 }
 
@@ -403,6 +424,35 @@ mod tests {
                 (&Rows::default(), &Remotes::default()),
             );
             assert_eq!(Kind::of(&asked), want, "{method} {uri}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_has_its_time_and_a_write_goes_on() {
+        let limit = Duration::from_millis(20);
+        for (kind, code, done) in [
+            (Kind::Reading, Some(504), false),
+            (Kind::Writing, Some(504), true),
+            (Kind::Watching, None, true),
+            (Kind::Free, None, true),
+        ] {
+            let (release, released) = oneshot::channel::<()>();
+            let (tell, told) = oneshot::channel();
+            let work = async move {
+                let _ = released.await;
+                let _ = tell.send(());
+                Ok(())
+            };
+            let mut answer = Box::pin(in_time(kind, limit, work));
+            let early = timeout(5 * limit, &mut answer).await.ok();
+            let got = early.map(|answer| answer.expect_err("not done").code);
+            assert_eq!(got, code, "{kind:?}");
+            let _ = release.send(());
+            if code.is_none() {
+                answer.await.expect("done");
+            }
+            let finished = timeout(Duration::from_secs(10), told).await;
+            assert_eq!(finished.is_ok_and(|told| told.is_ok()), done, "{kind:?}");
         }
     }
 }

@@ -124,7 +124,9 @@ impl Frontend {
             upgrade,
         };
         let version = request.version();
-        let mut response = match self.in_time(request, peer, pending).await {
+        let (this, kind) = (self.clone(), pending.kind);
+        let work = async move { this.respond(request, peer, pending).await };
+        let mut response = match inflight::in_time(kind, REQUEST_TIMEOUT, work).await {
             Ok(response) => response,
             Err(status) => failure(&status, accept.as_deref()),
         };
@@ -144,32 +146,6 @@ impl Frontend {
             .entry(header::CACHE_CONTROL)
             .or_insert(HeaderValue::from_static("no-cache, private"));
         response
-    }
-
-    /// The answer, or that it takes too long. A write that has begun goes on in any case, whether
-    /// or not somebody waits for it.
-    async fn in_time(
-        self: &Arc<Self>,
-        request: Request<Body>,
-        peer: Peer,
-        pending: Pending,
-    ) -> Result<Response<Body>, Status> {
-        let kind = pending.kind;
-        let this = self.clone();
-        let work = async move { this.respond(request, peer, pending).await };
-        match kind {
-            Kind::Watching | Kind::Free => work.await,
-            Kind::Reading => tokio::time::timeout(REQUEST_TIMEOUT, work)
-                .await
-                .unwrap_or_else(|_| Err(Status::timed_out())),
-            Kind::Writing => {
-                let task = tokio::spawn(work);
-                match tokio::time::timeout(REQUEST_TIMEOUT, task).await {
-                    Ok(done) => done.map_err(Status::internal)?,
-                    Err(_) => Err(Status::timed_out()),
-                }
-            }
-        }
     }
 
     async fn respond(

@@ -203,4 +203,28 @@ mod tests {
         assert!(last.is_close());
         sent.await.expect("no panic").expect("sent");
     }
+
+    #[tokio::test]
+    async fn a_client_has_little_to_say() {
+        for (bytes, good) in [(MAX_SAID_BYTES, true), (MAX_SAID_BYTES + 1, false)] {
+            let (near, far) = tokio::io::duplex(1 << 20);
+            let (log, lines) = tokio::io::duplex(64);
+            let lines = tokio_util::io::ReaderStream::new(lines);
+            let body = http_body_util::StreamBody::new(
+                lines.map(|piece| piece.map(http_body::Frame::data).map_err(Into::into)),
+            );
+            let sent = tokio::spawn(send(near, Encoding::Binary, body.boxed_unsync()));
+            let mut client = WebSocketStream::from_raw_socket(far, Role::Client, None).await;
+            client
+                .send(Message::Binary(vec![0; bytes].into()))
+                .await
+                .expect("taken");
+            if good {
+                drop(log);
+                let last = client.next().await.expect("a message").expect("no error");
+                assert!(last.is_close());
+            }
+            assert_eq!(sent.await.expect("no panic").is_ok(), good, "{bytes}");
+        }
+    }
 }

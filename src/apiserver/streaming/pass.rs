@@ -90,7 +90,7 @@ impl Proxy {
             }
         };
         let found = resolve(&location.host, location.port, reach).await?;
-        let stream = connect(&address, &found, tls).await?;
+        let stream = connect(&address, &found, tls, CONNECT).await?;
         exchange(stream, &address, (&location.path, &location.query), passing).await
     }
 
@@ -103,7 +103,7 @@ impl Proxy {
         passing: Passing,
     ) -> Result<Response<Body>, Error> {
         let name = address.to_string();
-        let stream = connect(&name, &[address], Some(tls)).await?;
+        let stream = connect(&name, &[address], Some(tls), CONNECT).await?;
         exchange(stream, &name, target, passing).await
     }
 }
@@ -158,6 +158,7 @@ async fn connect(
     address: &str,
     found: &[SocketAddr],
     tls: Option<Tls>,
+    within: Duration,
 ) -> Result<Box<dyn Stream>, Error> {
     let connecting = async {
         let stream = reach::connect(found).await?;
@@ -170,7 +171,7 @@ async fn connect(
             .map_err(|error| Error::dial(address, error))?;
         Ok(Box::new(stream) as Box<dyn Stream>)
     };
-    match tokio::time::timeout(CONNECT, connecting).await {
+    match tokio::time::timeout(within, connecting).await {
         Ok(result) => result,
         Err(_) => Err(Error::dial(address, "i/o timeout")),
     }
@@ -206,22 +207,27 @@ fn request(
     Ok((request, upgrade))
 }
 
-/// Both directions until both have ended, or nothing has been said for [`IDLE`].
 async fn copy(client: hyper::upgrade::OnUpgrade, backend: hyper::upgrade::OnUpgrade) {
-    let (client, backend) = match tokio::try_join!(client, backend) {
-        Ok(both) => both,
-        Err(error) => return tracing::debug!(%error, "an upgrade did not happen"),
-    };
+    match tokio::try_join!(client, backend) {
+        Ok((client, backend)) => {
+            exchange_bytes(TokioIo::new(client), TokioIo::new(backend), IDLE).await
+        }
+        Err(error) => tracing::debug!(%error, "an upgrade did not happen"),
+    }
+}
+
+/// Both directions until both have ended, or nothing has been said for `idle`.
+async fn exchange_bytes<S: AsyncRead + AsyncWrite + Unpin>(client: S, backend: S, idle: Duration) {
     let (said, mut heard) = watch::channel(());
     let listened = |stream| Listened {
-        stream: TokioIo::new(stream),
+        stream,
         said: said.clone(),
     };
     let (mut client, mut backend) = (listened(client), listened(backend));
     let silence = async {
-        while tokio::time::timeout(IDLE, heard.changed()).await.is_ok() {
+        while tokio::time::timeout(idle, heard.changed()).await.is_ok() {
             // Looked at again when the time is over, not with every byte.
-            tokio::time::sleep(IDLE / 240).await;
+            tokio::time::sleep(idle / 240).await;
         }
     };
     tokio::select! {
@@ -312,5 +318,55 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Listened<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(50);
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// It takes the connection, and says nothing after that.
+    #[tokio::test]
+    async fn a_backend_that_does_not_shake_hands_is_not_waited_for() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let config = ClientConfig::builder()
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        let name = ServerName::from(address.ip());
+        let tls = Some((Arc::new(config), name));
+        let found = [address];
+        let connecting = connect("backend:1", &found, tls, SOON);
+        let failed = tokio::time::timeout(PATIENCE, connecting).await.unwrap();
+        let why = failed.err().map(|error| error.to_string());
+        assert_eq!(why.as_deref(), Some("dial tcp backend:1: i/o timeout"));
+    }
+
+    #[tokio::test]
+    async fn an_idle_stream_ends_and_a_busy_one_goes_on() {
+        let (mut client, ours) = duplex(64);
+        let (theirs, mut backend) = duplex(64);
+        let idle = 20 * SOON;
+        let copying = tokio::spawn(exchange_bytes(ours, theirs, idle));
+        // Longer than it may be idle, but never silent for long.
+        for _ in 0..40 {
+            client.write_all(b"x").await.unwrap();
+            let mut byte = [0];
+            backend.read_exact(&mut byte).await.unwrap();
+            tokio::time::sleep(SOON).await;
+        }
+        assert!(!copying.is_finished());
+        let begun = tokio::time::Instant::now();
+        tokio::time::timeout(PATIENCE, copying)
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(begun.elapsed() > idle / 2);
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
     }
 }

@@ -101,6 +101,8 @@ pub fn host_port(host: &str, port: u16) -> String {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::socket::getsockopt;
+
     use super::*;
 
     #[tokio::test]
@@ -143,5 +145,14 @@ mod tests {
                 "{host}: {found:?}"
             );
         }
+    }
+
+    #[tokio::test]
+    async fn a_host_that_vanished_is_noticed() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = connect(&[listener.local_addr().unwrap()]).await.unwrap();
+        assert!(getsockopt(&stream, sockopt::KeepAlive).unwrap());
+        let idle = getsockopt(&stream, sockopt::TcpKeepIdle).unwrap();
+        assert_eq!(idle, KEEP_ALIVE_SECONDS);
     }
 }

@@ -12,7 +12,7 @@ use crate::apiserver::{
     registry::kinds::groups::apiextensions::CLEANUP,
     server::ApiServer,
     status::{Reason, Status},
-    write::{Writing, Written, is_finished},
+    write::{Writing, Written, is_finished, request},
 };
 use crate::store::Expect;
 
@@ -45,13 +45,11 @@ pub async fn delete(
     for _ in 0..RETRIES {
         let old = server.read(row, &writing.namespace, &writing.name).await?;
         check_preconditions(writing, options, &old)?;
-        let (name, mut warnings) = (writing.name.as_str(), Vec::new());
-        let was = old.value();
-        let (before, mut round) = (Some(&*was), Round::default());
-        let (delete, round) = (Operation::Delete, &mut round);
-        server
-            .admit_last(writing, delete, name, None, before, &mut warnings, round)
-            .await?;
+        let (mut warnings, mut round) = (Vec::new(), Round::default());
+        let (name, was) = (writing.name.as_str(), old.value());
+        let (all, round) = (&mut warnings, &mut round);
+        let mut request = request(writing, Operation::Delete, name, Some(&was), all, round);
+        server.admit_last(writing, &mut request, None).await?;
         let result = match plan(writing, options, &old)? {
             Plan::Nothing => return Ok(Deleted::Waiting(old)),
             Plan::Remove if writing.dry_run => return Ok(Deleted::Gone(old)),

@@ -201,10 +201,7 @@ impl Manager {
             None => Usages::new(),
         };
         let told = message::node_is_low(resource, &pod, &usages, &decision.due, &observations);
-        let grace = match threshold.grace {
-            None => GRACE,
-            Some(_) => pod::grace(&pod).min(self.settings.max_pod_grace),
-        };
+        let grace = grace(threshold.grace.is_some(), &pod, self.settings.max_pod_grace);
         self.evict(&pod, told, Cause::Node, grace).await
     }
 
@@ -439,4 +436,33 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     let done = tokio::task::spawn_blocking(work).await;
     done.inspect_err(|error| tracing::error!(%error, "measuring failed"))
         .ok()
+}
+
+/// How long a pod may take to end that is evicted from a node under pressure. `soft`: of a threshold
+/// that has a grace period of its own.
+fn grace(soft: bool, pod: &Pod, most: Duration) -> Duration {
+    match soft {
+        false => GRACE,
+        true => pod::grace(pod).min(most),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn how_long_an_evicted_pod_may_take() {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "a"},
+            "spec": {"containers": [], "terminationGracePeriodSeconds": 20},
+        }))
+        .unwrap();
+        for (soft, most, want) in [(false, 100, 1), (true, 100, 20), (true, 5, 5), (true, 0, 0)] {
+            let got = grace(soft, &pod, Duration::from_secs(most));
+            assert_eq!(got.as_secs(), want, "soft: {soft}, most: {most}");
+        }
+    }
 }

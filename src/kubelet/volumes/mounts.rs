@@ -340,3 +340,18 @@ pub fn read_files(wanted: Vec<WantedFile>) -> Result<Files, Error> {
     });
     Ok(files.collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nodes_files_are_not_read_without_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("hosts");
+        for (bytes, good) in [(HOST_FILE_MAX, true), (HOST_FILE_MAX + 1, false)] {
+            fs::File::create(&file).unwrap().set_len(bytes).unwrap();
+            assert_eq!(host_text(&file).is_ok(), good, "{bytes}");
+        }
+    }
+}

@@ -7,6 +7,7 @@ use kube::{Api, ResourceExt};
 
 use super::Context;
 use crate::{
+    backoff::Backoff,
     kubelet::{
         container,
         images::chain,
@@ -134,7 +135,7 @@ async fn remove(context: &Context, uid: &str) -> Result<(), String> {
 /// must not go before what it stands for.
 pub async fn release(context: &Context, pod: &Pod) {
     let uid = pod.uid().unwrap_or_default();
-    let mut retry = FIRST_RETRY;
+    let mut retry = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
     loop {
         let error = match release_uid(context, &uid).await {
             Ok(()) => return,
@@ -144,8 +145,7 @@ pub async fn release(context: &Context, pod: &Pod) {
         tracing::warn!(pod = pod.name_any(), message, "will retry");
         let level = crate::kubelet::events::Level::Warning;
         context.events.pod(pod, level, "FailedKillPod", message);
-        tokio::time::sleep(retry).await;
-        retry = (retry * 2).min(LONGEST_RETRY);
+        tokio::time::sleep(retry.next_wait()).await;
     }
 }
 

@@ -320,3 +320,26 @@ fn names_of_any_bytes() {
     remove_tree(&top).unwrap();
     assert!(!top.exists());
 }
+
+#[test]
+fn a_walk_ends() {
+    struct All;
+    impl walk::Visitor for All {
+        fn visit(&mut self, _: &walk::Entry<'_>) -> walk::Step {
+            walk::Step::Enter
+        }
+        fn failed(&mut self, error: io::Error) {
+            panic!("{error}");
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for folder in 0..10 {
+        fs::create_dir(dir.path().join(folder.to_string())).unwrap();
+    }
+    // Ten folders, ten ways up from them, and the end of the top.
+    for (most, good) in [(21, true), (20, false)] {
+        let top = File::open(dir.path()).unwrap().into();
+        let walked = walk::walk_at_most(most, top, &mut All);
+        assert_eq!(walked.is_ok(), good, "{walked:?}");
+    }
+}

@@ -76,13 +76,18 @@ pub trait Visitor {
 ///
 /// Errors: only what ends the walk before its end.
 pub fn walk(top: OwnedFd, visitor: &mut dyn Visitor) -> io::Result<()> {
+    walk_at_most(MOST_ENTRIES, top, visitor)
+}
+
+/// `most`: entries, and ways up from folders.
+pub(super) fn walk_at_most(most: u64, top: OwnedFd, visitor: &mut dyn Visitor) -> io::Result<()> {
     Walk {
         levels: vec![Level::open(Listing::new(top))],
         trail: Trail::default(),
         oldest: 1,
         lost: 0,
     }
-    .run(visitor)
+    .run(most, visitor)
 }
 
 /// Opens the folder `name` of `parent` itself: no link, no mount.
@@ -185,8 +190,8 @@ struct Walk {
 }
 
 impl Walk {
-    fn run(&mut self, visitor: &mut dyn Visitor) -> io::Result<()> {
-        for _ in 0..MOST_ENTRIES {
+    fn run(&mut self, most: u64, visitor: &mut dyn Visitor) -> io::Result<()> {
+        for _ in 0..most {
             let Some(Level::Open(listing)) = self.levels.last_mut() else {
                 return Ok(()); // never: the last one is open
             };
@@ -206,7 +211,7 @@ impl Walk {
             }
         }
         Err(io::Error::other(format!(
-            "more than {MOST_ENTRIES} files and folders"
+            "more than {most} files and folders"
         )))
     }
 

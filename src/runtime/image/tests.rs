@@ -8,6 +8,8 @@ use crate::runtime::{
     records::{self, ContainerRecord, PodDir},
 };
 
+mod stacks;
+
 const PATIENCE: Duration = Duration::from_secs(10);
 
 struct Lab {
@@ -229,4 +231,17 @@ async fn a_folder_without_an_entry_is_what_it_is_below() {
     for layer in &image.layers {
         assert!(!layer.exists(), "{}", layer.display());
     }
+}
+
+#[test]
+fn an_image_has_only_so_many_names() {
+    let names = |numbers: std::ops::Range<usize>| -> Vec<String> {
+        numbers
+            .map(|number| format!("registry/a:{number}"))
+            .collect()
+    };
+    // The new ones come first.
+    let mut known = names(0..2);
+    merge(&mut known, &names(1..2 * MOST_NAMES));
+    assert_eq!(known, names(0..MOST_NAMES));
 }

@@ -292,3 +292,56 @@ impl Attached {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// Attached clients that read nothing, and what they would read from.
+    fn streams(folder: &std::path::Path, clients: Number) -> (Streams, Vec<UnixStream>) {
+        let mut far = Vec::new();
+        let attached = (0..clients).map(|number| {
+            let (near, other) = UnixStream::pair().unwrap();
+            near.set_nonblocking(true).unwrap();
+            far.push(other);
+            let attached = Attached {
+                stdin: None,
+                stdout: Some(Outlet::new(near.into())),
+                stderr: None,
+            };
+            (number, attached)
+        });
+        let streams = Streams {
+            log: LogWriter::open(&folder.join("log")).unwrap(),
+            stdout: None,
+            stderr: None,
+            terminal: None,
+            stdin: None,
+            stdin_once: false,
+            attached: attached.collect(),
+        };
+        (streams, far)
+    }
+
+    #[test]
+    fn a_client_that_is_too_far_behind_is_let_go() {
+        let folder = tempfile::tempdir().unwrap();
+        for (clients, most) in [(1, MOST_PENDING), (16, MOST_PENDING_OF_ALL / 32)] {
+            let (mut streams, _far) = streams(folder.path(), clients);
+            let chunk = [b'x'; CHUNK];
+            let mut kept = 0;
+            while streams.attached.values().any(|one| one.stdout.is_some()) {
+                let outlets = streams
+                    .attached
+                    .values()
+                    .filter_map(|one| one.stdout.as_ref());
+                kept = outlets.map(|one| one.pending.len()).max().unwrap_or(0);
+                assert!(kept <= most, "{clients} clients: {kept} of {most}");
+                streams.fan_out(Stream::Stdout, &chunk);
+            }
+            assert!(kept > most - CHUNK, "{clients} clients: let go at {kept}");
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! Custom resources: rows made at run time from their definitions.
 //!
-//! `convert.rs` asks webhooks, `schema.rs` prunes, defaults and validates, `path.rs` reads printer columns, `rows.rs` holds
+//! `convert.rs` asks webhooks, `schema/` prunes, defaults and validates, `path.rs` reads printer columns, `rows.rs` holds
 //! the rows that are served now. A row lives as long as the process: a definition that changes
 //! leaves its former rows behind (some kilobytes each), so that requests under way keep theirs.
 

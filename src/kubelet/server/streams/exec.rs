@@ -355,4 +355,25 @@ mod tests {
             assert_eq!(ending(kind, exit), want);
         }
     }
+
+    #[tokio::test]
+    async fn sizes_without_end_are_not_taken() {
+        let (send, client) = mpsc::channel(1);
+        let (terminal, mut seen) = mpsc::channel(1);
+        let taking = tokio::spawn(sizes(Some(client), Some(terminal)));
+        send.send(Bytes::from(r#"{"Width":80,"Height":24}"#))
+            .await
+            .unwrap();
+        assert_eq!(seen.recv().await, Some((80, 24)));
+        // The beginning of one size, again and again.
+        let piece = Bytes::from(vec![b' '; MAX_SIZES_BYTES / 4]);
+        send.send(Bytes::from(r#"{"Width":"#)).await.unwrap();
+        for _ in 0..3 {
+            send.send(piece.clone()).await.unwrap();
+        }
+        assert!(!taking.is_finished());
+        send.send(piece).await.unwrap();
+        taking.await.unwrap();
+        assert_eq!(seen.recv().await, None);
+    }
 }

@@ -225,21 +225,36 @@ impl Target {
 fn check_room(root: BorrowedFd<'_>) -> io::Result<()> {
     let disk = fstatvfs(root)?;
     let unit = disk.fragment_size();
-    let reserved = (disk.blocks() * unit / 20).min(MOST_RESERVED);
-    let full = |what: &str| {
-        Err(io::Error::new(
+    let bytes = Share {
+        all: disk.blocks() * unit,
+        free: disk.blocks_available() * unit,
+    };
+    let inodes = Share {
+        all: disk.files(),
+        free: disk.files_free(),
+    };
+    match lacking(bytes, inodes) {
+        None => Ok(()),
+        Some(what) => Err(io::Error::new(
             io::ErrorKind::StorageFull,
             format!("the node's disk has too few {what} left for the layer"),
-        ))
-    };
-    if disk.blocks_available() * unit < reserved {
-        return full("bytes");
+        )),
     }
-    // Some file systems do not count inodes.
-    if disk.files() > 0 && disk.files_free() < disk.files() / 20 {
-        return full("inodes");
+}
+
+/// How much of something a disk has.
+#[derive(Clone, Copy, Debug)]
+struct Share {
+    all: u64,
+    free: u64,
+}
+
+/// What there is too little of. Some file systems do not count inodes: they have none.
+fn lacking(bytes: Share, inodes: Share) -> Option<&'static str> {
+    if bytes.free < (bytes.all / 20).min(MOST_RESERVED) {
+        return Some("bytes");
     }
-    Ok(())
+    (inodes.free < inodes.all / 20).then_some("inodes")
 }
 
 /// Makes the entry and gives it its owner, mode, attributes and times.

@@ -5,7 +5,7 @@ use std::{
 
 use tar::EntryType;
 
-use super::*;
+use super::{super::parents, *};
 
 fn unpack_all(tar: &[u8], dir: &Path) -> io::Result<Folders> {
     unpack(tar, dir, Limits::default())
@@ -399,4 +399,33 @@ fn folders_without_an_entry_are_listed() {
         .map(|path| path.display().to_string())
         .collect();
     assert_eq!(plain, ["a", "a/b", "emptied", "tmp"]);
+}
+
+#[test]
+fn the_node_keeps_room_for_itself() {
+    let share = |all, free| Share { all, free };
+    let (roomy, none) = (share(100, 100), share(0, 0));
+    for (bytes, inodes, want) in [
+        (share(1000, 50), roomy, None),
+        (share(1000, 49), roomy, Some("bytes")),
+        (share(1 << 40, MOST_RESERVED), roomy, None),
+        (share(1 << 40, MOST_RESERVED - 1), roomy, Some("bytes")),
+        (roomy, share(1000, 50), None),
+        (roomy, share(1000, 49), Some("inodes")),
+        (roomy, none, None),
+    ] {
+        assert_eq!(lacking(bytes, inodes), want, "{bytes:?} {inodes:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn folders_without_an_entry_are_few() {
+    let names: Vec<String> = (0..parents::MOST + 10)
+        .map(|one| format!("d{one}/x"))
+        .collect();
+    let entries: Vec<_> = names.iter().map(|name| (name.as_str(), FILE, "")).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let plain = unpack_all(&layer(&entries), dir.path()).unwrap();
+    assert_eq!(plain.len(), parents::MOST);
 }

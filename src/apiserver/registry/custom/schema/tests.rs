@@ -1,0 +1,142 @@
+use super::{
+    defaults::{MAX_DEFAULTED, TooLarge},
+    *,
+};
+use crate::apiserver::registry::Causes;
+
+fn cron() -> Value {
+    json!({"type": "object", "properties": {"spec": {"type": "object", "required": ["image"],
+    "properties": {
+        "image": {"type": "string", "pattern": "^[a-z]+$", "maxLength": 5},
+        "replicas": {"type": "integer", "minimum": 1, "maximum": 10, "default": 1},
+        "port": {INT_OR_STRING: true},
+        "free": {"type": "object", PRESERVE: true},
+        "tags": {"type": "array", LIST_TYPE: "set", "items": {"type": "string"}},
+        "by": {"type": "object", "additionalProperties": {"type": "object", "properties": {"a": {"type": "boolean", "default": true}}}},
+    }}}})
+}
+
+#[test]
+fn unknown_members_go_and_defaults_come() {
+    let mut object = json!({"apiVersion": "a/v1", "kind": "K", "metadata": {"name": "x"}, "junk": 1,
+        "spec": {"image": "i", "bogus": {}, "replicas": null, "free": {"any": [1]}, "by": {"x": {"y": 1}}}});
+    assert_eq!(
+        prune(&cron(), &mut object),
+        ["junk", "spec.bogus", "spec.by.x.y"]
+    );
+    assert_eq!(default(&cron(), &mut object), Ok(()));
+    assert_eq!(
+        object["spec"],
+        json!({"image": "i", "replicas": 1, "free": {"any": [1]}, "by": {"x": {"a": true}}})
+    );
+}
+
+/// Each of these took minutes, or all memory.
+#[test]
+fn large_objects_are_little_work() {
+    let begun = crate::testing::cpu_time();
+    let kind = |properties: Value| json!({"type": "object", "properties": properties});
+    let validated = |schema: &Value, object: &Value| {
+        let mut causes = Causes::default();
+        validate(schema, object, &mut causes);
+        causes.0
+    };
+    // Names of 50,000 items, of which the last stands twice, each held against a pattern.
+    let list = kind(json!({"list": {"type": "array", LIST_TYPE: "set",
+        "items": {"type": "string", "pattern": "^[a-z0-9]{1,63}$"}}}));
+    let mut names: Vec<String> = (0..50_000).map(|at| format!("n{at}")).collect();
+    names.push("n7".to_owned());
+    let causes = validated(&list, &json!({"list": names}));
+    assert_eq!(causes.len(), 1);
+    assert_eq!(causes[0].field, "list[50000]");
+    // Wrong all over.
+    let causes = validated(&list, &json!({"list": vec![1; 50_000]}));
+    assert_eq!(causes.len(), 101);
+    // A name as long as the body stands in all paths below it.
+    let map = kind(json!({"map": {"type": "object", "additionalProperties":
+        {"type": "array", "items": {"type": "integer"}}}}));
+    let object = json!({"map": {"x".repeat(1 << 20): vec![1; 100_000]}});
+    assert_eq!(validated(&map, &object), []);
+    // Alternatives of alternatives.
+    let mut schema = json!({"type": "integer", "minimum": 1});
+    for _ in 0..10 {
+        schema = json!({"oneOf": [schema.clone(), schema]});
+    }
+    let deep = json!({"type": "array", "items": {"type": "integer", "not": schema}});
+    let causes = validated(
+        &kind(json!({"deep": deep})),
+        &json!({"deep": vec![1; 2000]}),
+    );
+    assert!(causes.iter().any(|cause| cause.message.contains("steps")));
+    // Defaults in each of many items.
+    let large = kind(json!({"list": {"type": "array", "items":
+        {"type": "object", "properties": {"a": {"type": "string", "default": "x".repeat(100_000)}}}}}));
+    let mut object = json!({"list": vec![json!({}); 10_000]});
+    assert_eq!(default(&large, &mut object), Err(TooLarge));
+    assert!(proto::weight(&object) < 2 * MAX_DEFAULTED);
+    let took = crate::testing::cpu_time() - begun;
+    assert!(took.as_secs() < 30, "{took:?}");
+}
+
+#[test]
+fn violations() {
+    for (spec, want) in [
+        (json!({"image": "abc", "port": 80, "tags": ["a", "b"]}), ""),
+        (json!({}), "spec.image: Required value"),
+        (
+            json!({"image": "ABC"}),
+            "spec.image: Invalid value: \"ABC\": spec.image in body should match '^[a-z]+$'",
+        ),
+        (
+            json!({"image": 3}),
+            "spec.image: Invalid value: \"integer\": spec.image in body must be of type string: \"integer\"",
+        ),
+        (
+            json!({"image": "a", "replicas": 11}),
+            "spec.replicas: Invalid value: 11: spec.replicas in body should be less than or equal to 10",
+        ),
+        (
+            json!({"image": "a", "port": true}),
+            "spec.port: Invalid value: \"boolean\": spec.port in body must be of type integer,string: \"boolean\"",
+        ),
+        (
+            json!({"image": "a", "tags": ["x", "x"]}),
+            "spec.tags[1]: Duplicate value: \"x\"",
+        ),
+    ] {
+        let mut causes = Causes::default();
+        validate(&cron(), &json!({"spec": spec}), &mut causes);
+        let found: Vec<String> = causes
+            .0
+            .iter()
+            .map(|cause| format!("{}: {}", cause.field, cause.message))
+            .collect();
+        assert_eq!(found.join("; "), want);
+    }
+}
+
+#[test]
+fn structure() {
+    for (schema, fine) in [
+        (cron(), true),
+        (json!({"type": "string"}), false),
+        (json!({}), false),
+        (json!({"type": "object", "properties": {"a": {}}}), false),
+        (
+            json!({"type": "object", "properties": {"a": {"type": "array"}}}),
+            false,
+        ),
+        (
+            json!({"type": "object", "x-kubernetes-validations": [{"rule": "true"}]}),
+            false,
+        ),
+        (
+            json!({"type": "object", "properties": {"a": {"type": "integer", "default": "x"}}}),
+            false,
+        ),
+    ] {
+        let mut causes = Causes::default();
+        check_structure(&schema, "s", true, &mut causes);
+        assert_eq!(causes.0.is_empty(), fine, "{schema} {:?}", causes.0);
+    }
+}
