@@ -302,7 +302,11 @@ async fn a_connection_without_a_query_is_closed() -> TestResult {
     let server = Server::new("cluster.local".into(), forwarder, clients).with_idle(idle);
     let server = Arc::new(server);
     *server.index.write().await = index()?;
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    // Little is under way at once.
+    let listening = tokio::net::TcpSocket::new_v4()?;
+    listening.set_send_buffer_size(2048)?;
+    listening.bind("127.0.0.1:0".parse()?)?;
+    let listener = listening.listen(8)?;
     let address = listener.local_addr()?;
     let mut tasks = JoinSet::new();
     tasks.spawn(server.tcp(listener));
@@ -322,7 +326,9 @@ async fn a_connection_without_a_query_is_closed() -> TestResult {
     }
 
     // A client that takes no replies.
-    let mut stream = TcpStream::connect(address).await?;
+    let socket = tokio::net::TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(2048)?;
+    let mut stream = socket.connect(address).await?;
     let flooding = async { while stream.write_all(&whole).await.is_ok() {} };
     tokio::time::timeout(PATIENCE, flooding).await?;
     Ok(())

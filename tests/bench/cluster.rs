@@ -3,11 +3,13 @@
 //! the comparison. Units are printed; figures are medians unless said otherwise.
 //!
 //! Cases: exec to node Ready; one pod, create to Ready; 50 pods at once; memory (PSS) idle and per
-//! pod; CPU and disk writes while idle; a container of `true` beside crun and runc.
+//! pod; CPU and disk writes while idle; bytes a second between two pods; a container of `true` beside
+//! crun and runc.
 
 mod containers;
 #[path = "../lab/mod.rs"]
 mod lab;
+mod throughput;
 
 use std::{
     fs,
@@ -62,6 +64,9 @@ fn main() {
         }
         if wanted("many") {
             many_pods(&pods, &cluster).await;
+        }
+        if wanted("throughput") {
+            throughput::between_pods(&pods).await;
         }
     });
     if wanted("idle") {

@@ -184,12 +184,20 @@ impl Layers {
 
     /// The stack of an image's layers, lowest first, as they are mounted. All are there.
     pub fn stack(&self, diff_ids: &[String]) -> Vec<PathBuf> {
-        let mut stack: Vec<PathBuf> = diff_ids.iter().map(|id| self.path(id)).collect();
+        let visible = self.visible(diff_ids).iter();
+        let mut stack: Vec<PathBuf> = visible.map(|id| self.path(id)).collect();
         let parents = self.dir.join(parents_name(diff_ids));
         if parents.exists() {
             stack.push(parents);
         }
         stack
+    }
+
+    /// Without those that a layer above hides as a whole.
+    fn visible<'a>(&self, diff_ids: &'a [String]) -> &'a [String] {
+        let hides = |id: &String| parents::hides_all(&self.path(id));
+        let first = diff_ids.iter().rposition(hides).unwrap_or(0);
+        diff_ids.get(first..).unwrap_or_default()
     }
 
     /// Makes what the stack of these layers needs besides them (`parents.rs`). Blocking; the caller
@@ -202,7 +210,8 @@ impl Layers {
             Ok(parents::Layer { dir, plain })
         };
         let made = || -> io::Result<()> {
-            let layers: Vec<_> = diff_ids.iter().map(layer).collect::<io::Result<_>>()?;
+            let visible = self.visible(diff_ids).iter();
+            let layers: Vec<_> = visible.map(layer).collect::<io::Result<_>>()?;
             if place.exists() || layers.iter().all(|layer| layer.plain.is_empty()) {
                 return Ok(());
             }

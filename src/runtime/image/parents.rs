@@ -60,6 +60,11 @@ pub fn load(path: &Path) -> io::Result<Folders> {
     Ok(names.map(|name| OsStr::from_bytes(name).into()).collect())
 }
 
+/// Whether a layer hides all that is below it. Of a layer's own folder overlayfs does not see that.
+pub fn hides_all(layer: &Path) -> bool {
+    xattr::get(layer, OPAQUE).is_ok_and(|mark| mark.is_some())
+}
+
 /// A layer and its folders without an entry.
 #[derive(Debug)]
 pub struct Layer {

@@ -1,8 +1,12 @@
 //! Stacks of layers, made at random, against what `umoci` makes of them.
 //!
-//! What differs on purpose is not made: a link among an entry's parents (containerd, which unpacks
-//! a layer apart from those below it, replaces a link of theirs; umoci follows it), and a hard link
-//! to a file of another layer.
+//! What differs on purpose is not made:
+//! - a link among an entry's parents: containerd, which unpacks a layer apart from those below it,
+//!   replaces a link of theirs; umoci follows it;
+//! - a hard link to a file of another layer;
+//! - a folder that only a whiteout mentions: containerd makes it, umoci does not;
+//! - a folder that is whited out after the layer has put something there: containerd refuses it, umoci
+//!   leaves it the attributes that it had below.
 
 use std::{
     collections::BTreeMap,
@@ -30,6 +34,8 @@ struct Layer {
     tar: tar::Builder<Vec<u8>>,
     /// Files of this layer, for hard links.
     files: Vec<String>,
+    /// All that it has put somewhere.
+    paths: Vec<String>,
 }
 
 impl Layer {
@@ -65,7 +71,12 @@ impl Layer {
     }
 
     fn add(&mut self, mut header: tar::Header, path: &str, content: &[u8]) {
-        if self.chance(15) {
+        self.paths.push(path.to_owned());
+        let may_carry = matches!(
+            header.entry_type(),
+            tar::EntryType::Regular | tar::EntryType::Directory
+        );
+        if may_carry && self.chance(15) {
             let value: [u8; 4] = self.rng.random();
             let attribute = [("SCHILY.xattr.user.test", &value[..])];
             self.tar.append_pax_extensions(attribute).unwrap();
@@ -81,6 +92,7 @@ impl Layer {
 
     /// Anything that is no folder.
     fn add_leaf(&mut self, path: &str) {
+        self.paths.push(path.to_owned());
         match self.rng.random_range(0..10) {
             0 => {
                 let mut header = self.header(tar::EntryType::Symlink);
@@ -120,9 +132,38 @@ impl Layer {
         self.files.retain(|file| file != path);
     }
 
+    /// `name`: a leaf, or anything else that this layer has not.
     fn whiteout(&mut self, folder: &str, name: &str) {
+        let path = format!("{folder}{name}");
+        let inside = format!("{path}/");
+        if !LEAVES.contains(&name) && self.has(|one| one == path || one.starts_with(&inside)) {
+            return;
+        }
+        self.hide(folder, name);
+    }
+
+    /// Hides all that is in the folder below, if this layer has nothing in the folders of it.
+    fn opaque(&mut self, folder: &str) {
+        let deeper = |path: &str| {
+            path.strip_prefix(folder)
+                .is_some_and(|rest| rest.contains('/'))
+        };
+        if !self.has(deeper) {
+            self.hide(folder, ".wh..opq");
+        }
+    }
+
+    fn has(&self, what: impl Fn(&str) -> bool) -> bool {
+        self.paths.iter().any(|path| what(path))
+    }
+
+    fn hide(&mut self, folder: &str, name: &str) {
+        // So that the folder is there in any case.
+        self.add_leaf(&format!("{folder}f9"));
         let header = self.header(tar::EntryType::Regular);
-        self.add(header, &format!("{folder}.wh.{name}"), b"");
+        self.tar
+            .append_data(&mut { header }, format!("{folder}.wh.{name}"), &b""[..])
+            .unwrap();
     }
 
     fn step(&mut self) {
@@ -160,7 +201,7 @@ impl Layer {
                 let name = self.pick(EITHER);
                 self.whiteout(&folder, name);
             }
-            11 if !folder.is_empty() => self.whiteout(&folder, ".wh..opq"),
+            11 => self.opaque(&folder),
             _ => {
                 let name = self.pick(LEAVES);
                 self.add_leaf(&format!("{folder}{name}"));
@@ -179,6 +220,7 @@ fn stack(seed: u64) -> Vec<Vec<u8>> {
             rng: StdRng::seed_from_u64(rng.random()),
             tar: tar::Builder::new(Vec::new()),
             files: Vec::new(),
+            paths: Vec::new(),
         };
         for _ in 0..layer.rng.random_range(1..20) {
             layer.step();
@@ -196,7 +238,7 @@ struct Seen {
     device: u64,
     content: Vec<u8>,
     attribute: Option<Vec<u8>>,
-    /// `None`: of its unpacking.
+    /// `None`: of its unpacking, or of a folder: umoci lets whiteouts change that.
     modified: Option<i64>,
     /// The first path of the same file.
     same: Option<String>,
@@ -245,7 +287,7 @@ fn tree(top: &Path) -> BTreeMap<String, Seen> {
                         true => None,
                         false => xattr::get(&full, "user.test").unwrap(),
                     },
-                    modified: Some(meta.mtime()).filter(|time| *time < LATEST),
+                    modified: Some(meta.mtime()).filter(|time| *time < LATEST && !kind.is_dir()),
                     same,
                 },
             );

@@ -35,7 +35,7 @@ use nix::{
 };
 use xattr::FileExt;
 
-use self::place::{Places, mark_opaque};
+use self::place::{Places, mark_hiding, mark_opaque};
 use super::{
     parents::Folders,
     tarball::{Archive, Entry, Kind},
@@ -349,9 +349,10 @@ fn write_content<R: Read>(
 /// Hides what the layers below have under `name`; what this layer has there stays, whichever of
 /// the two comes first.
 fn hide(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
-    let mark = mknodat(parent, name, SFlag::S_IFCHR, Mode::empty(), makedev(0, 0));
-    if mark != Err(Errno::EEXIST) {
-        return Ok(mark?);
+    match mknodat(parent, name, SFlag::S_IFCHR, Mode::empty(), makedev(0, 0)) {
+        Ok(()) => return mark_hiding(parent),
+        Err(Errno::EEXIST) => {}
+        Err(errno) => return Err(errno.into()),
     }
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     match openat(parent, name, flags, Mode::empty()) {

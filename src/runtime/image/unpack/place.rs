@@ -211,9 +211,19 @@ impl Places {
 
 /// Hides what the layers below have in the folder.
 pub fn mark_opaque(folder: BorrowedFd<'_>) -> io::Result<()> {
+    mark(folder, "trusted.overlay.opaque", b"y")
+}
+
+/// Says that there are whiteouts in the folder. Without that overlayfs lists them where no other
+/// layer has the folder.
+pub fn mark_hiding(folder: BorrowedFd<'_>) -> io::Result<()> {
+    mark(folder, "trusted.overlay.origin", b"")
+}
+
+fn mark(folder: BorrowedFd<'_>, attribute: &str, value: &[u8]) -> io::Result<()> {
     // A descriptor that is only a place cannot carry attributes.
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let path = format!("/proc/self/fd/{}", folder.as_raw_fd());
     let folder = nix::fcntl::open(path.as_str(), flags, Mode::empty())?;
-    std::fs::File::from(folder).set_xattr("trusted.overlay.opaque", b"y")
+    std::fs::File::from(folder).set_xattr(attribute, value)
 }
