@@ -5,7 +5,10 @@
 //! Always true: what is there stays as its owner left it, but for the Service's endpoints.
 
 use std::{
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -52,19 +55,24 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// Follows until the server is gone.
-    pub fn start(self, server: &Arc<ApiServer>, parts: &Parts) {
-        let changes = FOLLOWED.map(|storage| server.cache.kind(storage).changes());
+    /// Follows until the server is gone. `changes`: from before all of it was written.
+    pub fn start(self, changes: Changes, parts: &Parts) {
+        let first = AtomicBool::new(true);
         parts.start_endless(PART, Policy::Restart, move || {
             let (kept, changes) = (self.clone(), changes.clone());
+            // Written just now, for the server's start.
+            let written = first.swap(false, Ordering::Relaxed);
             async move {
-                kept.follow(changes).await;
+                kept.follow(changes, written).await;
                 std::future::pending().await // there is no server
             }
         });
     }
 
-    async fn follow(&self, mut changes: [watch::Receiver<Revision>; FOLLOWED.len()]) {
+    async fn follow(&self, mut changes: Changes, written: bool) {
+        if written && !changed(&mut changes).await {
+            return;
+        }
         let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
         loop {
             for kind in &mut changes {
@@ -88,11 +96,26 @@ impl Kept {
                 continue;
             }
             backoff.reset();
-            let any = changes.iter_mut().map(|kind| Box::pin(kind.changed()));
-            if let (Err(_), ..) = select_all(any).await {
+            if !changed(&mut changes).await {
                 return;
             }
-            tokio::time::sleep(TOGETHER).await;
         }
     }
+}
+
+/// What tells that there may be something to do.
+pub type Changes = [watch::Receiver<Revision>; FOLLOWED.len()];
+
+pub fn changes(server: &ApiServer) -> Changes {
+    FOLLOWED.map(|storage| server.cache.kind(storage).changes())
+}
+
+/// Waits for changes; false if there is no server any more.
+async fn changed(changes: &mut Changes) -> bool {
+    let any = changes.iter_mut().map(|kind| Box::pin(kind.changed()));
+    if let (Err(_), ..) = select_all(any).await {
+        return false;
+    }
+    tokio::time::sleep(TOGETHER).await;
+    true
 }

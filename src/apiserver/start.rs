@@ -22,7 +22,7 @@ use super::{
     cache::Cache,
     definitions::Keeper,
     http::{self, Documents, Frontend},
-    kept::Kept,
+    kept::{self, Kept},
     request::User,
     server::ApiServer,
     special::Special,
@@ -160,6 +160,7 @@ impl Handle {
             cluster: &self.ca_pem,
             front_proxy: &self.front_proxy_ca_pem,
         };
+        let changes = kept::changes(&self.server);
         bootstrap::write(&self.server, &self.config, authorities).await?;
         bootstrap::complete_roles(&self.server).await?;
         for plugin in self.server.plugins() {
@@ -173,7 +174,7 @@ impl Handle {
             ca_pem: self.ca_pem.clone(),
             front_proxy_ca_pem: self.front_proxy_ca_pem.clone(),
         };
-        kept.start(&self.server, &self.parts);
+        kept.start(changes, &self.parts);
         Ok(())
     }
 

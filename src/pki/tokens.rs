@@ -24,6 +24,8 @@ use crate::supervision::caught_here;
 
 /// Of a new RSA key.
 const BITS: usize = 2048;
+/// Of the thread that looks for one: it gets what others leave.
+const NICE: i32 = 19;
 
 /// How tokens are signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -109,6 +111,10 @@ fn make(path: PathBuf, cell: Arc<OnceLock<Result<Arc<TokenKey>, String>>>) -> Re
     let made = std::thread::Builder::new()
         .name("token-key".to_owned())
         .spawn(move || {
+            // The daemon starts meanwhile, and its first pods are far off.
+            if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+                tracing::debug!(%error, "the search for a token key is as important as others");
+            }
             // Whoever waits for the cell must not wait for ever.
             let made = caught_here(|| new(&making));
             let made = made.map_err(|panic| panic.to_string()).and_then(|made| {

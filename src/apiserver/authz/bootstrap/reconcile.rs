@@ -12,7 +12,9 @@ const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 
 /// Adds to `held` what `wanted` has more; false if that is nothing.
 pub fn reconcile(held: &mut Value, wanted: &Value) -> bool {
-    if held["metadata"]["annotations"][AUTOUPDATE] == "false" {
+    // As nearly always, and told much faster than what a rule lacks.
+    let is_whole = held["rules"] == wanted["rules"] && held["subjects"] == wanted["subjects"];
+    if is_whole || held["metadata"]["annotations"][AUTOUPDATE] == "false" {
         return false;
     }
     // The rules of an aggregated role are its controller's.

@@ -85,9 +85,14 @@ impl Layer {
         self.tar.append_data(&mut header, path, content).unwrap();
     }
 
+    /// Once: umoci would take the attributes of the first entry away, containerd would not.
     fn add_folder(&mut self, path: &str) {
+        let entry = format!("{path}/");
+        if self.has(|one| one == entry) {
+            return;
+        }
         let header = self.header(tar::EntryType::Directory);
-        self.add(header, &format!("{path}/"), b"");
+        self.add(header, &entry, b"");
     }
 
     /// Anything that is no folder.
