@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 
 use super::{
     admission, authz,
-    objects::{Lookup, Named, Objects},
+    objects::{Lookup, Named},
     registry::{Resource, kinds, table},
     server::ApiServer,
-    start::{Config, Error, own_user},
+    start::{Config, Error},
     status::{Reason, Status, qualified},
     verbs::{self, Missing},
     write::Writing,
@@ -75,13 +75,15 @@ pub async fn complete_roles(server: &ApiServer) -> Result<(), Error> {
         };
         let change = |held: &mut Value| {
             authz::bootstrap::reconcile(held, &wanted);
-            Ok(())
         };
-        let written = server.update(&own_user(), target, true, &change).await;
-        written.map_err(|source| Error::Bootstrap {
-            what: format!("{kind} {namespace}/{name}"),
-            source: Box::new(source),
-        })?;
+        match keep(server, target, &change).await {
+            // Just deleted, as above.
+            Err(status) if status.reason == Reason::NotFound => {}
+            written => written.map_err(|source| Error::Bootstrap {
+                what: format!("{kind} {namespace}/{name}"),
+                source: Box::new(source),
+            })?,
+        }
     }
     Ok(())
 }
