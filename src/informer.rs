@@ -179,6 +179,32 @@ impl<K> Informer<K> {
     }
 }
 
+/// A cache that nobody feeds but a test, and of which nobody is told.
+#[cfg(test)]
+impl<K: Resource<DynamicType = ()>> Informer<K> {
+    pub fn by_hand() -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                objects: RwLock::default(),
+                revision: AtomicU64::new(0),
+                changes: broadcast::channel(BACKLOG).0,
+                synced: watch::channel(true).0,
+            }),
+        }
+    }
+
+    /// As a change does that was missed.
+    pub fn slip_in(&self, object: K) {
+        let mut objects = self.shared.objects.write().expect("no panic before");
+        objects.insert(Key::of(&object), Arc::new(object));
+    }
+
+    pub fn slip_out(&self, key: &Key) {
+        let mut objects = self.shared.objects.write().expect("no panic before");
+        objects.remove(key);
+    }
+}
+
 impl<K> Shared<K>
 where
     K: Resource + Clone,

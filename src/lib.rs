@@ -6,6 +6,7 @@ mod accepting;
 pub mod addresses;
 pub mod apiserver;
 pub mod backoff;
+pub mod causes;
 pub mod cli;
 pub mod controllers;
 pub mod deletion;

@@ -7,7 +7,8 @@
 //! Always true:
 //! - A key added while it is being worked on is handed out again afterwards, never beside it.
 //! - A key comes back however its worker ends; a worker that panics is a failure of the key.
-//! - A key waits for its deadline, not for a tick: an idle queue wakes nobody.
+//! - A key waits for its deadline, not for a tick: an idle queue wakes nobody, but for
+//!   [`Queue::look_again`], which brings everything back now and then in case a change was missed.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
@@ -20,6 +21,11 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 
 use crate::supervision::hooks;
+
+/// Everything that events drive is compared with the whole so often, all the same.
+pub const LOOK_AGAIN: Duration = Duration::from_secs(15 * 60);
+/// Between two wake-ups of a [`Queue::look_again`].
+const LEAST_PAUSE: Duration = Duration::from_secs(1);
 
 /// First retry of a failed key; it doubles with each failure.
 const FIRST_RETRY: Duration = Duration::from_millis(5);
@@ -93,11 +99,36 @@ impl<K: Clone + Eq + Hash + Ord> Queue<K> {
         self.lock().failures.remove(key);
     }
 
-    /// The next key, marked as being worked on until the answer is dropped.
+    /// Adds what `keys` tells again and again, all of it within `every` ([`LOOK_AGAIN`]), a few at a
+    /// time: a change that nobody noticed has no effect for longer than that. Never ends.
+    pub async fn look_again(&self, every: Duration, keys: impl Fn() -> Vec<K>) {
+        loop {
+            let begun = Instant::now();
+            let keys = keys();
+            let (share, pause) = portions(keys.len(), every);
+            for part in keys.chunks(share) {
+                tokio::time::sleep(pause).await;
+                part.iter().for_each(|key| self.add(key.clone()));
+            }
+            tokio::time::sleep_until(begun + every).await;
+        }
+    }
+
+    /// The next key, marked as being worked on until the answer is dropped. Who gives up waiting takes
+    /// none.
     pub async fn next(&self) -> Taken<'_, K> {
+        self.next_after(hooks::delay()).await
+    }
+
+    async fn next_after(&self, delay: impl Future<Output = ()>) -> Taken<'_, K> {
         let key = self.take().await;
-        let taken = Taken { queue: self, key };
-        hooks::delay().await;
+        let mut taken = Taken {
+            queue: self,
+            key,
+            told: false,
+        };
+        delay.await;
+        taken.told = true;
         taken
     }
 
@@ -144,6 +175,8 @@ impl<K: Clone + Eq + Hash + Ord> Queue<K> {
 pub struct Taken<'a, K: Clone + Eq + Hash + Ord> {
     queue: &'a Queue<K>,
     key: K,
+    /// A worker has it. One that is dropped before is another worker's.
+    told: bool,
 }
 
 impl<K: Clone + Eq + Hash + Ord> Deref for Taken<'_, K> {
@@ -156,7 +189,9 @@ impl<K: Clone + Eq + Hash + Ord> Deref for Taken<'_, K> {
 
 impl<K: Clone + Eq + Hash + Ord> Drop for Taken<'_, K> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if !self.told {
+            self.queue.add(self.key.clone());
+        } else if std::thread::panicking() {
             self.queue.retry(self.key.clone());
         }
         self.queue.done(&self.key);
@@ -204,6 +239,15 @@ impl<K: Clone + Eq + Hash + Ord> State<K> {
         self.processing.insert(key.clone());
         Some(key)
     }
+}
+
+/// How many of `count` keys at once, and after which pause, so that all have come within `every`.
+fn portions(count: usize, every: Duration) -> (usize, Duration) {
+    let most = (every.as_secs() / LEAST_PAUSE.as_secs()).max(1);
+    let share = count.div_ceil(usize::try_from(most).unwrap_or(usize::MAX));
+    let share = share.max(1);
+    let parts = u32::try_from(count.div_ceil(share)).unwrap_or(u32::MAX);
+    (share, every / parts.max(1))
 }
 
 fn backoff(failures: u32) -> Duration {
@@ -269,6 +313,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_gives_up_waiting_takes_no_key() {
+        let queue = Queue::default();
+        queue.add("a");
+        let told_late = queue.next_after(std::future::pending());
+        let given_up = tokio::time::timeout(Duration::from_millis(5), told_late).await;
+        assert!(given_up.is_err());
+        let next = tokio::time::timeout(Duration::from_secs(5), queue.next()).await;
+        assert_eq!(*next.unwrap(), "a");
+    }
+
+    #[tokio::test]
     async fn of_two_deadlines_the_earlier_counts() {
         let queue = Queue::default();
         queue.add_after("a", Duration::from_secs(3600));
@@ -276,5 +331,41 @@ mod tests {
         queue.add_after("a", Duration::from_secs(7200));
         assert_eq!(*queue.next().await, "a");
         assert!(queue.lock().delayed.is_empty());
+    }
+
+    #[test]
+    fn many_keys_are_few_wake_ups() {
+        let secs = Duration::from_secs;
+        for (count, every, want) in [
+            (0, 900, (1, secs(900))),
+            (1, 900, (1, secs(900))),
+            (3, 900, (1, secs(300))),
+            (900, 900, (1, secs(1))),
+            (901, 900, (2, secs(900) / 451)),
+            (90_000, 900, (100, secs(1))),
+            (5, 1, (5, secs(1))),
+            (5, 0, (5, secs(0))),
+        ] {
+            assert_eq!(portions(count, secs(every)), want, "{count} in {every} s");
+        }
+    }
+
+    #[tokio::test]
+    async fn all_keys_come_again_and_again() {
+        let queue = Queue::default();
+        let every = Duration::from_millis(20);
+        let again = queue.look_again(every, || vec!["a", "b", "c"]);
+        let mut seen: HashMap<&str, u32> = HashMap::new();
+        let works = async {
+            while seen.len() < 3 || seen.values().any(|times| *times < 3) {
+                *seen.entry(*queue.next().await).or_default() += 1;
+            }
+        };
+        let begun = Instant::now();
+        tokio::select! {
+            () = again => panic!("it has no end"),
+            () = works => {}
+        }
+        assert!(begun.elapsed() >= 2 * every, "{:?}", begun.elapsed());
     }
 }

@@ -51,7 +51,14 @@ const ALLOWED: [(&str, &[&str]); 17] = [
 ];
 
 /// What every part may use; these use nothing of ours but each other.
-const FOR_ALL: [&str; 5] = ["backoff", "deletion", "format", "queue", "supervision"];
+const FOR_ALL: [&str; 6] = [
+    "backoff",
+    "causes",
+    "deletion",
+    "format",
+    "queue",
+    "supervision",
+];
 
 /// Which of our crates each part may use.
 const CRATES: [(&str, &[&str]); 10] = [

@@ -25,6 +25,15 @@ fn normalize_shape(shape: &Shape, value: &mut Value) {
                 normalize_shape(element, item);
             }
         }
+        // The original's defaults of a ResourceList.
+        Shape::Map(Shape::Quantity) => {
+            for item in { value.as_object_mut() }
+                .into_iter()
+                .flat_map(|list| list.values_mut())
+            {
+                rewrite(item, Quantity::rounded_to_milli);
+            }
+        }
         Shape::Map(element) => {
             for item in value
                 .as_object_mut()
@@ -39,16 +48,7 @@ fn normalize_shape(shape: &Shape, value: &mut Value) {
                 normalize(ty, value);
             }
         }
-        Shape::Quantity => {
-            let text = match &*value {
-                Value::String(text) => text.clone(),
-                Value::Number(number) => number.to_string(),
-                _ => return,
-            };
-            if let Ok(quantity) = Quantity::parse(text.trim()) {
-                *value = json!(quantity.to_string());
-            }
-        }
+        Shape::Quantity => rewrite(value, |quantity| quantity),
         Shape::Time | Shape::MicroTime => {
             let parsed = value.as_str().and_then(parse_time);
             if let Some((seconds, nanos)) = parsed {
@@ -59,6 +59,18 @@ fn normalize_shape(shape: &Shape, value: &mut Value) {
             }
         }
         _ => {}
+    }
+}
+
+/// The one spelling of what `change` makes of a quantity.
+fn rewrite(value: &mut Value, change: impl Fn(Quantity) -> Quantity) {
+    let text = match &*value {
+        Value::String(text) => text.clone(),
+        Value::Number(number) => number.to_string(),
+        _ => return,
+    };
+    if let Ok(quantity) = Quantity::parse(text.trim()) {
+        *value = json!(change(quantity).to_string());
     }
 }
 
@@ -250,6 +262,36 @@ mod tests {
         ] {
             assert_eq!(parse_time(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn resource_lists_hold_whole_thousandths() {
+        let pod = crate::schema().get("io.k8s.api.core.v1.Pod").unwrap();
+        for (given, want) in [
+            (json!("0.0001"), "1m"),
+            (json!("100u"), "1m"),
+            (json!("1n"), "1m"),
+            (json!("1.0001"), "1001m"),
+            (json!("-1.0001"), "-1001m"),
+            (json!(0.25), "250m"),
+            (json!("0.1Ki"), "102400m"),
+            (json!("1.00001Ki"), "1024011m"),
+            (json!("2e-4"), "1e-3"),
+            (json!("0"), "0"),
+            (json!("1Gi"), "1Gi"),
+        ] {
+            let mut value = json!({"spec": {
+                "containers": [{"name": "c", "resources": {"requests": {"cpu": given}}}],
+                "overhead": {"cpu": given}}});
+            normalize(pod, &mut value);
+            let spec = &value["spec"];
+            assert_eq!(spec["containers"][0]["resources"]["requests"]["cpu"], want);
+            assert_eq!(spec["overhead"]["cpu"], want);
+        }
+        // An amount by itself is no such list.
+        let mut value = json!({"spec": {"volumes": [{"emptyDir": {"sizeLimit": "0.0001"}}]}});
+        normalize(pod, &mut value);
+        assert_eq!(value["spec"]["volumes"][0]["emptyDir"]["sizeLimit"], "100u");
     }
 
     #[test]

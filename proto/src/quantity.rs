@@ -116,6 +116,16 @@ impl Quantity {
         self.scaled(NANO / 1000)
     }
 
+    /// The amount in whole thousandths, rounded away from zero.
+    pub fn rounded_to_milli(self) -> Self {
+        const MILLI: i128 = NANO / 1000;
+        let rounded = div_away(self.nanos, MILLI).checked_mul(MILLI);
+        Self {
+            nanos: rounded.unwrap_or(self.nanos),
+            format: self.format,
+        }
+    }
+
     /// The exact amount in billionths.
     pub fn nanos(self) -> i128 {
         self.nanos

@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 
 use super::{
     admission, authz,
-    objects::{Lookup, Named, Objects},
+    objects::Named,
     registry::{Resource, kinds, table},
     server::ApiServer,
-    start::{Config, Error, own_user},
+    start::{Config, Error},
     status::{Reason, Status, qualified},
     verbs::{self, Missing},
     write::Writing,
@@ -30,16 +30,26 @@ pub struct Authorities<'a> {
     pub front_proxy: &'a str,
 }
 
+/// What happens to a role or binding that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Roles {
+    /// It stays as its owner left it.
+    Stay,
+    /// One of an older cluster gets what the policy allows by now: for the start of the server.
+    Complete,
+}
+
 pub async fn write(
     server: &ApiServer,
     config: &Config,
     authorities: Authorities<'_>,
+    roles: Roles,
 ) -> Result<(), Error> {
     let namespaces = NAMESPACES
         .map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
-    ensure_all(server, namespaces.into()).await?;
+    ensure_all(server, namespaces.into(), Roles::Stay).await?;
     // All at once, so that the store syncs them together.
-    ensure_all(server, authz::bootstrap::objects()).await?;
+    ensure_all(server, authz::bootstrap::objects(), roles).await?;
     let mut objects = service(config)?.to_vec();
     objects.extend(admission::system_classes());
     objects.push(json!({
@@ -47,43 +57,9 @@ pub async fn write(
         "metadata": {"name": EXTENSION, "namespace": "kube-system"},
         "data": extension(authorities),
     }));
-    ensure_all(server, objects).await?;
+    ensure_all(server, objects, Roles::Stay).await?;
     keep_extension(server, authorities).await?;
     keep_endpoints(server, config).await
-}
-
-/// Adds to the roles of an older cluster what the policy allows by now: for the start of the server.
-pub async fn complete_roles(server: &ApiServer) -> Result<(), Error> {
-    for wanted in authz::bootstrap::objects() {
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let (kind, metadata) = (text(&wanted["kind"]), &wanted["metadata"]);
-        let (namespace, name) = (text(&metadata["namespace"]), text(&metadata["name"]));
-        let Some(plural) = plural(&text(&wanted["apiVersion"]), &kind) else {
-            continue;
-        };
-        let Some(held) = server.get(&plural, &namespace, &name).await else {
-            continue; // just deleted: it is made anew, whole
-        };
-        if !authz::bootstrap::reconcile(&mut (*held).clone(), &wanted) {
-            continue;
-        }
-        let target = Named {
-            plural: &plural,
-            subresource: "",
-            namespace: &namespace,
-            name: &name,
-        };
-        let change = |held: &mut Value| {
-            authz::bootstrap::reconcile(held, &wanted);
-            Ok(())
-        };
-        let written = server.update(&own_user(), target, true, &change).await;
-        written.map_err(|source| Error::Bootstrap {
-            what: format!("{kind} {namespace}/{name}"),
-            source: Box::new(source),
-        })?;
-    }
-    Ok(())
 }
 
 /// Where extension API servers read whose word they may take.
@@ -246,37 +222,57 @@ fn exempt(row: &'static Resource, namespace: &str, name: &str) -> Writing {
     }
 }
 
-async fn ensure_all(server: &ApiServer, objects: Vec<Value>) -> Result<(), Error> {
-    try_join_all(objects.into_iter().map(|object| ensure(server, object))).await?;
+async fn ensure_all(server: &ApiServer, objects: Vec<Value>, roles: Roles) -> Result<(), Error> {
+    let ensured = objects.into_iter().map(|object| async move {
+        let text = |field: &Value| field.as_str().unwrap_or_default().to_owned();
+        let metadata = &object["metadata"];
+        let what = format!(
+            "{} {}/{}",
+            text(&object["kind"]),
+            text(&metadata["namespace"]),
+            text(&metadata["name"])
+        );
+        let ensured = ensure(server, object, roles).await;
+        ensured.map_err(|source| Error::Bootstrap {
+            what,
+            source: Box::new(source),
+        })
+    });
+    try_join_all(ensured).await?;
     Ok(())
 }
 
 /// Creates what is not there.
-async fn ensure(server: &ApiServer, object: Value) -> Result<(), Error> {
+async fn ensure(server: &ApiServer, object: Value, roles: Roles) -> Result<(), Status> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let kind = text(&object["kind"]);
-    let (name, namespace) = (
-        text(&object["metadata"]["name"]),
-        text(&object["metadata"]["namespace"]),
-    );
-    let failed = |source: Status| Error::Bootstrap {
-        what: format!("{kind} {namespace}/{name}"),
-        source: Box::new(source),
-    };
-    let Some(plural) = plural(&text(&object["apiVersion"]), &kind) else {
-        return Err(failed(Status::internal("this kind is not served")));
-    };
-    let Some(row) = table::by_plural(&plural) else {
-        return Err(failed(Status::internal("this kind is not served")));
-    };
-    if server.read(row, &namespace, &name).await.is_ok() {
-        return Ok(());
+    let metadata = &object["metadata"];
+    let (name, namespace) = (text(&metadata["name"]), text(&metadata["namespace"]));
+    let not_served = || Status::internal("this kind is not served");
+    let kind = object["kind"].as_str().unwrap_or_default();
+    let plural = plural(&text(&object["apiVersion"]), kind).ok_or_else(not_served)?;
+    let row = table::by_plural(&plural).ok_or_else(not_served)?;
+    if let Ok(held) = server.read(row, &namespace, &name).await {
+        let held = held.value();
+        if roles == Roles::Stay || !authz::bootstrap::lacks(&held, &object) {
+            return Ok(());
+        }
+        let target = Named {
+            plural: &plural,
+            subresource: "",
+            namespace: &namespace,
+            name: &name,
+        };
+        let change = |held: &mut Value| authz::bootstrap::complete(held, &object);
+        return match keep(server, target, &change).await {
+            // Just deleted: it is made anew, whole.
+            Err(status) if status.reason == Reason::NotFound => Ok(()),
+            written => written,
+        };
     }
     let writing = exempt(row, &namespace, "");
     match verbs::create(server, &writing, object, Vec::new(), Vec::new()).await {
-        Ok(_) => Ok(()),
         Err(status) if status.reason == Reason::AlreadyExists => Ok(()),
-        Err(status) => Err(failed(status)),
+        written => written.map(drop),
     }
 }
 

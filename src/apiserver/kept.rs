@@ -16,7 +16,7 @@ use futures::future::select_all;
 use tokio::sync::watch;
 
 use super::{
-    bootstrap::{self, Authorities},
+    bootstrap::{self, Authorities, Roles},
     server::ApiServer,
     start::Config,
 };
@@ -85,7 +85,7 @@ impl Kept {
                 cluster: &self.ca_pem,
                 front_proxy: &self.front_proxy_ca_pem,
             };
-            let written = bootstrap::write(&server, &self.config, authorities).await;
+            let written = bootstrap::write(&server, &self.config, authorities, Roles::Stay).await;
             drop(server);
             if let Err(error) = written {
                 tracing::warn!(

@@ -5,6 +5,7 @@ use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
 use super::{
     admission::{Operation, Plugin},
@@ -195,19 +196,10 @@ async fn an_address_that_a_service_takes_again_stays_its_own() {
     // Held after the first write is stored, before the address is given back.
     let gate = Gate::new(At::Replaced, "services", "s");
     let server = server(&[&gate], true).await;
-    let made = service("s", json!({"ports": ports()}));
-    let made = server.create("services", "default", made).await.unwrap();
-    let ip = made["spec"]["clusterIP"].as_str().unwrap().to_owned();
-    let away = {
-        let server = server.clone();
-        tokio::spawn(async move { external(&server).await })
-    };
+    let (ip, away) = goes_external(&server).await;
     gate.holds().await;
-    let back = |object: &mut Value| {
-        object["spec"] = json!({"type": "ClusterIP", "clusterIP": ip, "ports": ports()});
-    };
     server
-        .update("services", "default", "s", back)
+        .update("services", "default", "s", back_to(&ip))
         .await
         .unwrap();
     gate.open();
@@ -217,6 +209,23 @@ async fn an_address_that_a_service_takes_again_stays_its_own() {
     let message = status.unwrap_err().message;
     assert!(message.contains("already allocated"), "{message}");
     assert!(server.get(CLAIMS, "", &ip).await.is_some());
+}
+
+/// Makes a Service `s`, and then has it changed to one without an address; which one it had.
+async fn goes_external(server: &Arc<Server>) -> (String, JoinHandle<Result<Value, Status>>) {
+    let made = service("s", json!({"ports": ports()}));
+    let made = server.create("services", "default", made).await.unwrap();
+    let ip = made["spec"]["clusterIP"].as_str().unwrap().to_owned();
+    let server = server.clone();
+    (ip, tokio::spawn(async move { external(&server).await }))
+}
+
+/// As it was before, with the same address.
+fn back_to(ip: &str) -> impl Fn(&mut Value) + Send + Sync + use<> {
+    let ip = ip.to_owned();
+    move |object| {
+        object["spec"] = json!({"type": "ClusterIP", "clusterIP": ip, "ports": ports()});
+    }
 }
 
 async fn external(server: &Server) -> Result<Value, Status> {
@@ -236,24 +245,13 @@ async fn a_service_is_not_stored_with_an_address_that_was_given_back_meanwhile()
     let admitted = Gate::after(1, At::Validation(Operation::Update), "services", "s");
     let plugins: Vec<Arc<dyn Plugin>> = vec![stored.clone(), admitted.clone()];
     let server = Arc::new(Server::with(plugins, Vec::new()).await);
-    let made = service("s", json!({"ports": ports()}));
-    let made = server.create("services", "default", made).await.unwrap();
-    let ip = made["spec"]["clusterIP"].as_str().unwrap().to_owned();
-    let away = {
-        let server = server.clone();
-        tokio::spawn(async move { external(&server).await })
-    };
+    let (ip, away) = goes_external(&server).await;
     stored.holds().await;
     // The claim goes between the admission of the second write and its commit.
     let server_ = server.clone();
     let back = {
-        let ip = ip.clone();
-        tokio::spawn(async move {
-            let change = |object: &mut Value| {
-                object["spec"] = json!({"type": "ClusterIP", "clusterIP": ip, "ports": ports()});
-            };
-            server_.update("services", "default", "s", change).await
-        })
+        let change = back_to(&ip);
+        tokio::spawn(async move { server_.update("services", "default", "s", change).await })
     };
     admitted.holds().await;
     stored.open();

@@ -161,8 +161,8 @@ impl Handle {
             front_proxy: &self.front_proxy_ca_pem,
         };
         let changes = kept::changes(&self.server);
-        bootstrap::write(&self.server, &self.config, authorities).await?;
-        bootstrap::complete_roles(&self.server).await?;
+        let roles = bootstrap::Roles::Complete;
+        bootstrap::write(&self.server, &self.config, authorities, roles).await?;
         for plugin in self.server.plugins() {
             plugin.started();
         }

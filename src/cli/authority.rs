@@ -32,7 +32,7 @@ impl Authority for ClusterAuthority {
     ) -> Result<String, String> {
         let request = Request::parse(request).map_err(|error| error.to_string())?;
         let signed = self.0.sign(&request, usages, life, now);
-        signed.map_err(|error| super::explain(&error))
+        signed.map_err(|error| crate::causes::causes(&error))
     }
 
     fn ends(&self, certificate: &[u8]) -> Option<SystemTime> {

@@ -181,7 +181,7 @@ where
             Some(reply) = told.recv() => send(&mut write, &reply).await?,
             result = &mut work => break match result {
                 Ok(outcome) => Reply::Done(outcome),
-                Err(error) => Reply::Failed { message: super::explain(error.as_ref()) },
+                Err(error) => Reply::Failed { message: crate::causes::causes(error.as_ref()) },
             },
         }
     };

@@ -20,7 +20,7 @@ use super::{
     ClusterAuthority, Error,
     control::{self, Outcome, Reply, Request},
     demo, image,
-    node::{self, Node},
+    node::{self, Node, Readiness},
     notify::Notifier,
     paths::Paths,
 };
@@ -266,6 +266,10 @@ fn token_maker(issuer: Arc<TokenIssuer>) -> controllers::MakeToken {
     })
 }
 
+/// What helps where webhooks keep the node from being one.
+const REMEDY: &str = "A webhook that refuses it can be deleted or changed: kubectl get \
+                      validatingwebhookconfigurations,mutatingwebhookconfigurations";
+
 /// What is at hand while the node runs.
 struct Serving<'a> {
     handle: &'a Handle,
@@ -296,18 +300,38 @@ impl Serving<'_> {
         }
     }
 
-    /// Tells when the cluster can be used; resolves when it cannot.
+    /// Tells when the cluster can be used; resolves when it cannot. What users have set up may refuse
+    /// the node: that is said, and they can change it, so the cluster is up all the same.
     async fn welcome(&self, node: &Node) -> Error {
-        if let Err(error) = node.ready(self.handle.client(own_user())).await {
-            return error;
+        let client = self.handle.client(own_user());
+        let mut told = false;
+        match node.ready(client.clone()).await {
+            Ok(Readiness::Ready) => {}
+            Ok(Readiness::Refused(why)) => {
+                let name = &self.config.node_name;
+                let line =
+                    format!("node {name} is not ready, and runs no new pods: {why}. {REMEDY}");
+                tracing::warn!("{line}");
+                self.notifier.status(&line);
+                self.notifier.ready();
+                greet(self.config);
+                told = true;
+                if let Err(error) = node.ready_at_last(client).await {
+                    return error;
+                }
+                tracing::info!("node {name} is ready");
+            }
+            Err(error) => return error,
         }
         if self.config.demo
             && let Err(error) = self.demo().await
         {
             return error;
         }
-        self.notifier.ready();
-        greet(self.config);
+        if !told {
+            self.notifier.ready();
+            greet(self.config);
+        }
         std::future::pending().await
     }
 

@@ -3,12 +3,17 @@
 use std::{
     fs::File,
     io::{Read, Seek, SeekFrom, Write},
+    path::Path,
     process::ExitCode,
+    time::Duration,
 };
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use super::{Error, paths::RootArg};
+
+/// How often the log is looked at where the kernel has no watch to give: its users have a number of them.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Show the daemon's own log
 #[derive(clap::Args)]
@@ -34,23 +39,31 @@ impl Logs {
             _ => format!("open {}: {error}", path.display()),
         })?;
         // Watched before it is read, so that nothing falls between.
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC)?;
-        inotify.add_watch(&path, AddWatchFlags::IN_MODIFY)?;
+        let watch = self.follow.then(|| watch(&path).ok());
         let mut text = Vec::new();
         file.read_to_end(&mut text)?;
         out.write_all(last_lines(&text, self.tail))?;
-        if self.follow {
-            follow(&mut file, &inotify, out)?;
+        if let Some(watch) = watch {
+            follow(&mut file, watch.as_ref(), out)?;
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
+fn watch(path: &Path) -> nix::Result<Inotify> {
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC)?;
+    inotify.add_watch(path, AddWatchFlags::IN_MODIFY)?;
+    Ok(inotify)
+}
+
 /// Writes what is added, until the reader goes away.
-fn follow(file: &mut File, inotify: &Inotify, out: &mut dyn Write) -> std::io::Result<()> {
+fn follow(file: &mut File, watch: Option<&Inotify>, out: &mut dyn Write) -> std::io::Result<()> {
     loop {
         out.flush()?;
-        inotify.read_events()?;
+        match watch {
+            Some(watch) => drop(watch.read_events()?),
+            None => std::thread::sleep(LOOK_EVERY),
+        }
         if file.metadata()?.len() < file.stream_position()? {
             file.seek(SeekFrom::Start(0))?;
         }

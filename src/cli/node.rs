@@ -24,7 +24,7 @@ use kube::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 
 use super::{Error, paths::Paths};
 use crate::{
@@ -58,6 +58,9 @@ const RECORD: u32 = 1;
 const OLDEST_RECORD: u32 = 1;
 /// A node that is not ready by then says why.
 const READY_WITHIN: Duration = Duration::from_secs(60);
+/// What refuses the node's own writes for so long will go on to: who serves a webhook from a pod of
+/// this node needs a moment after a start.
+const REFUSED_FOR: Duration = Duration::from_secs(5);
 
 /// All that differs between nodes.
 #[derive(Clone, Debug)]
@@ -212,6 +215,7 @@ impl Node {
             network,
             server_tls: Arc::new(pki::server_config(pki, leaf)?),
             clients: pki.clients()?,
+            refused: watch::Sender::default(),
         };
         let config = kubelet_config(&config, &names, cluster_dns);
         start_kubelet(&parts, &config, &deps, listener)?;
@@ -222,16 +226,27 @@ impl Node {
         })
     }
 
-    /// Waits until the node is Ready, or one of its parts has failed.
-    pub async fn ready(&self, client: Client) -> Result<(), Error> {
+    /// Waits until the node is Ready, one of its parts has failed, or it shows that users have set up
+    /// what refuses it.
+    pub async fn ready(&self, client: Client) -> Result<Readiness, Error> {
         let nodes: Api<NodeObject> = Api::all(client);
-        let is_ready = |node: Option<&NodeObject>| node.is_some_and(is_ready);
-        let ready = wait::await_condition(nodes.clone(), &self.config.node, is_ready);
         tokio::select! {
-            ready = ready => Ok(ready.map(drop)?),
+            ready = self.is_ready(&nodes) => ready.map(|()| Readiness::Ready),
             failure = self.parts.failed() => Err(failure.into()),
+            why = refused(self.deps.refused.subscribe(), REFUSED_FOR) => Ok(Readiness::Refused(why)),
             () = tokio::time::sleep(READY_WITHIN) => Err(not_ready(&nodes, &self.config.node).await),
         }
+    }
+
+    /// Waits until the node is Ready, however long that takes.
+    pub async fn ready_at_last(&self, client: Client) -> Result<(), Error> {
+        self.is_ready(&Api::all(client)).await
+    }
+
+    async fn is_ready(&self, nodes: &Api<NodeObject>) -> Result<(), Error> {
+        let is_ready = |node: Option<&NodeObject>| node.is_some_and(is_ready);
+        let ready = wait::await_condition(nodes.clone(), &self.config.node, is_ready);
+        Ok(ready.await.map(drop)?)
     }
 
     /// Stops the node's parts; its pods go on.
@@ -243,6 +258,35 @@ impl Node {
     pub async fn remove_pods(&self) -> Result<(), Error> {
         Ok(kubelet::remove_pods(&self.config, &self.deps).await?)
     }
+}
+
+/// How it went with a node that was started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    Ready,
+    /// The API server works and the node would, but what it says of itself is refused.
+    Refused(String),
+}
+
+/// Resolves when the API has refused for a while what the node says of itself.
+async fn refused(mut told: watch::Receiver<kubelet::node::Refused>, time: Duration) -> String {
+    loop {
+        let waited = told.wait_for(|refused| why(refused).is_some()).await;
+        if waited.map(drop).is_err() {
+            return std::future::pending().await; // there is no kubelet
+        }
+        tokio::time::sleep(time).await;
+        if let Some(why) = why(&told.borrow()) {
+            return why;
+        }
+    }
+}
+
+fn why(refused: &kubelet::node::Refused) -> Option<String> {
+    let kubelet::node::Refused { node, lease } = refused;
+    let of_node = node.as_ref().map(|why| ("Node", why));
+    let (what, why) = of_node.or(lease.as_ref().map(|why| ("Lease", why)))?;
+    Some(format!("the API does not take its {what}: {why}"))
 }
 
 /// What the node was called when it last ran below this root.
@@ -293,6 +337,7 @@ pub async fn remove(paths: &Paths) -> Result<(), Error> {
         network: network.clone(),
         server_tls: Arc::new(pki::server_config(&pki, Leaf::kubelet_serving("", &[]))?),
         clients: pki.clients()?,
+        refused: watch::Sender::default(),
     };
     let kubelet = kubelet_config(&config, &names, cluster_dns(config.services)?);
     kubelet::remove_pods(&kubelet, &deps).await?;
@@ -611,6 +656,26 @@ mod tests {
         ] {
             assert_eq!(holds(&found, &wanted), want, "{wanted}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_for_a_while_is_refused() {
+        let told = watch::Sender::<kubelet::node::Refused>::default();
+        let time = Duration::from_millis(200);
+        let mut waits = std::pin::pin!(refused(told.subscribe(), time));
+        // Once is nothing yet.
+        told.send_modify(|refused| refused.node = Some("failed calling webhook \"w\"".into()));
+        tokio::select! {
+            why = &mut waits => panic!("{why}"),
+            () = tokio::time::sleep(time / 20) => {}
+        }
+        told.send_modify(|refused| refused.node = None);
+        tokio::select! {
+            why = &mut waits => panic!("{why}"),
+            () = tokio::time::sleep(2 * time) => {}
+        }
+        told.send_modify(|refused| refused.lease = Some("denied".into()));
+        assert_eq!(waits.await, "the API does not take its Lease: denied");
     }
 
     fn paths(root: Option<&str>) -> Paths {

@@ -3,6 +3,8 @@
 //! Used by each controller's `start`; knows no kind.
 //! Always true:
 //! - No key is synced before every watched cache holds its first list.
+//! - Every key comes back now and then ([`Queue::look_again`]), so that a change which was missed, or
+//!   made by nobody who tells, is not missed for long.
 //! - A failed key comes back with back-off; a conflict does so silently, a panic loudly.
 //! - A loop one of whose tasks has ended ends as a whole, and says so.
 
@@ -15,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::error::Error;
 use crate::{
     informer::{Change, Informer, Key},
-    queue::Queue,
+    queue::{LOOK_AGAIN, Queue},
     supervision::{caught, hooks},
 };
 
@@ -78,6 +80,8 @@ pub struct Loop<C> {
     controller: Arc<C>,
     queue: Arc<Queue<Key>>,
     all: AllKeys,
+    /// All keys come back so often.
+    every: Duration,
     tasks: JoinSet<()>,
     synced: Vec<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
@@ -99,6 +103,7 @@ impl<C: Controller> Loop<C> {
                     .map(|object| Key::of(object.as_ref()))
                     .collect()
             }),
+            every: LOOK_AGAIN,
             tasks: JoinSet::new(),
             synced: Vec::new(),
         };
@@ -190,6 +195,9 @@ impl<C: Controller> Loop<C> {
         for key in (self.all)() {
             self.queue.add(key);
         }
+        let (queue, all, every) = (self.queue.clone(), self.all.clone(), self.every);
+        self.tasks
+            .spawn(async move { queue.look_again(every, || all()).await });
         for _ in 0..workers {
             self.tasks
                 .spawn(work(self.controller.clone(), self.queue.clone()));
@@ -229,5 +237,49 @@ async fn work<C: Controller>(controller: Arc<C>, queue: Arc<Queue<Key>>) {
                 queue.retry(key.clone());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+    use serde_json::json;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    /// Tells what it is given.
+    struct Tells(mpsc::UnboundedSender<String>);
+
+    impl Controller for Tells {
+        const NAME: &'static str = "tells";
+
+        async fn sync(&self, key: &Key) -> Result<Next, Error> {
+            let _ = self.0.send(key.name.clone());
+            Ok(Next::Settled)
+        }
+    }
+
+    #[tokio::test]
+    async fn what_nobody_told_is_synced_all_the_same() {
+        let pods = Informer::<Pod>::by_hand();
+        let pod = |name: &str| -> Pod {
+            let object = json!({"metadata": {"name": name, "namespace": "n"}});
+            serde_json::from_value(object).unwrap()
+        };
+        pods.slip_in(pod("first"));
+        let (told, mut synced) = mpsc::unbounded_channel();
+        let shutdown = CancellationToken::new();
+        let mut tells = Loop::new(Tells(told), &pods);
+        tells.every = Duration::from_millis(20);
+        let running = tokio::spawn(tells.run(2, shutdown.clone()));
+        assert_eq!(synced.recv().await.unwrap(), "first");
+        pods.slip_in(pod("missed"));
+        let mut seen = Vec::new();
+        while !(seen.contains(&"missed".to_owned()) && seen.contains(&"first".to_owned())) {
+            seen.push(synced.recv().await.unwrap());
+        }
+        shutdown.cancel();
+        running.await.unwrap().unwrap();
     }
 }

@@ -8,8 +8,10 @@ use std::{
 use futures::FutureExt;
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use kube::ResourceExt;
+use tokio::time::{Instant, Interval, interval_at};
 
 use super::{Change, Changes, Informer, Informers, Key};
+use crate::queue::LOOK_AGAIN;
 
 /// The label by which a slice names its Service.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -33,39 +35,51 @@ pub struct Services {
     by_service: HashMap<Key, BTreeMap<String, Arc<EndpointSlice>>>,
     /// Services told of and not yet told gone.
     known: HashSet<Key>,
+    /// When all are told of again.
+    again: Interval,
 }
 
 impl Services {
     /// Waits until both kinds have been listed.
     pub async fn start(informers: &Informers) -> Self {
-        let services = informers.get::<Service>();
-        let slices = informers.get::<EndpointSlice>();
-        let mut started = Self {
-            service_changes: services.changes(),
-            slice_changes: slices.changes(),
-            services,
-            slices,
-            by_service: HashMap::new(),
-            known: HashSet::new(),
-        };
+        let mut started = Self::of(informers.get(), informers.get());
         started.services.synced().await;
         started.slices.synced().await;
         started.reload();
         started
     }
 
-    pub fn all(&mut self) -> Vec<Joined> {
-        let services = self.services.list();
-        self.join(services.iter().map(|service| Key::of(&**service)).collect())
+    fn of(services: Informer<Service>, slices: Informer<EndpointSlice>) -> Self {
+        Self {
+            service_changes: services.changes(),
+            slice_changes: slices.changes(),
+            services,
+            slices,
+            by_service: HashMap::new(),
+            known: HashSet::new(),
+            again: interval_at(Instant::now() + LOOK_AGAIN, LOOK_AGAIN),
+        }
     }
 
-    /// The Services that changed since; all that is there at once comes together. `None` when the
-    /// informers have ended.
+    /// All of them, also those that were known and are gone.
+    pub fn all(&mut self) -> Vec<Joined> {
+        let mut dirty = HashSet::new();
+        self.reload();
+        self.everything(&mut dirty);
+        self.join(dirty)
+    }
+
+    /// The Services that changed since; all that is there at once comes together. Now and then all of
+    /// them, whether or not they have. `None` when the informers have ended.
     pub async fn next(&mut self) -> Option<Vec<Joined>> {
         let mut dirty = HashSet::new();
         tokio::select! {
             change = self.service_changes.next() => self.service(change?, &mut dirty),
             change = self.slice_changes.next() => self.slice(change?, &mut dirty),
+            _ = self.again.tick() => {
+                self.reload();
+                self.everything(&mut dirty);
+            }
         }
         while let Some(Some(change)) = self.service_changes.next().now_or_never() {
             self.service(change, &mut dirty);
@@ -151,4 +165,39 @@ impl Services {
 fn owner(slice: &EndpointSlice) -> Option<Key> {
     let name = slice.labels().get(SERVICE_NAME)?;
     Some(Key::new(slice.namespace().unwrap_or_default(), name))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_nobody_told_is_seen_all_the_same() {
+        let (services, slices) = (Informer::by_hand(), Informer::by_hand());
+        let mut joined = Services::of(services.clone(), slices.clone());
+        joined.again = interval_at(Instant::now(), LOOK_AGAIN);
+        let service = |name: &str| -> Service {
+            let object = json!({"metadata": {"name": name, "namespace": "n"}});
+            serde_json::from_value(object).unwrap()
+        };
+        let slice = |name: &str| -> EndpointSlice {
+            let object = json!({"metadata": {"name": format!("{name}-1"), "namespace": "n",
+                "labels": {SERVICE_NAME: name}}, "addressType": "IPv4", "endpoints": []});
+            serde_json::from_value(object).unwrap()
+        };
+        services.slip_in(service("old"));
+        assert_eq!(joined.all().len(), 1);
+        services.slip_out(&Key::new("n", "old"));
+        services.slip_in(service("new"));
+        slices.slip_in(slice("new"));
+        let mut seen = joined.next().await.unwrap();
+        seen.sort_by_key(|one| one.key.clone());
+        let seen: Vec<_> = seen
+            .iter()
+            .map(|one| (&*one.key.name, one.service.is_some(), one.slices.len()))
+            .collect();
+        assert_eq!(seen, [("new", true, 1), ("old", false, 0)]);
+    }
 }

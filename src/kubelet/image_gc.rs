@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 use super::{
     events::{Level, Recorder},
     eviction::node_ref,
-    images::chain,
     pod::record::Record,
     stats::Space,
 };
+use crate::causes::causes;
 use crate::runtime::{
     Runtime,
     image::{Image, Images, Name},
@@ -165,7 +165,7 @@ impl ImageGc {
     async fn collect(&self) {
         // Those of images that were removed while containers of them ran.
         if let Err(error) = self.shared.images.remove_unused_layers().await {
-            tracing::warn!(error = chain(&error), "unused layers are not removed");
+            tracing::warn!(error = causes(&error), "unused layers are not removed");
         }
         let space = match self.space().await {
             Some(space) if space.capacity_bytes > 0 => space,
@@ -226,7 +226,7 @@ impl ImageGc {
             }
             Ok(false) => {}
             Err(error) => {
-                let message = format!("failed to remove image {id}: {}", chain(&error));
+                let message = format!("failed to remove image {id}: {}", causes(&error));
                 self.warn("ImageGCFailed", message);
             }
         }

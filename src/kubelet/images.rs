@@ -22,6 +22,7 @@ use super::{
     image_gc::Uses,
     pod::Member,
 };
+use crate::causes::causes;
 use crate::runtime::image::{self, Credentials, Held, Images, Name, excerpt};
 
 const FIRST_DELAY: Duration = Duration::from_secs(10);
@@ -145,7 +146,7 @@ impl Puller {
         })?;
         let policy = policy(member, &name);
         let found = self.shared.images.hold(reference).map_err(|error| {
-            let message = format!("Failed to inspect image {reference:?}: {}", chain(&error));
+            let message = format!("Failed to inspect image {reference:?}: {}", causes(&error));
             events.container(pod, member, Level::Warning, "InspectFailed", &message);
             failure("ImageInspectError", message)
         })?;
@@ -204,7 +205,7 @@ impl Puller {
                 Ok(image)
             }
             Err(error) => {
-                let text = chain(&error);
+                let text = causes(&error);
                 let message = format!("Failed to pull image {reference:?}: {text}");
                 events.container(pod, member, Level::Warning, "Failed", &message);
                 Err(Failure {
@@ -505,17 +506,6 @@ fn covers(place: &str, repository: &str) -> bool {
 /// An image's name in an event: pods may give one of a megabyte.
 fn told(reference: &str) -> String {
     excerpt(reference, LONGEST_TOLD)
-}
-
-/// An error and its causes on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

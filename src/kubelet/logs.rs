@@ -70,8 +70,10 @@ pub async fn make_folder(log_dir: &Path, identity: &Identity, log: &Path) -> io:
             .mode(0o700)
             .create(of_container)?;
         // One that an older version made is open to all.
-        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))?;
-        fs::File::create(folder.join(MARK)).map(drop)
+        set_mode(&folder, 0o700)?;
+        let mut mark = fs::OpenOptions::new();
+        mark.write(true).create(true).truncate(false).mode(0o600);
+        mark.open(folder.join(MARK)).map(drop)
     };
     tokio::task::spawn_blocking(make)
         .await
@@ -148,6 +150,43 @@ pub async fn remove_orphans(log_dir: &Path, live: Vec<String>) {
         Ok(())
     })
     .await;
+}
+
+/// Takes from others what older versions let them read: the folders and files of all our pods.
+pub async fn close_to_others(log_dir: &Path) {
+    let folder = folder(log_dir);
+    blocking(move || {
+        for entry in fs::read_dir(folder)? {
+            let pod = entry?.path();
+            if !pod.join(MARK).exists() {
+                continue;
+            }
+            if let Err(error) = close(&pod) {
+                tracing::warn!(%error, folder = %pod.display(), "others may read these logs");
+            }
+        }
+        Ok(())
+    })
+    .await;
+}
+
+/// The folder first: from then on nobody gets at what is in it.
+fn close(folder: &Path) -> io::Result<()> {
+    ignore_missing(set_mode(folder, 0o700))?;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            close(&entry.path())?;
+        } else if kind.is_file() {
+            ignore_missing(set_mode(&entry.path(), 0o600))?;
+        }
+    }
+    Ok(())
+}
+
+fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
 /// Compresses what lies beside logs until told to stop.
@@ -473,6 +512,48 @@ mod tests {
         for folder in [folder.as_path(), log.parent().unwrap()] {
             let mode = fs::metadata(folder).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o700, "{}", folder.display());
+        }
+    }
+
+    #[tokio::test]
+    async fn logs_of_older_versions_are_closed_to_others() {
+        let root = tempfile::tempdir().unwrap();
+        let identity = |uid: &str| Identity {
+            uid: uid.into(),
+            namespace: "n".into(),
+            name: "p".into(),
+        };
+        let [ours, foreign] =
+            ["ours", "foreign"].map(|uid| pod_folder(root.path(), &identity(uid)));
+        for folder in [&ours, &foreign] {
+            fs::create_dir_all(folder.join("c")).unwrap();
+            set_mode(folder, 0o755).unwrap();
+            set_mode(&folder.join("c"), 0o755).unwrap();
+            for log in [
+                "c/0.log",
+                "c/0.log.20260101-000000",
+                "c/0.log.20250101-000000.gz",
+            ] {
+                fs::write(folder.join(log), "text").unwrap();
+                set_mode(&folder.join(log), 0o644).unwrap();
+            }
+        }
+        fs::write(ours.join(MARK), "").unwrap();
+        // What a link leads to is not ours.
+        std::os::unix::fs::symlink(foreign.join("c/0.log"), ours.join("c/link")).unwrap();
+        close_to_others(root.path()).await;
+        for (folder, [dirs, files]) in [(&ours, [0o700, 0o600]), (&foreign, [0o755, 0o644])] {
+            for (path, want) in [
+                ("", dirs),
+                ("c", dirs),
+                ("c/0.log", files),
+                ("c/0.log.20260101-000000", files),
+                ("c/0.log.20250101-000000.gz", files),
+            ] {
+                let path = folder.join(path);
+                let mode = fs::metadata(&path).unwrap().permissions().mode();
+                assert_eq!(mode & 0o777, want, "{}", path.display());
+            }
         }
     }
 }

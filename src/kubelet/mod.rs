@@ -48,6 +48,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{container::Facts, volumes::Volumes};
 use crate::{
+    causes::causes,
     informer::Informers,
     pki::Clients,
     runtime::{Runtime, image::Images},
@@ -106,6 +107,8 @@ pub struct Deps {
     pub server_tls: Arc<rustls::ServerConfig>,
     /// Says whom they name.
     pub clients: Arc<Clients>,
+    /// Is told what the API does not take of what the node says of itself.
+    pub refused: watch::Sender<node::Refused>,
 }
 
 /// Where others in the kubelet look up this node's pods.
@@ -182,6 +185,7 @@ pub async fn run(
         client: client.clone(),
         clients: deps.clients.clone(),
     };
+    let log_dir = config.log_dir.clone();
     let room = room(&config, budget.allocatable(disk.capacity_bytes));
     let manager = eviction::Parts {
         runtime: deps.runtime.clone(),
@@ -214,6 +218,7 @@ pub async fn run(
         budget,
         images: deps.images,
         events,
+        refused: deps.refused,
     };
 
     let mut parts = JoinSet::new();
@@ -258,6 +263,7 @@ pub async fn run(
     });
     let (runtime, until) = (deps.runtime, stop.clone());
     parts.spawn(async move {
+        logs::close_to_others(&log_dir).await;
         logs::compress_rotated(runtime, until).await;
         Ok(())
     });
@@ -300,7 +306,7 @@ async fn hold_pods(
     match runtime.set_ceilings(budget.ceilings()).await {
         Ok(()) => tracing::debug!(ceilings = ?budget.ceilings(), "pods are held to what is theirs"),
         Err(error) => {
-            let error = images::chain(&error);
+            let error = causes(&error);
             tracing::warn!(error, "the pods' limits as a whole are not set");
             let message = format!("Failed to update Node Allocatable Limits: {error}");
             let level = events::Level::Warning;
@@ -369,14 +375,14 @@ pub async fn remove_pods(config: &Config, deps: &Deps) -> Result<(), Error> {
     };
     let set_aside: Vec<String> = deps.runtime.set_aside().into_keys().collect();
     let known = volumes.known().await;
-    let known = known.map_err(|error| failed("list volumes", images::chain(&error)))?;
+    let known = known.map_err(|error| failed("list volumes", causes(&error)))?;
     for uid in known.into_iter().filter(|uid| !set_aside.contains(uid)) {
         let released = volumes.of_pod(&uid).release().await;
-        released.map_err(|error| failed("remove volumes", images::chain(&error)))?;
+        released.map_err(|error| failed("remove volumes", causes(&error)))?;
     }
     logs::remove_orphans(&config.log_dir, set_aside.clone()).await;
     let detached = deps.network.adopt(&set_aside, BTreeMap::new()).await;
-    detached.map_err(|error| failed("give back addresses", images::chain(&error)))
+    detached.map_err(|error| failed("give back addresses", causes(&error)))
 }
 
 /// Gives the pod's containers a moment to stop by themselves.

@@ -13,7 +13,7 @@
 //! of tokens, `request.rs` reads and signs signing requests.
 
 mod clients;
-mod clock;
+pub mod clock;
 mod der;
 mod files;
 mod kubeconfig;

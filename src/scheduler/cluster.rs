@@ -179,6 +179,18 @@ impl Cluster {
         self.homes.contains_key(uid)
     }
 
+    /// Whether just this version of the pod is counted on its node.
+    pub fn counts(&self, pod: &Pod) -> bool {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+        let home = self.homes.get(uid).map(String::as_str);
+        if home.is_none() || home != node || self.is_assumed(uid) {
+            return false;
+        }
+        let held = node.and_then(|node| self.node(node)?.pods.get(uid));
+        held.is_some_and(|held| held.pod.resource_version() == pod.resource_version())
+    }
+
     pub fn pods(&self) -> Vec<Uid> {
         self.homes.keys().cloned().collect()
     }

@@ -46,6 +46,7 @@ use self::{
 use crate::{
     events::{Level, Recorder},
     informer::{Change, Informer, Informers, Key},
+    queue::LOOK_AGAIN,
     supervision::{caught, caught_here},
 };
 
@@ -80,6 +81,7 @@ pub async fn run(informers: Informers, config: Config, shutdown: CancellationTok
         return;
     }
     scheduler.resync(&pods, &nodes);
+    let mut again = tokio::time::interval_at(Instant::now() + LOOK_AGAIN, LOOK_AGAIN);
     loop {
         let deadline = scheduler.queue.deadline();
         tokio::select! {
@@ -98,6 +100,8 @@ pub async fn run(informers: Informers, config: Config, shutdown: CancellationTok
                 None => return,
             },
             Some(failure) = failed.recv() => scheduler.failed(&failure),
+            // In case something was missed.
+            _ = again.tick() => scheduler.resync(&pods, &nodes),
             () = std::future::ready(()), if scheduler.queue.has_active() => scheduler.attempt(),
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                 scheduler.queue.promote(Instant::now());
@@ -161,7 +165,7 @@ impl Scheduler {
         }
     }
 
-    /// Compares everything after changes were missed.
+    /// Compares everything: after changes were missed, and in case some were.
     fn resync(&mut self, pods: &Informer<Pod>, nodes: &Informer<Node>) {
         let names: Vec<String> = self
             .cluster
@@ -185,7 +189,9 @@ impl Scheduler {
             self.cluster.set_node(node);
         }
         for pod in all {
-            self.pod_applied(None, pod);
+            if !self.cluster.counts(&pod) {
+                self.pod_applied(None, pod);
+            }
         }
         self.queue.wake(Plugins::ALL, Instant::now());
     }
@@ -546,6 +552,35 @@ mod tests {
         scheduler.pod_gone(&uid("high"));
         let deadline = scheduler.queue.deadline().expect("it is to be tried again");
         assert!(deadline < Instant::now() + std::time::Duration::from_secs(10));
+    }
+
+    #[tokio::test]
+    async fn what_nobody_told_is_found_by_comparing() {
+        let (mut scheduler, _failed) = scheduler();
+        for missed in ["gone", "grown"] {
+            scheduler.pod_applied(None, pod(missed, "1", 1, "a", json!({})));
+        }
+        let (pods, nodes) = (Informer::by_hand(), Informer::by_hand());
+        nodes.slip_in((*cluster::tests::node("a", json!({}), json!({}))).clone());
+        let version = |mut pod: Arc<Pod>, version: &str| {
+            Arc::make_mut(&mut pod).metadata.resource_version = Some(version.into());
+            (*pod).clone()
+        };
+        pods.slip_in(version(pod("grown", "2", 1, "a", json!({})), "2"));
+        pods.slip_in(version(pod("new", "500m", 1, "a", json!({})), "3"));
+        pods.slip_in(version(pod("waits", "1", 1, "", json!({})), "4"));
+        scheduler.resync(&pods, &nodes);
+        let used = |scheduler: &Scheduler| scheduler.cluster.nodes[0].requested.milli_cpu;
+        assert_eq!(used(&scheduler), 2500);
+        assert!(scheduler.queue.has_active());
+        // What is as it should be is left alone.
+        let before = scheduler.cluster.nodes[0].pods[&uid("new")].clone();
+        scheduler.resync(&pods, &nodes);
+        assert!(Arc::ptr_eq(
+            &before,
+            &scheduler.cluster.nodes[0].pods[&uid("new")]
+        ));
+        assert_eq!(used(&scheduler), 2500);
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! Scheduler and controllers against the real API server, in one process, with a stand-in for the
 //! kubelet that only reports: what is created settles as users expect.
 
+mod collecting;
 mod extending;
 mod order;
 mod tokens;
@@ -50,6 +51,13 @@ struct Lab {
 
 impl Lab {
     async fn new() -> Result<Self, Box<dyn Error + Send + Sync>> {
+        Self::with_collector(|client| client).await
+    }
+
+    /// The garbage collector uses what `collector` makes of its client.
+    async fn with_collector(
+        collector: impl Fn(Client) -> Client,
+    ) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let dir = tempfile::tempdir()?;
         let store = Arc::new(Embedded::open(dir.path())?);
         let pki = Pki::open(&dir.path().join("pki"))?;
@@ -99,8 +107,13 @@ impl Lab {
             }),
         };
         // Each with the rights that it has in a cluster, and no more.
-        let client_of =
-            |account: &str| handle.client(User::service_account("kube-system", account));
+        let client_of = |account: &str| {
+            let client = handle.client(User::service_account("kube-system", account));
+            match account {
+                "generic-garbage-collector" => collector(client),
+                _ => client,
+            }
+        };
         controllers::start(&parts, &informers, client_of, &config);
         let config = scheduler::Config::default();
         // With the rights it has in a cluster, and no more.

@@ -6,6 +6,7 @@
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod edges;
 mod plane;
 mod pods;
 mod repair;

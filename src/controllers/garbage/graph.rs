@@ -103,6 +103,14 @@ impl Graph {
             .collect()
     }
 
+    /// All objects of which something may have to be done.
+    pub fn all(&self) -> Vec<Uid> {
+        let judged = self.nodes.iter().filter(|(_, node)| {
+            node.deleting || node.foreground || node.orphan || !node.owners.is_empty()
+        });
+        judged.map(|(uid, _)| uid.clone()).collect()
+    }
+
     /// All objects of one kind, for comparing with a fresh list.
     pub fn of_kind(&self, group: &str, kind: &str) -> Vec<Uid> {
         self.nodes

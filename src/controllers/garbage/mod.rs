@@ -6,6 +6,7 @@
 //! - An owner counts as gone only after the server said so, when it was asked for it or in a watch;
 //!   while its kind is not known, nothing is decided, and all is looked at again when kinds change.
 //! - What is judged is what is changed: each write names the uid and the resource version.
+//! - What is judged is judged again now and then, and the kinds are asked for again, whatever events say.
 //! - Nothing is judged before every kind's first list is in the graph, or [`PATIENCE`] is over.
 
 mod apply;
@@ -38,7 +39,7 @@ use super::{
 use crate::{
     events::Recorder,
     informer::{Informers, Key},
-    queue::Queue,
+    queue::{LOOK_AGAIN, Queue},
     supervision::caught,
 };
 
@@ -47,6 +48,8 @@ const WORKERS: usize = 20;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// After a new kind was announced, its discovery is given this time to show it.
 const SETTLE: Duration = Duration::from_millis(200);
+/// The kinds are asked for so often even if nothing was announced.
+const DISCOVER_EVERY: Duration = Duration::from_secs(300);
 /// A failed discovery is tried again after this time.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -118,6 +121,13 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<()
         stopped = Stopped::first_of(&mut tasks) => return Err(stopped),
         _ = started => {}
     }
+    let again = shared.clone();
+    tasks.spawn(async move {
+        again
+            .queue
+            .look_again(LOOK_AGAIN, || again.graph().all())
+            .await
+    });
     for _ in 0..WORKERS {
         tasks.spawn(work(shared.clone()));
     }
@@ -175,7 +185,8 @@ async fn follow_discovery(
                         (version, stop.drop_guard())
                     });
                 }
-                if changes.recv().await.is_none() {
+                // Those of aggregated servers change without a word.
+                if let Ok(None) = tokio::time::timeout(DISCOVER_EVERY, changes.recv()).await {
                     return;
                 }
                 tokio::time::sleep(SETTLE).await;

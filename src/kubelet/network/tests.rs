@@ -45,20 +45,38 @@ fn config(folder: &std::path::Path) -> Config {
     }
 }
 
-fn ip(args: &str) -> TestResult<String> {
-    let output = Command::new("ip").args(args.split(' ')).output()?;
+/// A host, and one for each pod.
+fn namespaces<const N: usize>() -> TestResult<[Namespace; N]> {
+    let made = (0..N).map(|_| Namespace::create());
+    let made = made.collect::<Result<Vec<_>, _>>()?;
+    made.try_into().map_err(|_| "as many as asked for".into())
+}
+
+/// A network without pods.
+async fn opened(folder: &std::path::Path) -> TestResult<PodNetwork> {
+    let network = PodNetwork::open(config(folder)).await?;
+    network.adopt(&[], BTreeMap::new()).await?;
+    Ok(network)
+}
+
+fn output(program: &str, args: &str) -> TestResult<String> {
+    let output = Command::new(program).args(args.split(' ')).output()?;
     Ok(String::from_utf8(output.stdout)?)
+}
+
+fn ip(args: &str) -> TestResult<String> {
+    output("ip", args)
+}
+
+fn nft(args: &str) -> TestResult<String> {
+    output("nft", args)
 }
 
 #[test]
 #[ignore = "needs root"]
 fn pods_reach_each_other_and_leave_nothing() -> TestResult {
     let folder = tempfile::tempdir()?;
-    let (host, one, two) = (
-        Namespace::create()?,
-        Namespace::create()?,
-        Namespace::create()?,
-    );
+    let [host, one, two] = namespaces()?;
     in_host(&host, async || {
         sysctl::write(FORWARD, "0")?;
         let network = PodNetwork::open(config(folder.path())).await?;
@@ -92,8 +110,7 @@ fn pods_reach_each_other_and_leave_nothing() -> TestResult {
         network.remove().await?;
         assert_eq!(ip("-o link")?.lines().count(), 1); // lo
         assert_eq!(sysctl::read(FORWARD)?.as_deref(), Some("0"));
-        let tables = Command::new("nft").args(["list", "ruleset"]).output()?;
-        assert_eq!(tables.stdout, b"");
+        assert_eq!(nft("list ruleset")?, "");
         Ok(())
     })
 }
@@ -102,11 +119,7 @@ fn pods_reach_each_other_and_leave_nothing() -> TestResult {
 #[ignore = "needs root"]
 fn ports_of_the_node_lead_to_pods() -> TestResult {
     let folder = tempfile::tempdir()?;
-    let (host, one, two) = (
-        Namespace::create()?,
-        Namespace::create()?,
-        Namespace::create()?,
-    );
+    let [host, one, two] = namespaces()?;
     in_host(&host, async || {
         ip("link set lo up")?;
         ip("address add 192.168.9.1/32 dev lo")?;
@@ -152,15 +165,9 @@ fn ports_of_the_node_lead_to_pods() -> TestResult {
         network.detach("web").await?;
         assert!(!reach([127, 0, 0, 1], 8080));
         network.remove().await?;
-        let tables = Command::new("nft").args(["list", "ruleset"]).output()?;
-        assert_eq!(tables.stdout, b"");
+        assert_eq!(nft("list ruleset")?, "");
         Ok(())
     })
-}
-
-fn nft(args: &str) -> TestResult<String> {
-    let output = Command::new("nft").args(args.split(' ')).output()?;
-    Ok(String::from_utf8(output.stdout)?)
 }
 
 /// A port of the node that leads to port 80 of the pod.
@@ -178,16 +185,11 @@ fn port(protocol: u8, port: u16) -> Forward {
 fn a_udp_sender_with_a_fixed_port_moves_to_the_next_pod() -> TestResult {
     const UDP: u8 = 17;
     let folder = tempfile::tempdir()?;
-    let (host, one, two) = (
-        Namespace::create()?,
-        Namespace::create()?,
-        Namespace::create()?,
-    );
+    let [host, one, two] = namespaces()?;
     in_host(&host, async || {
         ip("link set lo up")?;
         ip("address add 192.168.9.1/32 dev lo")?;
-        let network = PodNetwork::open(config(folder.path())).await?;
-        network.adopt(&[], BTreeMap::new()).await?;
+        let network = opened(folder.path()).await?;
         let client = UdpSocket::bind("192.168.9.1:5000")?;
         client.set_read_timeout(Some(TIMEOUT))?;
         let mut buffer = [0; 16];
@@ -215,14 +217,9 @@ fn a_udp_sender_with_a_fixed_port_moves_to_the_next_pod() -> TestResult {
 #[ignore = "needs root"]
 fn a_restarted_daemon_replaces_the_ports_once_all_are_known() -> TestResult {
     let folder = tempfile::tempdir()?;
-    let (host, one, two) = (
-        Namespace::create()?,
-        Namespace::create()?,
-        Namespace::create()?,
-    );
+    let [host, one, two] = namespaces()?;
     in_host(&host, async || {
-        let network = PodNetwork::open(config(folder.path())).await?;
-        network.adopt(&[], BTreeMap::new()).await?;
+        let network = opened(folder.path()).await?;
         network.attach("one", one.as_fd()).await?;
         network.forward("one", vec![port(6, 8081)]).await?;
         let before = nft("list table ip vetch-ports")?;
@@ -257,10 +254,9 @@ fn a_restarted_daemon_replaces_the_ports_once_all_are_known() -> TestResult {
 #[ignore = "needs root"]
 fn a_change_of_ports_that_fails_is_made_again() -> TestResult {
     let folder = tempfile::tempdir()?;
-    let (host, one) = (Namespace::create()?, Namespace::create()?);
+    let [host, one] = namespaces()?;
     in_host(&host, async || {
-        let network = PodNetwork::open(config(folder.path())).await?;
-        network.adopt(&[], BTreeMap::new()).await?;
+        let network = opened(folder.path()).await?;
         network.attach("one", one.as_fd()).await?;
         // Whoever owns a table lets nobody else write it.
         let mut owner = Command::new("nft")
@@ -296,10 +292,9 @@ fn a_change_of_ports_that_fails_is_made_again() -> TestResult {
 #[ignore = "needs root"]
 fn what_others_undo_is_found_and_restored() -> TestResult {
     let folder = tempfile::tempdir()?;
-    let (host, one) = (Namespace::create()?, Namespace::create()?);
+    let [host, one] = namespaces()?;
     in_host(&host, async || {
-        let network = PodNetwork::open(config(folder.path())).await?;
-        network.adopt(&[], BTreeMap::new()).await?;
+        let network = opened(folder.path()).await?;
         network.attach("one", one.as_fd()).await?;
         network.forward("one", vec![port(6, 8081)]).await?;
         let shared = &network.shared;

@@ -11,8 +11,9 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
-use super::{Config, status};
+use super::{Config, Refused, answered, status};
 
 const LEASES: &str = "kube-node-lease";
 const LEASE_SECONDS: u32 = 40;
@@ -21,10 +22,11 @@ const LAST_RETRY: Duration = Duration::from_secs(7);
 
 /// Creates the Node, or puts our labels on the one that is there. Tries until it works: a node
 /// without an object is none.
-pub async fn register(config: &Config, client: &Client) -> Node {
+pub async fn register(config: &Config, client: &Client, refused: &watch::Sender<Refused>) -> Node {
     let mut pause = FIRST_RETRY;
     loop {
-        match try_register(config, client).await {
+        let attempt = try_register(config, client);
+        match answered(refused, |refused| &mut refused.node, attempt).await {
             Ok(node) => return node,
             Err(error) => tracing::warn!(%error, "registering the node failed, will retry"),
         }

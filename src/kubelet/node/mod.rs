@@ -46,6 +46,56 @@ pub struct Config {
     pub pod_cidr: Option<String>,
 }
 
+/// A write of the node's own that has no answer by then counts as refused until it has one.
+const LATE: Duration = Duration::from_secs(10);
+
+/// Why the API does not take what the node says of itself: users' webhooks may refuse that as they may
+/// refuse anything. `None` for what it takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Refused {
+    /// Of the Node and its status.
+    pub node: Option<String>,
+    pub lease: Option<String>,
+}
+
+/// Awaits the answer to a write of `which`, and tells what it is.
+async fn answered<T>(
+    refused: &watch::Sender<Refused>,
+    which: fn(&mut Refused) -> &mut Option<String>,
+    write: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, kube::Error> {
+    answered_by(LATE, refused, which, write).await
+}
+
+async fn answered_by<T>(
+    late: Duration,
+    refused: &watch::Sender<Refused>,
+    which: fn(&mut Refused) -> &mut Option<String>,
+    write: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, kube::Error> {
+    let tell = |why: Option<String>| {
+        refused.send_if_modified(|refused| {
+            let before = which(refused);
+            let changed = *before != why;
+            *before = why;
+            changed
+        });
+    };
+    let mut write = std::pin::pin!(write);
+    let answer = match tokio::time::timeout(late, &mut write).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            tell(Some(format!("no answer after {late:?}")));
+            write.await
+        }
+    };
+    tell(answer.as_ref().err().map(|error| match error {
+        kube::Error::Api(status) => status.message.clone(),
+        error => error.to_string(),
+    }));
+    answer
+}
+
 /// Whether the node can run pods; the text says what is missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
@@ -72,6 +122,7 @@ pub async fn run(
         budget,
         images,
         events,
+        refused,
     } = parts;
     let host = Host::read().map_err(|source| super::Error::Io {
         action: "read what the host has".into(),
@@ -79,7 +130,7 @@ pub async fn run(
     })?;
     let client = informers.client().clone();
     let registered = tokio::select! {
-        node = api::register(&config, &client) => node,
+        node = api::register(&config, &client, &refused) => node,
         () = shutdown.cancelled() => return Ok(()),
     };
     let mut keeper = Keeper {
@@ -92,6 +143,7 @@ pub async fn run(
         events,
         pressures: *pressures.borrow_and_update(),
         sent: None,
+        refused,
     };
     let own: Informer<Node> = informers.some(&format!("metadata.name={}", keeper.config.node));
     let mut changes = own.changes();
@@ -135,6 +187,7 @@ pub struct Parts {
     pub budget: Budget,
     pub images: Images,
     pub events: Recorder,
+    pub refused: watch::Sender<Refused>,
 }
 
 struct Keeper {
@@ -149,6 +202,7 @@ struct Keeper {
     pressures: Pressures,
     /// What was sent last, without heartbeats, and when.
     sent: Option<(Value, Instant)>,
+    refused: watch::Sender<Refused>,
 }
 
 impl Keeper {
@@ -176,7 +230,7 @@ impl Keeper {
         match api::read(&self.client, &self.config.node).await {
             Ok(Some(node)) => self.node = node,
             Ok(None) => {
-                self.node = api::register(&self.config, &self.client).await;
+                self.node = api::register(&self.config, &self.client, &self.refused).await;
                 self.sent = None;
             }
             Err(error) => tracing::debug!(%error, "the node's object was not read"),
@@ -200,7 +254,8 @@ impl Keeper {
         if fresh && status::is_held(&self.node, &status) {
             return;
         }
-        match api::write_status(&self.client, &self.config.node, &status).await {
+        let write = api::write_status(&self.client, &self.config.node, &status);
+        match answered(&self.refused, |refused| &mut refused.node, write).await {
             Ok(node) => {
                 for reason in status::news(&self.node, &node) {
                     let name = &self.config.node;
@@ -216,8 +271,46 @@ impl Keeper {
     }
 
     async fn renew(&self) {
-        if let Err(error) = api::renew(&self.client, &self.node).await {
+        let write = api::renew(&self.client, &self.node);
+        if let Err(error) = answered(&self.refused, |refused| &mut refused.lease, write).await {
             tracing::warn!(%error, "the node's lease was not renewed");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_the_api_refuses_is_told_until_it_takes_it() {
+        let (refused, told) = watch::channel(Refused::default());
+        let status = kube::core::Status::failure("denied by x", "Forbidden").boxed();
+        let no = async { Err::<(), _>(kube::Error::Api(status)) };
+        let answer = answered(&refused, |refused| &mut refused.lease, no).await;
+        assert!(answer.is_err());
+        assert_eq!(told.borrow().lease.as_deref(), Some("denied by x"));
+        // A slow one is not given up, and not passed over in silence.
+        let (answer, late) = (tokio::sync::Notify::new(), Duration::from_millis(5));
+        let slow = async {
+            answer.notified().await;
+            Ok::<_, kube::Error>(1)
+        };
+        let slow = answered_by(late, &refused, |refused| &mut refused.node, slow);
+        let mut waiting = told.clone();
+        let noticed = async {
+            let noticed = waiting.wait_for(|refused| refused.node.is_some()).await;
+            let said = noticed.unwrap().node.clone();
+            answer.notify_one();
+            said
+        };
+        let (answered_late, said) = tokio::join!(slow, noticed);
+        assert_eq!(said.as_deref(), Some("no answer after 5ms"));
+        assert_eq!(answered_late.unwrap(), 1);
+        assert_eq!(told.borrow().node, None);
+        let yes = async { Ok::<_, kube::Error>(()) };
+        let answer = answered(&refused, |refused| &mut refused.lease, yes).await;
+        assert!(answer.is_ok());
+        assert_eq!(*told.borrow(), Refused::default());
     }
 }

@@ -14,7 +14,7 @@ use tokio::net::unix::pipe;
 
 pub struct FolderWatch {
     folder: PathBuf,
-    /// `None` where the kernel gives none: then nothing is ever noticed.
+    /// `None` while the kernel gives none: then nothing is noticed.
     inotify: Option<(Inotify, pipe::Receiver)>,
     /// Of the folder, and of the one above.
     watched: [Option<WatchDescriptor>; 2],
@@ -22,14 +22,7 @@ pub struct FolderWatch {
 
 impl FolderWatch {
     pub fn new(folder: PathBuf) -> Self {
-        let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
-        let made = || -> std::io::Result<_> {
-            let inotify = Inotify::init(flags)?;
-            let reader = inotify.as_fd().try_clone_to_owned()?;
-            // Not a pipe, but read like one.
-            Ok((inotify, pipe::Receiver::from_owned_fd_unchecked(reader)?))
-        };
-        let inotify = made();
+        let inotify = inotify();
         if let Err(error) = &inotify {
             tracing::warn!(folder = %folder.display(), %error, "manifests are read now and then");
         }
@@ -40,8 +33,9 @@ impl FolderWatch {
         }
     }
 
-    /// Watches what is there now by that name.
+    /// Watches what is there now by that name; asks again for what the kernel refused.
     pub fn renew(&mut self) {
+        self.inotify = self.inotify.take().or_else(|| inotify().ok());
         let names = AddWatchFlags::IN_CREATE
             | AddWatchFlags::IN_DELETE
             | AddWatchFlags::IN_MOVED_FROM
@@ -87,4 +81,11 @@ impl FolderWatch {
         let mut buffer = [0; 4096];
         while { reader.try_read(&mut buffer) }.is_ok_and(|length| length > 0) {}
     }
+}
+
+fn inotify() -> std::io::Result<(Inotify, pipe::Receiver)> {
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+    let reader = inotify.as_fd().try_clone_to_owned()?;
+    // Not a pipe, but read like one.
+    Ok((inotify, pipe::Receiver::from_owned_fd_unchecked(reader)?))
 }

@@ -46,16 +46,26 @@ pub struct Wanted {
     pub environment: Environment,
 }
 
+/// What a container is made with.
+pub struct Prepared {
+    pub mounts: Vec<Mount>,
+    /// What of the pod's resolver was left out, if it was written just now.
+    pub resolver_limits: Vec<String>,
+}
+
 impl Wanted {
     /// Makes what must exist (subpath binds, managed files) and lists the mounts. Blocks.
-    pub fn prepare(&self) -> Result<Vec<Mount>, Error> {
+    pub fn prepare(&self) -> Result<Prepared, Error> {
         let given = self.container.volume_mounts.as_deref().unwrap_or_default();
         let volumes = given.iter().enumerate();
         let mut mounts = volumes
             .map(|(index, mount)| self.volume(index, mount))
             .collect::<Result<Vec<_>, _>>()?;
-        self.managed(&mut mounts)?;
-        Ok(mounts)
+        let resolver_limits = self.managed(&mut mounts)?;
+        Ok(Prepared {
+            mounts,
+            resolver_limits,
+        })
     }
 
     fn volume(&self, index: usize, mount: &VolumeMount) -> Result<Mount, Error> {
@@ -115,8 +125,10 @@ impl Wanted {
         }
     }
 
-    /// The files that every container has, unless it mounts something there itself.
-    fn managed(&self, mounts: &mut Vec<Mount>) -> Result<(), Error> {
+    /// The files that every container has, unless it mounts something there itself; what had to be
+    /// left out of the resolver's.
+    fn managed(&self, mounts: &mut Vec<Mount>) -> Result<Vec<String>, Error> {
+        let mut resolver_limits = Vec::new();
         let spec = self.pod.spec.as_ref();
         let host_network = spec.and_then(|spec| spec.host_network) == Some(true);
         let context = self.container.security_context.as_ref();
@@ -152,7 +164,10 @@ impl Wanted {
         }
         if free(mounts, RESOLV_CONF) {
             let file = self.folder.join("resolv.conf");
-            keep(&file, &self.resolv_conf())?;
+            let (text, left_out) = self.resolv_conf();
+            if keep(&file, &text)? == Kept::Written {
+                resolver_limits = left_out;
+            }
             mounts.push(bind(Path::new(RESOLV_CONF), &file, &["rprivate", access]));
         }
         let path = self.container.termination_message_path.clone();
@@ -170,10 +185,10 @@ impl Wanted {
         options.open(&log).map_err(failed("create", &log))?;
         atomic::set_mode(&log, 0o666).map_err(Error::Container)?;
         mounts.push(bind(&absolute(&path), &log, &["rprivate", "rw"]));
-        Ok(())
+        Ok(resolver_limits)
     }
 
-    fn resolv_conf(&self) -> String {
+    fn resolv_conf(&self) -> (String, Vec<String>) {
         let host = host_text(&self.config.resolv_conf).unwrap_or_else(|error| {
             tracing::debug!(file = %self.config.resolv_conf.display(), %error, "no resolv.conf");
             String::new()
@@ -182,15 +197,8 @@ impl Wanted {
             servers: &self.config.cluster_dns,
             domain: &self.config.cluster_domain,
         };
-        let (resolv, cut) = resolv::for_pod(&self.pod, Resolv::parse(&host), cluster);
-        if cut {
-            let pod = self.pod.metadata.name.as_deref().unwrap_or_default();
-            tracing::warn!(
-                pod,
-                "nameserver or search limits were exceeded, some were left out"
-            );
-        }
-        resolv.text()
+        let (resolv, left_out) = resolv::for_pod(&self.pod, Resolv::parse(&host), cluster);
+        (resolv.text(), left_out)
     }
 }
 
@@ -272,15 +280,22 @@ fn host_text(path: &Path) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    AsItWas,
+    Written,
+}
+
 /// The file's place is bound in containers that run, so it is written over, not replaced.
-fn keep(file: &Path, text: &str) -> Result<(), Error> {
+fn keep(file: &Path, text: &str) -> Result<Kept, Error> {
     // Containers may have made it large.
     let there = files::read_at_most(file, text.len() as u64);
     if there.is_ok_and(|there| there == text.as_bytes()) {
-        return Ok(());
+        return Ok(Kept::AsItWas);
     }
     fs::write(file, text).map_err(failed("write", file))?;
-    atomic::set_mode(file, 0o644).map_err(Error::Container)
+    atomic::set_mode(file, 0o644).map_err(Error::Container)?;
+    Ok(Kept::Written)
 }
 
 /// The file behind one attempt's termination message.

@@ -71,6 +71,8 @@ pub(super) struct Life {
 #[derive(Debug)]
 pub struct Mounts {
     pub list: Vec<Mount>,
+    /// What of the pod's resolver was left out, if it was written just now.
+    pub resolver_limits: Vec<String>,
     _held: OwnedRwLockReadGuard<()>,
 }
 
@@ -241,8 +243,10 @@ impl PodVolumes {
             return Err(Error::Released);
         }
         blocking(move || {
+            let prepared = wanted.prepare()?;
             Ok(Mounts {
-                list: wanted.prepare()?,
+                list: prepared.mounts,
+                resolver_limits: prepared.resolver_limits,
                 _held: held,
             })
         })

@@ -13,7 +13,9 @@ use super::{
     Volumes,
     pod::{News, PodVolumes, follows_api},
 };
-use crate::{backoff::Backoff, kubelet::images::chain, queue::Taken, supervision::caught};
+use crate::{
+    backoff::Backoff, causes::causes, pki::clock::Clock, queue::Taken, supervision::caught,
+};
 
 /// As the original, from 60 to 90 s: what is on disk is compared with what it should be.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -32,6 +34,7 @@ impl Volumes {
     pub async fn run(&self, shutdown: CancellationToken) {
         let queue = &self.shared.queue;
         let mut looks = FuturesUnordered::new();
+        let mut clock = Clock::watch();
         // Kept while others go on: it may have its key already.
         let mut next = std::pin::pin!(queue.next());
         loop {
@@ -42,8 +45,15 @@ impl Volumes {
                     looks.push(self.look(uid));
                 }
                 Some(()) = looks.next() => {}
+                // Tokens are good from a time to a time.
+                () = clock.set() => self.look_at_all(),
             }
         }
+    }
+
+    fn look_at_all(&self) {
+        let uids: Vec<String> = self.shared.lives().keys().cloned().collect();
+        uids.into_iter().for_each(|uid| self.shared.queue.add(uid));
     }
 
     async fn look(&self, uid: Taken<'_, String>) {
@@ -87,7 +97,7 @@ impl PodVolumes {
             return None;
         }
         let failed = self.refresh().await;
-        let failures: Vec<String> = failed.iter().map(|error| chain(error)).collect();
+        let failures: Vec<String> = failed.iter().map(|error| causes(error)).collect();
         let next = match failures.is_empty() {
             true => {
                 backoff.reset();

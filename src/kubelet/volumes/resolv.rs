@@ -4,10 +4,12 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Pod, PodDNSConfig};
 
-/// Limits of C libraries and of upstream; what is beyond is cut.
+/// Limits of C libraries and of upstream; what is beyond is left out.
 const SERVERS_MAX: usize = 3;
 const SEARCHES_MAX: usize = 32;
 const SEARCH_CHARACTERS_MAX: usize = 2048;
+/// Resolvers end their process over a longer one.
+const SEARCH_MAX: usize = 253;
 
 /// A resolv.conf in parts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,7 +73,7 @@ impl Resolv {
     /// What the pod itself asks for, after and over what there is.
     fn merge(&mut self, config: &PodDNSConfig) {
         let add = |to: &mut Vec<String>, more: &Option<Vec<String>>| {
-            for one in more.iter().flatten() {
+            for one in std::mem::take(to).iter().chain(more.iter().flatten()) {
                 if !to.contains(one) {
                     to.push(one.clone());
                 }
@@ -93,20 +95,36 @@ impl Resolv {
         }
     }
 
-    /// Cuts what is too much; true if anything was.
-    fn cut(&mut self) -> bool {
-        let before = (self.servers.len(), self.searches.len());
-        self.servers.truncate(SERVERS_MAX);
+    /// Leaves out what is too much, and says so for each kind.
+    fn fit(&mut self) -> Vec<String> {
+        let mut said = Vec::new();
+        if self.servers.len() > SERVERS_MAX {
+            self.servers.truncate(SERVERS_MAX);
+            said.push(format!(
+                "Nameserver limits were exceeded, some nameservers have been omitted, the applied \
+                 nameserver line is: {}",
+                self.servers.join(" ")
+            ));
+        }
+        let before = self.searches.len();
         self.searches.truncate(SEARCHES_MAX);
+        self.searches.retain(|search| search.len() <= SEARCH_MAX);
         while self.searches.join(" ").len() > SEARCH_CHARACTERS_MAX {
             self.searches.pop();
         }
-        before != (self.servers.len(), self.searches.len())
+        if self.searches.len() < before {
+            said.push(format!(
+                "Search Line limits were exceeded, some search paths have been omitted, the applied \
+                 search line is: {}",
+                self.searches.join(" ")
+            ));
+        }
+        said
     }
 }
 
-/// The pod's resolver by its policy, and whether something had to be left out.
-pub fn for_pod(pod: &Pod, host: Resolv, cluster: Cluster<'_>) -> (Resolv, bool) {
+/// The pod's resolver by its policy, and what had to be left out, for events.
+pub fn for_pod(pod: &Pod, host: Resolv, cluster: Cluster<'_>) -> (Resolv, Vec<String>) {
     let spec = pod.spec.as_ref();
     let host_network = spec.and_then(|spec| spec.host_network) == Some(true);
     let policy = spec
@@ -139,8 +157,8 @@ pub fn for_pod(pod: &Pod, host: Resolv, cluster: Cluster<'_>) -> (Resolv, bool) 
     if let Some(config) = spec.and_then(|spec| spec.dns_config.as_ref()) {
         resolv.merge(config);
     }
-    let cut = resolv.cut();
-    (resolv, cut)
+    let left_out = resolv.fit();
+    (resolv, left_out)
 }
 
 #[cfg(test)]
@@ -184,9 +202,102 @@ mod tests {
                 servers: &["10.96.0.10".parse().unwrap()],
                 domain: "cluster.local",
             };
-            let (resolv, cut) = for_pod(&pod, Resolv::parse(HOST), cluster);
+            let (resolv, left_out) = for_pod(&pod, Resolv::parse(HOST), cluster);
             assert_eq!(resolv.text(), want, "{spec}");
-            assert_eq!(cut, want.contains("2.2.2.2"), "{spec}");
+            assert_eq!(
+                left_out.len(),
+                usize::from(want.contains("2.2.2.2")),
+                "{spec}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_too_much_is_left_out_and_said() {
+        const SERVERS: &str = "Nameserver limits were exceeded, some nameservers have been omitted, \
+                               the applied nameserver line is: ";
+        const SEARCHES: &str = "Search Line limits were exceeded, some search paths have been \
+                                omitted, the applied search line is: ";
+        let paths = |count: usize, length: usize| -> Vec<String> {
+            (0..count).map(|n| format!("{n:0>length$}")).collect()
+        };
+        let servers = ["1.1.1.1", "2.2.2.2", "3.3.3.3", "4.4.4.4"];
+        let of_cluster = "n.svc.cluster.local svc.cluster.local cluster.local";
+        for (policy, count, searches, want) in [
+            ("Default", 3, paths(32, 3), vec![]),
+            (
+                "Default",
+                4,
+                vec![],
+                vec![format!("{SERVERS}1.1.1.1 2.2.2.2 3.3.3.3")],
+            ),
+            (
+                "Default",
+                3,
+                paths(33, 3),
+                vec![format!("{SEARCHES}{}", paths(32, 3).join(" "))],
+            ),
+            // 32 of 63 are 2047 characters with the blanks between them, 32 of 64 are 2079.
+            ("Default", 3, paths(32, 63), vec![]),
+            (
+                "Default",
+                3,
+                paths(32, 64),
+                vec![format!("{SEARCHES}{}", paths(31, 64).join(" "))],
+            ),
+            // One alone that no resolver takes.
+            (
+                "Default",
+                3,
+                [paths(1, 3), paths(1, 254), paths(1, 4)].concat(),
+                vec![format!("{SEARCHES}000 0000")],
+            ),
+            (
+                "Default",
+                4,
+                paths(33, 3),
+                vec![
+                    format!("{SERVERS}1.1.1.1 2.2.2.2 3.3.3.3"),
+                    format!("{SEARCHES}{}", paths(32, 3).join(" ")),
+                ],
+            ),
+            // The cluster's own come first, and the host's servers do not count.
+            ("ClusterFirst", 4, paths(29, 3), vec![]),
+            (
+                "ClusterFirst",
+                4,
+                paths(30, 3),
+                vec![format!("{SEARCHES}{of_cluster} {}", paths(29, 3).join(" "))],
+            ),
+        ] {
+            let pod: Pod = serde_json::from_value(json!({
+                "metadata": {"name": "p", "namespace": "n"},
+                "spec": {"containers": [], "dnsPolicy": policy},
+            }))
+            .unwrap();
+            let host = Resolv {
+                servers: servers
+                    .iter()
+                    .take(count)
+                    .copied()
+                    .map(str::to_owned)
+                    .collect(),
+                searches: searches.clone(),
+                options: Vec::new(),
+            };
+            let cluster = Cluster {
+                servers: &["10.96.0.10".parse().unwrap()],
+                domain: "cluster.local",
+            };
+            let (resolv, left_out) = for_pod(&pod, host, cluster);
+            assert_eq!(left_out, want, "{policy} {count} {searches:?}");
+            let applied = resolv.searches.join(" ");
+            for said in left_out
+                .iter()
+                .filter_map(|said| said.strip_prefix(SEARCHES))
+            {
+                assert_eq!(said, applied);
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Service account tokens: asked for when a pod needs one, and anew at 80 % of their life.
 //!
 //! Bound to the pod: when it is gone, its tokens are worth nothing. Who asks for one asks again when
-//! it is [`Tokens::due`].
+//! it is [`Tokens::due`], and when the clock was set: one from the future is good for nobody.
 
 use std::{
     collections::HashMap,
@@ -35,9 +35,22 @@ struct Key {
 #[derive(Clone, Debug)]
 struct Token {
     text: String,
+    /// When it was asked for, or last seen to be the best there is.
+    issued: SystemTime,
     expires: SystemTime,
     /// When to ask for the next one.
     renew: SystemTime,
+}
+
+impl Token {
+    /// When to ask for the next one, seen from `now`: at once if the clock was ahead when this one was
+    /// issued, for then it is not valid yet.
+    fn renew_at(&self, now: SystemTime) -> SystemTime {
+        match self.issued > now {
+            true => now,
+            false => self.renew,
+        }
+    }
 }
 
 type OfPod = HashMap<Key, Token>;
@@ -46,6 +59,7 @@ type OfPod = HashMap<Key, Token>;
 #[derive(Clone)]
 pub struct Tokens {
     client: Client,
+    now: fn() -> SystemTime,
     /// By UID.
     pods: Arc<Mutex<HashMap<String, OfPod>>>,
 }
@@ -54,6 +68,7 @@ impl Tokens {
     pub fn new(client: Client) -> Self {
         Self {
             client,
+            now: SystemTime::now,
             pods: Arc::default(),
         }
     }
@@ -78,8 +93,8 @@ impl Tokens {
         };
         let uid = user.uid();
         let held = self.lock().get(uid).and_then(|of| of.get(&key).cloned());
-        let now = SystemTime::now();
-        if let Some(token) = held.as_ref().filter(|token| now < token.renew) {
+        let now = (self.now)();
+        if let Some(token) = held.as_ref().filter(|token| now < token.renew_at(now)) {
             return Ok(token.text.clone());
         }
         let token = match (self.request(pod, &key).await, held) {
@@ -87,6 +102,7 @@ impl Tokens {
             (Err(error), Some(old)) if now < old.expires => {
                 tracing::warn!(pod = uid, %error, "renewing a service account token");
                 Token {
+                    issued: old.issued.min(now),
                     renew: (now + RETRY).min(old.expires),
                     ..old
                 }
@@ -100,9 +116,11 @@ impl Tokens {
 
     /// How long until the first of its tokens must be asked for anew.
     pub fn due(&self, user: &User) -> Option<Duration> {
+        let now = (self.now)();
         let pods = self.lock();
-        let due = pods.get(user.uid())?.values().map(|token| token.renew);
-        let left = due.min()?.duration_since(SystemTime::now());
+        let tokens = pods.get(user.uid())?.values();
+        let due = tokens.map(|token| token.renew_at(now));
+        let left = due.min()?.duration_since(now);
         Some(left.unwrap_or_default())
     }
 
@@ -133,7 +151,7 @@ impl Tokens {
         };
         let namespace = meta.namespace.as_deref().unwrap_or_default();
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
-        let asked = SystemTime::now();
+        let asked = (self.now)();
         let answer = accounts
             .create_token_request(&key.account, &PostParams::default(), &request)
             .await
@@ -150,6 +168,7 @@ impl Tokens {
         let life = expires.duration_since(asked).unwrap_or_default();
         Ok(Token {
             text,
+            issued: asked,
             expires,
             renew: asked + (life * 4 / 5).min(AGE_MOST),
         })
@@ -162,5 +181,82 @@ impl Tokens {
             let of = pods.entry(user.uid().to_owned()).or_default();
             of.insert(key, token);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        convert::Infallible,
+        sync::atomic::{AtomicBool, AtomicU64, Ordering},
+        time::UNIX_EPOCH,
+    };
+
+    use serde_json::json;
+
+    use super::*;
+
+    const HOUR: u64 = 3600;
+    static NOW: AtomicU64 = AtomicU64::new(0);
+    static REFUSES: AtomicBool = AtomicBool::new(false);
+
+    fn now() -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(NOW.load(Ordering::SeqCst))
+    }
+
+    fn set(hour: u64) {
+        NOW.store(1_800_000_000 + hour * HOUR, Ordering::SeqCst);
+    }
+
+    /// An API server on the same clock, whose tokens live an hour and say when they were issued.
+    async fn issue(
+        _: http::Request<kube::client::Body>,
+    ) -> Result<http::Response<kube::client::Body>, Infallible> {
+        let ends = NOW.load(Ordering::SeqCst) + HOUR;
+        let expires = jiff::Timestamp::from_second(ends.cast_signed()).unwrap();
+        let hour = (ends - HOUR - 1_800_000_000) / HOUR;
+        let token = json!({
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "metadata": {},
+            "spec": {"audiences": []},
+            "status": {"token": format!("of hour {hour}"), "expirationTimestamp": expires.to_string()},
+        });
+        let code = match REFUSES.load(Ordering::SeqCst) {
+            true => 503,
+            false => 200,
+        };
+        let body = kube::client::Body::from(token.to_string().into_bytes());
+        Ok(http::Response::builder().status(code).body(body).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_token_of_a_clock_that_was_ahead_is_asked_for_anew() {
+        let client = Client::new(tower::service_fn(issue), "default");
+        let tokens = Tokens {
+            now,
+            ..Tokens::new(client)
+        };
+        let user = User::new("uid");
+        let (pod, wanted) = (Pod::default(), ServiceAccountTokenProjection::default());
+        let get = async || tokens.get(&user, &pod, &wanted).await.unwrap();
+        set(10);
+        assert_eq!(get().await, "of hour 10");
+        assert_eq!(get().await, "of hour 10", "it is kept");
+        let due = tokens.due(&user).unwrap();
+        assert_eq!(due, Duration::from_secs(HOUR * 4 / 5));
+        // Set back by eight hours.
+        set(2);
+        assert_eq!(tokens.due(&user), Some(Duration::ZERO));
+        assert_eq!(get().await, "of hour 2");
+        assert_eq!(tokens.due(&user), Some(due));
+        // And once more, while nobody issues tokens: tried again soon, and not all the time.
+        set(1);
+        REFUSES.store(true, Ordering::SeqCst);
+        assert_eq!(get().await, "of hour 2");
+        assert_eq!(tokens.due(&user), Some(RETRY));
+        REFUSES.store(false, Ordering::SeqCst);
+        // Set on: it is old.
+        set(5);
+        assert_eq!(tokens.due(&user), Some(Duration::ZERO));
+        assert_eq!(get().await, "of hour 5");
     }
 }

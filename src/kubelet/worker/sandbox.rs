@@ -8,10 +8,9 @@ use kube::{Api, ResourceExt};
 use super::Context;
 use crate::{
     backoff::Backoff,
+    causes::causes,
     kubelet::{
-        container,
-        images::chain,
-        network, pod,
+        container, network, pod,
         volumes::{self, PodVolumes},
     },
     runtime,
@@ -34,7 +33,7 @@ impl Failure {
     pub fn told(&self) -> (&'static str, String) {
         match self {
             Self::Rejected(refused) => (refused.reason, refused.message.clone()),
-            Self::Volumes(error) => ("FailedMount", chain(error)),
+            Self::Volumes(error) => ("FailedMount", causes(error)),
             Self::Sandbox(message) => (
                 "FailedCreatePodSandBox",
                 format!("Failed to create pod sandbox: {message}"),
@@ -73,16 +72,16 @@ async fn namespaces(
     if !alive {
         check_handler(context, pod).await?;
         let made = context.runtime.create_pod(config).await;
-        made.map_err(|error| chain(&error))?;
+        made.map_err(|error| causes(&error))?;
     }
     if pod::host_network(pod) {
         return Ok(context.config.addresses.clone());
     }
     let netns = context.runtime.netns(&uid).await;
     let netns = netns
-        .map_err(|error| chain(&error))?
+        .map_err(|error| causes(&error))?
         .ok_or("the pod has no network namespace of its own")?;
-    let failed = |error: network::Error| chain(&error);
+    let failed = |error: network::Error| causes(&error);
     let attached = context.network.attach(&uid, netns.as_fd()).await;
     let address = attached.map_err(failed)?;
     open_ports(context, pod).await?;
@@ -118,17 +117,17 @@ async fn open_ports(context: &Context, pod: &Pod) -> Result<(), String> {
     }
     let uid = pod.uid().unwrap_or_default();
     let opened = context.network.forward(&uid, forwards).await;
-    opened.map_err(|error| chain(&error))
+    opened.map_err(|error| causes(&error))
 }
 
 /// Removes processes, namespaces and address; what is gone is fine.
 async fn remove(context: &Context, uid: &str) -> Result<(), String> {
     match context.runtime.remove_pod(uid).await {
         Ok(()) | Err(runtime::Error::NoPod(_)) => {}
-        Err(error) => return Err(chain(&error)),
+        Err(error) => return Err(causes(&error)),
     }
     let detached = context.network.detach(uid).await;
-    detached.map_err(|error| chain(&error))
+    detached.map_err(|error| causes(&error))
 }
 
 /// Gives back everything of a pod whose containers have ended. Tries until it works: an object
@@ -153,5 +152,5 @@ pub async fn release(context: &Context, pod: &Pod) {
 pub async fn release_uid(context: &Context, uid: &str) -> Result<(), String> {
     remove(context, uid).await?;
     let released = context.volumes.of_pod(uid).release().await;
-    released.map_err(|error| chain(&error))
+    released.map_err(|error| causes(&error))
 }

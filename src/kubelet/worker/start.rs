@@ -8,11 +8,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use crate::{
+    causes::causes,
     kubelet::{
         container::{self, Environment, Inputs, Refused},
         events::Level,
-        images::{self, chain},
-        logs,
+        images, logs,
         network::env::{Links, service_env},
         pod::{self, Member, record::Carried},
         volumes::{self, PodVolumes},
@@ -145,8 +145,12 @@ async fn run(
         .await
         .map_err(|error| match error {
             volumes::Error::Container(message) => setback("CreateContainerConfigError", message),
-            error => setback("CreateContainerError", chain(&error)),
+            error => setback("CreateContainerError", causes(&error)),
         })?;
+    for message in std::mem::take(&mut mounts.resolver_limits) {
+        let events = &context.events;
+        events.pod(&order.pod, Level::Warning, "DNSConfigForming", message);
+    }
     let identity = identity(&pod);
     let name = member.name();
     let log_path = logs::path(&context.config.log_dir, &identity, name, order.attempt);
@@ -186,9 +190,9 @@ async fn run(
     let run = context.runtime.run_container(&identity.uid, config).await;
     drop(mounts); // the container has its own now, or will have none
     let id = run.map_err(|error| match error {
-        runtime::Error::Start { .. } => Failure::Ran(chain(&error)),
+        runtime::Error::Start { .. } => Failure::Ran(causes(&error)),
         runtime::Error::User(message) => setback("CreateContainerConfigError", message),
-        error => setback("RunContainerError", chain(&error)),
+        error => setback("RunContainerError", causes(&error)),
     })?;
     logs::link(log_dir, &identity, name, &id, log_path).await;
     Ok(id)
@@ -228,7 +232,7 @@ async fn environment(
             .volumes
             .referenced(pod, &member.spec)
             .await
-            .map_err(|error| setback("CreateContainerConfigError", chain(&error)))?,
+            .map_err(|error| setback("CreateContainerConfigError", causes(&error)))?,
     };
     let facts = &context.facts;
     Ok(container::environment(

@@ -10,9 +10,9 @@ use k8s_openapi::api::core::v1::{LifecycleHandler, Pod};
 
 use super::Context;
 use crate::{
+    causes::causes,
     kubelet::{
         events::Level,
-        images::chain,
         pod::{
             self, Member,
             plan::Cause,
@@ -79,7 +79,7 @@ async fn kill(context: &Context, order: &Order, grace: Duration) {
             let message = format!(
                 "error killing container {}: {}",
                 order.container,
-                chain(&error)
+                causes(&error)
             );
             let events = &context.events;
             events.pod(&order.pod, Level::Warning, "FailedKillPod", message);

@@ -33,6 +33,8 @@ const REWRITE_BYTES: u64 = 4 << 20;
 const LARGE_LOG: u64 = 64 << 20;
 /// Revisions that may be given out before the next one must be promised on disk.
 const CEILING_STEP: Revision = 4096;
+/// An entry whose time is over and that could not be deleted is tried again after this.
+const EXPIRE_AGAIN: Duration = Duration::from_secs(10);
 
 pub enum Request {
     Commit(Write, oneshot::Sender<Result<Committed, Error>>),
@@ -282,8 +284,8 @@ pub fn run(mut log: Log, shared: &Shared, inbox: &mpsc::Receiver<Request>) {
                 }
             }
         }
-        commits.extend(expired(&mut log).into_iter().map(|write| (write, None)));
-        commit(&mut log, shared, commits, &mut live_expiries);
+        let over = expired(&mut log);
+        commit(&mut log, shared, commits, over, &mut live_expiries);
         if log.unsynced.is_some_and(|since| since.elapsed() >= RELAXED)
             && let Err(error) = log.sync()
         {
@@ -353,13 +355,16 @@ fn expired(log: &mut Log) -> Vec<Write> {
 
 type Reply = Option<oneshot::Sender<Result<Committed, Error>>>;
 
-/// Checks a batch against what is there, logs it, and shows it when it is as durable as asked.
+/// Checks a batch against what is there, logs it, and shows it when it is as durable as asked. The
+/// time of `over` has passed: that needs no disk.
 fn commit(
     log: &mut Log,
     shared: &Shared,
-    commits: Vec<(Write, Reply)>,
+    mut commits: Vec<(Write, Reply)>,
+    over: Vec<Write>,
     live_expiries: &mut HashMap<Arc<str>, u64>,
 ) {
+    commits.extend(over.iter().cloned().map(|write| (write, None)));
     if commits.is_empty() {
         return;
     }
@@ -381,6 +386,7 @@ fn commit(
                 }),
             );
         }
+        expire_unlogged(log, shared, over, live_expiries);
         return;
     }
     let plan = plan(log, &shared.read(), commits);
@@ -407,30 +413,66 @@ fn commit(
                 }),
             );
         }
+        expire_unlogged(log, shared, over, live_expiries);
         return;
     }
     log.ceiling = plan.ceiling;
-    let second = now();
-    let mut replies = Vec::with_capacity(plan.accepted.len());
-    {
-        let mut state = shared.state.write().unwrap_or_else(PoisonError::into_inner);
-        for (event, reply, expires) in plan.accepted {
-            let revision = event.revision();
-            if expires > 0 {
-                log.expiries
-                    .push(Reverse((expires, event.key().clone(), revision)));
-                live_expiries.insert(event.key().clone(), expires);
-            } else {
-                live_expiries.remove(event.key());
-            }
-            state.apply(event, second);
-            replies.push((reply, revision));
-        }
-        shared.revision.send_replace(state.revision);
-    }
+    let replies = show(log, shared, plan.accepted, live_expiries);
     for (reply, revision) in replies {
         answer(reply, Ok(Committed { revision }));
     }
+}
+
+/// Deletes what cannot be logged as deleted. Each entry says in the log when its time is over, so that
+/// it goes again should it be read from there; and revisions up to the ceiling are not given out twice.
+fn expire_unlogged(
+    log: &mut Log,
+    shared: &Shared,
+    over: Vec<Write>,
+    live_expiries: &mut HashMap<Arc<str>, u64>,
+) {
+    if over.is_empty() {
+        return;
+    }
+    let again = now() + EXPIRE_AGAIN.as_secs();
+    let due = over.iter().filter_map(|write| match write.expect {
+        Expect::ModRevision(revision) => Some((again, write.key.clone(), revision)),
+        _ => None,
+    });
+    let due: Vec<_> = due.map(Reverse).collect();
+    let commits = over.into_iter().map(|write| (write, None)).collect();
+    let plan = plan(log, &shared.read(), commits);
+    if plan.ceiling > log.ceiling {
+        log.expiries.extend(due);
+        return;
+    }
+    show(log, shared, plan.accepted, live_expiries);
+}
+
+/// Makes what was committed what readers and watchers see.
+fn show(
+    log: &mut Log,
+    shared: &Shared,
+    accepted: Vec<(Event, Reply, u64)>,
+    live_expiries: &mut HashMap<Arc<str>, u64>,
+) -> Vec<(Reply, Revision)> {
+    let second = now();
+    let mut replies = Vec::with_capacity(accepted.len());
+    let mut state = shared.state.write().unwrap_or_else(PoisonError::into_inner);
+    for (event, reply, expires) in accepted {
+        let revision = event.revision();
+        if expires > 0 {
+            log.expiries
+                .push(Reverse((expires, event.key().clone(), revision)));
+            live_expiries.insert(event.key().clone(), expires);
+        } else {
+            live_expiries.remove(event.key());
+        }
+        state.apply(event, second);
+        replies.push((reply, revision));
+    }
+    shared.revision.send_replace(state.revision);
+    replies
 }
 
 /// What a batch will do.
@@ -537,4 +579,74 @@ fn now() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::RwLock;
+
+    use tokio::sync::watch;
+
+    use super::*;
+
+    fn put(key: &str, ttl: Option<Duration>) -> Write {
+        Write {
+            key: key.into(),
+            expect: Expect::Absent,
+            guards: Vec::new(),
+            op: Op::Put {
+                value: Bytes::from_static(b"value"),
+                ttl,
+            },
+            durability: Durability::Relaxed,
+            space: Space::Ordinary,
+        }
+    }
+
+    #[test]
+    fn what_is_over_goes_though_the_disk_is_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut log, state) = Log::open(dir.path(), Quota::default()).unwrap();
+        let shared = Shared {
+            revision: watch::channel(state.revision).0,
+            writing: watch::channel(true).0,
+            state: RwLock::new(state),
+        };
+        let mut live = HashMap::new();
+        let hour = Some(Duration::from_secs(3600));
+        let events = ["a", "b", "c"];
+        let commits = events.map(|key| (put(key, hour), None)).into();
+        commit(&mut log, &shared, commits, Vec::new(), &mut live);
+        let revision = |key: &str| shared.read().get(key).map(|entry| entry.mod_revision);
+        let ends = |log: &mut Log, key: &str| {
+            let end = (0, key.into(), revision(key).unwrap());
+            log.expiries = BinaryHeap::from([Reverse(end)]);
+        };
+        // Full, and no room for a new log either.
+        log.file = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        std::fs::create_dir(dir.path().join("log.new")).unwrap();
+        for key in ["a", "b"] {
+            ends(&mut log, key);
+            let (reply, mut answer) = oneshot::channel();
+            let over = expired(&mut log);
+            let commits = vec![(put("user", None), Some(reply))];
+            commit(&mut log, &shared, commits, over, &mut live);
+            let refused = answer.try_recv().unwrap();
+            assert!(
+                matches!(refused, Err(Error::ReadOnly { .. })),
+                "{refused:?}"
+            );
+            assert_eq!(revision(key), None, "{key}");
+            assert!(!live.contains_key(key));
+        }
+        assert_eq!(*shared.revision.borrow(), shared.read().revision);
+        // Without a revision that is promised it waits, and is not forgotten.
+        ends(&mut log, "c");
+        log.ceiling = shared.read().revision;
+        let over = expired(&mut log);
+        commit(&mut log, &shared, Vec::new(), over, &mut live);
+        assert!(revision("c").is_some());
+        let Reverse((again, key, _)) = log.expiries.peek().unwrap();
+        assert!(*again > now() && &**key == "c");
+    }
 }

@@ -3,7 +3,7 @@
 //! A write takes what it needs from `status.used` by compare-and-swap, before it is committed, so
 //! that two writes never share the last of something, also with several servers. What was taken
 //! in vain, and what a deletion gives back, is found by counting again: after each change in a
-//! namespace with quotas, one count at a time for each namespace.
+//! namespace with quotas, one count at a time for each namespace, and now and then in all of them.
 //! Always true: objects under way to the store, new ones and changed ones, are part of every count,
 //! and in a namespace either something is taken or something is counted. (With several servers a
 //! count does not know what the others have under way.)
@@ -11,8 +11,9 @@
 mod usage;
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
 };
 
 use proto::quantity::Quantity;
@@ -32,6 +33,8 @@ use crate::apiserver::{
 use crate::supervision::caught;
 
 const QUOTAS: &str = "resourcequotas";
+/// As the original, in case a count failed or a change was missed.
+const COUNT_EVERY: Duration = Duration::from_secs(300);
 
 pub struct Quotas {
     shared: Arc<Shared>,
@@ -177,6 +180,13 @@ impl Plugin for Quotas {
         Ok(())
     }
 
+    fn started(&self) {
+        tokio::spawn(count_now_and_then(
+            Arc::downgrade(&self.shared),
+            COUNT_EVERY,
+        ));
+    }
+
     async fn created(&self, resource: &Resource, object: &Value) {
         if resource.scope == Scope::Namespaced && resource.storage != "events" {
             self.changed(object).await;
@@ -192,6 +202,24 @@ impl Plugin for Quotas {
     async fn deleted(&self, resource: &Resource, object: &Value) {
         if resource.scope == Scope::Namespaced && resource.storage != "events" {
             self.changed(object).await;
+        }
+    }
+}
+
+/// Counts in every namespace that has quotas, until the plugin is gone.
+async fn count_now_and_then(shared: Weak<Shared>, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        let Ok(objects) = shared.objects.get() else {
+            return;
+        };
+        let quotas = objects.list(QUOTAS, "").await;
+        let namespaces = quotas.iter().map(|quota| text(quota, "metadata.namespace"));
+        for namespace in namespaces.collect::<BTreeSet<_>>() {
+            shared.clone().count_soon(namespace);
         }
     }
 }
@@ -474,7 +502,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::apiserver::admission::testing;
+    use crate::apiserver::{admission::testing, testing::until};
 
     #[tokio::test]
     async fn the_last_one_is_taken_once() {
@@ -545,5 +573,23 @@ mod tests {
             quota["status"]["used"],
             json!({"pods": "1", "limits.cpu": "1"})
         );
+    }
+
+    #[tokio::test]
+    async fn what_nobody_told_is_counted_all_the_same() {
+        let quota = json!({"metadata": {"name": "q", "namespace": "n"},
+            "spec": {"hard": {"pods": "5"}}, "status": {"hard": {"pods": "5"}, "used": {"pods": "4"}}});
+        let memory = testing::Memory::with(&[(QUOTAS, quota)]);
+        let plugin = Quotas::new(memory.late());
+        let pod = json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": {}});
+        memory.put("pods", pod);
+        let used = async || {
+            let quota = memory.get(QUOTAS, "n", "q").await.unwrap();
+            text(&quota, "status.used.pods").to_owned()
+        };
+        assert_eq!(used().await, "4");
+        let shared = Arc::downgrade(&plugin.shared);
+        tokio::spawn(count_now_and_then(shared, Duration::from_millis(5)));
+        until("it is counted", async || used().await == "1").await;
     }
 }

@@ -9,7 +9,7 @@ mod controllers;
 mod namespaced;
 mod reconcile;
 
-pub use reconcile::reconcile;
+pub use reconcile::{complete, lacks};
 
 use serde_json::{Value, json};
 

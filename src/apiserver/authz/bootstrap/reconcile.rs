@@ -10,28 +10,48 @@ use super::super::rules::{missing, rules_of};
 
 const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 
-/// Adds to `held` what `wanted` has more; false if that is nothing.
-pub fn reconcile(held: &mut Value, wanted: &Value) -> bool {
-    // As nearly always, and told much faster than what a rule lacks.
+/// Whether `wanted` has more than `held`.
+pub fn lacks(held: &Value, wanted: &Value) -> bool {
+    // Nearly always, and told much faster than what a rule lacks.
     let is_whole = held["rules"] == wanted["rules"] && held["subjects"] == wanted["subjects"];
-    if is_whole || held["metadata"]["annotations"][AUTOUPDATE] == "false" {
-        return false;
+    !is_whole && !more(held, wanted).is_empty()
+}
+
+/// Adds to `held` what `wanted` has more.
+pub fn complete(held: &mut Value, wanted: &Value) {
+    let More { rules, subjects } = more(held, wanted);
+    append(held, "rules", rules);
+    append(held, "subjects", subjects);
+}
+
+#[derive(Default)]
+struct More {
+    rules: Vec<Value>,
+    subjects: Vec<Value>,
+}
+
+impl More {
+    fn is_empty(&self) -> bool {
+        self.rules.is_empty() && self.subjects.is_empty()
+    }
+}
+
+fn more(held: &Value, wanted: &Value) -> More {
+    if held["metadata"]["annotations"][AUTOUPDATE] == "false" {
+        return More::default();
     }
     // The rules of an aggregated role are its controller's.
     let rules = match wanted["aggregationRule"].is_object() {
         true => Vec::new(),
         false => missing(&rules_of(held), &rules_of(wanted)),
     };
-    let subjects: Vec<Value> = items(wanted, "subjects")
-        .iter()
-        .filter(|subject| !items(held, "subjects").iter().any(|one| same(one, subject)))
-        .cloned()
-        .collect();
-    let rules: Vec<Value> = rules.iter().map(|rule| json!(rule)).collect();
-    let changed = !rules.is_empty() || !subjects.is_empty();
-    append(held, "rules", rules);
-    append(held, "subjects", subjects);
-    changed
+    let subjects = items(wanted, "subjects").iter();
+    let subjects =
+        subjects.filter(|subject| !items(held, "subjects").iter().any(|one| same(one, subject)));
+    More {
+        rules: rules.iter().map(|rule| json!(rule)).collect(),
+        subjects: subjects.cloned().collect(),
+    }
 }
 
 fn same(one: &Value, other: &Value) -> bool {
@@ -74,9 +94,13 @@ mod tests {
                 Some(json!([rule(&["get", "delete"]), rule(&["list"])])),
             ),
         ] {
+            assert_eq!(lacks(&held, &wanted), want.is_some(), "{held}");
             let mut object = held.clone();
-            let changed = reconcile(&mut object, &wanted);
-            assert_eq!(changed.then(|| object["rules"].clone()), want, "{held}");
+            complete(&mut object, &wanted);
+            assert_eq!(
+                object["rules"],
+                want.unwrap_or_else(|| held["rules"].clone())
+            );
         }
         let binding = |names: &[&str]| {
             let subject = |name: &&str| json!({"kind": "ServiceAccount", "namespace": "kube-system", "name": name});
@@ -84,8 +108,9 @@ mod tests {
             json!({"kind": "ClusterRoleBinding", "subjects": subjects})
         };
         let mut held = binding(&["own"]);
-        assert!(reconcile(&mut held, &binding(&["a"])));
+        assert!(lacks(&held, &binding(&["a"])));
+        complete(&mut held, &binding(&["a"]));
         assert_eq!(held, binding(&["own", "a"]));
-        assert!(!reconcile(&mut held, &binding(&["a"])));
+        assert!(!lacks(&held, &binding(&["a"])));
     }
 }

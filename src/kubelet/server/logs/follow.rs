@@ -38,39 +38,26 @@ pub struct Follow {
 
 impl Follow {
     /// Call before the file is read, so that no change falls between.
-    pub async fn new(
-        log: &Path,
-        runtime: Runtime,
-        pod_uid: String,
-        container: String,
-    ) -> io::Result<Self> {
+    pub async fn new(log: &Path, runtime: Runtime, pod_uid: String, container: String) -> Self {
         let mut follow = Self {
-            files: Watch::new(log.parent().unwrap_or(Path::new("/")))?,
+            files: Watch::new(log.parent().unwrap_or(Path::new("/"))),
             events: runtime.events(),
             runtime,
             pod_uid,
             container,
             ended: false,
         };
-        follow.look().await;
-        Ok(follow)
-    }
-
-    async fn look(&mut self) {
-        let pod = self.runtime.pod(&self.pod_uid).await;
-        let containers = pod.iter().flat_map(|pod| &pod.containers);
-        let alive = pod.as_ref().is_some_and(|pod| pod.alive);
-        let running = containers
-            .filter(|one| one.id == self.container)
-            .any(|one| !matches!(one.phase, Phase::Exited { .. }));
-        self.ended = !(alive && running);
+        follow.ended = has_ended(&follow.runtime, &follow.pod_uid, &follow.container).await;
+        follow
     }
 
     /// Waits until there may be more to read.
     async fn changed(&mut self) -> io::Result<()> {
+        // One wait, however many events of other pods come meanwhile.
+        let mut changed = std::pin::pin!(self.files.changed());
         loop {
             tokio::select! {
-                changed = self.files.changed() => return changed,
+                changed = &mut changed => return changed,
                 event = self.events.recv() => match event {
                     Ok(event) if event.pod_uid != self.pod_uid => continue,
                     Ok(_) | Err(RecvError::Lagged(_)) => {}
@@ -81,12 +68,22 @@ impl Follow {
                     }
                 },
             }
-            self.look().await;
+            self.ended = has_ended(&self.runtime, &self.pod_uid, &self.container).await;
             if self.ended {
                 return Ok(());
             }
         }
     }
+}
+
+async fn has_ended(runtime: &Runtime, pod_uid: &str, container: &str) -> bool {
+    let pod = runtime.pod(pod_uid).await;
+    let containers = pod.iter().flat_map(|pod| &pod.containers);
+    let alive = pod.as_ref().is_some_and(|pod| pod.alive);
+    let running = containers
+        .filter(|one| one.id == container)
+        .any(|one| !matches!(one.phase, Phase::Exited { .. }));
+    !(alive && running)
 }
 
 /// Sends the log until its end; the receiver's end ends it at once.
@@ -154,18 +151,23 @@ enum Watch {
 }
 
 impl Watch {
+    /// Without a watch of the kernel's, which others of the host may have taken all of, the clock tells.
+    fn new(folder: &Path) -> Self {
+        let Ok(permit) = FREE_WATCHES.try_acquire() else {
+            return Self::Clock;
+        };
+        Self::of_kernel(folder, permit).unwrap_or_else(|error| {
+            tracing::debug!(folder = %folder.display(), %error, "a log is looked at now and then");
+            Self::Clock
+        })
+    }
+
     #[expect(
         deprecated,
         reason = "sound here: an OwnedFd stays the same descriptor while it lives"
     )]
-    fn new(folder: &Path) -> io::Result<Self> {
-        let Ok(permit) = FREE_WATCHES.try_acquire() else {
-            return Ok(Self::Clock);
-        };
-        // Others of the host may have taken them all.
-        let Ok(inotify) = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC) else {
-            return Ok(Self::Clock);
-        };
+    fn of_kernel(folder: &Path, permit: SemaphorePermit<'static>) -> io::Result<Self> {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         let changes = AddWatchFlags::IN_MODIFY
             | AddWatchFlags::IN_CREATE
             | AddWatchFlags::IN_MOVED_TO
@@ -209,7 +211,7 @@ mod tests {
         let path = dir.path().join("0.log");
         let line = |text: &str| format!("2026-01-01T00:00:01Z stdout F {text}\n");
         std::fs::write(&path, line("one")).unwrap();
-        let watch = Watch::new(dir.path()).unwrap();
+        let watch = Watch::new(dir.path());
         let mut reader = Reader::open(path.clone(), &Wanted::default(), true).unwrap();
         assert_eq!(reader.next().unwrap().text, b"one\n");
         let mut file = File::options().append(true).open(&path).unwrap();
@@ -230,12 +232,14 @@ mod tests {
     #[tokio::test]
     async fn a_log_without_a_watch_is_looked_at() {
         let dir = tempfile::tempdir().unwrap();
-        let watches: Vec<Watch> = (0..WATCHES + 1)
-            .map(|_| Watch::new(dir.path()).unwrap())
-            .collect();
+        let watches: Vec<Watch> = (0..WATCHES + 1).map(|_| Watch::new(dir.path())).collect();
         let last = watches.last().unwrap();
         assert!(matches!(last, Watch::Clock));
         let woken = tokio::time::timeout(Duration::from_secs(5), last.changed());
         woken.await.unwrap().unwrap();
+        // What the kernel refuses is looked at too: it has no more watches, or the folder is gone.
+        drop(watches);
+        let refused = Watch::new(&dir.path().join("none"));
+        assert!(matches!(refused, Watch::Clock));
     }
 }

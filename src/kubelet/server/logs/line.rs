@@ -44,12 +44,25 @@ impl<'a> Line<'a> {
     }
 }
 
-/// Whether a line of the file, with its line break, ends a line of the log.
-pub fn ends_a_line(line: &[u8]) -> bool {
-    let Some(line) = line.strip_suffix(b"\n") else {
-        return false;
-    };
-    Line::parse(line).is_some_and(|line| !line.partial)
+/// What a line of the file is to the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// Not written to its end, or nothing of a log.
+    Nothing,
+    /// Its text goes on in the file's next line, if there is one.
+    Part,
+    /// It ends a line of the log.
+    End,
+}
+
+/// `line` with its line break.
+pub fn share(line: &[u8]) -> Share {
+    let line = line.strip_suffix(b"\n").and_then(Line::parse);
+    match line {
+        None => Share::Nothing,
+        Some(line) if line.partial => Share::Part,
+        Some(_) => Share::End,
+    }
 }
 
 /// Whether more is wanted.
@@ -84,10 +97,9 @@ impl Formatter {
             return More::Wanted;
         };
         if let Some(since) = self.since {
-            match line.time.parse::<Timestamp>() {
-                // Times only rise from here on.
-                Ok(time) if time >= since => self.since = None,
-                _ => return More::Wanted,
+            // Each by itself: times do not only rise, for clocks are set.
+            if { line.time.parse::<Timestamp>() }.is_ok_and(|time| time < since) {
+                return More::Wanted;
             }
         }
         let start = out.len();
@@ -172,13 +184,28 @@ mod tests {
     #[test]
     fn ends_of_lines() {
         for (line, want) in [
-            ("2026-01-01T00:00:01Z stdout F one\n", true),
-            ("2026-01-01T00:00:01Z stdout F one", false),
-            ("2026-01-01T00:00:01Z stdout P one\n", false),
-            ("2026-01-01T00:00:01Z stdin F one\n", false),
-            ("\n", false),
+            ("2026-01-01T00:00:01Z stdout F one\n", Share::End),
+            ("2026-01-01T00:00:01Z stdout F one", Share::Nothing),
+            ("2026-01-01T00:00:01Z stdout P one\n", Share::Part),
+            ("2026-01-01T00:00:01Z stdin F one\n", Share::Nothing),
+            ("\n", Share::Nothing),
         ] {
-            assert_eq!(ends_a_line(line.as_bytes()), want, "{line:?}");
+            assert_eq!(share(line.as_bytes()), want, "{line:?}");
         }
+    }
+
+    #[test]
+    fn each_line_has_its_own_time() {
+        let wanted = Wanted {
+            since: Some("2026-01-01T00:00:05Z".parse().unwrap()),
+            ..Wanted::default()
+        };
+        let (mut formatter, mut out) = (Formatter::new(&wanted), Vec::new());
+        // The clock was set back between the second and the third.
+        for (second, text) in [(4, "one"), (5, "two"), (3, "three"), (6, "four")] {
+            let line = format!("2026-01-01T00:00:0{second}Z stdout F {text}");
+            formatter.put(line.as_bytes(), &mut out);
+        }
+        assert_eq!(out, b"two\nfour\n");
     }
 }

@@ -76,8 +76,7 @@ pub async fn logs(
     let follow = match follow && attempt.state == State::Running {
         true => {
             let (runtime, id) = (server.runtime.clone(), attempt.id.clone());
-            let follow = Follow::new(&attempt.log, runtime, found.uid.clone(), id).await;
-            Some(follow.map_err(unreadable)?)
+            Some(Follow::new(&attempt.log, runtime, found.uid.clone(), id).await)
         }
         false => None,
     };

@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
 };
 
-use super::line::{Formatter, More, Wanted, ends_a_line};
+use super::line::{Formatter, More, Share, Wanted, share};
 use crate::runtime::rotated_logs;
 
 const PIECE_BYTES: usize = 64 * 1024;
@@ -159,12 +159,22 @@ impl Reader {
     }
 }
 
-/// Where the last `lines` lines of the log begin; parts of one line count once.
+/// Where the last `lines` lines of the log begin; parts of one line count once, also where its end is
+/// missing because its container has ended without it.
 fn tail_start(file: &File, size: u64, lines: u64) -> io::Result<u64> {
     if lines == 0 {
         return Ok(size);
     }
     let (mut end, mut count) = (size, 0);
+    let mut at_end = true;
+    let mut ends_a_line = |line: &[u8]| match share(line) {
+        Share::Nothing => false,
+        Share::Part => std::mem::take(&mut at_end),
+        Share::End => {
+            at_end = false;
+            true
+        }
+    };
     // The beginning of a line that starts before `end`.
     let mut carry: Vec<u8> = Vec::new();
     while end > 0 {
@@ -250,6 +260,33 @@ mod tests {
         ] {
             let mut reader = Reader::open(path.clone(), &tail(lines), false).unwrap();
             assert_eq!(all(&mut reader), want, "{lines}");
+        }
+    }
+
+    #[test]
+    fn a_last_line_without_its_end_is_one_of_the_last_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        for (content, lines, want) in [
+            ([line("F", "one"), line("P", "two")].concat(), 0, ""),
+            ([line("F", "one"), line("P", "two")].concat(), 1, "two"),
+            ([line("F", "one"), line("P", "two")].concat(), 2, "one\ntwo"),
+            (line("P", "one"), 1, "one"),
+            // Its parts count once.
+            (
+                [line("F", "one"), line("P", "tw"), line("P", "o")].concat(),
+                1,
+                "two",
+            ),
+            (
+                [line("F", "one"), line("P", "tw"), line("P", "o")].concat(),
+                2,
+                "one\ntwo",
+            ),
+        ] {
+            std::fs::write(&path, &content).unwrap();
+            let mut reader = Reader::open(path.clone(), &tail(lines), false).unwrap();
+            assert_eq!(all(&mut reader), want, "{lines} of {content}");
         }
     }
 

@@ -17,7 +17,10 @@ use super::{
     descriptor::Descriptor,
     link::Link,
 };
-use crate::runtime::{self, Exit, Session};
+use crate::{
+    causes::causes,
+    runtime::{self, Exit, Session},
+};
 
 const PIECE_BYTES: usize = 16 * 1024;
 /// After the end, output that another process of the container still holds open is waited for
@@ -41,7 +44,7 @@ pub async fn run(
 ) {
     let (report, error) = (channels.report, channels.error.clone());
     let ending = match session {
-        Err(failure) => ending(kind, Err(chain(&failure))),
+        Err(failure) => ending(kind, Err(causes(&failure))),
         Ok(session) => tokio::select! {
             ending = join(kind, session, channels) => ending,
             () = link.gone() => return,
@@ -89,7 +92,7 @@ async fn join(kind: Kind, session: Session, channels: Channels) -> Ending {
         kind,
         match exit {
             Ok(Ok(exit)) => Ok(exit),
-            Ok(Err(error)) => Err(chain(&error)),
+            Ok(Err(error)) => Err(causes(&error)),
             Err(_) => Err("the pod's supervisor is gone".to_owned()),
         },
     )
@@ -115,18 +118,6 @@ fn ending(kind: Kind, exit: Result<Exit, String>) -> Ending {
             Ending::Failed(format!("error attaching to container: {error}"))
         }
     }
-}
-
-/// An error with its causes.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// The client's input to the process; its end is passed on too.
@@ -195,7 +186,7 @@ pub async fn collect(session: Session) -> Result<Vec<u8>, String> {
     let mut said = out.map_err(|error| error.to_string())?;
     said.extend(errors.map_err(|error| error.to_string())?);
     let exit = exit.map_err(|_| "the pod's supervisor is gone".to_owned())?;
-    match exit.map_err(|error| chain(&error))? {
+    match exit.map_err(|error| causes(&error))? {
         Exit { code: 0, .. } => Ok(said),
         Exit { code, .. } => Err(format!(
             "command exited with {code}: {}",

@@ -23,12 +23,11 @@ use tokio::{
 
 use super::{
     channels::{Input, Output},
-    exec::chain,
     link::Link,
     spdy::{Connection, Stream},
     websocket::Socket,
 };
-use crate::runtime::Runtime;
+use crate::{causes::causes, runtime::Runtime};
 
 const PIECE_BYTES: usize = 32 * 1024;
 /// Loopback answers at once, unless the program's queue is full.
@@ -58,11 +57,11 @@ impl Forwarder {
             .runtime
             .netns(&self.uid)
             .await
-            .map_err(|error| failed(chain(&error)))?;
+            .map_err(|error| failed(causes(&error)))?;
         let dialled = tokio::task::spawn_blocking(move || match netns {
             Some(netns) => netns::Namespace::from(netns)
                 .run(|| dial(port))
-                .map_err(|error| chain(&error))?,
+                .map_err(|error| causes(&error))?,
             None => dial(port),
         });
         let stream = dialled

@@ -13,7 +13,7 @@ mod negotiate;
 mod spdy;
 mod websocket;
 
-pub use exec::{Kind, chain};
+pub use exec::Kind;
 
 use http::{Request, Response, StatusCode};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
@@ -35,7 +35,7 @@ use super::{
     query::Query,
     sessions::Sessions,
 };
-use crate::runtime::ExecConfig;
+use crate::{causes::causes, runtime::ExecConfig};
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -327,7 +327,7 @@ pub async fn run(
         stderr: true,
     };
     let session = server.runtime.exec(&container, config).await;
-    let session = session.map_err(|error| Answer::internal(chain(&error)))?;
+    let session = session.map_err(|error| Answer::internal(causes(&error)))?;
     match exec::collect(session).await {
         Ok(said) => Ok(text(StatusCode::OK, said)),
         Err(reason) => Err(Answer::internal(reason)),

@@ -98,7 +98,7 @@ impl Body {
             self.waited += begun.elapsed();
             match frame {
                 None => return Ok(None),
-                Some(Err(error)) => return Err(Trouble::Broken(super::chain(&error))),
+                Some(Err(error)) => return Err(Trouble::Broken(crate::causes::causes(&error))),
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         self.came += data.len() as u64;

@@ -29,6 +29,7 @@ use super::{
     manifest::{self, Descriptor, Document, MAX_MANIFEST_BYTES},
     reference::Name,
 };
+use crate::causes::causes;
 use challenge::Challenge;
 
 const MAX_HEAD_BYTES: usize = 64 << 10;
@@ -490,23 +491,9 @@ fn target(from: &Uri, location: &str) -> Result<Uri, String> {
 /// Where no connection came about, the reason says it all.
 fn said_of(error: &hyper_util::client::legacy::Error) -> String {
     match std::error::Error::source(error) {
-        Some(cause) if error.is_connect() => chain(cause),
-        _ => chain(error),
+        Some(cause) if error.is_connect() => causes(cause),
+        _ => causes(error),
     }
-}
-
-/// An error with its causes: "dial: connection refused" lies two levels down.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -171,6 +171,7 @@ pub const RESOURCEQUOTA: Resource = Resource {
         validate: |quota, causes| {
             names::object_name(quota, names::dns_subdomain, causes);
             resources::quantities(&quota["spec"], "hard", "spec", causes);
+            resources::whole(&quota["spec"], "hard", "spec", causes);
         },
         ..PLAIN
     },

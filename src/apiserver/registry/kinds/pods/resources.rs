@@ -13,8 +13,42 @@ use proto::quantity::Quantity;
 
 const FORM: &str =
     "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'";
-/// Resources of which a pod cannot have a part or more than its request.
-const WHOLE: [&str; 2] = ["hugepages-", "/"];
+const HUGE_PAGES: &str = "hugepages-";
+/// What is counted, beside extended resources.
+const COUNTED: [&str; 9] = [
+    "pods",
+    "resourcequotas",
+    "services",
+    "replicationcontrollers",
+    "secrets",
+    "configmaps",
+    "persistentvolumeclaims",
+    "services.nodeports",
+    "services.loadbalancers",
+];
+
+/// One of Kubernetes itself, as opposed to an extended one.
+fn is_native(resource: &str) -> bool {
+    !resource.contains('/') || resource.contains("kubernetes.io/")
+}
+
+/// Whether a node may promise more of it than it has.
+fn allows_overcommit(resource: &str) -> bool {
+    is_native(resource) && !resource.starts_with(HUGE_PAGES)
+}
+
+/// No parts of what comes in whole pieces are in the list `object.<name>`.
+pub fn whole(object: &Value, name: &str, path: &str, causes: &mut Causes) {
+    for (resource, amount) in members(object, name).into_iter().flatten() {
+        let counted = COUNTED.contains(&&**resource)
+            || !is_native(resource) && !resource.starts_with("requests.");
+        let parsed = Quantity::parse(amount.as_str().unwrap_or_default());
+        if counted && parsed.is_ok_and(|amount| amount.milli() % 1000 != 0) {
+            let path = format!("{path}.{name}[{resource}]");
+            causes.invalid(path, amount, "must be an integer");
+        }
+    }
+}
 
 /// Every quantity in the list `object.<name>` parses and is not negative.
 pub fn quantities(object: &Value, name: &str, path: &str, causes: &mut Causes) {
@@ -37,11 +71,12 @@ pub fn quantities(object: &Value, name: &str, path: &str, causes: &mut Causes) {
 pub fn validate(resources: &Value, path: &str, causes: &mut Causes) {
     for list in ["limits", "requests"] {
         quantities(resources, list, path, causes);
+        whole(resources, list, path, causes);
         for (name, _) in members(resources, list).into_iter().flatten() {
             let path = format!("{path}.{list}[{name}]");
             names::report(names::qualified_name(name), name, &path, causes);
             let standard = matches!(&**name, "cpu" | "memory" | "ephemeral-storage")
-                || WHOLE.iter().any(|mark| name.contains(mark));
+                || [HUGE_PAGES, "/"].iter().any(|mark| name.contains(mark));
             if !standard {
                 causes.invalid(&path, name, "must be a standard resource for containers");
             }
@@ -50,15 +85,66 @@ pub fn validate(resources: &Value, path: &str, causes: &mut Causes) {
     for (name, request) in members(resources, "requests").into_iter().flatten() {
         let limit = text(&resources["limits"], name);
         let shown = request.as_str().unwrap_or_default();
-        let (Ok(asked), Ok(most)) = (Quantity::parse(shown), Quantity::parse(limit)) else {
+        let asked = format!("{path}.requests");
+        if limit.is_empty() && !allows_overcommit(name) {
+            let detail = "Limit must be set for non overcommitable resources";
+            causes.required(format!("{path}.limits"), detail);
+        }
+        let (Ok(request), Ok(most)) = (Quantity::parse(shown), Quantity::parse(limit)) else {
             continue;
         };
-        if asked > most {
-            causes.invalid(
-                format!("{path}.requests"),
-                shown,
-                &format!("must be less than or equal to {name} limit of {limit}"),
-            );
+        if request != most && !allows_overcommit(name) {
+            let detail = format!("must be equal to {name} limit of {limit}");
+            causes.invalid(asked, shown, &detail);
+        } else if request > most {
+            let detail = format!("must be less than or equal to {name} limit of {limit}");
+            causes.invalid(asked, shown, &detail);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn amounts_that_nothing_can_have() {
+        for (resources, want) in [
+            (
+                json!({"requests": {"cpu": "1m"}, "limits": {"cpu": "1m"}}),
+                vec![],
+            ),
+            (json!({"limits": {"a.b/c": "2"}}), vec![]),
+            (
+                json!({"limits": {"a.b/c": "1500m"}}),
+                vec!["must be an integer"],
+            ),
+            (
+                json!({"requests": {"a.b/c": "1"}}),
+                vec!["Limit must be set for non overcommitable resources"],
+            ),
+            (
+                json!({"requests": {"a.b/c": "1"}, "limits": {"a.b/c": "2"}}),
+                vec!["must be equal to a.b/c limit of 2"],
+            ),
+            (
+                json!({"requests": {"hugepages-2Mi": "2Mi"}, "limits": {"hugepages-2Mi": "4Mi"}}),
+                vec!["must be equal to hugepages-2Mi limit of 4Mi"],
+            ),
+            (
+                json!({"requests": {"memory": "2Mi"}, "limits": {"memory": "1Mi"}}),
+                vec!["must be less than or equal to memory limit of 1Mi"],
+            ),
+        ] {
+            let mut causes = Causes::default();
+            validate(&resources, "spec.containers[0].resources", &mut causes);
+            let said = format!("{causes:?}");
+            for want in &want {
+                assert!(said.contains(want), "{resources}: {said}");
+            }
+            assert_eq!(causes.0.is_empty(), want.is_empty(), "{resources}: {said}");
         }
     }
 }
