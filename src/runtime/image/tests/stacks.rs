@@ -4,6 +4,8 @@
 //! - a link among an entry's parents: containerd, which unpacks a layer apart from those below it,
 //!   replaces a link of theirs; umoci follows it;
 //! - a hard link to a file of another layer;
+//! - a set-group-ID folder: what has no entry in one takes its group from there, but not where the
+//!   folder is a lower layer's;
 //! - a folder that only a whiteout mentions: containerd makes it, umoci does not;
 //! - a folder that is whited out after the layer has put something there: containerd refuses it, umoci
 //!   leaves it the attributes that it had below.
@@ -91,7 +93,8 @@ impl Layer {
         if self.has(|one| one == entry) {
             return;
         }
-        let header = self.header(tar::EntryType::Directory);
+        let mut header = self.header(tar::EntryType::Directory);
+        header.set_mode(header.mode().unwrap() & !0o2000);
         self.add(header, &entry, b"");
     }
 
