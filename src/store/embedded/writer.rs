@@ -374,9 +374,12 @@ fn commit(
             let _ = reply.send(result);
         }
     };
-    if log.must_rewrite
-        && let Err(error) = log.rewrite(&shared.read(), live_expiries)
-    {
+    // Read before, for what is over is written below.
+    let rewritten = match log.must_rewrite {
+        true => log.rewrite(&shared.read(), live_expiries),
+        false => Ok(()),
+    };
+    if let Err(error) = rewritten {
         let reason = error.to_string();
         for (_, reply) in commits {
             answer(

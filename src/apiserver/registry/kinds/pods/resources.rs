@@ -4,10 +4,7 @@ use serde_json::Value;
 
 use crate::apiserver::registry::{
     Causes,
-    kinds::{
-        names,
-        value::{members, text},
-    },
+    kinds::{names, value::members},
 };
 use proto::quantity::Quantity;
 
@@ -83,7 +80,10 @@ pub fn validate(resources: &Value, path: &str, causes: &mut Causes) {
         }
     }
     for (name, request) in members(resources, "requests").into_iter().flatten() {
-        let limit = text(&resources["limits"], name);
+        // Not by a path: names have dots.
+        let limit = resources["limits"][name.as_str()]
+            .as_str()
+            .unwrap_or_default();
         let shown = request.as_str().unwrap_or_default();
         let asked = format!("{path}.requests");
         if limit.is_empty() && !allows_overcommit(name) {
