@@ -163,7 +163,7 @@ impl Handle {
         bootstrap::write(&self.server, &self.config, authorities).await?;
         bootstrap::complete_roles(&self.server).await?;
         for plugin in self.server.plugins() {
-            plugin.started();
+            plugin.started(&self.parts);
         }
         Keeper::start(&self.server, &self.parts).await;
         Aggregator::start(&self.server, self.front.clone(), &self.parts);

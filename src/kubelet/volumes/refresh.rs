@@ -13,7 +13,12 @@ use super::{
     Volumes,
     pod::{News, PodVolumes, follows_api},
 };
-use crate::{backoff::Backoff, kubelet::images::chain, queue::Taken, supervision::caught};
+use crate::{
+    backoff::Backoff,
+    kubelet::images::chain,
+    queue::Taken,
+    supervision::{caught, pulse},
+};
 
 /// As the original, from 60 to 90 s: what is on disk is compared with what it should be.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -37,6 +42,7 @@ impl Volumes {
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
+                () = pulse::asked() => {}
                 uid = &mut next => {
                     next.set(queue.next());
                     looks.push(self.look(uid));
