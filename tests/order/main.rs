@@ -8,6 +8,8 @@ mod lab;
 
 mod plane;
 mod pods;
+mod records;
 mod repair;
+mod steps;
 mod supervision;
 mod upgrade;
