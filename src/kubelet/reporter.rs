@@ -13,7 +13,10 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::supervision::{Panic, caught};
+use crate::supervision::{
+    Panic, caught,
+    steps::{Step, reached},
+};
 
 /// A status that hardly says anything yet waits so long for a better one.
 const SOON: Duration = Duration::from_millis(100);
@@ -134,6 +137,7 @@ async fn write_all(
                     written.number = report.number;
                     written.revision = revision.unwrap_or(written.revision);
                 });
+                reached(Step::StatusWritten);
             }
             Err(error) => {
                 tracing::warn!(pod = report.target.name, %error, "status not written, will retry");
