@@ -53,7 +53,7 @@ pods() {
 		served | kubectl create --validate=false -f - &&
 		kubectl wait pod/web pod/client --for=condition=Ready --timeout=60s || return
 	kubectl get service web -o jsonpath='{.spec.clusterIP}' >/tmp/address
-	pgrep -f '^sleep 1000000' | head -1 >/tmp/client
+	grep -lz '^1000000$' /proc/[0-9]*/cmdline 2>/dev/null | cut -d/ -f3 | head -1 >/tmp/client
 	serves 30
 }
 
