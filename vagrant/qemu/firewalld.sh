@@ -67,7 +67,18 @@ firewall() {
 		sleep 1
 	done
 	# As users must, for what pods send each other.
-	firewall-cmd --permanent --zone=trusted --add-interface=vetch0 && firewall-cmd --reload
+	firewall-cmd --permanent --zone=trusted --add-interface=vetch0 && reload --reload
+}
+
+# reload HOW: returns when firewalld is done, which under emulation takes longer than D-Bus waits for an
+# answer. Meanwhile it lets nothing through.
+reload() {
+	local end=$((SECONDS + 180))
+	firewall-cmd "$1" && return
+	until firewall-cmd --state; do
+		[ $SECONDS -lt $end ] || return
+		sleep 1
+	done
 }
 
 tables() {
@@ -76,12 +87,12 @@ tables() {
 
 # reloaded HOW: firewalld makes its rules anew, and ours stay or come back.
 reloaded() {
-	firewall-cmd "$1" && serves $RESUMES && diff <(echo "$before") <(tables)
+	reload "$1" && serves $RESUMES && diff <(echo "$before") <(tables)
 }
 
 # As an administrator would, or a firewall that thinks that all rules are its own.
 flushed() {
-	nft flush ruleset && firewall-cmd --reload && serves $RESUMES && diff <(echo "$before") <(tables)
+	nft flush ruleset && reload --reload && serves $RESUMES && diff <(echo "$before") <(tables)
 }
 
 ok "vetch up --detach" timeout 120 vetch up --detach &&
