@@ -10,9 +10,12 @@ use tokio::task::JoinSet;
 use super::Error;
 use crate::supervision::{Panic, Reason, caught, hooks, pulse};
 
+/// Which piece has ended, and how.
+type Ended = (Arc<str>, Result<Result<(), Error>, Panic>);
+
 /// Pieces that end together: with the drop of this at the latest.
 #[derive(Debug, Default)]
-pub struct Pieces(JoinSet<(Arc<str>, Result<Result<(), Error>, Panic>)>);
+pub struct Pieces(JoinSet<Ended>);
 
 impl Pieces {
     /// `name` is said when it ends, or does not turn any more.
