@@ -6,11 +6,15 @@
 //! - The end of a part, an error or a panic, is logged at once and counted; nobody has to ask for it.
 //! - A part that is down says so in [`Parts::report`] until it has run again for a moment.
 //! - What must not go on without a part has [`Policy::Exit`], and ends through [`Parts::fatal`].
+//! - A part that runs and does nothing any more says so in [`Parts::look`], see [`pulse`].
 //!
 //! A task that serves one thing only (a key, a connection) is not a part: its panics are
-//! [`caught`] where it is started, and are a failure of that thing.
+//! [`caught`] where it is started, and are a failure of that thing; one that lasts as long as its thing
+//! is run by [`outlast`].
 
 pub mod hooks;
+pub mod pulse;
+pub mod steps;
 
 use std::{
     any::Any,
@@ -30,6 +34,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::pulse::Pulse;
 use crate::{backoff::Backoff, causes::causes};
 
 /// How parts are started again.
@@ -42,6 +47,8 @@ struct Pace {
     settled: Duration,
     /// A part that ran this long waits as shortly as after its first end.
     well: Duration,
+    /// A part that has not answered for so long is stalled.
+    answer: Duration,
 }
 
 impl Default for Pace {
@@ -51,6 +58,7 @@ impl Default for Pace {
             longest_wait: Duration::from_secs(30),
             settled: Duration::from_secs(1),
             well: Duration::from_secs(60),
+            answer: Duration::from_secs(10),
         }
     }
 }
@@ -75,6 +83,19 @@ pub enum Reason {
     /// With all causes.
     Error(String),
     Panic(String),
+    /// It runs, but these of its loops do not turn.
+    Stalled(Vec<Arc<str>>),
+}
+
+impl Reason {
+    /// Of an end that nobody had ordered.
+    pub fn of<E: Into<BoxError>>(ended: Result<Result<(), E>, Panic>) -> Self {
+        match ended {
+            Ok(Ok(())) => Self::Ended,
+            Ok(Err(error)) => Self::Error(causes(&*error.into())),
+            Err(panic) => Self::Panic(panic.0),
+        }
+    }
 }
 
 impl fmt::Display for Reason {
@@ -83,6 +104,9 @@ impl fmt::Display for Reason {
             Self::Ended => f.write_str("it ended by itself"),
             Self::Error(error) => f.write_str(error),
             Self::Panic(message) => write!(f, "panic: {message}"),
+            Self::Stalled(loops) => {
+                write!(f, "it is stalled: {} does not answer", loops.join(", "))
+            }
         }
     }
 }
@@ -130,6 +154,10 @@ struct Register {
 struct State {
     down: Option<Reason>,
     restarts: u64,
+    /// Of its latest run.
+    pulse: Option<Pulse>,
+    /// It was told that it is stalled.
+    stalled: bool,
 }
 
 impl Register {
@@ -139,6 +167,34 @@ impl Register {
 
     fn set(&self, name: &Arc<str>, down: Option<Reason>) {
         self.lock().entry(name.clone()).or_default().down = down;
+    }
+
+    fn begins(&self, name: &Arc<str>) -> Pulse {
+        let pulse = Pulse::new(name.clone());
+        let mut parts = self.lock();
+        let state = parts.entry(name.clone()).or_default();
+        (state.pulse, state.stalled) = (Some(pulse.clone()), false);
+        pulse
+    }
+
+    /// Whether this run of the part, if it is still that one, is stalled; says so in the log when that
+    /// begins and when it ends.
+    fn is_stalled(&self, name: &Arc<str>, run: &Pulse, silent: &[Arc<str>]) -> bool {
+        let mut parts = self.lock();
+        let state = parts.entry(name.clone()).or_default();
+        if !state.pulse.as_ref().is_some_and(|pulse| pulse.is(run)) {
+            return false;
+        }
+        let is_stalled = !silent.is_empty();
+        match (
+            std::mem::replace(&mut state.stalled, is_stalled),
+            is_stalled,
+        ) {
+            (false, true) => tracing::error!(part = &**name, ?silent, "a part is stalled"),
+            (true, false) => tracing::info!(part = &**name, "a part that was stalled goes on"),
+            _ => {}
+        }
+        is_stalled
     }
 
     fn restarts(&self, name: &Arc<str>) {
@@ -217,6 +273,30 @@ impl Parts {
         report.collect()
     }
 
+    /// As [`Parts::report`], after all parts that run were asked whether they do something. Waits for
+    /// one that is stalled, the first time.
+    pub async fn look(&self) -> Vec<PartReport> {
+        let runs: Vec<(Arc<str>, Pulse)> = {
+            let parts = self.register.lock();
+            let run =
+                |(name, state): (&Arc<str>, &State)| Some((name.clone(), state.pulse.clone()?));
+            parts.iter().filter_map(run).collect()
+        };
+        let asked = runs.iter().map(|(_, pulse)| pulse.silent(self.pace.answer));
+        let answers = futures::future::join_all(asked).await;
+        let mut report = self.report();
+        for ((name, pulse), silent) in runs.iter().zip(answers) {
+            let mut running = report.iter_mut().filter(|part| part.down.is_none());
+            let Some(part) = running.find(|part| part.name == *name) else {
+                continue;
+            };
+            if self.register.is_stalled(name, pulse, &silent) {
+                part.down = Some(Reason::Stalled(silent));
+            }
+        }
+        report
+    }
+
     /// Resolves when a part has ended without which the daemon must not go on.
     pub async fn fatal(&self) -> Failure {
         seen(self.register.fatal.subscribe()).await
@@ -267,15 +347,12 @@ impl Part {
         let mut backoff = Backoff::new(self.pace.first_wait, self.pace.longest_wait);
         loop {
             let begun = Instant::now();
+            let pulse = self.register.begins(&self.name);
             let running = caught(async {
-                let running = make(self.shutdown.clone());
+                let running = pulse.beat(make(self.shutdown.clone()));
                 hooks::unless_provoked(&self.name, running).await
             });
-            let reason = match self.run(running).await {
-                Ok(Ok(())) => Reason::Ended,
-                Ok(Err(error)) => Reason::Error(causes(&*error.into())),
-                Err(panic) => Reason::Panic(panic.0),
-            };
+            let reason = Reason::of(self.run(running).await);
             if self.shutdown.is_cancelled() {
                 if reason != Reason::Ended {
                     tracing::warn!(part = &*self.name, %reason, "a part failed while it was ended");
@@ -337,6 +414,23 @@ pub async fn caught<F: Future>(future: F) -> Result<F::Output, Panic> {
 pub fn caught_here<T>(work: impl FnOnce() -> T) -> Result<T, Panic> {
     let done = std::panic::catch_unwind(AssertUnwindSafe(work));
     done.map_err(|panic| Panic(message(&*panic)))
+}
+
+/// Runs what serves one thing for as long as that is there, anew after each panic.
+pub async fn outlast<F: Future>(
+    what: &str,
+    mut backoff: Backoff,
+    mut make: impl FnMut() -> F,
+) -> F::Output {
+    loop {
+        let panic = match caught(async { make().await }).await {
+            Ok(done) => return done,
+            Err(panic) => panic,
+        };
+        let wait = backoff.next_wait();
+        tracing::error!(%panic, ?wait, "{what} failed, it starts again");
+        sleep(wait).await;
+    }
 }
 
 fn message(panic: &(dyn Any + Send)) -> String {
@@ -411,6 +505,60 @@ mod tests {
         assert_eq!(parts.report()[0].restarts, 3);
         parts.stop().await;
         assert_eq!(runs.load(Ordering::Relaxed), 4);
+    }
+
+    #[tokio::test]
+    async fn what_serves_one_thing_goes_on_after_panics() {
+        let mut runs = 0;
+        let moment = Duration::from_millis(1);
+        let made = outlast("counting", Backoff::new(moment, moment), || {
+            runs += 1;
+            let run = runs;
+            async move {
+                assert!(run > 2, "too early");
+                run
+            }
+        });
+        assert_eq!(made.await, 3);
+    }
+
+    #[tokio::test]
+    async fn a_part_that_does_nothing_any_more_is_named() {
+        let pace = Pace {
+            answer: Duration::from_secs(1),
+            ..Pace::default()
+        };
+        let parts = Parts {
+            pace,
+            ..Parts::default()
+        };
+        let (stall, stalls) = watch::channel(false);
+        parts.start_endless("sticks", Policy::Restart, move || {
+            let mut stalls = stalls.clone();
+            async move {
+                loop {
+                    tokio::select! {
+                        () = pulse::asked() => {}
+                        true = async { stalls.wait_for(|stall| *stall).await.is_ok() } => {
+                            std::future::pending::<()>().await;
+                        }
+                    }
+                }
+            }
+        });
+        parts.start_endless("idles", Policy::Restart, std::future::pending);
+        let found = async || -> Vec<Option<String>> {
+            let report = parts.look().await.into_iter();
+            let down = report.map(|part| part.down.map(|reason| reason.to_string()));
+            down.collect()
+        };
+        assert_eq!(found().await, [None, None]);
+        stall.send_replace(true);
+        let why = "it is stalled: sticks does not answer";
+        let within = Instant::now() + Duration::from_secs(10);
+        while found().await != [None, Some(why.to_owned())] {
+            assert!(Instant::now() < within);
+        }
     }
 
     #[tokio::test]

@@ -151,6 +151,72 @@ fn everything_of_ours_goes_and_nothing_else() {
     assert!(ended.is_none(), "it was killed");
 }
 
+/// The uids of the pods whose runtime records are there.
+fn recorded_pods(cluster: &Cluster) -> Vec<PathBuf> {
+    let pods = fs::read_dir(cluster.path("run/pods/pods")).unwrap();
+    pods.map(|entry| entry.unwrap().path()).collect()
+}
+
+/// The same key, with a certificate that ended long ago.
+fn expire_authority(cluster: &Cluster) {
+    let key = fs::read_to_string(cluster.path("lib/pki/ca.key")).unwrap();
+    let key = rcgen::KeyPair::from_pem(&key).unwrap();
+    let mut authority = rcgen::CertificateParams::default();
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    authority.not_before = rcgen::date_time_ymd(1999, 1, 1);
+    authority.not_after = rcgen::date_time_ymd(2000, 1, 1);
+    let certificate = authority.self_signed(&key).unwrap().pem();
+    fs::write(cluster.path("lib/pki/ca.crt"), certificate).unwrap();
+}
+
+fn damage_keys(cluster: &Cluster) {
+    fs::write(cluster.path("lib/pki/ca.key"), "nonsense").unwrap();
+    fs::write(cluster.path("lib/pki/sa.key"), "nonsense").unwrap();
+    fs::remove_file(cluster.path("lib/pki/front-proxy-ca.key")).unwrap();
+}
+
+fn damage_records(cluster: &Cluster) {
+    for pod in recorded_pods(cluster) {
+        fs::write(pod.join("pod.json"), "{").unwrap();
+    }
+}
+
+fn damage_network(cluster: &Cluster) {
+    fs::write(cluster.path("lib/node.json"), "{").unwrap();
+    for record in fs::read_dir(cluster.path("lib/network/addresses")).unwrap() {
+        fs::write(record.unwrap().path(), "").unwrap();
+    }
+}
+
+/// It may be for the damage that the cluster is removed.
+#[test]
+#[ignore = "needs root"]
+fn what_is_damaged_or_has_expired_goes_too() {
+    let cluster = Cluster::new();
+    let before = cluster.host.picture();
+    let damages: [(&str, fn(&Cluster)); 5] = [
+        ("an expired authority", expire_authority),
+        ("damaged keys", damage_keys),
+        ("records that cannot be read", damage_records),
+        ("no record of the node", |cluster| {
+            fs::remove_file(cluster.path("lib/node.json")).unwrap();
+        }),
+        ("damaged records of the network", damage_network),
+    ];
+    for (name, damage) in damages {
+        let group = full(&cluster);
+        cluster.kill_daemon();
+        damage(&cluster);
+        let reset = cluster.vetch(&["reset", "--yes"]);
+        assert!(reset.status.success(), "{name}: {}", text(&reset));
+        assert_eq!(cluster.host.picture(), before, "{name}");
+        assert_eq!(folders(&group), Vec::<PathBuf>::new(), "{name}");
+        for ours in ["etc", "lib", "run", "log"] {
+            assert!(!cluster.root.path().join(ours).exists(), "{name}: {ours}");
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs root, to cease to be it"]
 fn a_host_without_root_is_told_and_not_touched() {

@@ -186,6 +186,35 @@ impl Group {
         self.hierarchy.layout
     }
 
+    /// Names of the groups below, at most `depth` levels of them, whose own name `suits`; those below
+    /// such a group are not looked at.
+    pub fn find(
+        &self,
+        depth: usize,
+        suits: impl Fn(&str) -> bool,
+    ) -> Result<BTreeSet<String>, Error> {
+        let mut found = BTreeSet::new();
+        for root in self.roots() {
+            let mut level = vec![root.join(&self.name)];
+            for _ in 0..depth {
+                let mut next = Vec::new();
+                for dir in level.iter().map(|dir| children(dir)) {
+                    next.extend(dir?);
+                }
+                let name = |dir: &Path| Some(dir.file_name()?.to_str()?.to_owned());
+                let (suiting, others) = { next.into_iter() }
+                    .partition(|dir| name(dir).is_some_and(|name| suits(&name)));
+                level = others;
+                let suiting: Vec<PathBuf> = suiting;
+                let names = suiting
+                    .iter()
+                    .filter_map(|dir| dir.strip_prefix(&root).ok());
+                found.extend(names.filter_map(|name| name.to_str().map(str::to_owned)));
+            }
+        }
+        Ok(found)
+    }
+
     /// Sets limits in the order [`plan`] gives; stops at the first that is refused.
     pub fn apply(&self, limits: &Limits) -> Result<(), Error> {
         let layout = self.hierarchy.layout;

@@ -164,7 +164,7 @@ impl Handle {
         let roles = bootstrap::Roles::Complete;
         bootstrap::write(&self.server, &self.config, authorities, roles).await?;
         for plugin in self.server.plugins() {
-            plugin.started();
+            plugin.started(&self.parts);
         }
         Keeper::start(&self.server, &self.parts).await;
         Aggregator::start(&self.server, self.front.clone(), &self.parts);

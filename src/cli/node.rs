@@ -256,7 +256,8 @@ impl Node {
 
     /// Stops and removes this node's pods; call [`Node::stop`] before.
     pub async fn remove_pods(&self) -> Result<(), Error> {
-        Ok(kubelet::remove_pods(&self.config, &self.deps).await?)
+        let (runtime, network) = (&self.deps.runtime, &self.deps.network);
+        Ok(kubelet::remove_pods(&self.config, runtime, network).await?)
     }
 }
 
@@ -310,12 +311,12 @@ fn start_kubelet(
     Ok(())
 }
 
-/// Takes away what a stopped daemon has left on the host: pods, their network, services.
+/// Takes away what a stopped daemon has left on the host: pods, their network, services. Works with
+/// what it finds: the cluster may be removed because something of it is damaged or has expired.
 pub async fn remove(paths: &Paths) -> Result<(), Error> {
-    let Some(recorded) = Recorded::load(paths)? else {
+    let Some(recorded) = Recorded::of_remains(paths) else {
         return Ok(()); // there never was a node
     };
-    super::daemon::install_crypto();
     let names = Names::of(paths);
     let config = Config {
         paths: paths.clone(),
@@ -328,26 +329,22 @@ pub async fn remove(paths: &Paths) -> Result<(), Error> {
         limits: PodLimits::default(),
         resources: ResourceSettings::default(),
     };
-    let network = PodNetwork::open(network_config(&config, &names)).await?;
-    let pki = Pki::open(&paths.state.join("pki"))?;
-    let deps = kubelet::Deps {
-        informers: Informers::new(nobody()),
-        runtime: Runtime::open(runtime_config(paths, &names)).await?,
-        images: Images::open(paths.state.clone(), paths.runtime()).await?,
-        network: network.clone(),
-        server_tls: Arc::new(pki::server_config(&pki, Leaf::kubelet_serving("", &[]))?),
-        clients: pki.clients()?,
-        refused: watch::Sender::default(),
+    let network = match PodNetwork::open(network_config(&config, &names)).await {
+        Err(network::Error::Records { .. }) => {
+            PodNetwork::open_to_remove(network_config(&config, &names)).await?
+        }
+        opened => opened?,
     };
+    let runtime = Runtime::open(runtime_config(paths, &names)).await?;
     let kubelet = kubelet_config(&config, &names, cluster_dns(config.services)?);
-    kubelet::remove_pods(&kubelet, &deps).await?;
+    kubelet::remove_pods(&kubelet, &runtime, &network).await?;
     let hierarchy = cgroups::Hierarchy::detect()?;
     let group = cgroups::Group::open(&hierarchy, &names.cgroup_root)?;
-    if !deps.runtime.set_aside().is_empty() {
+    if !runtime.set_aside().is_empty() {
         // They go too, though nobody knows how they would like to.
         group.kill_all()?;
-        deps.runtime.remove_set_aside().await?;
-        kubelet::remove_pods(&kubelet, &deps).await?;
+        runtime.remove_set_aside().await?;
+        kubelet::remove_pods(&kubelet, &runtime, &network).await?;
     }
     proxy::remove(proxy_config(&config, &names)).await?;
     network.remove().await?;
@@ -382,6 +379,26 @@ impl Recorded {
             .map_err(|error| format!("write {}: {error}", path.display()).into())
     }
 
+    /// What is known for a removal. Where the record is lost or damaged, that the node had the usual
+    /// settings; nothing where no node has ever run.
+    fn of_remains(paths: &Paths) -> Option<Self> {
+        match Self::load(paths) {
+            Ok(Some(recorded)) => return Some(recorded),
+            Ok(None) if !runtime_config(paths, &Names::of(paths)).state_dir.exists() => {
+                return None;
+            }
+            Ok(None) => tracing::warn!("the node's record is lost, its usual settings are assumed"),
+            Err(error) => tracing::warn!(%error, "the node's usual settings are assumed"),
+        }
+        let ranges = Ranges::of(paths);
+        Some(Self {
+            version: RECORD,
+            name: String::new(),
+            pod_cidr: ranges.pods.to_string(),
+            services: ranges.services.to_string(),
+        })
+    }
+
     fn load(paths: &Paths) -> Result<Option<Self>, Error> {
         let path = Self::path(paths);
         match std::fs::read(&path) {
@@ -392,16 +409,6 @@ impl Recorded {
             Err(error) => Err(format!("read {}: {error}", path.display()).into()),
         }
     }
-}
-
-/// A client for what runs without an API server: every request fails.
-fn nobody() -> Client {
-    let refuse = |_: http::Request<kube::client::Body>| async {
-        Err::<http::Response<kube::client::Body>, _>(std::io::Error::other(
-            "there is no API server",
-        ))
-    };
-    Client::new(tower::service_fn(refuse), "default")
 }
 
 fn runtime_config(paths: &Paths, names: &Names) -> runtime::Config {

@@ -36,7 +36,7 @@ use crate::{
         Informers,
         services::{Joined, Services},
     },
-    supervision::caught_here,
+    supervision::{caught_here, pulse},
 };
 
 #[derive(Clone, Debug)]
@@ -67,6 +67,7 @@ pub async fn run(
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
+            () = pulse::asked() => {}
             changed = services.next() => match changed {
                 Some(changed) => update(&server, changed).await,
                 None => return Ok(()),

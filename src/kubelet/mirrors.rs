@@ -25,7 +25,7 @@ use crate::{
     backoff::Backoff,
     informer::Key,
     queue::{Queue, Taken},
-    supervision::{Panic, caught},
+    supervision::{Panic, caught, pulse},
 };
 
 const FIRST_RETRY: Duration = Duration::from_millis(50);
@@ -188,6 +188,7 @@ impl Mirrors {
         let mut next = std::pin::pin!(queue.next());
         loop {
             tokio::select! {
+                () = pulse::asked() => {}
                 key = &mut next => {
                     next.set(queue.next());
                     looks.push(self.look(key));

@@ -18,6 +18,7 @@ mod logs;
 mod mirrors;
 pub mod network;
 pub mod node;
+mod pieces;
 pub mod pod;
 pub mod probe;
 mod reporter;
@@ -42,16 +43,16 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
-    task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{container::Facts, volumes::Volumes};
+use self::{container::Facts, pieces::Pieces, volumes::Volumes};
 use crate::{
     causes::causes,
     informer::Informers,
     pki::Clients,
     runtime::{Runtime, image::Images},
+    supervision::Reason,
 };
 
 /// How long containers may take to stop when all pods are removed.
@@ -221,25 +222,21 @@ pub async fn run(
         refused: deps.refused,
     };
 
-    let mut parts = JoinSet::new();
-    parts.spawn(async move {
+    let mut pieces = Pieces::default();
+    pieces.start("network", async move {
         let kept = network.keep(containers, restored, until).await;
         kept.map_err(|error| during("watch the pod network")(std::io::Error::other(error)))
     });
     let until = stop.clone();
-    parts.spawn(async move {
+    pieces.start_plain("eviction", async move {
         eviction::run(thresholds, manager, until).await;
-        Ok(())
     });
     let until = stop.clone();
-    parts.spawn(async move {
-        collector.run(until).await;
-        Ok(())
-    });
+    pieces.start_plain("images", async move { collector.run(until).await });
     let until = stop.clone();
     let informers = deps.informers.clone();
     let pressed = pressures.clone();
-    parts.spawn(async move {
+    pieces.start("node", async move {
         // A node that was ready before must not be told unready while its daemon starts: its pods
         // would be taken for unready too.
         tokio::select! {
@@ -248,35 +245,33 @@ pub async fn run(
         }
         node::run(node, &informers, healthy, pressed, until).await
     });
-    parts.spawn(server.serve_with(config, listener, deps.server_tls, stop.clone()));
+    let serving = server.serve_with(config, listener, deps.server_tls, stop.clone());
+    pieces.start("server", serving);
     match TcpListener::bind(HEALTH).await {
         Ok(listener) => {
-            parts.spawn(server::Server::serve_health(listener, stop.clone()));
+            let serving = server::Server::serve_health(listener, stop.clone());
+            pieces.start("health", serving);
         }
         // Another node on this machine has it, say. Nothing in the cluster asks there.
         Err(error) => tracing::warn!(%error, "health checks are not served on {HEALTH:?}"),
     }
     let (volumes, until) = (context.volumes.clone(), stop.clone());
-    parts.spawn(async move {
-        volumes.run(until).await;
-        Ok(())
-    });
+    pieces.start_plain("volumes", async move { volumes.run(until).await });
     let (runtime, until) = (deps.runtime, stop.clone());
-    parts.spawn(async move {
+    pieces.start_plain("logs", async move {
         logs::close_to_others(&log_dir).await;
         logs::compress_rotated(runtime, until).await;
-        Ok(())
     });
     let admission = table::Admission { room, pressures };
     let table = table::Table::new(context, book, health, admission);
-    parts.spawn(async move {
-        table.run(probed, orders, stop).await;
-        Ok(())
-    });
-    while let Some(part) = parts.join_next().await {
-        part.map_err(|error| during("run a part of the kubelet")(error.into()))??;
-        if !shutdown.is_cancelled() {
-            return Err(Error::Ended);
+    pieces.start("pods", table.run(probed, orders, stop));
+    while let Some(error) = pieces.ended().await {
+        match error {
+            Error::Piece {
+                reason: Reason::Ended,
+                ..
+            } if shutdown.is_cancelled() => {}
+            error => return Err(error),
         }
     }
     Ok(())
@@ -358,14 +353,16 @@ fn volumes_config(config: &Config, facts: &Facts) -> volumes::Config {
 }
 
 /// Stops and removes all pods of this node and what they use, without a word to the API, but those
-/// that the runtime does not understand. Only when no kubelet runs.
-pub async fn remove_pods(config: &Config, deps: &Deps) -> Result<(), Error> {
-    let volumes = Volumes::new(
-        volumes_config(config, &Facts::default()),
-        deps.informers.client().clone(),
-    );
-    let pods = deps.runtime.pods().await;
-    let removals = pods.into_iter().map(|pod| remove_pod(&deps.runtime, pod));
+/// that the runtime does not understand. Only when no kubelet runs. Needs neither certificates nor
+/// keys: what is removed may be a cluster that has broken ones.
+pub async fn remove_pods(
+    config: &Config,
+    runtime: &Runtime,
+    network: &network::PodNetwork,
+) -> Result<(), Error> {
+    let volumes = Volumes::new(volumes_config(config, &Facts::default()), nobody());
+    let pods = runtime.pods().await;
+    let removals = pods.into_iter().map(|pod| remove_pod(runtime, pod));
     for removed in futures::future::join_all(removals).await {
         removed?;
     }
@@ -373,7 +370,7 @@ pub async fn remove_pods(config: &Config, deps: &Deps) -> Result<(), Error> {
         action: action.to_owned(),
         source: std::io::Error::other(error),
     };
-    let set_aside: Vec<String> = deps.runtime.set_aside().into_keys().collect();
+    let set_aside: Vec<String> = runtime.set_aside().into_keys().collect();
     let known = volumes.known().await;
     let known = known.map_err(|error| failed("list volumes", causes(&error)))?;
     for uid in known.into_iter().filter(|uid| !set_aside.contains(uid)) {
@@ -381,22 +378,32 @@ pub async fn remove_pods(config: &Config, deps: &Deps) -> Result<(), Error> {
         released.map_err(|error| failed("remove volumes", causes(&error)))?;
     }
     logs::remove_orphans(&config.log_dir, set_aside.clone()).await;
-    let detached = deps.network.adopt(&set_aside, BTreeMap::new()).await;
+    let detached = network.adopt(&set_aside, BTreeMap::new()).await;
     detached.map_err(|error| failed("give back addresses", causes(&error)))
+}
+
+/// A client where there is no API server: every request fails.
+fn nobody() -> kube::Client {
+    let refuse = |_: http::Request<kube::client::Body>| async {
+        Err::<http::Response<kube::client::Body>, _>(std::io::Error::other(
+            "there is no API server",
+        ))
+    };
+    kube::Client::new(tower::service_fn(refuse), "default")
 }
 
 /// Gives the pod's containers a moment to stop by themselves.
 async fn remove_pod(runtime: &Runtime, pod: crate::runtime::PodState) -> Result<(), Error> {
     let uid = pod.config.identity.uid.clone();
-    worker::stop_containers(runtime, pod, |_| REMOVAL_GRACE).await;
+    worker::stop_containers(runtime, pod, worker::Hooks::Skip, |_| REMOVAL_GRACE).await;
     Ok(runtime.remove_pod(&uid).await?)
 }
 
 /// Why the kubelet cannot go on at all. What concerns one pod is an event and a status instead.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("a part of the kubelet ended by itself")]
-    Ended,
+    #[error("{name}: {reason}")]
+    Piece { name: Arc<str>, reason: Reason },
     #[error("{0} is not supported")]
     Unsupported(&'static str),
     #[error("{action}")]

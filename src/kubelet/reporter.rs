@@ -15,7 +15,10 @@ use tokio::sync::watch;
 
 use crate::{
     backoff::Backoff,
-    supervision::{Panic, caught},
+    supervision::{
+        Panic, caught,
+        steps::{Step, reached},
+    },
 };
 
 /// A status that hardly says anything yet waits so long for a better one.
@@ -137,6 +140,7 @@ async fn write_all(
                     written.number = report.number;
                     written.revision = revision.unwrap_or(written.revision);
                 });
+                reached(Step::StatusWritten);
             }
             Err(error) => {
                 tracing::warn!(pod = report.target.name, %error, "status not written, will retry");

@@ -17,6 +17,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    Error,
     admit::{self, Refusal, Room},
     book::Book,
     events,
@@ -25,15 +26,17 @@ use super::{
     mirrors::Mirrors,
     network,
     node::Health,
+    pieces::Pieces,
     pod, probe,
     reporter::Target,
     sources::{self, Change, Changes, Source},
     statics,
     worker::{
-        Context, Desired, FORCED_GRACE, Handle, Note, Wish, Worker, sandbox, stop_containers,
+        Context, Desired, FORCED_GRACE, Handle, Hooks, Note, Wish, Worker, delete_object, identity,
+        sandbox, stop_containers,
     },
 };
-use crate::{backoff::Backoff, informer::Key};
+use crate::{backoff::Backoff, informer::Key, supervision::pulse};
 
 const RETRY: Duration = Duration::from_secs(5);
 /// A worker that panicked starts over after the first, then twice as long.
@@ -73,7 +76,8 @@ pub struct Table {
     leaving: HashMap<String, Key>,
     removals: JoinSet<String>,
     synced: HashSet<Source>,
-    tasks: JoinSet<()>,
+    /// Without one of these nothing would be heard any more.
+    pieces: Pieces,
     /// Pods that are not understood, by UID.
     left_alone: HashMap<String, Arc<Pod>>,
 }
@@ -99,29 +103,30 @@ impl Table {
             leaving: HashMap::new(),
             removals: JoinSet::new(),
             synced: HashSet::new(),
-            tasks: JoinSet::new(),
+            pieces: Pieces::default(),
             left_alone: HashMap::new(),
         }
     }
 
-    /// Until told to stop.
+    /// Until told to stop, or until what it hears from has ended.
     pub async fn run(
         mut self,
         mut probed: mpsc::UnboundedReceiver<probe::Update>,
         mut orders: mpsc::Receiver<Order>,
         shutdown: CancellationToken,
-    ) {
+    ) -> Result<(), Error> {
         let mut events = self.context.runtime.events();
         let mut images = self.context.puller.additions();
         let mut changes = self.watch_sources();
         loop {
             tokio::select! {
-                () = shutdown.cancelled() => return,
+                () = shutdown.cancelled() => return Ok(()),
+                () = pulse::asked() => {}
                 Some((source, change)) = changes.recv() => self.take(source, change).await,
                 event = events.recv() => match event {
                     Ok(event) => self.note(&event.pod_uid, Note::Look),
                     Err(broadcast::error::RecvError::Lagged(_)) => self.note_all(|| Note::Look),
-                    Err(broadcast::error::RecvError::Closed) => return,
+                    Err(broadcast::error::RecvError::Closed) => return Ok(()),
                 },
                 Some(update) = probed.recv() => {
                     let uid = update.pod_uid.clone();
@@ -135,7 +140,7 @@ impl Table {
                 Some(ended) = self.workers.join_next() => self.ended(ended),
                 Some(Ok(uid)) = self.restarts.join_next() => self.restart(&uid),
                 Some(Ok(uid)) = self.removals.join_next() => self.left(&uid),
-                Some(_) = self.tasks.join_next() => {}
+                Some(error) = self.pieces.ended() => return Err(error),
             }
         }
     }
@@ -143,17 +148,13 @@ impl Table {
     fn watch_sources(&mut self) -> Changes {
         let (sender, changes) = sources::channel();
         let config = &self.context.config;
-        self.tasks.spawn(sources::watch(
-            self.context.client.clone(),
-            config.node.clone(),
-            sender.clone(),
-        ));
-        self.tasks.spawn(statics::watch(
-            config.manifest_dir.clone(),
-            config.node.clone(),
-            sender,
-        ));
-        self.tasks.spawn(self.mirrors.clone().run());
+        let (client, node) = (self.context.client.clone(), config.node.clone());
+        let watching = sources::watch(client, node.clone(), sender.clone());
+        self.pieces.start_plain("sources", watching);
+        let watching = statics::watch(config.manifest_dir.clone(), node, sender);
+        self.pieces.start_plain("manifests", watching);
+        self.pieces
+            .start_plain("mirrors", self.mirrors.clone().run());
         changes
     }
 
@@ -175,7 +176,11 @@ impl Table {
                 self.mirrors.deleted(&pod);
                 self.send_static(&Key::of(&pod));
             }
-            Change::Deleted(pod) => self.gone(&pod.uid().unwrap_or_default()),
+            Change::Deleted(pod) => {
+                let uid = pod.uid().unwrap_or_default();
+                self.gone(&uid);
+                self.not_wanted(&uid);
+            }
             Change::List(pods) => self.listed(source, pods).await,
         }
     }
@@ -189,6 +194,11 @@ impl Table {
             .map(|(uid, _)| uid.clone())
             .collect();
         missing.iter().for_each(|uid| self.gone(uid));
+        let is_of = |pod: &Pod| statics::is_static(pod) == (source == Source::Static);
+        let unwanted = self.left_alone.iter();
+        let unwanted = unwanted.filter(|(uid, pod)| is_of(pod) && !listed.contains(*uid));
+        let unwanted: Vec<String> = unwanted.map(|(uid, _)| uid.clone()).collect();
+        unwanted.iter().for_each(|uid| self.not_wanted(uid));
         if source == Source::Api {
             self.mirrors.listed(&listed);
         } else {
@@ -291,17 +301,40 @@ impl Table {
         leaves || self.entries.contains_key(uid) || self.static_of(key).is_some()
     }
 
-    /// The pod may run, but nothing is known of it: nothing of it is changed, nor its status. Whoever
-    /// has written its records takes it over again.
+    /// The pod may run, but nothing is known of it: nothing of it is changed, nor its status, until it
+    /// shall go. Whoever has written its records takes it over again.
     fn leave_alone(&mut self, uid: &str, pod: Arc<Pod>, why: &str) {
-        if self
-            .left_alone
-            .insert(uid.to_owned(), pod.clone())
-            .is_none()
-        {
+        let before = self.left_alone.insert(uid.to_owned(), pod.clone());
+        if pod.metadata.deletion_timestamp.is_some() {
+            return self.not_wanted(uid);
+        }
+        if before.is_none() {
             let message = format!("This version does not understand the pod's records: {why}");
             let events = &self.context.events;
             events.pod(&pod, events::Level::Warning, "RecordSetAside", message);
+        }
+    }
+
+    /// Ends a pod that was left alone, and its object if that waits for it.
+    fn not_wanted(&mut self, uid: &str) {
+        let Some(pod) = self.left_alone.remove(uid) else {
+            return;
+        };
+        if let hash_map::Entry::Vacant(vacant) = self.leaving.entry(uid.to_owned()) {
+            vacant.insert(Key::of(&*pod));
+            tracing::info!(
+                pod = uid,
+                "ending a pod that is not understood, as nobody wants it"
+            );
+            let (context, uid) = (self.context.clone(), uid.to_owned());
+            self.removals.spawn(async move {
+                let uid = remove(context.clone(), uid, pod::grace(&pod)).await;
+                if pod.metadata.deletion_timestamp.is_some() {
+                    delete_object(&context, &pod).await;
+                }
+                logs::remove_pod(&context.config.log_dir, &identity(&pod)).await;
+                uid
+            });
         }
     }
 
@@ -433,7 +466,8 @@ impl Table {
         if let hash_map::Entry::Vacant(vacant) = self.leaving.entry(uid.clone()) {
             vacant.insert(key);
             tracing::info!(pod = uid, "removing a pod that nobody knows");
-            self.removals.spawn(remove(self.context.clone(), uid));
+            let removal = remove(self.context.clone(), uid, FORCED_GRACE);
+            self.removals.spawn(removal);
         }
     }
 
@@ -449,7 +483,8 @@ impl Table {
         let context = self.context.clone();
         let set_aside = context.runtime.set_aside();
         let node = eviction::node_ref(&context.config.node);
-        for (uid, why) in &set_aside {
+        let node_events = set_aside.iter();
+        for (uid, why) in node_events.filter(|(uid, _)| self.left_alone.contains_key(*uid)) {
             let message = format!("Pod {uid} is left alone, its records are not understood: {why}");
             let level = events::Level::Warning;
             context
@@ -459,9 +494,13 @@ impl Table {
         let live: Vec<String> = self
             .entries
             .keys()
-            .chain(set_aside.keys())
+            .chain(self.left_alone.keys())
             .cloned()
             .collect();
+        for uid in set_aside.into_keys().filter(|uid| !live.contains(uid)) {
+            // Nobody remembers its name.
+            self.leave(uid, Key::new("", ""));
+        }
         for state in context.runtime.pods().await {
             let identity = state.config.identity;
             if !live.contains(&identity.uid) {
@@ -490,10 +529,19 @@ impl Table {
     }
 }
 
-/// Removes a pod of which there is only what the runtime knows, after its containers had their time.
-async fn remove(context: Arc<Context>, uid: String) -> String {
+/// Removes a pod of which there is only what the runtime knows, after its containers had their time:
+/// one that the runtime does not understand has `unknown_grace`.
+async fn remove(context: Arc<Context>, uid: String, unknown_grace: Duration) -> String {
+    while let Err(error) = context.runtime.end_set_aside(&uid, unknown_grace).await {
+        tracing::warn!(pod = uid, %error, "not ended, will retry");
+        tokio::time::sleep(RETRY).await;
+    }
     if let Some(pod) = context.runtime.pod(&uid).await {
-        stop_containers(&context.runtime, pod, |record| {
+        let address = match pod.config.host_network {
+            true => context.config.addresses.first().copied(),
+            false => context.network.address(&uid).await,
+        };
+        stop_containers(&context.runtime, pod, Hooks::Run { address }, |record| {
             record.grace.unwrap_or(match statics::is_static_uid(&uid) {
                 true => pod::DEFAULT_GRACE,
                 false => FORCED_GRACE,

@@ -255,6 +255,48 @@ mod tests {
 
     use super::*;
 
+    /// The certificate that the client has shown, as the server knows it.
+    async fn handshake(
+        server: &Arc<rustls::ServerConfig>,
+        client: &Arc<rustls::ClientConfig>,
+    ) -> Vec<u8> {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let serving = async {
+            let acceptor = tokio_rustls::TlsAcceptor::from(server.clone());
+            let mut accepted = acceptor.accept(far).await.expect("accepted");
+            // By then the client has what it needs to take the session up again.
+            accepted.write_all(b"hello").await.expect("written");
+            let chain = accepted.get_ref().1.peer_certificates();
+            chain.expect("a client's certificate")[0].to_vec()
+        };
+        let asking = async {
+            let connector = tokio_rustls::TlsConnector::from(client.clone());
+            let name = "kubernetes.default".try_into().expect("a name");
+            let mut connected = connector.connect(name, near).await.expect("connected");
+            connected.read_exact(&mut [0; 5]).await.expect("read");
+        };
+        tokio::join!(serving, asking).0
+    }
+
+    #[tokio::test]
+    async fn each_handshake_shows_the_certificate_of_its_time() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let pki = Pki::open(dir.path()).expect("made");
+        let leaf = Leaf::api_server("node-1", &[], &[]);
+        let server = super::super::server_config(&pki, leaf).expect("server settings");
+        let live = pki
+            .live_in_memory(Leaf::client("jane", &[]))
+            .expect("issued");
+        let client = super::super::live_client_config(pki.ca_pem(), live.clone());
+        let (server, client) = (Arc::new(server), Arc::new(client.expect("client settings")));
+        let first = handshake(&server, &client).await;
+        assert_eq!(handshake(&server, &client).await, first);
+        // As when it was issued by a clock that was set back since.
+        live.renew(SystemTime::now() - Duration::from_secs(36_000));
+        assert_ne!(handshake(&server, &client).await, first);
+    }
+
     #[test]
     fn a_certificate_in_use_is_renewed_and_told() {
         let dir = tempfile::tempdir().expect("a folder");

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
-    client::ResolvesClientCert,
+    client::{ResolvesClientCert, Resumption},
     crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     server::ResolvesServerCert,
@@ -48,9 +48,12 @@ pub fn client_config(ca_pem: &str, identity: Option<&Identity>) -> Result<Client
     client_with(ca_pem, shown.transpose()?)
 }
 
-/// The same with a certificate that is renewed in time.
+/// The same with a certificate that is renewed in time. Every handshake is a whole one: whoever takes up
+/// an earlier session is known by the certificate of that time, which may be worth nothing by now.
 pub fn live_client_config(ca_pem: &str, identity: Arc<Live>) -> Result<ClientConfig, Error> {
-    client_with(ca_pem, Some(identity))
+    let mut config = client_with(ca_pem, Some(identity))?;
+    config.resumption = Resumption::disabled();
+    Ok(config)
 }
 
 fn client_with(

@@ -43,7 +43,7 @@ use crate::{
     },
     own_ports::OwnPorts,
     repair,
-    supervision::caught_here,
+    supervision::{caught_here, pulse},
 };
 
 /// The bit of the packet mark that asks for masquerade, where nothing else is chosen.
@@ -113,7 +113,12 @@ pub async fn run(
         shutdown.clone(),
     );
     let serving = async {
-        while let Some(changed) = services.next().await {
+        loop {
+            let changed = tokio::select! {
+                () = pulse::asked() => continue,
+                changed = services.next() => changed,
+            };
+            let Some(changed) = changed else { return };
             let changed = plans(changed, &node);
             check(&mut health, &changed, &events).await;
             let writer = writer.clone();

@@ -185,7 +185,8 @@ impl Runtime {
     }
 
     /// Pods that may well run, but whose records or supervisor this program does not understand, and
-    /// why. They are left alone: not among [`Runtime::pods`], never removed.
+    /// why. They are left alone: not among [`Runtime::pods`], and removed only by
+    /// [`Runtime::end_set_aside`].
     pub fn set_aside(&self) -> std::collections::BTreeMap<String, String> {
         self.node.set_aside()
     }
@@ -235,6 +236,12 @@ impl Runtime {
     /// Removes an exited container: root filesystem, cgroup, record. Its log stays.
     pub async fn remove_container(&self, id: &str) -> Result<(), Error> {
         self.node.remove_container(id).await
+    }
+
+    /// Ends one of [`Runtime::set_aside`] that nobody wants any more, by what is known of it, and removes
+    /// all of it.
+    pub async fn end_set_aside(&self, uid: &str, grace: Duration) -> Result<(), Error> {
+        self.node.end_set_aside(uid, grace).await
     }
 
     /// Removes what is left of pods that are not understood, once nothing of them runs (for `reset`).

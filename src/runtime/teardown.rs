@@ -12,7 +12,10 @@ use super::{
     Config, Error, cgroup,
     records::{self, PodDir, PodRecord},
 };
-use crate::format::{self, Unreadable};
+use crate::{
+    format::{self, Unreadable},
+    supervision::steps::{Step, reached},
+};
 
 /// First error of several steps.
 #[derive(Default)]
@@ -86,6 +89,7 @@ pub fn remove_pod(
             first.note(remove_group(hierarchy, &group));
         }
     }
+    reached(Step::PodGroupsRemoved);
     if first.0.is_none() {
         // The record goes last: as long as something is left it can be found again.
         first.note(remove_files(config, dir));

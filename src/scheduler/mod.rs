@@ -47,7 +47,7 @@ use crate::{
     events::{Level, Recorder},
     informer::{Change, Informer, Informers, Key},
     queue::LOOK_AGAIN,
-    supervision::{caught, caught_here},
+    supervision::{caught, caught_here, pulse},
 };
 
 /// What the scheduler is told at start.
@@ -87,6 +87,7 @@ pub async fn run(informers: Informers, config: Config, shutdown: CancellationTok
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
+            () = pulse::asked() => {}
             change = node_changes.next() => match change {
                 Some(Change::Applied { old, new }) => scheduler.node_applied(old.as_deref(), new),
                 Some(Change::Deleted(node)) => scheduler.cluster.remove_node(&node.name_any()),

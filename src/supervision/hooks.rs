@@ -4,7 +4,7 @@
 //! Without the feature every function here is empty.
 
 #[cfg(feature = "test-hooks")]
-pub use on::{How, delay, provoke, provoked, unless_provoked};
+pub use on::{How, delay, provoke, provoked, provoked_here, unless_provoked};
 
 #[cfg(not(feature = "test-hooks"))]
 pub use off::{delay, provoked, unless_provoked};
@@ -50,6 +50,8 @@ mod on {
         End,
         /// It does nothing more, for ever.
         Stall,
+        /// The whole daemon goes, by SIGKILL.
+        Kill,
     }
 
     static ORDERS: LazyLock<Mutex<HashMap<String, How>>> = LazyLock::new(Mutex::default);
@@ -72,6 +74,7 @@ mod on {
             How::Panic => panic!("ordered for {name}"),
             How::End => {}
             How::Stall => std::future::pending().await,
+            How::Kill => kill(),
         }
     }
 
@@ -82,33 +85,53 @@ mod on {
         }
     }
 
+    /// As [`provoked`], for what cannot wait.
+    pub fn provoked_here(name: &str) {
+        match order(name) {
+            Some(How::Kill) => kill(),
+            Some(How::Panic) => panic!("ordered for {name}"),
+            Some(How::End | How::Stall) | None => {}
+        }
+    }
+
+    fn kill() {
+        use nix::{sys::signal, unistd::Pid};
+        let killed = signal::kill(Pid::this(), signal::Signal::SIGKILL);
+        unreachable!("{killed:?}");
+    }
+
     /// Runs `part`, unless something else is ordered for it.
     pub async fn unless_provoked<F, E>(name: &str, part: F) -> Result<(), E>
     where
         F: Future<Output = Result<(), E>>,
     {
-        let ordered = async {
-            loop {
-                let woken = ORDERED.notified();
-                tokio::pin!(woken);
-                woken.as_mut().enable();
-                if let Some(how) = order(name) {
-                    return how;
+        let mut part = Box::pin(part);
+        let mut stalled = false;
+        let how = loop {
+            tokio::select! {
+                ended = &mut part, if !stalled => return ended,
+                how = ordered(name) => match how {
+                    // A stalled part keeps what it has; one that fails does not.
+                    How::Stall => stalled = true,
+                    how => break how,
                 }
-                woken.await;
             }
         };
-        let mut part = Box::pin(part);
-        tokio::select! {
-            ended = &mut part => ended,
-            how = ordered => {
-                // A stalled part keeps what it has; one that fails does not.
-                if how != How::Stall {
-                    drop(part);
-                }
-                carry_out(how, name).await;
-                Ok(())
+        drop(part);
+        carry_out(how, name).await;
+        Ok(())
+    }
+
+    /// The next order for that name.
+    async fn ordered(name: &str) -> How {
+        loop {
+            let woken = ORDERED.notified();
+            tokio::pin!(woken);
+            woken.as_mut().enable();
+            if let Some(how) = order(name) {
+                return how;
             }
+            woken.await;
         }
     }
 

@@ -9,6 +9,8 @@ mod lab;
 mod edges;
 mod plane;
 mod pods;
+mod records;
 mod repair;
+mod steps;
 mod supervision;
 mod upgrade;

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::lab::{Cluster, until};
+use crate::lab::{Cluster, text, until};
 
 /// A part that failed is well again after this.
 const HEALED_WITHIN: Duration = Duration::from_secs(10);
@@ -45,7 +45,7 @@ spec:
 ";
 
 /// Orders a failure of the daemon that runs.
-fn provoke(cluster: &Cluster, part: &str, how: &str) {
+pub fn provoke(cluster: &Cluster, part: &str, how: &str) {
     let mut socket = UnixStream::connect(cluster.path("run/vetch.sock")).unwrap();
     writeln!(socket, r#"{{"Provoke":{{"part":"{part}","how":"{how}"}}}}"#).unwrap();
     let mut answer = String::new();
@@ -181,4 +181,93 @@ fn a_daemon_whose_store_has_failed_ends_and_says_why() {
     assert!(log.contains("vetch: etcd: it ended by itself"), "{log}");
     cluster.up();
     assert!(checks(&cluster).contains("livez check passed"));
+}
+
+const PROBED: &str = "
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: settings}
+data: {word: first}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: probed}
+spec:
+  containers:
+  - name: c
+    image: 'busybox:1'
+    imagePullPolicy: IfNotPresent
+    command: [sh, -c, 'touch /tmp/well; sleep infinity']
+    readinessProbe: {exec: {command: [cat, /tmp/well]}, periodSeconds: 1, failureThreshold: 1}
+    volumeMounts: [{name: settings, mountPath: /settings}]
+  volumes:
+  - {name: settings, configMap: {name: settings}}
+";
+
+/// What the kubelet consists of is not seen from outside, but that it fails as a whole is.
+#[test]
+#[ignore = "needs root"]
+fn pieces_of_the_kubelet_that_fail_are_noticed() {
+    let cluster = Cluster::started();
+    cluster.import("busybox");
+    cluster.apply(PROBED);
+    cluster.ready("probed");
+    let kubelet = "part/kubelet".to_owned();
+    for (piece, how) in [
+        ("sources", "End"),
+        ("manifests", "Panic"),
+        ("mirrors", "End"),
+        ("volumes", "Panic"),
+    ] {
+        let since = Instant::now();
+        provoke(&cluster, &format!("part/kubelet/{piece}"), how);
+        heal(&cluster, &[&kubelet], since);
+        let log = cluster.daemon_log();
+        let said = match how {
+            "End" => format!("part/kubelet/{piece}: it ended by itself"),
+            _ => format!("part/kubelet/{piece}: panic: ordered for part/kubelet/{piece}"),
+        };
+        assert!(log.contains(&said), "{said}");
+    }
+
+    // A round of probes that panics goes on; so does the watch of what a volume is made of.
+    let readiness = "get pod probed -o jsonpath={.status.containerStatuses[0].ready}";
+    provoke(&cluster, "probes", "Panic");
+    until("a probe panics", || {
+        cluster.daemon_log().contains("ordered for probes")
+    });
+    cluster.ok("exec probed -- rm /tmp/well");
+    cluster.wait(readiness, "false");
+    cluster.ok("exec probed -- touch /tmp/well");
+    cluster.wait(readiness, "true");
+    provoke(&cluster, "volume-objects", "Panic");
+    let change = r#"{"data":{"word":"second"}}"#;
+    cluster.ok_with(&["patch", "configmap", "settings", "-p", change]);
+    cluster.wait("exec probed -- cat /settings/word", "second");
+    let log = cluster.daemon_log();
+    assert!(log.contains("panic: ordered for volume-objects"), "{log}");
+    assert_eq!(restarts(&cluster), "probed0 ");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_part_that_does_nothing_any_more_is_told() {
+    let cluster = Cluster::started();
+    for (part, stalled) in [
+        ("part/kubelet", "part/kubelet/pods"),
+        ("part/kube-scheduler", "part/kube-scheduler"),
+    ] {
+        provoke(&cluster, stalled, "Stall");
+        let down = format!("[-]{part} failed: reason withheld");
+        until(&format!("{part} is told"), || {
+            checks(&cluster).contains(&down)
+        });
+        let why = format!("it is stalled: {stalled} does not answer");
+        let answer = text(&cluster.kubectl(&format!("get --raw /livez/{part}")));
+        assert!(answer.contains(&why), "{answer}");
+        // Its supervisor lets go of it as of any other.
+        let since = Instant::now();
+        provoke(&cluster, part, "Panic");
+        heal(&cluster, &[&part.to_owned()], since);
+    }
 }

@@ -14,6 +14,7 @@ trap 'verdict FAILED' EXIT
 mount -t proc -o nosuid,nodev,noexec proc /proc
 mount -t sysfs -o nosuid,nodev,noexec sys /sys
 mkdir -p /dev/pts /dev/shm
+mkdir -p -m 1777 /var/tmp
 mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts
 mount -t tmpfs -o nosuid,nodev shm /dev/shm
 mount -t tmpfs -o nosuid,nodev,mode=755 run /run

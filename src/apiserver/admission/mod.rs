@@ -28,6 +28,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::{objects::Lookup, registry::Resource, request::User, status::Status};
+use crate::supervision::Parts;
 
 pub use held::{Held, Reservation};
 pub use late::Late;
@@ -131,8 +132,8 @@ pub trait Plugin: Send + Sync {
         false
     }
 
-    /// All that every cluster has is there: begins what the plugin does by itself.
-    fn started(&self) {}
+    /// All that every cluster has is there: begins what the plugin does by itself, as parts of the daemon.
+    fn started(&self, _parts: &Parts) {}
 
     /// After an object was deleted: gives back what was taken for it (an address, a port).
     async fn deleted(&self, _resource: &Resource, _object: &Value) {}

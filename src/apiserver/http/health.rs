@@ -21,7 +21,7 @@ impl Checks {
     pub async fn look(frontend: &Frontend, endpoint: &str) -> Self {
         // The process answers, and what it logs is seen.
         let mut found = vec![("ping".to_owned(), None), ("log".to_owned(), None)];
-        for part in frontend.parts.report() {
+        for part in frontend.parts.look().await {
             let mut why = part.down.map(|reason| reason.to_string());
             let is_cache = &*part.name == cache::PART && why.is_none();
             if is_cache && !frontend.server.cache.follows().await {

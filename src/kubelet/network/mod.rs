@@ -37,10 +37,14 @@ use tokio_util::sync::CancellationToken;
 pub use self::ports::{Forward, forwards, host_address};
 use self::{pool::Pool, records::Records, tables::Tables};
 use crate::{
+    format,
     own_ports::OwnPorts,
     repair::{self, Told},
     runtime::Runtime,
-    supervision::hooks,
+    supervision::{
+        hooks,
+        steps::{Step, reached},
+    },
 };
 
 const FORWARD: &str = "net/ipv4/ip_forward";
@@ -180,6 +184,12 @@ impl PodNetwork {
         Ok(())
     }
 
+    /// As [`PodNetwork::open`], without whatever is recorded of pods, for when none shall be left.
+    pub async fn open_to_remove(config: Config) -> Result<Self, Error> {
+        Records::forget(&config.state_dir)?;
+        Self::open(config).await
+    }
+
     /// Takes bridge and table away again (for `reset`).
     pub async fn remove(&self) -> Result<(), Error> {
         let shared = self.shared.clone();
@@ -245,6 +255,7 @@ impl Shared {
             }
             address
         };
+        reached(Step::AddressClaimed);
         let port = wiring::port(pod_uid, address);
         let admitted = self.tables().admit(pod_uid, &port);
         let wired = admitted.and_then(|()| {
@@ -260,6 +271,7 @@ impl Shared {
             return Err(during(format!("wire pod {pod_uid} with {address}"))(error));
         }
         lock(&self.wired).insert(pod_uid.to_owned(), port);
+        reached(Step::NetworkWired);
         Ok(address.into())
     }
 
@@ -268,7 +280,9 @@ impl Shared {
             return Err(Error::NoAddress);
         };
         self.route_localnet()?;
-        self.change_ports(|tables| tables.forward(pod_uid, address, forwards))
+        self.change_ports(|tables| tables.forward(pod_uid, address, forwards))?;
+        reached(Step::PortsOpened);
+        Ok(())
     }
 
     /// The node's own packets from 127.0.0.1 must find the pods.
@@ -315,6 +329,7 @@ impl Shared {
     fn detach(&self, pod_uid: &str) -> Result<(), Error> {
         let _beside = self.beside();
         self.change_ports(|tables| tables.close(pod_uid))?;
+        reached(Step::PortsClosed);
         lock(&self.wired).remove(pod_uid);
         let Some(IpAddr::V4(address)) = self.pool().of(pod_uid) else {
             return Ok(());
@@ -322,7 +337,10 @@ impl Shared {
         wiring::detach(&self.bridge(), pod_uid, address.into())
             .and_then(|()| self.tables().forget(pod_uid))
             .map_err(during(format!("unwire pod {pod_uid}")))?;
-        self.release(pod_uid)
+        reached(Step::NetworkUnwired);
+        self.release(pod_uid)?;
+        reached(Step::AddressReleased);
+        Ok(())
     }
 
     fn release(&self, pod_uid: &str) -> Result<(), Error> {
@@ -447,6 +465,12 @@ pub enum Error {
     Exhausted,
     #[error("the pod range {0} is not an IPv4 range of at least eight addresses")]
     Range(IpNet),
+    /// Of a newer program, say, which understands them.
+    #[error("records of pods' addresses: {path}")]
+    Records {
+        path: PathBuf,
+        source: format::Unreadable,
+    },
     #[error("{action} {path}")]
     Io {
         action: &'static str,

@@ -1,6 +1,7 @@
 //! What of the node's network outlives the daemon: addresses by pod, settings as they were found.
 //!
-//! Owns the state folder. A record is written before the address is used and is whole or absent
+//! Owns the state folder. A record of an address is a file named so that holds the owner, and nothing
+//! else, since every version reads it; `format.json` beside them has the version of all. A record is written before the address is used and is whole or absent
 //! (written aside, then renamed). It is not forced to disk: whoever loses it to a power cut has
 //! lost the pods too.
 
@@ -10,11 +11,23 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::Error;
-use crate::format;
+use crate::format::{self, Unreadable};
 
 const LAST: &str = "last-address";
 const SETTINGS: &str = "settings";
+const FORMAT: &str = "format.json";
+/// Raised with every change that an older reader would misunderstand; see [`crate::format`]. Folders
+/// from before there was one are of the first.
+const VERSION: u32 = 1;
+const OLDEST: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct Format {
+    version: u32,
+}
 
 #[derive(Debug)]
 pub struct Records {
@@ -25,9 +38,22 @@ impl Records {
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let addresses = folder.join("addresses");
         fs::create_dir_all(&addresses).map_err(failed("create", &addresses))?;
+        check_format(&folder.join(FORMAT))?;
         Ok(Self {
             folder: folder.into(),
         })
+    }
+
+    /// Forgets all addresses: for `reset`, whatever wrote them.
+    pub fn forget(folder: &Path) -> Result<(), Error> {
+        let addresses = folder.join("addresses");
+        remove(&folder.join(FORMAT))?;
+        match fs::remove_dir_all(&addresses) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(failed("remove", &addresses)(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Owner and address of every record. What is no record is set aside; one that cannot be read is an
@@ -101,8 +127,29 @@ impl Records {
     }
 }
 
+/// Refuses records that this program would misunderstand: their addresses would be given out again.
+fn check_format(path: &Path) -> Result<(), Error> {
+    let read = || format::parse::<Format>(&fs::read(path)?, OLDEST..=VERSION);
+    match format::patiently(read) {
+        Ok(Format { version: VERSION }) => return Ok(()),
+        Ok(_) | Err(Unreadable::Absent) => {}
+        Err(Unreadable::Damaged(_)) => set_aside(path)?,
+        Err(source) => {
+            return Err(Error::Records {
+                path: path.to_owned(),
+                source,
+            });
+        }
+    }
+    let format = serde_json::json!(Format { version: VERSION });
+    write(path, &format.to_string())?;
+    // Once: a file that a power cut leaves empty would say nothing.
+    let file = fs::File::open(path).and_then(|file| file.sync_all());
+    file.map_err(failed("write", path))
+}
+
 fn set_aside(path: &Path) -> Result<(), Error> {
-    tracing::warn!(path = %path.display(), "no record of an address, set aside");
+    tracing::warn!(path = %path.display(), "no record of ours, set aside");
     format::set_aside(path)
         .map(drop)
         .map_err(failed("set aside", path))

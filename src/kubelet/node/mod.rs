@@ -29,6 +29,7 @@ use super::{
 use crate::{
     informer::{Informer, Informers, Key},
     runtime::image::Images,
+    supervision::pulse,
 };
 
 /// How often the host is looked at, and the Lease renewed.
@@ -151,6 +152,7 @@ pub async fn run(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
+            () = pulse::asked() => {}
             _ = ticks.tick() => {
                 let now = health.borrow_and_update().clone();
                 keeper.status(&now).await;

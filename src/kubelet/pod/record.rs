@@ -8,7 +8,8 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::{
-    ContainerState as ApiState, ContainerStateTerminated, ContainerStatus, PodStatus,
+    Container, ContainerState as ApiState, ContainerStateTerminated, ContainerStatus, Lifecycle,
+    PodStatus,
 };
 
 use crate::runtime::{ContainerState, Exit, Phase, PodState};
@@ -26,6 +27,7 @@ mod label {
     pub const DELAY_MS: &str = "vetch.dev/restart-delay-ms";
     pub const SIGNAL: &str = "vetch.dev/stop-signal";
     pub const GRACE_MS: &str = "vetch.dev/gone-grace-ms";
+    pub const PRE_STOP: &str = "vetch.dev/pre-stop";
 }
 
 /// Whether a container's sandbox is the one there is now.
@@ -66,11 +68,14 @@ pub struct Carried<'a> {
     pub delay: Duration,
     pub signal: i32,
     pub grace: Duration,
+    pub spec: &'a Container,
 }
 
 impl Carried<'_> {
     pub fn annotations(&self) -> BTreeMap<String, String> {
-        [
+        let hook = with_pre_stop(self.spec).and_then(|spec| serde_json::to_string(&spec).ok());
+        let hook = hook.map(|spec| (label::PRE_STOP.to_owned(), spec));
+        let all = [
             (label::IMAGE, self.image.to_owned()),
             (label::IMAGE_NAME, self.image_name.to_owned()),
             (label::IMAGE_ID, self.image_id.to_owned()),
@@ -78,9 +83,29 @@ impl Carried<'_> {
             (label::SIGNAL, self.signal.to_string()),
             (label::GRACE_MS, self.grace.as_millis().to_string()),
         ]
-        .map(|(key, value)| (key.to_owned(), value))
-        .into()
+        .map(|(key, value)| (key.to_owned(), value));
+        all.into_iter().chain(hook).collect()
     }
+}
+
+/// Of a container with a preStop hook what that needs: it runs also when nobody knows the pod any more.
+fn with_pre_stop(spec: &Container) -> Option<Container> {
+    let pre_stop = spec.lifecycle.as_ref()?.pre_stop.clone()?;
+    Some(Container {
+        name: spec.name.clone(),
+        ports: spec.ports.clone(),
+        lifecycle: Some(Lifecycle {
+            pre_stop: Some(pre_stop),
+            ..Lifecycle::default()
+        }),
+        ..Container::default()
+    })
+}
+
+/// As much of the container's spec as its preStop hook needs, if it has one.
+pub fn carried_pre_stop(state: &ContainerState) -> Option<Container> {
+    let text = state.annotations.get(label::PRE_STOP)?;
+    serde_json::from_str(text).ok()
 }
 
 impl Record {

@@ -12,7 +12,10 @@ mod verdict;
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -27,7 +30,17 @@ use tokio::{sync::mpsc, task::AbortHandle, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use self::verdict::{Thresholds, Verdict};
-use crate::runtime::Runtime;
+use crate::{
+    backoff::Backoff,
+    runtime::Runtime,
+    supervision::{hooks, outlast},
+};
+
+/// Probes that panicked are started again after the first, then twice as long.
+const FIRST_RESTART: Duration = Duration::from_secs(1);
+const LAST_RESTART: Duration = Duration::from_secs(60);
+/// By which tests order a failure of one.
+const PROBES: &str = "probes";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -202,6 +215,7 @@ impl Prober {
             runtime: self.runtime.clone(),
             updates: self.updates.clone(),
             terminating: probed.terminating.clone(),
+            started: AtomicBool::new(target.already_started),
             target,
         };
         let task = tokio::spawn(rounds.run()).abort_handle();
@@ -237,17 +251,26 @@ struct Rounds {
     runtime: Runtime,
     updates: mpsc::UnboundedSender<Update>,
     terminating: CancellationToken,
+    /// There is no startup probe to wait for any more.
+    started: AtomicBool,
     target: Target,
 }
 
 impl Rounds {
-    /// The startup probe first and alone; the others once it has succeeded.
+    /// Until no probe has anything to find out any more.
     async fn run(self) {
+        let name = format!("probing container {}", self.target.container_id);
+        let backoff = Backoff::new(FIRST_RESTART, LAST_RESTART);
+        outlast(&name, backoff, || self.run_once()).await;
+    }
+
+    /// The startup probe first and alone; the others once it has succeeded.
+    async fn run_once(&self) {
         let Some(spec) = self.target.spec() else {
             return;
         };
         if let Some(probe) = &spec.startup_probe
-            && !self.target.already_started
+            && !self.started.load(Ordering::Relaxed)
         {
             let started = tokio::select! {
                 started = self.probe(Kind::Startup, probe) => started,
@@ -256,6 +279,7 @@ impl Rounds {
             if !started {
                 return;
             }
+            self.started.store(true, Ordering::Relaxed);
         }
         let liveness = async {
             if let Some(probe) = &spec.liveness_probe {
@@ -299,6 +323,7 @@ impl Rounds {
         let mut early = self.early_tries(kind, period);
         loop {
             ticks.tick().await;
+            hooks::provoked(PROBES).await;
             let mut answer = action.run(&self.runtime, &self.target, timeout).await;
             // Only a success counts here: all of these are one run as far as thresholds go.
             while answer.is_err()

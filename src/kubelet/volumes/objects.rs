@@ -21,11 +21,17 @@ use serde::de::DeserializeOwned;
 use tokio::task::AbortHandle;
 
 use super::user::{Changes, User};
+use crate::{
+    backoff::Backoff,
+    supervision::{hooks, outlast},
+};
 
 /// The server ends a watch after this long; a new one goes on where it ended.
 const WATCH_SECONDS: u32 = 290;
 const WAIT_FIRST: Duration = Duration::from_secs(1);
 const WAIT_MOST: Duration = Duration::from_secs(30);
+/// By which tests order a failure of one.
+const FOLLOWERS: &str = "volume-objects";
 
 pub type Data = BTreeMap<String, Vec<u8>>;
 /// `None`: there is no such object.
@@ -195,7 +201,7 @@ impl Objects {
                 changes: self.changes.clone(),
                 revision,
             };
-            *lock(&entry.watch) = Some(tokio::spawn(follower.run()).abort_handle());
+            *lock(&entry.watch) = Some(tokio::spawn(follower.keep()).abort_handle());
         }
         Ok(value)
     }
@@ -229,11 +235,30 @@ enum End {
 }
 
 impl<K: Content> Follower<K> {
-    async fn run(mut self) {
+    /// Until nobody uses the object.
+    async fn keep(self) {
+        let name = format!("watching {}", self.name);
+        let follower = tokio::sync::Mutex::new(self);
+        let mut again = false;
+        outlast(&name, Backoff::new(WAIT_FIRST, WAIT_MOST), || {
+            let again = std::mem::replace(&mut again, true);
+            let follower = &follower;
+            async move { follower.lock().await.run(again).await }
+        })
+        .await;
+    }
+
+    /// `again`: after a panic, with which a change may have been lost.
+    async fn run(&mut self, again: bool) {
         let mut wait = WAIT_FIRST;
+        let mut gap = again;
         loop {
             let began = Instant::now();
-            match self.watch().await {
+            let ended = match std::mem::take(&mut gap) {
+                true => End::Gap,
+                false => self.watch().await,
+            };
+            match ended {
                 End::Finished => return,
                 // A server that only ever closes must not be asked without end.
                 End::Closed if began.elapsed() >= WAIT_FIRST => {
@@ -272,6 +297,7 @@ impl<K: Content> Follower<K> {
         };
         let mut stream = std::pin::pin!(stream);
         while let Some(event) = stream.next().await {
+            hooks::provoked(FOLLOWERS).await;
             let object = match event {
                 Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
                     self.revision = object.resource_version().unwrap_or_default();

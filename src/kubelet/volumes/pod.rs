@@ -28,6 +28,7 @@ use crate::{
     backoff::Backoff,
     kubelet::container::{self, Environment, Referenced},
     runtime::files,
+    supervision::steps::{Step, reached},
 };
 
 /// As much of a termination message is kept, as upstream does.
@@ -136,6 +137,7 @@ impl PodVolumes {
                 Some(error) => Err(error),
                 None => {
                     self.life.made.store(true, Ordering::Release);
+                    reached(Step::VolumesMounted);
                     self.look_later();
                     Ok(())
                 }

@@ -14,7 +14,11 @@ use super::{
     pod::{News, PodVolumes, follows_api},
 };
 use crate::{
-    backoff::Backoff, causes::causes, pki::clock::Clock, queue::Taken, supervision::caught,
+    backoff::Backoff,
+    causes::causes,
+    pki::clock::Clock,
+    queue::Taken,
+    supervision::{caught, pulse},
 };
 
 /// As the original, from 60 to 90 s: what is on disk is compared with what it should be.
@@ -40,6 +44,7 @@ impl Volumes {
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
+                () = pulse::asked() => {}
                 uid = &mut next => {
                     next.set(queue.next());
                     looks.push(self.look(uid));

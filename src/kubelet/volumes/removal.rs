@@ -15,7 +15,10 @@ use nix::{
 };
 
 use super::{Error, io, mountinfo};
-use crate::runtime::files;
+use crate::{
+    runtime::files,
+    supervision::steps::{Step, reached},
+};
 
 /// Mounts that cover each other are few; more rounds than this mean that someone mounts anew.
 const ROUNDS: usize = 16;
@@ -33,7 +36,10 @@ pub fn remove(folder: &Path) -> Result<(), Error> {
         return Ok(());
     }
     unmount_below(&real)?;
-    files::remove_tree(&real).map_err(io("remove", &real))
+    reached(Step::VolumesUnmounted);
+    files::remove_tree(&real).map_err(io("remove", &real))?;
+    reached(Step::VolumesRemoved);
+    Ok(())
 }
 
 /// Unmounts everything at or below the folder, innermost first, and checks that nothing is left.

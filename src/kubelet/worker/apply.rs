@@ -12,23 +12,26 @@ use kube::{
 };
 
 use super::{
-    Note, Stage, Worker,
+    Context, Note, Stage, Worker,
     sandbox::{self, Failure as SandboxFailure},
     start::{self, Failure as StartFailure},
     stop,
 };
-use crate::kubelet::{
-    events::Level,
-    eviction::{self, Eviction},
-    images, logs,
-    pod::{
-        self,
-        plan::{Action, Cause, Verdict},
-        record::{Fault, Record, Sandbox, Setback},
+use crate::{
+    kubelet::{
+        events::Level,
+        eviction::{self, Eviction},
+        images, logs,
+        pod::{
+            self,
+            plan::{Action, Cause, Verdict},
+            record::{Fault, Record, Sandbox, Setback},
+        },
+        probe::{self, Kind, Outcome},
+        reporter::Target,
+        volumes::News,
     },
-    probe::{self, Kind, Outcome},
-    reporter::Target,
-    volumes::News,
+    supervision::steps::{Step, reached},
 };
 
 /// How soon a sandbox that could not be made is tried again: doubling from the first to the last.
@@ -216,7 +219,9 @@ impl Worker {
         let client = self.context.client.clone();
         self.tasks.spawn(async move {
             flushed.await;
+            reached(Step::EndWritten);
             delete(Api::namespaced(client, &target.namespace), &target).await;
+            reached(Step::ObjectDeleted);
             Done::Deleted
         });
     }
@@ -538,6 +543,17 @@ impl Worker {
 }
 
 /// Deletes the object of a pod that is no more; one that is gone, or another pod by now, is fine.
+/// Deletes the object of a pod of which nothing is left, if it is still that one.
+pub async fn delete_object(context: &Context, pod: &Pod) {
+    let target = Target {
+        namespace: pod.namespace().unwrap_or_default(),
+        name: pod.name_any(),
+        uid: pod.uid().unwrap_or_default(),
+    };
+    let api = Api::namespaced(context.client.clone(), &target.namespace);
+    delete(api, &target).await;
+}
+
 async fn delete(api: Api<Pod>, target: &Target) {
     let params = DeleteParams::default()
         .grace_period(0)

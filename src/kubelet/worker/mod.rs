@@ -12,8 +12,9 @@ pub mod sandbox;
 mod start;
 mod stop;
 
+pub use apply::delete_object;
 pub use start::identity;
-pub use stop::stop_containers;
+pub use stop::{Hooks, stop_containers};
 
 use std::{
     collections::BTreeSet,
@@ -54,6 +55,7 @@ use super::{
 use crate::{
     informer::Informer,
     runtime::{Phase, Runtime},
+    supervision::steps::{Step, reached},
 };
 
 /// Everything is looked at again after this long, in case something was missed.
@@ -226,6 +228,7 @@ impl Worker {
         self.context.prober.stop(&self.uid);
         let log_dir = &self.context.config.log_dir;
         logs::remove_pod(log_dir, &identity(&self.pod)).await;
+        reached(Step::LogsRemoved);
         self.uid
     }
 

@@ -18,6 +18,7 @@ use crate::{
         volumes::{self, PodVolumes},
     },
     runtime::{self, Identity, image::Image},
+    supervision::steps::{Step, reached},
 };
 
 /// A container that cannot be made as asked for is tried again after this long.
@@ -100,6 +101,7 @@ pub async fn start(context: &Context, order: &Order) -> Result<String, Failure> 
         image = context.puller.ensure(&order.pod, &member) => image?,
         () = order.ending.cancelled() => return Err(Failure::Ending),
     };
+    reached(Step::ImageHeld);
     let started = run(context, order, &member, image.image()).await;
     let (events, pod) = (&context.events, &order.pod);
     match &started {
@@ -179,6 +181,7 @@ async fn run(
         delay: order.delay,
         signal: container::stop_signal(&member.spec, image),
         grace: super::gone_grace(&pod),
+        spec: &member.spec,
     };
     config.annotations.extend(carried.annotations());
     if order.ending.is_cancelled() {
@@ -195,6 +198,7 @@ async fn run(
         error => setback("RunContainerError", causes(&error)),
     })?;
     logs::link(log_dir, &identity, name, &id, log_path).await;
+    reached(Step::LogLinked);
     Ok(id)
 }
 

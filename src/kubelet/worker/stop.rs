@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use k8s_openapi::api::core::v1::{LifecycleHandler, Pod};
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod, PodSpec};
 
 use super::Context;
 use crate::{
@@ -16,11 +16,12 @@ use crate::{
         pod::{
             self, Member,
             plan::Cause,
-            record::{Fault, Record},
+            record::{Fault, Record, carried_pre_stop},
         },
         probe::{self, Target},
     },
     runtime::{self, PodState, Runtime},
+    supervision::steps::{Step, reached},
 };
 
 /// What is left for a signal to work after a hook has used up the time.
@@ -64,8 +65,10 @@ pub async fn stop(context: &Context, order: &Order) {
             message,
         );
     }
+    reached(Step::StopAsked);
     let left = order.grace.saturating_sub(began.elapsed());
     kill(context, order, left.max(LEAST.min(order.grace))).await;
+    reached(Step::ContainerGone);
 }
 
 async fn kill(context: &Context, order: &Order, grace: Duration) {
@@ -88,22 +91,63 @@ async fn kill(context: &Context, order: &Order, grace: Duration) {
     }
 }
 
+/// Whether containers of a pod that nobody knows run their preStop hooks.
+#[derive(Clone, Copy, Debug)]
+pub enum Hooks {
+    Skip,
+    Run { address: Option<IpAddr> },
+}
+
 /// Stops what runs of a pod of which there is only what the runtime knows; each container has the
 /// time that `grace` gives it. What does not stop is killed with its pod.
 pub async fn stop_containers(
     runtime: &Runtime,
     pod: PodState,
+    hooks: Hooks,
     grace: impl Fn(&Record) -> Duration,
 ) {
-    let records = pod.containers.into_iter();
-    let records = records.map(|container| Record::here(container, pod.alive));
-    let running: Vec<Record> = records.filter(Record::is_running).collect();
-    let stops = running.iter().map(async |record| {
+    let stops = pod.containers.into_iter().map(async |container| {
+        let spec = carried_pre_stop(&container);
+        let record = Record::here(container, pod.alive);
+        if !record.is_running() {
+            return;
+        }
+        let (grace, began) = (grace(&record), Instant::now());
+        if let Hooks::Run { address } = hooks
+            && let Some(spec) = spec.filter(|_| !grace.is_zero())
+            && let Err(error) = run_carried(runtime, &record, spec, address, grace).await
+        {
+            tracing::warn!(container = record.name, error, "PreStopHook failed");
+        }
+        let left = grace.saturating_sub(began.elapsed()).max(LEAST.min(grace));
         let _ = runtime
-            .stop_container(&record.id, record.signal, grace(record))
+            .stop_container(&record.id, record.signal, left)
             .await;
     });
     futures::future::join_all(stops).await;
+}
+
+/// The preStop hook of a container that has its own spec with it.
+async fn run_carried(
+    runtime: &Runtime,
+    record: &Record,
+    spec: Container,
+    address: Option<IpAddr>,
+    grace: Duration,
+) -> Result<(), String> {
+    let lifecycle = spec.lifecycle.clone();
+    let Some(handler) = lifecycle.and_then(|lifecycle| lifecycle.pre_stop) else {
+        return Ok(());
+    };
+    let pod = Arc::new(Pod {
+        spec: Some(PodSpec {
+            containers: vec![spec],
+            ..PodSpec::default()
+        }),
+        ..Pod::default()
+    });
+    let target = target(&pod, &record.name, &record.id, address, SystemTime::now());
+    probe::hook(runtime, &target, &handler, grace).await
 }
 
 fn pre_stop<'a>(member: &'a Member<'_>) -> Option<&'a LifecycleHandler> {

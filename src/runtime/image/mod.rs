@@ -132,8 +132,8 @@ impl Images {
                     }
                     // A damaged image is pulled again rather than run.
                     Err(error) => {
-                        tracing::warn!(image = record.id, %error, "dropping a damaged image");
-                        records.delete(&record.id)?;
+                        tracing::warn!(image = record.id, %error, "a damaged image is set aside");
+                        records.set_aside(&record.id)?;
                     }
                 }
             }

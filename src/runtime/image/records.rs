@@ -98,11 +98,27 @@ impl Records {
             file.flush()?;
             file.as_file().sync_all()?;
             file.persist(&path).map_err(|error| error.error)?;
+            match std::fs::remove_file(format::aside(&path)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
             std::fs::File::open(&self.dir)?.sync_all()
         };
         write().map_err(|source| Error::Io {
             action: "write",
             path: path.clone(),
+            source,
+        })
+    }
+
+    /// Keeps the record of an image that is damaged for whoever looks into it, until the image is here
+    /// again.
+    pub fn set_aside(&self, id: &str) -> Result<(), Error> {
+        let path = self.path(id);
+        let renamed = format::set_aside(&path).map(drop);
+        renamed.map_err(|source| Error::Io {
+            action: "set aside",
+            path,
             source,
         })
     }

@@ -245,3 +245,28 @@ fn an_image_has_only_so_many_names() {
     merge(&mut known, &names(1..2 * MOST_NAMES));
     assert_eq!(known, names(0..MOST_NAMES));
 }
+
+#[tokio::test]
+async fn the_record_of_a_damaged_image_is_kept_until_the_image_is_here_again() {
+    let lab = Lab::new().await;
+    let image = lab.import("a:1").await;
+    let records = lab.folder.path().join("state/images/records");
+    let names = || -> Vec<String> {
+        let entries = std::fs::read_dir(&records).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.collect()
+    };
+    let record = names().remove(0);
+    for layer in &image.layers {
+        std::fs::remove_dir_all(layer).unwrap();
+    }
+    let run = lab.folder.path().join("run");
+    let images = Images::open(lab.folder.path().join("state"), run)
+        .await
+        .unwrap();
+    assert!(images.get("a:1").await.unwrap().is_none());
+    assert_eq!(names(), [format!("{record}.unreadable")]);
+    let lab = Lab { images, ..lab };
+    lab.import("a:1").await;
+    assert_eq!(names(), [record]);
+}

@@ -30,7 +30,7 @@ use crate::apiserver::{
     request::User,
     status::{Reason, Status, qualified},
 };
-use crate::supervision::caught;
+use crate::supervision::{Parts, Policy, caught};
 
 const QUOTAS: &str = "resourcequotas";
 /// As the original, in case a count failed or a change was missed.
@@ -180,11 +180,15 @@ impl Plugin for Quotas {
         Ok(())
     }
 
-    fn started(&self) {
-        tokio::spawn(count_now_and_then(
-            Arc::downgrade(&self.shared),
-            COUNT_EVERY,
-        ));
+    fn started(&self, parts: &Parts) {
+        let shared = Arc::downgrade(&self.shared);
+        parts.start_endless("part/resource-quota", Policy::Restart, move || {
+            let shared = shared.clone();
+            async move {
+                count_now_and_then(shared, COUNT_EVERY).await;
+                std::future::pending().await // there is no server
+            }
+        });
     }
 
     async fn created(&self, resource: &Resource, object: &Value) {

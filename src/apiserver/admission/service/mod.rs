@@ -24,14 +24,17 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::{Late, Operation, Plugin, Request, Reservation};
-use crate::apiserver::{
-    objects::{Lookup, Objects},
-    registry::{
-        Resource,
-        kinds::value::{set, text},
+use crate::{
+    apiserver::{
+        objects::{Lookup, Objects},
+        registry::{
+            Resource,
+            kinds::value::{set, text},
+        },
+        request::User,
+        status::{Cause, Status},
     },
-    request::User,
-    status::{Cause, Status},
+    supervision::{Parts, Policy},
 };
 
 /// A claim younger than this may belong to a write under way.
@@ -239,8 +242,10 @@ impl Plugin for Allocator {
         }
     }
 
-    fn started(&self) {
-        tokio::spawn(repair::run(Arc::downgrade(&self.shared)));
+    fn started(&self, parts: &Parts) {
+        let shared = Arc::downgrade(&self.shared);
+        let name = "poststarthook/start-service-ip-repair-controllers";
+        parts.start_endless(name, Policy::Restart, move || repair::run(shared.clone()));
     }
 }
 

@@ -1,7 +1,7 @@
 //! Brings addresses and node ports back to what the Services say.
 //!
 //! What a crash, or a give-back that failed, left behind would stay taken until somebody needs it, and
-//! a claim that somebody deleted would leave its Service without one. Started once by the plugin; as
+//! a claim that somebody deleted would leave its Service without one. A part of the daemon; as
 //! upstream, looks every few minutes, and only if something has changed since.
 
 use std::{sync::Weak, time::Duration};
@@ -19,11 +19,11 @@ pub async fn run(shared: Weak<Shared>) {
     let mut seen = None;
     loop {
         tokio::time::sleep(EVERY).await;
-        let Some(shared) = shared.upgrade() else {
-            return;
-        };
-        let Ok(objects) = shared.objects.get() else {
-            return;
+        let objects = shared.upgrade();
+        let objects = objects.and_then(|shared| Some((shared.objects.get().ok()?, shared)));
+        let Some((objects, shared)) = objects else {
+            // The server has ended; so will the parts of the daemon.
+            return std::future::pending().await;
         };
         let now = (
             objects.changed("services"),
