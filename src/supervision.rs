@@ -556,8 +556,12 @@ mod tests {
         stall.send_replace(true);
         let why = "it is stalled: sticks does not answer";
         let within = Instant::now() + Duration::from_secs(10);
-        while found().await != [None, Some(why.to_owned())] {
-            assert!(Instant::now() < within);
+        loop {
+            let got = found().await;
+            if got == [None, Some(why.to_owned())] {
+                break;
+            }
+            assert!(Instant::now() < within, "{got:?}");
         }
     }
 
