@@ -552,6 +552,13 @@ mod tests {
             let down = report.map(|part| part.down.map(|reason| reason.to_string()));
             down.collect()
         };
+        let run = || {
+            let parts = parts.register.lock();
+            parts.values().all(|state| state.pulse.is_some())
+        };
+        while !run() {
+            tokio::task::yield_now().await;
+        }
         assert_eq!(found().await, [None, None]);
         stall.send_replace(true);
         let why = "it is stalled: sticks does not answer";

@@ -194,7 +194,8 @@ fn damage_network(cluster: &Cluster) {
 fn what_is_damaged_or_has_expired_goes_too() {
     let cluster = Cluster::new();
     let before = cluster.host.picture();
-    let damages: [(&str, fn(&Cluster)); 5] = [
+    type Damage = fn(&Cluster);
+    let damages: [(&str, Damage); 5] = [
         ("an expired authority", expire_authority),
         ("damaged keys", damage_keys),
         ("records that cannot be read", damage_records),
