@@ -51,6 +51,9 @@ struct Pace {
     answer: Duration,
 }
 
+/// How long a look waits for answers: health checks are asked by who wants to know soon.
+const PATIENCE: Duration = Duration::from_millis(50);
+
 impl Default for Pace {
     fn default() -> Self {
         Self {
@@ -273,8 +276,8 @@ impl Parts {
         report.collect()
     }
 
-    /// As [`Parts::report`], after all parts that run were asked whether they do something. Waits for
-    /// one that is stalled, the first time.
+    /// As [`Parts::report`], after all parts that run were asked whether they do something. Who has much
+    /// to do answers later: that is not waited for.
     pub async fn look(&self) -> Vec<PartReport> {
         let runs: Vec<(Arc<str>, Pulse)> = {
             let parts = self.register.lock();
@@ -282,7 +285,9 @@ impl Parts {
                 |(name, state): (&Arc<str>, &State)| Some((name.clone(), state.pulse.clone()?));
             parts.iter().filter_map(run).collect()
         };
-        let asked = runs.iter().map(|(_, pulse)| pulse.silent(self.pace.answer));
+        let asked = runs
+            .iter()
+            .map(|(_, pulse)| pulse.silent(self.pace.answer, PATIENCE));
         let answers = futures::future::join_all(asked).await;
         let mut report = self.report();
         for ((name, pulse), silent) in runs.iter().zip(answers) {

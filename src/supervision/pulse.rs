@@ -99,12 +99,13 @@ impl Pulse {
         });
     }
 
-    /// Names of what has not answered `within` that time: of this, or of pieces of it.
-    pub async fn silent(&self, within: Duration) -> Vec<Arc<str>> {
+    /// Names of what has not answered `within` that time: of this, or of pieces of it. Waits for answers,
+    /// but no longer than `patience`: what is silent then is told by who asks later.
+    pub async fn silent(&self, within: Duration, patience: Duration) -> Vec<Arc<str>> {
         let mut all = Vec::new();
         self.collect(&mut all);
         let answers = all.into_iter().map(|pulse| async move {
-            let heard = pulse.is_heard(within).await;
+            let heard = pulse.is_heard(within, patience).await;
             (!heard).then(|| pulse.0.name.clone())
         });
         let silent = futures::future::join_all(answers).await;
@@ -120,8 +121,9 @@ impl Pulse {
         live.iter().for_each(|piece| piece.collect(all));
     }
 
-    /// Whether the open question, or a new one, is answered in time. What has ended is not silent.
-    async fn is_heard(&self, within: Duration) -> bool {
+    /// Whether the open question, or a new one, is answered in time, or may be yet. What has ended is not
+    /// silent.
+    async fn is_heard(&self, within: Duration, patience: Duration) -> bool {
         let mut answers = self.0.answered.subscribe();
         let answered = *answers.borrow_and_update();
         if answered == ENDED {
@@ -136,7 +138,8 @@ impl Pulse {
         });
         let (number, put) = *self.0.question.borrow();
         let answer = answers.wait_for(|answered| *answered >= number);
-        timeout_at(put + within, answer).await.is_ok()
+        let (due, waited) = (put + within, Instant::now() + patience);
+        timeout_at(due.min(waited), answer).await.is_ok() || waited < due
     }
 }
 
@@ -206,16 +209,16 @@ mod tests {
         tokio::spawn(async move { running.beat(turns(work)).await });
         for _ in 0..3 {
             // Idle, and asked again and again.
-            assert!(pulse.silent(WITHIN).await.is_empty());
+            assert!(pulse.silent(WITHIN, WITHIN).await.is_empty());
         }
         give.send(true).await.unwrap();
-        assert!(pulse.silent(WITHIN).await.is_empty());
+        assert!(pulse.silent(WITHIN, WITHIN).await.is_empty());
         give.send(false).await.unwrap();
         give.reserve().await.unwrap(); // taken
-        assert_eq!(pulse.silent(WITHIN).await, ["part".into()]);
+        assert_eq!(pulse.silent(WITHIN, WITHIN).await, ["part".into()]);
         // The question stays open.
         let question = *pulse.0.question.borrow();
-        assert_eq!(pulse.silent(WITHIN).await, ["part".into()]);
+        assert_eq!(pulse.silent(WITHIN, WITHIN).await, ["part".into()]);
         assert_eq!(*pulse.0.question.borrow(), question);
     }
 
@@ -224,8 +227,8 @@ mod tests {
         let pulse = Pulse::new("part");
         let running = pulse.clone();
         tokio::spawn(async move { running.beat(std::future::pending::<()>()).await });
-        assert!(pulse.silent(WITHIN).await.is_empty());
-        assert!(pulse.silent(WITHIN).await.is_empty());
+        assert!(pulse.silent(WITHIN, WITHIN).await.is_empty());
+        assert!(pulse.silent(WITHIN, WITHIN).await.is_empty());
     }
 
     #[tokio::test]
@@ -234,11 +237,11 @@ mod tests {
         let running = pulse.clone();
         let task = tokio::spawn(async move { running.beat(std::future::pending::<()>()).await });
         let (long, began) = (Duration::from_secs(600), Instant::now());
-        assert!(pulse.silent(long).await.is_empty());
+        assert!(pulse.silent(long, long).await.is_empty());
         task.abort();
         assert!(task.await.unwrap_err().is_cancelled());
-        assert!(pulse.silent(long).await.is_empty());
-        assert!(pulse.silent(long).await.is_empty());
+        assert!(pulse.silent(long, long).await.is_empty());
+        assert!(pulse.silent(long, long).await.is_empty());
         assert!(began.elapsed() < long);
     }
 
@@ -264,12 +267,15 @@ mod tests {
         });
         let first = pieces.recv().await.unwrap();
         let second = pieces.recv().await.unwrap();
-        assert!(pulse.silent(WITHIN).await.is_empty());
+        assert!(pulse.silent(WITHIN, WITHIN).await.is_empty());
         for (give, _) in [&first, &second] {
             give.send(false).await.unwrap();
             give.reserve().await.unwrap();
         }
-        assert_eq!(pulse.silent(WITHIN).await, ["outer".into(), "inner".into()]);
+        assert_eq!(
+            pulse.silent(WITHIN, WITHIN).await,
+            ["outer".into(), "inner".into()]
+        );
         for (_, task) in [&first, &second] {
             task.abort();
         }
@@ -277,7 +283,7 @@ mod tests {
             assert!(task.await.unwrap_err().is_cancelled());
         }
         assert!(
-            pulse.silent(WITHIN).await.is_empty(),
+            pulse.silent(WITHIN, WITHIN).await.is_empty(),
             "what ended is not asked"
         );
     }

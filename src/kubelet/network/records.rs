@@ -14,7 +14,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::Error;
-use crate::format::{self, Unreadable};
+use crate::{
+    format::{self, Unreadable},
+    runtime::files,
+};
 
 const LAST: &str = "last-address";
 const SETTINGS: &str = "settings";
@@ -48,12 +51,7 @@ impl Records {
     pub fn forget(folder: &Path) -> Result<(), Error> {
         let addresses = folder.join("addresses");
         remove(&folder.join(FORMAT))?;
-        match fs::remove_dir_all(&addresses) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(failed("remove", &addresses)(error))
-            }
-            _ => Ok(()),
-        }
+        files::remove_tree(&addresses).map_err(failed("remove", &addresses))
     }
 
     /// Owner and address of every record. What is no record is set aside; one that cannot be read is an
