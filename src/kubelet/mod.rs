@@ -52,7 +52,6 @@ use crate::{
     informer::Informers,
     pki::Clients,
     runtime::{Runtime, image::Images},
-    supervision::Reason,
 };
 
 /// How long containers may take to stop when all pods are removed.
@@ -265,13 +264,9 @@ pub async fn run(
     let admission = table::Admission { room, pressures };
     let table = table::Table::new(context, book, health, admission);
     pieces.start("pods", table.run(probed, orders, stop));
-    while let Some(error) = pieces.ended().await {
-        match error {
-            Error::Piece {
-                reason: Reason::Ended,
-                ..
-            } if shutdown.is_cancelled() => {}
-            error => return Err(error),
+    while let Some(ends) = pieces.ended().await {
+        if !(ends.are_plain() && shutdown.is_cancelled()) {
+            return Err(Error::Pieces(ends));
         }
     }
     Ok(())
@@ -402,8 +397,8 @@ async fn remove_pod(runtime: &Runtime, pod: crate::runtime::PodState) -> Result<
 /// Why the kubelet cannot go on at all. What concerns one pod is an event and a status instead.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{name}: {reason}")]
-    Piece { name: Arc<str>, reason: Reason },
+    #[error("{0}")]
+    Pieces(pieces::Ends),
     #[error("{0} is not supported")]
     Unsupported(&'static str),
     #[error("{action}")]

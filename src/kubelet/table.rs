@@ -140,7 +140,7 @@ impl Table {
                 Some(ended) = self.workers.join_next() => self.ended(ended),
                 Some(Ok(uid)) = self.restarts.join_next() => self.restart(&uid),
                 Some(Ok(uid)) = self.removals.join_next() => self.left(&uid),
-                Some(error) = self.pieces.ended() => return Err(error),
+                Some(ends) = self.pieces.ended() => return Err(Error::Pieces(ends)),
             }
         }
     }

@@ -227,7 +227,11 @@ fn pieces_of_the_kubelet_that_fail_are_noticed() {
             "End" => format!("part/kubelet/{piece}: it ended by itself"),
             _ => format!("part/kubelet/{piece}: panic: ordered for part/kubelet/{piece}"),
         };
-        assert!(log.contains(&said), "{said}");
+        let failures: Vec<&str> = log
+            .lines()
+            .filter(|line| line.contains("failed, it"))
+            .collect();
+        assert!(log.contains(&said), "{said}: {failures:#?}");
     }
 
     // A round of probes that panics goes on; so does the watch of what a volume is made of.

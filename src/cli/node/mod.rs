@@ -1,0 +1,196 @@
+//! This machine as a node: runtime, pod network, services, DNS and kubelet, put together.
+//!
+//! Called by the daemon after the API server answers, and by `reset` without one. Several clusters
+//! may live on one machine: what must be unique on a host is derived from the root folder.
+
+mod announcement;
+mod names;
+mod readiness;
+mod removal;
+mod settings;
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::NonZeroU32,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Node as NodeObject;
+use kube::{Api, Client};
+use tokio::{net::TcpListener, sync::watch};
+
+use self::{
+    announcement::Announcement,
+    names::{Names, cluster_cidr},
+    readiness::{READY_WITHIN, REFUSED_FOR, not_ready, reached, refused},
+    removal::Recorded,
+    settings::{kubelet_config, network_config, proxy_config, resolv_conf, runtime_config},
+};
+pub use self::{
+    names::{Ranges, cluster_dns},
+    readiness::Readiness,
+    removal::{recorded_name, remove},
+};
+use super::{Error, paths::Paths};
+use crate::{
+    apiserver::{
+        request::User,
+        start::{Handle, own_user},
+    },
+    dns,
+    informer::Informers,
+    kubelet::{self, container::SwapBehavior, network::PodNetwork, settings::ResourceSettings},
+    pki::{self, Leaf, Pki},
+    proxy,
+    runtime::{Runtime, image::Images},
+    supervision::{Parts, Policy},
+};
+
+const CLUSTER_DOMAIN: &str = "cluster.local";
+const DNS_PORT: u16 = 53;
+
+/// All that differs between nodes.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub paths: Paths,
+    pub name: String,
+    pub address: IpAddr,
+    pub pod_cidr: IpNet,
+    pub services: IpNet,
+    pub api_port: u16,
+    pub kubelet_port: u16,
+    pub limits: PodLimits,
+    pub resources: ResourceSettings,
+}
+
+/// What the node gives to every pod alike.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PodLimits {
+    pub swap: SwapBehavior,
+    pub processes: Option<NonZeroU32>,
+}
+
+/// A node that runs.
+pub struct Node {
+    config: kubelet::Config,
+    deps: kubelet::Deps,
+    parts: Parts,
+}
+
+impl Node {
+    /// Starts everything; see [`Node::ready`] for when pods can run.
+    pub async fn start(
+        mut config: Config,
+        handle: &Handle,
+        pki: &Pki,
+        images: Images,
+        parts: &Parts,
+    ) -> Result<Self, Error> {
+        let names = Names::of(&config.paths);
+        let listener = kubelet::listen(config.kubelet_port).await?;
+        config.kubelet_port = listener.local_addr()?.port();
+        let runtime = Runtime::open(runtime_config(&config.paths, &names)).await?;
+        Recorded::save(&config)?;
+        let network = PodNetwork::open(network_config(&config, &names)).await?;
+        let gateway = network.gateway();
+        let cluster_dns = cluster_dns(config.services)?;
+        let dns = Announcement {
+            client: handle.client(own_user()),
+            node: config.name.clone(),
+            cluster_dns,
+            address: gateway,
+        };
+        if let Err(error) = dns.write().await {
+            // What users have set up may refuse it; the node starts all the same.
+            tracing::warn!(%error, "the cluster DNS is not announced, will retry");
+        }
+        let parts = parts.group();
+        let client = handle.client(User::internal("system:kube-proxy", &[]));
+        let watching = Informers::of("kube-proxy", client, parts.clone());
+        parts.start_endless("part/cluster-dns-service", Policy::Restart, {
+            let (dns, watching) = (Arc::new(dns), watching.clone());
+            move || dns.clone().keep(watching.clone())
+        });
+        parts.start("part/kube-proxy", Policy::Restart, {
+            let (watching, config) = (watching.clone(), proxy_config(&config, &names));
+            move |shutdown| proxy::run(watching.clone(), config.clone(), shutdown)
+        });
+        let resolver = dns::Config {
+            listen: vec![SocketAddr::new(gateway, DNS_PORT)],
+            domain: CLUSTER_DOMAIN.into(),
+            clients: [gateway, config.address, IpAddr::V4(Ipv4Addr::LOCALHOST)]
+                .map(IpNet::from)
+                .into_iter()
+                .chain([cluster_cidr(config.pod_cidr)])
+                .collect(),
+            resolv_conf: resolv_conf(),
+        };
+        parts.start("part/cluster-dns", Policy::Restart, move |shutdown| {
+            dns::run(watching.clone(), resolver.clone(), shutdown)
+        });
+
+        let user = User::internal(&format!("system:node:{}", config.name), &["system:nodes"]);
+        let leaf = Leaf::kubelet_serving(&config.name, &[config.address]);
+        let deps = kubelet::Deps {
+            informers: Informers::of("kubelet", handle.client(user), parts.clone()),
+            runtime,
+            images,
+            network,
+            server_tls: Arc::new(pki::server_config(pki, leaf)?),
+            clients: pki.clients()?,
+            refused: watch::Sender::default(),
+        };
+        let config = kubelet_config(&config, &names, cluster_dns);
+        start_kubelet(&parts, &config, &deps, listener)?;
+        Ok(Self {
+            config,
+            deps,
+            parts,
+        })
+    }
+
+    /// Waits until the node is Ready, one of its parts has failed, or it shows that users have set up
+    /// what refuses it.
+    pub async fn ready(&self, client: Client) -> Result<Readiness, Error> {
+        let nodes: Api<NodeObject> = Api::all(client);
+        tokio::select! {
+            ready = reached(&nodes, &self.config.node) => ready.map(|()| Readiness::Ready),
+            failure = self.parts.failed() => Err(failure.into()),
+            why = refused(self.deps.refused.subscribe(), REFUSED_FOR) => Ok(Readiness::Refused(why)),
+            () = tokio::time::sleep(READY_WITHIN) => Err(not_ready(&nodes, &self.config.node).await),
+        }
+    }
+
+    /// Waits until the node is Ready, however long that takes.
+    pub async fn ready_at_last(&self, client: Client) -> Result<(), Error> {
+        reached(&Api::all(client), &self.config.node).await
+    }
+
+    /// Stops the node's parts; its pods go on.
+    pub async fn stop(&self) {
+        self.parts.stop().await;
+    }
+
+    /// Stops and removes this node's pods; call [`Node::stop`] before.
+    pub async fn remove_pods(&self) -> Result<(), Error> {
+        let (runtime, network) = (&self.deps.runtime, &self.deps.network);
+        Ok(kubelet::remove_pods(&self.config, runtime, network).await?)
+    }
+}
+
+/// The kubelet. Its socket stays open when it fails: connections wait meanwhile.
+fn start_kubelet(
+    parts: &Parts,
+    config: &kubelet::Config,
+    deps: &kubelet::Deps,
+    listener: TcpListener,
+) -> Result<(), Error> {
+    let (config, deps, socket) = (config.clone(), deps.clone(), listener.into_std()?);
+    parts.start("part/kubelet", Policy::Restart, move |shutdown| {
+        let (config, deps) = (config.clone(), deps.clone());
+        let listener = socket.try_clone().and_then(TcpListener::from_std);
+        async move { Ok::<(), Error>(kubelet::run(config, deps, listener?, shutdown).await?) }
+    });
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! What must be unique where several clusters live on one machine, and the ranges of addresses.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+use sha2::{Digest, Sha256};
+
+use crate::cli::{Error, paths::Paths};
+
+/// The address of the cluster DNS is this one of the service range.
+const DNS_ADDRESS: usize = 10;
+
+/// The ranges of a cluster when nobody chose any. Below a root of its own they are a part of the
+/// usual ranges, so that clusters on one machine hardly ever meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ranges {
+    pub pods: IpNet,
+    pub services: IpNet,
+}
+
+impl Ranges {
+    pub fn of(paths: &Paths) -> Self {
+        let v4 = |a, b, c, length| {
+            let address = Ipv4Addr::new(10, a, b, c);
+            IpNet::V4(Ipv4Net::new_assert(address, length))
+        };
+        match digest(paths) {
+            None => Self {
+                pods: v4(42, 0, 0, 24),
+                services: v4(96, 0, 0, 12),
+            },
+            Some([pods, services, ..]) => Self {
+                pods: v4(42, pods, 0, 24),
+                services: v4(96 + services / 16, services % 16 * 16, 0, 20),
+            },
+        }
+    }
+}
+
+/// What must be unique on one host.
+pub(super) struct Names {
+    pub bridge: String,
+    pub table: String,
+    pub proxy_table: String,
+    pub cgroup_root: String,
+}
+
+impl Names {
+    pub fn of(paths: &Paths) -> Self {
+        match digest(paths) {
+            None => Self {
+                bridge: "vetch0".into(),
+                table: "vetch".into(),
+                proxy_table: "vetch-proxy".into(),
+                cgroup_root: "vetch".into(),
+            },
+            Some(bytes) => {
+                let tag: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+                Self {
+                    bridge: format!("vetch{tag}"),
+                    table: format!("vetch-{tag}"),
+                    proxy_table: format!("vetch-proxy-{tag}"),
+                    cgroup_root: format!("vetch-{tag}"),
+                }
+            }
+        }
+    }
+}
+
+/// Follows from the root folder; `None` for the system's own.
+fn digest(paths: &Paths) -> Option<[u8; 4]> {
+    let root = paths.root.as_ref()?;
+    let digest = Sha256::digest(root.as_os_str().as_encoded_bytes());
+    Some([digest[0], digest[1], digest[2], digest[3]])
+}
+
+/// The nodes' ranges are /24s of one /16.
+pub(super) fn cluster_cidr(pods: IpNet) -> IpNet {
+    match pods {
+        IpNet::V4(range) if range.prefix_len() > 16 => {
+            IpNet::V4(Ipv4Net::new_assert(range.network(), 16).trunc())
+        }
+        range => range,
+    }
+}
+
+/// The address of the cluster DNS.
+pub fn cluster_dns(services: IpNet) -> Result<IpAddr, Error> {
+    services
+        .hosts()
+        .nth(DNS_ADDRESS - 1)
+        .ok_or_else(|| format!("--service-cidr {services} has less than ten addresses").into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn paths(root: Option<&str>) -> Paths {
+        let folder = PathBuf::from("/r");
+        Paths {
+            etc: folder.clone(),
+            state: folder.clone(),
+            run: folder.clone(),
+            log: folder,
+            root: root.map(PathBuf::from),
+        }
+    }
+
+    #[test]
+    fn clusters_of_one_machine_do_not_meet() {
+        let system = Ranges::of(&paths(None));
+        assert_eq!(system.pods.to_string(), "10.42.0.0/24");
+        assert_eq!(system.services.to_string(), "10.96.0.0/12");
+        let (a, b) = (paths(Some("/a")), paths(Some("/b")));
+        assert_ne!(Ranges::of(&a).pods, Ranges::of(&b).pods);
+        assert_ne!(Ranges::of(&a).services, Ranges::of(&b).services);
+        assert!(system.services.contains(&Ranges::of(&a).services));
+        let (a, b) = (Names::of(&a), Names::of(&b));
+        assert!(a.bridge.len() <= 15 && a.bridge != b.bridge);
+        assert_ne!(a.table, b.table);
+    }
+
+    #[test]
+    fn ranges_follow_from_one_another() {
+        let range = |text: &str| text.parse::<IpNet>().unwrap();
+        assert_eq!(cluster_cidr(range("10.42.7.0/24")), range("10.42.0.0/16"));
+        assert_eq!(cluster_cidr(range("10.0.0.0/8")), range("10.0.0.0/8"));
+        let dns = cluster_dns(range("10.96.0.0/12")).unwrap();
+        assert_eq!(dns.to_string(), "10.96.0.10");
+        assert!(cluster_dns(range("10.96.0.0/30")).is_err());
+    }
+}

@@ -1,0 +1,134 @@
+//! What is recorded of the node, and its removal from the host by what is known of it.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Config, PodLimits,
+    names::{Names, Ranges, cluster_dns},
+    settings::{kubelet_config, network_config, proxy_config, runtime_config},
+};
+use crate::{
+    cli::{Error, paths::Paths},
+    format,
+    kubelet::{
+        self,
+        network::{self, PodNetwork},
+        settings::ResourceSettings,
+    },
+    proxy,
+    runtime::Runtime,
+};
+
+/// The format of what is recorded of the node, and the oldest that is still read.
+const RECORD: u32 = 1;
+const OLDEST_RECORD: u32 = 1;
+
+/// What the node was called when it last ran below this root.
+pub fn recorded_name(paths: &Paths) -> Result<Option<String>, Error> {
+    Ok(Recorded::load(paths)?.map(|recorded| recorded.name))
+}
+
+/// Takes away what a stopped daemon has left on the host: pods, their network, services. Works with
+/// what it finds: the cluster may be removed because something of it is damaged or has expired.
+pub async fn remove(paths: &Paths) -> Result<(), Error> {
+    let Some(recorded) = Recorded::of_remains(paths) else {
+        return Ok(()); // there never was a node
+    };
+    let names = Names::of(paths);
+    let config = Config {
+        paths: paths.clone(),
+        name: recorded.name,
+        address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        pod_cidr: recorded.pod_cidr.parse()?,
+        services: recorded.services.parse()?,
+        api_port: 0,
+        kubelet_port: 0,
+        limits: PodLimits::default(),
+        resources: ResourceSettings::default(),
+    };
+    let network = match PodNetwork::open(network_config(&config, &names)).await {
+        Err(network::Error::Records { .. }) => {
+            PodNetwork::open_to_remove(network_config(&config, &names)).await?
+        }
+        opened => opened?,
+    };
+    let runtime = Runtime::open(runtime_config(paths, &names)).await?;
+    let kubelet = kubelet_config(&config, &names, cluster_dns(config.services)?);
+    kubelet::remove_pods(&kubelet, &runtime, &network).await?;
+    let hierarchy = cgroups::Hierarchy::detect()?;
+    let group = cgroups::Group::open(&hierarchy, &names.cgroup_root)?;
+    if !runtime.set_aside().is_empty() {
+        // They go too, though nobody knows how they would like to.
+        group.kill_all()?;
+        runtime.remove_set_aside().await?;
+        kubelet::remove_pods(&kubelet, &runtime, &network).await?;
+    }
+    proxy::remove(proxy_config(&config, &names)).await?;
+    network.remove().await?;
+    group.remove()?;
+    Ok(())
+}
+
+/// What `remove` must know of a node that ran with other settings than the usual ones.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Recorded {
+    #[serde(default)]
+    version: u32,
+    name: String,
+    pod_cidr: String,
+    services: String,
+}
+
+impl Recorded {
+    fn path(paths: &Paths) -> PathBuf {
+        paths.state.join("node.json")
+    }
+
+    pub fn save(config: &Config) -> Result<(), Error> {
+        let recorded = Self {
+            version: RECORD,
+            name: config.name.clone(),
+            pod_cidr: config.pod_cidr.to_string(),
+            services: config.services.to_string(),
+        };
+        let path = Self::path(&config.paths);
+        std::fs::write(&path, serde_json::to_vec(&recorded)?)
+            .map_err(|error| format!("write {}: {error}", path.display()).into())
+    }
+
+    /// What is known for a removal. Where the record is lost or damaged, that the node had the usual
+    /// settings; nothing where no node has ever run.
+    fn of_remains(paths: &Paths) -> Option<Self> {
+        match Self::load(paths) {
+            Ok(Some(recorded)) => return Some(recorded),
+            Ok(None) if !runtime_config(paths, &Names::of(paths)).state_dir.exists() => {
+                return None;
+            }
+            Ok(None) => tracing::warn!("the node's record is lost, its usual settings are assumed"),
+            Err(error) => tracing::warn!(%error, "the node's usual settings are assumed"),
+        }
+        let ranges = Ranges::of(paths);
+        Some(Self {
+            version: RECORD,
+            name: String::new(),
+            pod_cidr: ranges.pods.to_string(),
+            services: ranges.services.to_string(),
+        })
+    }
+
+    fn load(paths: &Paths) -> Result<Option<Self>, Error> {
+        let path = Self::path(paths);
+        match std::fs::read(&path) {
+            Ok(bytes) => format::parse(&bytes, OLDEST_RECORD..=RECORD)
+                .map(Some)
+                .map_err(|error| format!("read {}: {error}", path.display()).into()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(format!("read {}: {error}", path.display()).into()),
+        }
+    }
+}

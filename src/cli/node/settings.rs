@@ -1,0 +1,123 @@
+//! What each part of the node is told, from what differs between nodes.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    CLUSTER_DOMAIN, Config, DNS_PORT,
+    names::{Names, cluster_cidr},
+};
+use crate::{
+    cli::paths::Paths,
+    kubelet::{self, network},
+    own_ports::{OwnPort, OwnPorts, TCP, UDP},
+    proxy, runtime,
+};
+
+const MAX_PODS: u32 = 110;
+
+pub(super) fn runtime_config(paths: &Paths, names: &Names) -> runtime::Config {
+    runtime::Config {
+        state_dir: paths.state.join("runtime"),
+        run_dir: paths.runtime(),
+        cgroup_root: names.cgroup_root.clone(),
+    }
+}
+
+pub(super) fn network_config(config: &Config, names: &Names) -> network::Config {
+    network::Config {
+        state_dir: config.paths.state.join("network"),
+        pod_cidr: config.pod_cidr,
+        bridge: names.bridge.clone(),
+        table: names.table.clone(),
+        cluster_cidr: cluster_cidr(config.pod_cidr),
+        own_ports: own_ports(config),
+    }
+}
+
+/// Where the parts of this daemon listen on the node.
+fn own_ports(config: &Config) -> OwnPorts {
+    let own = |address, protocol, port, user| OwnPort {
+        address,
+        protocol,
+        port,
+        user,
+    };
+    let v4 = |address| match address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    };
+    let gateway = config.pod_cidr.hosts().next().and_then(v4);
+    let dns = [TCP, UDP].map(|protocol| own(gateway, protocol, DNS_PORT, "cluster DNS"));
+    let health = v4(kubelet::HEALTH.0);
+    OwnPorts::new(
+        [
+            own(None, TCP, config.api_port, "the API server"),
+            own(None, TCP, config.kubelet_port, "the kubelet"),
+            own(
+                health,
+                TCP,
+                kubelet::HEALTH.1,
+                "the kubelet's health checks",
+            ),
+        ]
+        .into_iter()
+        .chain(dns),
+    )
+}
+
+pub(super) fn proxy_config(config: &Config, names: &Names) -> proxy::Config {
+    proxy::Config {
+        table: names.proxy_table.clone(),
+        node: config.name.clone(),
+        cluster_cidr: cluster_cidr(config.pod_cidr),
+        service_route: Some((config.services, names.bridge.clone())),
+        mark: proxy::DEFAULT_MARK,
+        addresses: [Some(config.address), config.pod_cidr.hosts().next()]
+            .into_iter()
+            .flatten()
+            .collect(),
+        own_ports: own_ports(config),
+    }
+}
+
+pub(super) fn kubelet_config(
+    config: &Config,
+    names: &Names,
+    cluster_dns: IpAddr,
+) -> kubelet::Config {
+    kubelet::Config {
+        node: config.name.clone(),
+        addresses: vec![config.address],
+        port: config.kubelet_port,
+        pod_cidr: config.pod_cidr,
+        state_dir: config.paths.state.clone(),
+        log_dir: match config.paths.root {
+            None => "/var/log".into(),
+            Some(_) => config.paths.log.clone(),
+        },
+        manifest_dir: config.paths.etc.join("manifests"),
+        cluster_dns: vec![cluster_dns],
+        cluster_domain: CLUSTER_DOMAIN.into(),
+        resolv_conf: resolv_conf(),
+        cgroup_root: names.cgroup_root.clone(),
+        max_pods: MAX_PODS,
+        pod_pids_limit: config.limits.processes,
+        swap: config.limits.swap,
+        resources: config.resources.clone(),
+        own_ports: own_ports(config),
+    }
+}
+
+/// systemd-resolved's file at the usual place names only itself, which pods cannot reach.
+pub(super) fn resolv_conf() -> PathBuf {
+    let behind = Path::new("/run/systemd/resolve/resolv.conf");
+    let usual = Path::new("/etc/resolv.conf");
+    let stub = std::fs::read_to_string(usual).is_ok_and(|text| text.contains("127.0.0.53"));
+    match stub && behind.exists() {
+        true => behind.into(),
+        false => usual.into(),
+    }
+}
