@@ -1,15 +1,15 @@
 //! What only test builds have (the feature `test-hooks`): parts that fail when they are told to, and
 //! random delays at the places that everything goes through, so that wrong orders happen often.
 //!
-//! Without the feature every function here is empty.
+//! Without the feature every function here is empty; unit tests have what the feature gives.
 
-#[cfg(feature = "test-hooks")]
+#[cfg(any(test, feature = "test-hooks"))]
 pub use on::{How, delay, provoke, provoked, provoked_here, unless_provoked};
 
-#[cfg(not(feature = "test-hooks"))]
+#[cfg(not(any(test, feature = "test-hooks")))]
 pub use off::{delay, provoked, unless_provoked};
 
-#[cfg(not(feature = "test-hooks"))]
+#[cfg(not(any(test, feature = "test-hooks")))]
 mod off {
     /// Waits at random.
     #[inline]
@@ -29,7 +29,7 @@ mod off {
     }
 }
 
-#[cfg(feature = "test-hooks")]
+#[cfg(any(test, feature = "test-hooks"))]
 mod on {
     use std::{
         collections::HashMap,

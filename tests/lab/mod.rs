@@ -3,8 +3,11 @@
 //! A host is a network and a mount namespace, so that tests share no port, link, table or mount
 //! and several run at once. `VETCH_TEST_KUBECTL` names kubectl; without it the one on the PATH is
 //! used; `VETCH_TEST_PROGRAM` names another vetch than the one that was built with the tests, and
-//! `VETCH_TEST_OLD_FLAGS` says that it is from before the flags about eviction. Everything is taken away on drop, also when the test failed.
+//! `VETCH_TEST_OLD_FLAGS` says that it is from before the flags about eviction. Everything is taken
+//! away on drop, also when the test failed, and when it is interrupted or runs out of time.
 #![allow(dead_code, reason = "each test file uses its own part")]
+
+mod interrupted;
 
 use std::{
     ffi::OsStr,
@@ -163,11 +166,13 @@ impl Cluster {
 
     /// As [`Cluster::new`], with a kubectl of another version.
     pub fn with_kubectl(kubectl: impl Into<PathBuf>) -> Self {
-        Self {
+        let cluster = Self {
             root: tempfile::tempdir().unwrap(),
             host: Host::new(),
             kubectl: kubectl.into(),
-        }
+        };
+        interrupted::remove_then(cluster.root.path(), cluster.host.pid());
+        cluster
     }
 
     /// `vetch up --detach` has returned.
@@ -320,6 +325,7 @@ impl Drop for Cluster {
             self.tell();
         }
         let output = self.vetch(&["reset", "--yes"]);
+        interrupted::is_removed(self.root.path());
         if !output.status.success() && !std::thread::panicking() {
             panic!("reset: {}", text(&output));
         }
@@ -384,6 +390,19 @@ pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     let end = Instant::now() + patiently(DEADLINE);
     while !done() {
         assert!(Instant::now() < end, "timed out: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// As [`until`], for what shall find nothing any more; says what it found last.
+pub fn until_none(what: &str, mut find: impl FnMut() -> Vec<String>) {
+    let end = Instant::now() + patiently(DEADLINE);
+    loop {
+        let found = find();
+        if found.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < end, "timed out: {what}: {found:#?}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

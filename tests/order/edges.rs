@@ -7,21 +7,13 @@ use std::{
     process::{Child, Stdio},
 };
 
-use crate::lab::{Cluster, text, until};
+use crate::{
+    dead_webhook,
+    lab::{Cluster, text, until},
+};
 
-/// A webhook for all that a node says of itself, whose server is dead, and which fails closed.
-const NO_NODES: &str = r#"
-apiVersion: admissionregistration.k8s.io/v1
-kind: ValidatingWebhookConfiguration
-metadata: {name: no-nodes}
-webhooks:
-- name: nodes.example.com
-  clientConfig: {url: "https://127.0.0.1:1/"}
-  failurePolicy: Fail
-  sideEffects: None
-  timeoutSeconds: 1
-  admissionReviewVersions: [v1]
-  rules:
+/// Rules for all that a node says of itself.
+const NODES: &str = r#"
   - {apiGroups: ["", coordination.k8s.io], apiVersions: ["*"], operations: [CREATE, UPDATE],
      resources: [nodes, nodes/status, leases]}
   - {apiGroups: [rbac.authorization.k8s.io], apiVersions: ["*"], operations: ["*"],
@@ -176,7 +168,7 @@ fn a_webhook_that_refuses_the_node_is_named(cluster: &Cluster) {
         "-p",
         cut,
     ]);
-    cluster.apply(NO_NODES);
+    cluster.apply(&dead_webhook("nodes", NODES));
     let node = cluster.ok("get nodes -o name");
     cluster.ok(&format!("delete {}", node.trim()));
     cluster.kill_daemon();
@@ -195,7 +187,7 @@ fn a_webhook_that_refuses_the_node_is_named(cluster: &Cluster) {
         words(&before),
         "roles are completed all the same"
     );
-    cluster.ok("delete validatingwebhookconfiguration no-nodes");
+    cluster.ok("delete validatingwebhookconfiguration nodes");
     let ready = "jsonpath={.items[*].status.conditions[?(@.type==\"Ready\")].status}";
     cluster.wait(&format!("get nodes -o {ready}"), "True");
     cluster.ok("run after --image=busybox:1 --restart=Never -- sleep infinity");

@@ -1,20 +1,12 @@
 //! The API server, scheduler and controllers.
 
-use crate::lab::{Cluster, text};
+use crate::{
+    dead_webhook,
+    lab::{Cluster, text},
+};
 
-/// A webhook for all there is in these groups, whose server is dead, and which fails closed.
-const DEAD: &str = r#"
-apiVersion: admissionregistration.k8s.io/v1
-kind: ValidatingWebhookConfiguration
-metadata: {name: dead}
-webhooks:
-- name: dead.example.com
-  clientConfig: {url: "https://127.0.0.1:1/"}
-  failurePolicy: Fail
-  sideEffects: None
-  timeoutSeconds: 1
-  admissionReviewVersions: [v1]
-  rules:
+/// Rules for all there is in these groups.
+const OWN_OBJECTS: &str = r#"
   - apiGroups: ["", discovery.k8s.io, rbac.authorization.k8s.io]
     apiVersions: ["*"]
     operations: ["*"]
@@ -91,7 +83,7 @@ spec:
 }
 
 fn the_cluster_starts_whatever_webhooks_refuse(cluster: &Cluster) {
-    cluster.apply(DEAD);
+    cluster.apply(&dead_webhook("dead", OWN_OBJECTS));
     let refused = cluster.kubectl("create configmap c");
     assert!(!refused.status.success(), "the webhook is asked");
     cluster.kill_daemon();

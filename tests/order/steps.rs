@@ -9,7 +9,7 @@ use std::{fs, path::Path};
 use vetch::supervision::steps::Step;
 
 use crate::{
-    lab::{Cluster, until},
+    lab::{Cluster, until, until_none},
     supervision::provoke,
 };
 
@@ -88,7 +88,7 @@ impl Lab {
         // What the first pod brings along stays.
         let uid = lab.start();
         lab.delete();
-        lab.gone(&uid, "the first pod");
+        lab.gone(&uid, "of the first pod");
         lab.idle = lab.picture();
         lab
     }
@@ -197,19 +197,15 @@ impl Lab {
             }
             left
         };
-        let end = std::time::Instant::now() + crate::lab::DEADLINE;
-        while !left().is_empty() {
-            let late = std::time::Instant::now() > end;
-            assert!(!late, "{what}: {:#?}\n{}", left(), cluster.daemon_log());
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
+        until_none(&format!("nothing is left {what}"), left);
         if !self.idle.is_empty() {
-            let now = || self.picture();
-            while now() != self.idle {
-                let late = std::time::Instant::now() > end;
-                assert!(!late, "{what}: {:#?} was {:#?}", now(), self.idle);
-                std::thread::sleep(std::time::Duration::from_millis(50));
-            }
+            until_none(&format!("the host is as it was {what}"), || {
+                let now = self.picture();
+                let differs = now.iter().zip(&self.idle).filter(|(now, idle)| now != idle);
+                differs
+                    .map(|(now, idle)| format!("{now} was {idle}"))
+                    .collect()
+            });
         }
     }
 }

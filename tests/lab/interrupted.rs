@@ -1,0 +1,65 @@
+//! Clusters of a process that is told to end are removed before it ends: their daemons are not its
+//! children, and would go on.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Mutex, MutexGuard, Once, PoisonError},
+};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The root folders, and who holds the namespaces of their hosts.
+static CLUSTERS: Mutex<BTreeMap<PathBuf, u32>> = Mutex::new(BTreeMap::new());
+static WATCH: Once = Once::new();
+
+fn clusters() -> MutexGuard<'static, BTreeMap<PathBuf, u32>> {
+    CLUSTERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub fn remove_then(root: &Path, holder: u32) {
+    WATCH.call_once(|| {
+        // The handlers are there when this returns.
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_io().build().unwrap();
+        let (mut terminate, mut interrupt) = {
+            let _entered = runtime.enter();
+            let handled = |kind| signal(kind).unwrap();
+            (
+                handled(SignalKind::terminate()),
+                handled(SignalKind::interrupt()),
+            )
+        };
+        std::thread::spawn(move || {
+            let number = runtime.block_on(async {
+                tokio::select! {
+                    _ = terminate.recv() => SignalKind::terminate(),
+                    _ = interrupt.recv() => SignalKind::interrupt(),
+                }
+            });
+            for (root, holder) in &*clusters() {
+                remove(root, *holder);
+            }
+            std::process::exit(128 + number.as_raw_value());
+        });
+    });
+    clusters().insert(root.to_owned(), holder);
+}
+
+pub fn is_removed(root: &Path) {
+    clusters().remove(root);
+}
+
+fn remove(root: &Path, holder: u32) {
+    let reset = Command::new("nsenter")
+        .arg(format!("--target={holder}"))
+        .args(["--net", "--mount", "--"])
+        .arg(super::program())
+        .args(["reset", "--yes", "--root"])
+        .arg(root)
+        .status();
+    eprintln!("interrupted: {} was reset: {reset:?}", root.display());
+    let _ = Command::new("kill").arg(holder.to_string()).status();
+    let _ = std::fs::remove_dir_all(root);
+}
