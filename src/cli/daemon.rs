@@ -136,7 +136,7 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     running.start_endless(
         "part/allocator",
         Policy::Restart,
-        super::allocator::keep_small,
+        crate::allocator::keep_small,
     );
     running.start("part/certificate-renewal", Policy::Restart, {
         let pki = pki.clone();
