@@ -9,11 +9,12 @@ use http::{Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Bytes;
 use serde_json::json;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{model::Plan, render::Notice};
 use crate::{
+    accepting,
     informer::Key,
     listener::{Limits, Listener},
 };
@@ -47,7 +48,7 @@ impl HealthChecks {
             return None;
         }
         self.0.remove(key);
-        let socket = match TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await {
+        let socket = match accepting::listen((Ipv4Addr::UNSPECIFIED, port).into()) {
             Ok(socket) => socket,
             Err(error) => {
                 return Some(Notice {
