@@ -109,7 +109,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_node_without_endpoints_says_so() -> Result<(), Box<dyn std::error::Error>> {
-        let free = TcpListener::bind("127.0.0.1:0").await?.local_addr()?.port();
+        let free = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await?
+            .local_addr()?
+            .port();
         let plan = |last: Option<u8>| Plan {
             health_port: Some(free),
             local: last
