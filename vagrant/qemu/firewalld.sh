@@ -86,7 +86,7 @@ reload() {
 }
 
 tables() {
-	nft list tables | grep vetch
+	nft list tables | grep vetch | sort
 }
 
 # reloaded HOW: firewalld makes its rules anew, and ours stay or come back.
