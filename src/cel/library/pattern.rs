@@ -1,0 +1,186 @@
+//! Regular expressions of Go (RE2) for the `regex` crate.
+//!
+//! Both take linear time. What differs and is translated: `\d`, `\w`, `\s` and `\b` mean ASCII in
+//! Go; `[`, `&&`, `--` and `~~` mean nothing inside of a class; a `{` that begins no repetition is a
+//! brace; `\Q..\E` quotes.
+
+use regex::{Regex, RegexBuilder};
+
+/// Largest program of a pattern, in bytes. Go allows repetitions up to 1000, each copied.
+const MAX_PROGRAM: usize = 1 << 20;
+/// Longest pattern.
+const MAX_LENGTH: usize = 64 << 10;
+
+/// Compiles a pattern of Go. The error is what is wrong, without a position.
+pub(crate) fn compile(pattern: &str) -> Result<Regex, String> {
+    let broken = |why: &str| format!("error parsing regexp: {why}: `{pattern}`");
+    if pattern.len() > MAX_LENGTH {
+        return Err("error parsing regexp: expression too large".to_owned());
+    }
+    let built = RegexBuilder::new(&translate(pattern))
+        .size_limit(MAX_PROGRAM)
+        .dfa_size_limit(MAX_PROGRAM)
+        .nest_limit(200)
+        .octal(true)
+        .build();
+    built.map_err(|error| match error {
+        regex::Error::CompiledTooBig(_) => broken("expression too large"),
+        regex::Error::Syntax(text) => broken(reason(&text)),
+        _ => broken("invalid expression"),
+    })
+}
+
+/// The parser's last line says why.
+fn reason(text: &str) -> &str {
+    let last = text.lines().last().unwrap_or(text);
+    last.strip_prefix("error: ").unwrap_or(last)
+}
+
+fn translate(pattern: &str) -> String {
+    let mut out = String::with_capacity(pattern.len() + 16);
+    let mut rest = pattern;
+    while let Some(first) = rest.chars().next() {
+        rest = match first {
+            '\\' => escape(&rest[1..], false, &mut out),
+            '[' => class(&rest[1..], &mut out),
+            '{' if !is_repetition(rest) => {
+                out.push_str("\\{");
+                &rest[1..]
+            }
+            other => {
+                out.push(other);
+                &rest[other.len_utf8()..]
+            }
+        };
+    }
+    out
+}
+
+/// `{n}`, `{n,}` or `{n,m}`
+fn is_repetition(text: &str) -> bool {
+    let Some((inner, _)) = text[1..].split_once('}') else {
+        return false;
+    };
+    let (from, to) = inner.split_once(',').unwrap_or((inner, ""));
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    !from.is_empty() && digits(from) && digits(to)
+}
+
+/// What follows a backslash; gives the text behind it.
+fn escape<'p>(text: &'p str, in_class: bool, out: &mut String) -> &'p str {
+    let Some(first) = text.chars().next() else {
+        out.push('\\');
+        return text;
+    };
+    let rest = &text[first.len_utf8()..];
+    let (outside, inside) = match first {
+        'd' => ("[0-9]", "0-9"),
+        'D' => ("[^0-9]", "[^0-9]"),
+        'w' => ("[0-9A-Za-z_]", "0-9A-Za-z_"),
+        'W' => ("[^0-9A-Za-z_]", "[^0-9A-Za-z_]"),
+        's' => ("[\\t\\n\\f\\r ]", "\\t\\n\\f\\r "),
+        'S' => ("[^\\t\\n\\f\\r ]", "[^\\t\\n\\f\\r ]"),
+        'b' if !in_class => ("(?-u:\\b)", ""),
+        'Q' if !in_class => return quote(rest, out),
+        other => {
+            out.push('\\');
+            out.push(other);
+            return rest;
+        }
+    };
+    out.push_str(if in_class { inside } else { outside });
+    rest
+}
+
+fn quote<'p>(text: &'p str, out: &mut String) -> &'p str {
+    let (quoted, rest) = text.split_once("\\E").unwrap_or((text, ""));
+    out.push_str(&regex::escape(quoted));
+    rest
+}
+
+/// What follows the `[` of a class; gives the text behind the class.
+fn class<'p>(text: &'p str, out: &mut String) -> &'p str {
+    out.push('[');
+    let mut rest = text;
+    if let Some(after) = rest.strip_prefix('^') {
+        out.push('^');
+        rest = after;
+    }
+    // A bracket at the beginning is one of the class.
+    if let Some(after) = rest.strip_prefix(']') {
+        out.push_str("\\]");
+        rest = after;
+    }
+    while let Some(first) = rest.chars().next() {
+        match first {
+            ']' => {
+                out.push(']');
+                return &rest[1..];
+            }
+            '\\' => {
+                rest = escape(&rest[1..], true, out);
+                continue;
+            }
+            '[' => {
+                if let Some(length) = rest.starts_with("[:").then(|| rest.find(":]")).flatten() {
+                    out.push_str(&rest[..length + 2]);
+                    rest = &rest[length + 2..];
+                    continue;
+                }
+                out.push_str("\\[");
+            }
+            '&' | '~' => {
+                out.push('\\');
+                out.push(first);
+            }
+            // Two dashes are an operator; of a range's dash the second is its end.
+            '-' if rest.starts_with("--") => {
+                out.push_str("-\\-");
+                rest = &rest[2..];
+                continue;
+            }
+            other => out.push(other),
+        }
+        rest = &rest[first.len_utf8()..];
+    }
+    rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_go_reads_them() {
+        for (pattern, text, want) in [
+            (r"^\d+$", "12", true),
+            (r"^\d+$", "\u{661}", false), // no ASCII digit
+            (r"^[\w.]+$", "a.b_1", true),
+            (r"^\w$", "\u{e9}", false),
+            (r"\bfoo\b", "a foo b", true),
+            (r"^[a[b]+$", "a[b", true),
+            (r"^[a&&b]+$", "&a", true),
+            (r"^[]a]+$", "]a", true),
+            (r"^[^]a]+$", "bc", true),
+            (r"^[+--]+$", "+,-", true),
+            (r"^a{,2}$", "a{,2}", true),
+            (r"^a{2}$", "aa", true),
+            (r"^\Qa.b\E$", "a.b", true),
+            (r"^\Qa.b\E$", "axb", false),
+            (r"^[[:alpha:]]+$", "ab", true),
+            (r"(?i)^ABC$", "abc", true),
+            (r"^\pL+$", "\u{e9}", true),
+        ] {
+            let compiled = compile(pattern).unwrap();
+            assert_eq!(compiled.is_match(text), want, "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn refused() {
+        for pattern in ["(", "a**b)", "(?<=a)b", r"\1", "[a", "((a{1000}){1000}){1000}"] {
+            assert!(compile(pattern).is_err(), "{pattern}");
+        }
+        assert!(compile(&"a".repeat(MAX_LENGTH + 1)).is_err());
+    }
+}
