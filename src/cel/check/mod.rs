@@ -296,7 +296,7 @@ impl Checker<'_> {
             } else {
                 ty
             };
-            joined = Some(self.join(element, joined, ty));
+            joined = Some(self.join(joined, ty));
         }
         let element = joined.unwrap_or_else(|| self.substitution.variable());
         self.set_type(id, Type::list(element));
@@ -310,14 +310,16 @@ impl Checker<'_> {
         inner
     }
 
-    /// The type of what was before and of one element more.
-    fn join(&mut self, expr: &Expr, before: Option<Type>, ty: Type) -> Type {
-        let Some(before) = before else { return ty };
-        if self.substitution.assignable(&before, &ty) {
-            return unify::most_general(&before, &ty);
+    /// The type of what was before and of one element more: anything, if they do not fit. Whether
+    /// types may be mixed is looked at when all are known.
+    fn join(&mut self, before: Option<Type>, ty: Type) -> Type {
+        match before {
+            None => ty,
+            Some(before) if self.substitution.assignable(&before, &ty) => {
+                unify::most_general(&before, &ty)
+            }
+            Some(_) => Type::Dyn,
         }
-        self.mismatch(expr.id, &before, &ty);
-        Type::Error
     }
 
     fn map(&mut self, id: Id, entries: &[super::ast::Entry]) {
@@ -326,7 +328,7 @@ impl Checker<'_> {
             let (key, value) = joined.take().unzip();
             self.check(&entry.key);
             let key_type = self.type_of(&entry.key);
-            let key = self.join(&entry.key, key, key_type);
+            let key = self.join(key, key_type);
             self.check(&entry.value);
             let value_type = self.type_of(&entry.value);
             let value_type = if entry.optional {
@@ -334,7 +336,7 @@ impl Checker<'_> {
             } else {
                 value_type
             };
-            let value = self.join(&entry.value, value, value_type);
+            let value = self.join(value, value_type);
             joined = Some((key, value));
         }
         let (key, value) = joined.unwrap_or_else(|| {

@@ -18,6 +18,8 @@ pub(crate) enum CallCost {
     Traversal,
     /// Characters of the first argument times a factor.
     Characters(f64),
+    /// Characters of the second argument.
+    SecondCharacters,
     /// Characters of the result, read and written.
     Written,
     /// Characters times the length of the pattern.
@@ -68,6 +70,7 @@ impl CallCost {
             Self::SelfPairs(index) => self_pairs(args.get(index)),
             Self::Traversal => args.first().map_or(0, |first| traversal(first, 0)),
             Self::Characters(factor) => scaled(size(0), factor),
+            Self::SecondCharacters => scaled(size(1), CHARACTER),
             Self::Written => scaled(result_size(), 2.0 * CHARACTER),
             Self::Pattern => pattern(size(0), size(1)),
             Self::Format => pattern(size(1), format_length(args)),
@@ -146,8 +149,10 @@ fn by_function(function: &str, overload: Option<&str>) -> Option<CallCost> {
 /// The rules of the language. Whatever is not named costs 1.
 fn standard(overload: Option<&str>) -> CallCost {
     match overload.unwrap_or_default() {
-        "starts_with_string" | "ends_with_string" | "string_to_bytes" | "bytes_to_string"
-        | "strings_quote" | "string_format" => CallCost::Characters(CHARACTER),
+        "starts_with_string" | "ends_with_string" => CallCost::SecondCharacters,
+        "string_to_bytes" | "bytes_to_string" | "strings_quote" | "string_format" => {
+            CallCost::Characters(CHARACTER)
+        }
         "in_list" => CallCost::SecondSize,
         "less_string" | "greater_string" | "less_equals_string" | "greater_equals_string"
         | "less_bytes" | "greater_bytes" | "less_equals_bytes" | "greater_equals_bytes"

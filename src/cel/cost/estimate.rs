@@ -213,11 +213,15 @@ impl<'c> Estimator<'c> {
     }
 
     fn select(&mut self, id: Id, select: &'c Select) -> CostEstimate {
+        if self.checked.reference(id).is_some() {
+            // The whole is one name.
+            self.places[id as usize] = self.step(Place::Nowhere, "");
+            return CostEstimate::fixed(NAME);
+        }
         let operand = self.cost(&select.operand);
         if select.test {
             return operand;
         }
-        // The whole may be one name.
         let place = self.place(&select.operand);
         self.places[id as usize] = self.step(place, &select.field);
         match self.checked.type_of(select.operand.id) {

@@ -8,8 +8,9 @@ use crate::cel::{
     ast::operator,
     functions::{Call, Functions},
     program::Meter,
+    schema::ListKind,
     types::Type,
-    value::{Blob, EvalError, Evaluated, List, Text, Value, compare, equal},
+    value::{Blob, EvalError, Evaluated, List, Text, Value, compare, equal, identity},
 };
 
 pub(super) fn declare(functions: &mut Functions) {
@@ -229,54 +230,41 @@ fn add<'a>(meter: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
 
 /// Joins lists; sets and lists with keys are merged.
 fn add_lists<'a>(meter: &mut Meter<'a>, one: &List<'a>, two: &List<'a>) -> Evaluated<'a> {
-    use crate::cel::schema::ListKind;
     meter.work((one.len() + two.len()) as u64)?;
     let mut items = one.iter().collect::<Result<Vec<_>, _>>()?;
-    let same: &dyn Fn(&mut Meter<'a>, &Value<'a>, &Value<'a>) -> Result<bool, EvalError> =
-        match one.kind() {
-            ListKind::Atomic => &|_, _, _| Ok(false),
-            ListKind::Set => &|meter, one, two| equal(meter, one, two),
-            ListKind::Map(keys) => &|meter, one, two| same_keys(meter, keys, one, two),
-        };
+    let kind = one.kind();
+    if *kind == ListKind::Atomic {
+        for item in two.iter() {
+            items.push(item?);
+        }
+        return List::new(items).map(Value::List);
+    }
+    let places = identity::places(kind, &items)?;
     for item in two.iter() {
         let item = item?;
-        let mut place = None;
-        if *one.kind() != ListKind::Atomic {
-            for (index, known) in items.iter().enumerate() {
-                if same(meter, known, &item)? {
-                    place = Some(index);
-                    break;
-                }
-            }
-        }
+        let place = match &places {
+            Some(places) => identity::place(kind, places, &item)?,
+            None => find(meter, &items, &item)?,
+        };
         match place {
-            Some(index) => items[index] = item,
+            Some(place) => items[place] = item,
             None => items.push(item),
         }
     }
-    List::new(items).map(Value::List)
+    List::of_kind(kind, items).map(Value::List)
 }
 
-fn same_keys<'a>(
+fn find<'a>(
     meter: &mut Meter<'a>,
-    keys: &[String],
-    one: &Value<'a>,
-    two: &Value<'a>,
-) -> Result<bool, EvalError> {
-    let (Value::Map(one), Value::Map(two)) = (one, two) else {
-        return Ok(false);
-    };
-    for key in keys {
-        let same = match (one.get_text(key), two.get_text(key)) {
-            (Some(one), Some(two)) => equal(meter, &one?, &two?)?,
-            (None, None) => true,
-            _ => false,
-        };
-        if !same {
-            return Ok(false);
+    items: &[Value<'a>],
+    wanted: &Value<'a>,
+) -> Result<Option<usize>, EvalError> {
+    for (index, item) in items.iter().enumerate() {
+        if equal(meter, item, wanted)? {
+            return Ok(Some(index));
         }
     }
-    Ok(true)
+    Ok(None)
 }
 
 /// What is no operand of an operator at all is reported with the operator's name.

@@ -17,6 +17,11 @@ pub(crate) fn compile(pattern: &str) -> Result<Regex, String> {
     if pattern.len() > MAX_LENGTH {
         return Err("error parsing regexp: expression too large".to_owned());
     }
+    if let Some(operator) = double_repetition(pattern) {
+        return Err(format!(
+            "error parsing regexp: invalid nested repetition operator: `{operator}`"
+        ));
+    }
     let built = RegexBuilder::new(&translate(pattern))
         .size_limit(MAX_PROGRAM)
         .dfa_size_limit(MAX_PROGRAM)
@@ -30,10 +35,60 @@ pub(crate) fn compile(pattern: &str) -> Result<Regex, String> {
     })
 }
 
-/// The parser's last line says why.
+/// The parser's last line says why; where Go has other words for it, those.
 fn reason(text: &str) -> &str {
     let last = text.lines().last().unwrap_or(text);
-    last.strip_prefix("error: ").unwrap_or(last)
+    match last.strip_prefix("error: ").unwrap_or(last) {
+        "unopened group" => "unexpected )",
+        "unclosed group" => "missing closing )",
+        "unclosed character class" => "missing closing ]",
+        "repetition operator missing expression" => "missing argument to repetition operator",
+        "look-around, including look-ahead and look-behind, is not supported" => {
+            "invalid or unsupported Perl syntax"
+        }
+        "backreferences are not supported" | "unrecognized escape sequence" => {
+            "invalid escape sequence"
+        }
+        other => other,
+    }
+}
+
+/// A repetition of a repetition without a group, which Go refuses: `a**`, `a++`.
+fn double_repetition(pattern: &str) -> Option<String> {
+    let mut previous: Option<usize> = None;
+    let mut at = 0;
+    while let Some(rest) = pattern.get(at..).filter(|rest| !rest.is_empty()) {
+        let length = repetition(rest);
+        if length > 0 {
+            if let Some(start) = previous {
+                return Some(pattern[start..at + length].to_owned());
+            }
+            previous = Some(at);
+            at += length;
+            // What makes it lazy belongs to it.
+            at += usize::from(pattern[at..].starts_with('?'));
+            continue;
+        }
+        previous = None;
+        at += match rest.as_bytes()[0] {
+            b'\\' if rest.starts_with("\\Q") => rest.find("\\E").map_or(rest.len(), |end| end + 2),
+            b'\\' => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
+            b'[' => rest.len() - class(&rest[1..], &mut String::new()).len(),
+            // What follows a group's begin is no repetition: `(?i)`.
+            b'(' if rest.starts_with("(?") => 2,
+            _ => rest.chars().next().map_or(1, char::len_utf8),
+        };
+    }
+    None
+}
+
+/// Length of the repetition operator that a text begins with, or 0.
+fn repetition(text: &str) -> usize {
+    match text.as_bytes()[0] {
+        b'*' | b'+' | b'?' => 1,
+        b'{' if is_repetition(text) => text.find('}').map_or(0, |end| end + 1),
+        _ => 0,
+    }
 }
 
 fn translate(pattern: &str) -> String {
@@ -170,6 +225,7 @@ mod tests {
             (r"^[[:alpha:]]+$", "ab", true),
             (r"(?i)^ABC$", "abc", true),
             (r"^\pL+$", "\u{e9}", true),
+            (r"^a*?b+?[*+]+$", "aab*+", true),
         ] {
             let compiled = compile(pattern).unwrap();
             assert_eq!(compiled.is_match(text), want, "{pattern} {text}");
@@ -178,7 +234,9 @@ mod tests {
 
     #[test]
     fn refused() {
-        for pattern in ["(", "a**b)", "(?<=a)b", r"\1", "[a", "((a{1000}){1000}){1000}"] {
+        for pattern in [
+            "(", "a**", "x++", "a{2}{3}", "(?<=a)b", r"\1", "[a", "((a{1000}){1000}){1000}",
+        ] {
             assert!(compile(pattern).is_err(), "{pattern}");
         }
         assert!(compile(&"a".repeat(MAX_LENGTH + 1)).is_err());

@@ -285,7 +285,7 @@ fn fixed(value: f64, precision: usize) -> String {
     out + fraction
 }
 
-/// `1.500000 × 10⁰³`
+/// `1.500000×10⁰³`
 fn scientific(value: f64, precision: usize) -> String {
     if let Some(name) = not_finite(value) {
         return name.to_owned();
@@ -304,7 +304,7 @@ fn scientific(value: f64, precision: usize) -> String {
         .bytes()
         .map(|digit| SUPERSCRIPT[usize::from(digit.wrapping_sub(b'0')) % 10])
         .collect();
-    format!("{mantissa}\u{202f}\u{d7}\u{202f}10{sign}{digits}")
+    format!("{mantissa}\u{d7}10{sign}{digits}")
 }
 
 fn string(

@@ -21,13 +21,18 @@ enum Name<'n, 'v> {
 impl<'v> Evaluator<'_, 'v> {
     pub(super) fn attribute(&mut self, attribute: &'v Attribute) -> Evaluated<'v> {
         let root = match &attribute.root {
-            Root::Variable(index) => self.variable(*index)?,
-            Root::Local(slot) => self.local(*slot)?,
-            Root::Node(node) => self.eval(node)?,
+            Root::Variable(index) => self.variable(*index),
+            Root::Local(slot) => self.local(*slot),
+            Root::Node(node) => self.eval(node),
         };
-        let result = self.qualify(attribute, root);
-        if attribute.charged && !attribute.test {
-            self.meter.charge(NAME)?;
+        let result = match root {
+            Ok(root) => self.qualify(attribute, root),
+            failed => failed,
+        };
+        match &result {
+            Err(error) if error.is_final() => {}
+            _ if attribute.charged && !attribute.test => self.meter.charge(NAME)?,
+            _ => {}
         }
         result
     }
@@ -60,7 +65,13 @@ impl<'v> Evaluator<'_, 'v> {
         for (index, qualifier) in attribute.qualifiers.iter().enumerate() {
             optional = optional || qualifier.optional;
             let test = attribute.test && index == last;
-            let found = self.select(&value, qualifier, optional || test)?;
+            let found = match self.select(&value, qualifier, optional || test) {
+                Err(error) if !error.is_final() => {
+                    self.meter.charge(NAME)?;
+                    return Err(error);
+                }
+                found => found?,
+            };
             if test {
                 self.meter.charge(NAME)?;
                 return Ok(Value::Bool(found.is_some()));

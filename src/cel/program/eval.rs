@@ -175,10 +175,14 @@ impl<'e, 'v> Evaluator<'e, 'v> {
     fn call(&mut self, call: &'v CallNode) -> Evaluated<'v> {
         match &call.args[..] {
             [] => self.invoke(call, &[]),
-            [one] => {
-                let args = [self.eval(one)?];
-                self.invoke(call, &args)
-            }
+            [one] => match self.eval(one) {
+                Ok(arg) => self.invoke(call, &[arg]),
+                Err(error) if error.is_final() => Err(error),
+                Err(error) => {
+                    self.meter.charge(1)?;
+                    Err(error)
+                }
+            },
             [one, two] => {
                 // Two arguments are both evaluated, whatever the first is.
                 let left = self.eval(one);

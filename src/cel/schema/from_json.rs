@@ -1,10 +1,10 @@
 //! OpenAPI v3 schemas of definitions, read into types and sizes.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use serde_json::{Map, Value};
 
-use super::{ListKind, MAX_REQUEST_BYTES, ObjectType, Schema, Shape};
+use super::{ListKind, MAX_REQUEST_BYTES, ObjectType, Schema, Shape, escape};
 use crate::cel::types::Type;
 
 /// Schemas nested deeper are not seen by expressions. JSON itself stops at 128 levels.
@@ -117,7 +117,11 @@ fn list(json: &Value, name: &str, depth: usize, unseen: Schema) -> Schema {
     let most = (MAX_REQUEST_BYTES - 2) / (items.min_size + 1);
     let kind = match json.get("x-kubernetes-list-type").and_then(Value::as_str) {
         Some("set") => ListKind::Set,
-        Some("map") => ListKind::Map(strings(json.get("x-kubernetes-list-map-keys"))),
+        Some("map") => {
+            let keys = strings(json.get("x-kubernetes-list-map-keys"));
+            let names = keys.iter().map(|key| escape(key).map_or(key.clone(), Cow::into_owned));
+            ListKind::Map(names.collect())
+        }
         _ => ListKind::Atomic,
     };
     Schema {

@@ -67,7 +67,7 @@ pub(crate) enum Shape {
 pub(crate) enum ListKind {
     Atomic,
     Set,
-    /// Names of the properties that tell elements apart.
+    /// Names, as expressions have them, of the properties that tell elements apart.
     Map(Box<[String]>),
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::Value as Json;
 
-use super::{EvalError, List, Map, Value, compare_numbers};
+use super::{EvalError, List, Map, Value, compare_numbers, identity};
 use crate::cel::{program::Meter, schema::ListKind};
 
 /// Values nested deeper than this are not compared: JSON may be deeper than what expressions make.
@@ -99,6 +99,18 @@ fn same_elements(
     depth: usize,
 ) -> Result<bool, EvalError> {
     let mut left = two.iter().collect::<Result<Vec<_>, _>>()?;
+    if let Some(places) = identity::places(one.kind(), &left)?
+        && places.len() == left.len()
+    {
+        for element in one.iter() {
+            let element = element?;
+            match identity::place(one.kind(), &places, &element)? {
+                Some(place) if at_depth(meter, &element, &left[place], depth + 1)? => {}
+                _ => return Ok(false),
+            }
+        }
+        return Ok(true);
+    }
     for element in one.iter() {
         let element = element?;
         let mut found = None;

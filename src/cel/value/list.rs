@@ -18,13 +18,19 @@ pub enum List<'a> {
 pub struct Items<'a> {
     items: Vec<Value<'a>>,
     depth: u16,
+    kind: &'a ListKind,
 }
 
 impl<'a> List<'a> {
     pub(crate) fn new(items: Vec<Value<'a>>) -> Result<Self, EvalError> {
+        Self::of_kind(&ListKind::Atomic, items)
+    }
+
+    /// A list whose elements are told apart as the schema of another one says.
+    pub(crate) fn of_kind(kind: &'a ListKind, items: Vec<Value<'a>>) -> Result<Self, EvalError> {
         let below = items.iter().map(Value::depth).max().unwrap_or(0);
         let depth = check_depth(below.saturating_add(1))?;
-        Ok(Self::Made(Arc::new(Items { items, depth })))
+        Ok(Self::Made(Arc::new(Items { items, depth, kind })))
     }
 
     pub fn len(&self) -> usize {
@@ -67,7 +73,8 @@ impl<'a> List<'a> {
                 Shape::List { kind, .. } => kind,
                 _ => &ListKind::Atomic,
             },
-            _ => &ListKind::Atomic,
+            Self::Json(_, None) => &ListKind::Atomic,
+            Self::Made(items) => items.kind,
         }
     }
 

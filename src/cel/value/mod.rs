@@ -9,6 +9,7 @@ mod convert;
 mod display;
 mod duration;
 mod equal;
+pub(crate) mod identity;
 mod json;
 mod kubernetes;
 mod list;
