@@ -36,7 +36,7 @@ pub struct Environment {
     origin: Origin,
     patches: bool,
     variables: Vec<Variable>,
-    by_name: HashMap<String, usize>,
+    by_name: Arc<HashMap<String, usize>>,
     composed: HashMap<String, Type>,
 }
 
@@ -105,7 +105,7 @@ impl Environment {
         match self.by_name.get(name) {
             Some(index) => self.variables[*index] = variable,
             None => {
-                self.by_name.insert(name.to_owned(), self.variables.len());
+                Arc::make_mut(&mut self.by_name).insert(name.to_owned(), self.variables.len());
                 self.variables.push(variable);
             }
         }
@@ -120,6 +120,11 @@ impl Environment {
 
     pub(crate) fn variable_name(&self, index: usize) -> &str {
         self.variables.get(index).map_or("", |one| one.name.as_str())
+    }
+
+    /// Numbers of variables by their names.
+    pub(crate) fn names(&self) -> Arc<HashMap<String, usize>> {
+        Arc::clone(&self.by_name)
     }
 
     pub(crate) fn variable_count(&self) -> usize {

@@ -16,9 +16,9 @@
 //!   [`Environment::with_schema`] (`self`, `oldSelf`); [`Program::compile`] per rule;
 //!   [`Program::estimated_cost`] times the cardinality of the schema around is compared with the
 //!   limits of a definition; [`Value::from_typed_json`] of the object and [`Program::evaluate`] with
-//!   [`Budget::RUNTIME`] per object.
+//!   [`Budget::for_rules`] per object.
 //! - `matchConditions` of webhooks and policies: variables `object`, `oldObject`, `request`,
-//!   `authorizer`; [`Budget::MATCH_CONDITIONS`].
+//!   `authorizer`; [`Budget::for_match_conditions`].
 //! - Admission policies: the same, with `params`, `namespaceObject` and composed variables
 //!   ([`Environment::compose`], [`Activation::define`]); mutating ones also
 //!   [`Environment::with_patches`].
@@ -39,6 +39,8 @@ mod program;
 mod schema;
 mod source;
 mod syntax;
+#[cfg(test)]
+mod testing;
 mod types;
 mod value;
 

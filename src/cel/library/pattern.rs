@@ -26,7 +26,6 @@ pub(crate) fn compile(pattern: &str) -> Result<Regex, String> {
         .size_limit(MAX_PROGRAM)
         .dfa_size_limit(MAX_PROGRAM)
         .nest_limit(200)
-        .octal(true)
         .build();
     built.map_err(|error| match error {
         regex::Error::CompiledTooBig(_) => broken("expression too large"),
@@ -137,6 +136,7 @@ fn escape<'p>(text: &'p str, in_class: bool, out: &mut String) -> &'p str {
         'S' => ("[^\\t\\n\\f\\r ]", "[^\\t\\n\\f\\r ]"),
         'b' if !in_class => ("(?-u:\\b)", ""),
         'Q' if !in_class => return quote(rest, out),
+        '0'..='7' => return octal(text, out),
         other => {
             out.push('\\');
             out.push(other);
@@ -144,6 +144,17 @@ fn escape<'p>(text: &'p str, in_class: bool, out: &mut String) -> &'p str {
         }
     };
     out.push_str(if in_class { inside } else { outside });
+    rest
+}
+
+/// A character by its octal number; one digit that is not zero would be a back reference.
+fn octal<'p>(text: &'p str, out: &mut String) -> &'p str {
+    let length = text.bytes().take(3).take_while(|byte| matches!(byte, b'0'..=b'7')).count();
+    let (digits, rest) = text.split_at(length);
+    match u32::from_str_radix(digits, 8) {
+        Ok(number) if length > 1 || number == 0 => out.push_str(&format!("\\x{{{number:x}}}")),
+        _ => out.push_str(&format!("\\{digits}")),
+    }
     rest
 }
 
@@ -226,6 +237,7 @@ mod tests {
             (r"(?i)^ABC$", "abc", true),
             (r"^\pL+$", "\u{e9}", true),
             (r"^a*?b+?[*+]+$", "aab*+", true),
+            (r"^\101[\102\0]$", "AB", true),
         ] {
             let compiled = compile(pattern).unwrap();
             assert_eq!(compiled.is_match(text), want, "{pattern} {text}");

@@ -1,6 +1,6 @@
 //! Values of an environment's variables for one or more evaluations.
 
-use std::{cell::RefCell, collections::HashMap};
+use std::{cell::RefCell, collections::HashMap, sync::Arc};
 
 use super::Program;
 use crate::cel::{
@@ -12,7 +12,7 @@ use crate::cel::{
 /// must have been compiled with the same environment (or one that it was made from by adding fields
 /// to `variables`).
 pub struct Activation<'v> {
-    names: HashMap<String, usize>,
+    names: Arc<HashMap<String, usize>>,
     pub(super) values: Vec<Option<Value<'v>>>,
     /// Composed variables, and what was found for those that were asked for.
     composed: HashMap<String, usize>,
@@ -22,11 +22,9 @@ pub struct Activation<'v> {
 
 impl<'v> Activation<'v> {
     pub fn new(environment: &Environment) -> Self {
-        let count = environment.variable_count();
-        let names = (0..count).map(|index| (environment.variable_name(index).to_owned(), index));
         let mut activation = Self {
-            names: names.collect(),
-            values: vec![None; count],
+            names: environment.names(),
+            values: vec![None; environment.variable_count()],
             composed: HashMap::new(),
             programs: Vec::new(),
             found: RefCell::default(),

@@ -1,8 +1,8 @@
 //! Counts what an evaluation costs, and ends it when it costs too much.
 
 use std::{
-    cell::RefCell,
     collections::{BTreeMap, HashMap},
+    ops::Deref,
     sync::Arc,
 };
 
@@ -13,12 +13,12 @@ use crate::cel::{library::pattern, value::EvalError};
 /// Most that one evaluation may cost: what Kubernetes calls the per call limit.
 pub const PER_CALL_LIMIT: u64 = 1_000_000;
 
-/// Most work of one evaluation, in units of about ten nanoseconds.
+/// Most work of one evaluation, in units of some ten nanoseconds.
 ///
 /// Costs are those of the original, which counts some operations as one however much they do:
 /// joining and comparing lists, compiling a computed pattern. This limit ends what hides work
 /// behind such an operation. Nothing else comes near it: a cost of 1 is at most 5 units elsewhere.
-const MAX_WORK: u64 = 6_000_000;
+const MAX_WORK: u64 = 3_000_000;
 
 /// What a caller allows a group of evaluations to cost together, such as all rules of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,13 +28,14 @@ pub struct Budget {
 
 impl Budget {
     /// For all rules of a custom resource, or all expressions of a policy's binding.
-    pub const RUNTIME: Self = Self {
-        remaining: 10_000_000,
-    };
+    pub fn for_rules() -> Self {
+        Self::new(10_000_000)
+    }
+
     /// For all match conditions of a webhook or a policy.
-    pub const MATCH_CONDITIONS: Self = Self {
-        remaining: 2_500_000,
-    };
+    pub fn for_match_conditions() -> Self {
+        Self::new(2_500_000)
+    }
 
     pub fn new(cost: u64) -> Self {
         Self { remaining: cost }
@@ -60,7 +61,25 @@ pub(crate) struct Meter<'a> {
     is_budget: bool,
     work: u64,
     patterns: &'a Patterns,
-    computed: RefCell<HashMap<String, Regex>>,
+    /// Patterns that were computed. Dropped with the evaluation.
+    computed: HashMap<String, Arc<Regex>>,
+}
+
+/// A compiled pattern. Not cloned: a clone would come without the caches that make matching fast.
+pub(crate) enum Pattern<'a> {
+    Known(&'a Regex),
+    Computed(Arc<Regex>),
+}
+
+impl Deref for Pattern<'_> {
+    type Target = Regex;
+
+    fn deref(&self) -> &Regex {
+        match self {
+            Self::Known(regex) => regex,
+            Self::Computed(regex) => regex,
+        }
+    }
 }
 
 impl<'a> Meter<'a> {
@@ -71,7 +90,7 @@ impl<'a> Meter<'a> {
             is_budget: budget.remaining < PER_CALL_LIMIT,
             work: 0,
             patterns,
-            computed: RefCell::default(),
+            computed: HashMap::new(),
         }
     }
 
@@ -113,24 +132,23 @@ impl<'a> Meter<'a> {
     }
 
     /// The compiled pattern, and the work of matching `length` bytes with it is noted.
-    pub fn pattern(&mut self, text: &str, length: usize) -> Result<Regex, EvalError> {
+    pub fn pattern(&mut self, text: &str, length: usize) -> Result<Pattern<'a>, EvalError> {
         // Worst case of an automaton that is built while it runs.
         let steps = (length as u64 / 8).saturating_mul(1 + text.len() as u64 / 64);
         self.work(steps)?;
         if let Some(known) = self.patterns.get(text) {
-            return Ok(known.clone());
+            return Ok(Pattern::Known(known));
         }
-        if let Some(known) = self.computed.borrow().get(text) {
-            return Ok(known.clone());
+        if let Some(known) = self.computed.get(text) {
+            return Ok(Pattern::Computed(Arc::clone(known)));
         }
         // Compiling takes microseconds for each character, and many for a repetition.
         self.work(5_000 + 100 * text.len() as u64)?;
-        let compiled = pattern::compile(text).map_err(EvalError::new)?;
-        let mut computed = self.computed.borrow_mut();
-        if computed.len() < 64 {
-            computed.insert(text.to_owned(), compiled.clone());
+        let compiled = Arc::new(pattern::compile(text).map_err(EvalError::new)?);
+        if self.computed.len() < 64 {
+            self.computed.insert(text.to_owned(), Arc::clone(&compiled));
         }
-        Ok(compiled)
+        Ok(Pattern::Computed(compiled))
     }
 
     /// Uses the patterns of another program; gives those used before.

@@ -4,6 +4,8 @@ mod activation;
 mod attribute;
 mod eval;
 mod fold;
+#[cfg(test)]
+mod hostile;
 mod meter;
 mod node;
 mod plan;

@@ -431,7 +431,7 @@ fn three(args: Vec<Node>) -> PlannedNode {
 /// A conversion of a constant, made once.
 fn converted(call: CelCall, constant: Value<'static>) -> PlannedNode {
     static NO_PATTERNS: Patterns = Patterns::new();
-    let mut meter = Meter::new(Budget::RUNTIME, &NO_PATTERNS);
+    let mut meter = Meter::new(Budget::for_rules(), &NO_PATTERNS);
     call(&mut meter, &[constant]).map(Node::Constant)
 }
 

@@ -118,8 +118,16 @@ impl Parser<'_> {
     /// The token here does not fit and cannot be left out.
     fn mismatch(&mut self, expected: &[TokenKind]) -> Stop {
         let token = self.token();
-        let found = quoted(self.text(token));
-        self.syntax_error(token, format!("mismatched input '{found}' expecting {}", set(expected)))
+        // Looking for an expression, the original passes over what is none, and finds the end.
+        let end = self.ahead(1);
+        let finds_end = token.kind != TokenKind::End && end.kind == TokenKind::End;
+        let tokens = [Some(token), (finds_end && expected == EXPRESSION).then_some(end)];
+        for token in tokens.into_iter().flatten() {
+            let found = quoted(self.text(token));
+            let list = set(expected);
+            self.syntax_error(token, format!("mismatched input '{found}' expecting {list}"));
+        }
+        Stop
     }
 
     /// Leaves one token out if the one after it fits, as ANTLR does; else stops.
@@ -164,10 +172,6 @@ impl Parser<'_> {
         Err(Stop)
     }
 
-    fn leave(&mut self, rule: Rule, entered: usize) {
-        self.nesting[rule as usize] -= entered;
-    }
-
     // --- Expressions ---
 
     fn expression(&mut self) -> Parsed {
@@ -175,87 +179,60 @@ impl Parser<'_> {
         if !EXPRESSION.contains(&self.kind()) {
             self.repair(&EXPRESSION)?;
         }
-        let condition = self.logic(TokenKind::Or)?;
+        let condition = self.binary(OR)?;
         let expr = match self.accept(TokenKind::Question) {
             None => condition,
             Some(question) => {
-                let yes = self.operand(|parser| parser.logic(TokenKind::Or))?;
+                let yes = self.operand(OR)?;
                 self.expect(TokenKind::Colon)?;
                 let no = self.expression()?;
                 let args = vec![condition, yes, no];
                 self.build.call(question.start, operator::CONDITIONAL, args)?
             }
         };
-        self.leave(Rule::Expression, 1);
+        self.nesting[Rule::Expression as usize] -= 1;
         Ok(expr)
     }
 
+    /// Operators that bind at least as tightly as `least`, by precedence climbing.
+    fn binary(&mut self, least: u8) -> Parsed {
+        let nesting = self.nesting;
+        let mut left = self.unary()?;
+        while let Some((function, binds)) = binary_operator(self.kind()) {
+            if binds < least {
+                break;
+            }
+            if binds <= AND {
+                left = self.chain(left, function, binds)?;
+                continue;
+            }
+            self.enter(if binds == RELATION { Rule::Relation } else { Rule::Calculation })?;
+            let token = self.next();
+            let right = self.operand(binds + 1)?;
+            left = self.build.call(token.start, function, vec![left, right])?;
+        }
+        self.nesting = nesting;
+        Ok(left)
+    }
+
     /// Something that must begin like an expression.
-    fn operand(&mut self, parse: fn(&mut Self) -> Parsed) -> Parsed {
+    fn operand(&mut self, least: u8) -> Parsed {
         if !EXPRESSION.contains(&self.kind()) {
             self.repair(&EXPRESSION)?;
         }
-        parse(self)
+        self.binary(least)
     }
 
-    /// A chain of `||`, or one of `&&`, balanced.
-    fn logic(&mut self, kind: TokenKind) -> Parsed {
-        let or = kind == TokenKind::Or;
-        let term: fn(&mut Self) -> Parsed = match or {
-            true => |parser| parser.logic(TokenKind::And),
-            false => Self::relation,
-        };
-        let first = term(self)?;
+    /// A chain of `||`, or one of `&&`, balanced: it may have any length.
+    fn chain(&mut self, first: Expr, function: &str, binds: u8) -> Parsed {
+        let kind = self.kind();
+        let mut terms = vec![first];
         let mut operators = Vec::new();
-        let mut terms = Vec::new();
         while let Some(token) = self.accept(kind) {
             operators.push(token.start);
-            terms.push(self.operand(term)?);
+            terms.push(self.operand(binds + 1)?);
         }
-        if operators.is_empty() {
-            return Ok(first);
-        }
-        terms.insert(0, first);
-        let function = if or { operator::OR } else { operator::AND };
         self.build.balanced(function, terms, &operators)
-    }
-
-    fn relation(&mut self) -> Parsed {
-        let mut entered = 1;
-        self.enter(Rule::Relation)?;
-        let mut left = self.calculation(0)?;
-        while let Some(function) = relational(self.kind()) {
-            self.enter(Rule::Relation)?;
-            entered += 1;
-            let token = self.next();
-            let right = self.operand(|parser| parser.calculation(0))?;
-            left = self.build.call(token.start, function, vec![left, right])?;
-        }
-        self.leave(Rule::Relation, entered);
-        Ok(left)
-    }
-
-    /// Sums (level 0) of products (level 1).
-    fn calculation(&mut self, level: u8) -> Parsed {
-        let mut entered = 1;
-        self.enter(Rule::Calculation)?;
-        let mut left = self.unary()?;
-        while let Some((function, binds)) = arithmetic(self.kind()) {
-            if binds < level {
-                break;
-            }
-            self.enter(Rule::Calculation)?;
-            entered += 1;
-            let token = self.next();
-            let right = if binds == 0 {
-                self.operand(|parser| parser.calculation(1))?
-            } else {
-                self.operand(|parser| parser.unary())?
-            };
-            left = self.build.call(token.start, function, vec![left, right])?;
-        }
-        self.leave(Rule::Calculation, entered);
-        Ok(left)
     }
 
     fn unary(&mut self) -> Parsed {
@@ -274,7 +251,8 @@ impl Parser<'_> {
         }
         if kind == TokenKind::Minus && self.kind() == TokenKind::End {
             let end = self.token();
-            return Err(self.syntax_error(end, "no viable alternative at input '-'".to_owned()));
+            self.syntax_error(end, "no viable alternative at input '-'".to_owned());
+            return Err(self.mismatch(&EXPRESSION));
         }
         if !EXPRESSION.contains(&self.kind()) || matches!(self.kind(), TokenKind::Not) {
             self.repair(&EXPRESSION)?;
@@ -292,8 +270,7 @@ impl Parser<'_> {
 
     /// A primary and all that is selected, called and indexed on it. `sign` is a literal's minus.
     fn member(&mut self, sign: Option<Token>) -> Parsed {
-        let mut entered = 1;
-        self.enter(Rule::Member)?;
+        let nesting = self.nesting;
         let mut expr = self.primary(sign)?;
         loop {
             let token = self.token();
@@ -303,9 +280,8 @@ impl Parser<'_> {
                 _ => break,
             };
             self.enter(Rule::Member)?;
-            entered += 1;
         }
-        self.leave(Rule::Member, entered);
+        self.nesting = nesting;
         Ok(expr)
     }
 
@@ -343,8 +319,9 @@ impl Parser<'_> {
         let message = if keyword {
             format!("mismatched input {} expecting IDENTIFIER", name.kind)
         } else {
-            let input = quoted(&self.text[dot.start as usize..name.end as usize]);
-            format!("no viable alternative at input '{}'", input.trim_end())
+            let last = if name.kind == TokenKind::End { dot } else { name };
+            let input = quoted(&self.text[dot.start as usize..last.end as usize]);
+            format!("no viable alternative at input '{input}'")
         };
         self.syntax_error(name, message)
     }
@@ -406,7 +383,12 @@ impl Parser<'_> {
     /// A variable, a call of a global function, or an object that is made.
     fn name(&mut self) -> Parsed {
         let dot = self.accept(TokenKind::Dot);
-        let first = self.expect(TokenKind::Identifier)?;
+        let first = self.token();
+        match (dot, first.kind) {
+            (_, TokenKind::Identifier) => self.at += 1,
+            (Some(dot), _) => return Err(self.no_field(dot, first)),
+            (None, _) => return Err(self.mismatch(&EXPRESSION)),
+        }
         let start = dot.unwrap_or(first).start;
         if let Some(name) = self.struct_name(dot, first) {
             return self.structure(name);
@@ -586,27 +568,30 @@ impl Parser<'_> {
     }
 }
 
-fn relational(kind: TokenKind) -> Option<&'static str> {
-    Some(match kind {
-        TokenKind::Less => operator::LESS,
-        TokenKind::LessEquals => operator::LESS_EQUALS,
-        TokenKind::Greater => operator::GREATER,
-        TokenKind::GreaterEquals => operator::GREATER_EQUALS,
-        TokenKind::Equals => operator::EQUALS,
-        TokenKind::NotEquals => operator::NOT_EQUALS,
-        TokenKind::In => operator::IN,
-        _ => return None,
-    })
-}
+/// How tightly operators bind.
+const OR: u8 = 0;
+const AND: u8 = 1;
+const RELATION: u8 = 2;
+const SUM: u8 = 3;
+const PRODUCT: u8 = 4;
 
-/// The function of an arithmetic operator, and how tightly it binds.
-fn arithmetic(kind: TokenKind) -> Option<(&'static str, u8)> {
+/// The function of an operator between two operands, and how tightly it binds.
+fn binary_operator(kind: TokenKind) -> Option<(&'static str, u8)> {
     Some(match kind {
-        TokenKind::Plus => (operator::ADD, 0),
-        TokenKind::Minus => (operator::SUBTRACT, 0),
-        TokenKind::Star => (operator::MULTIPLY, 1),
-        TokenKind::Slash => (operator::DIVIDE, 1),
-        TokenKind::Percent => (operator::MODULO, 1),
+        TokenKind::Or => (operator::OR, OR),
+        TokenKind::And => (operator::AND, AND),
+        TokenKind::Less => (operator::LESS, RELATION),
+        TokenKind::LessEquals => (operator::LESS_EQUALS, RELATION),
+        TokenKind::Greater => (operator::GREATER, RELATION),
+        TokenKind::GreaterEquals => (operator::GREATER_EQUALS, RELATION),
+        TokenKind::Equals => (operator::EQUALS, RELATION),
+        TokenKind::NotEquals => (operator::NOT_EQUALS, RELATION),
+        TokenKind::In => (operator::IN, RELATION),
+        TokenKind::Plus => (operator::ADD, SUM),
+        TokenKind::Minus => (operator::SUBTRACT, SUM),
+        TokenKind::Star => (operator::MULTIPLY, PRODUCT),
+        TokenKind::Slash => (operator::DIVIDE, PRODUCT),
+        TokenKind::Percent => (operator::MODULO, PRODUCT),
         _ => return None,
     })
 }
