@@ -119,7 +119,9 @@ impl Environment {
     }
 
     pub(crate) fn variable_name(&self, index: usize) -> &str {
-        self.variables.get(index).map_or("", |one| one.name.as_str())
+        self.variables
+            .get(index)
+            .map_or("", |one| one.name.as_str())
     }
 
     /// Numbers of variables by their names.

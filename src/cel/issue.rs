@@ -123,7 +123,11 @@ mod tests {
         for _ in 0..103 {
             issues.report(0, "x");
         }
-        assert!(issues.to_string().ends_with("\n3 more errors were truncated"));
+        assert!(
+            issues
+                .to_string()
+                .ends_with("\n3 more errors were truncated")
+        );
         assert_eq!(issues.iter().count(), MAX_ISSUES);
     }
 }

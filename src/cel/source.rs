@@ -56,7 +56,11 @@ mod tests {
         let source = Source::new("a\n bé+\n");
         for (offset, line, column) in [(0, 1, 0), (1, 1, 1), (2, 2, 0), (6, 2, 3), (99, 3, 0)] {
             let found = source.location(offset);
-            assert_eq!((found.line, found.column), (line, column), "offset {offset}");
+            assert_eq!(
+                (found.line, found.column),
+                (line, column),
+                "offset {offset}"
+            );
         }
         assert_eq!(source.line(2), Some(" bé+"));
         assert_eq!(source.line(0), None);

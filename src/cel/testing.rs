@@ -63,9 +63,9 @@ pub(crate) fn shown(value: &Value<'_>) -> String {
         }
         Value::Map(map) => {
             let entries = map.entries().unwrap_or_default();
-            let entries = entries.iter().map(|(key, value)| {
-                format!("{}: {}", shown(&key.to_value()), shown(value))
-            });
+            let entries = entries
+                .iter()
+                .map(|(key, value)| format!("{}: {}", shown(&key.to_value()), shown(value)));
             format!("{{{}}}", entries.collect::<Vec<_>>().join(", "))
         }
         Value::Optional(None) => "none".to_owned(),
@@ -82,6 +82,9 @@ pub(crate) fn shown(value: &Value<'_>) -> String {
 /// Time that this thread was on a processor, in milliseconds.
 pub(crate) fn processor_ms() -> f64 {
     let text = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    let nanos = text.split_whitespace().next().and_then(|one| one.parse::<f64>().ok());
+    let nanos = text
+        .split_whitespace()
+        .next()
+        .and_then(|one| one.parse::<f64>().ok());
     nanos.unwrap_or(0.0) / 1e6
 }

@@ -102,9 +102,10 @@ impl Type {
 
     pub fn parameters(&self) -> &[Type] {
         match self {
-            Self::Type(nested) | Self::List(nested) | Self::Map(nested) | Self::Optional(nested) => {
-                &nested.parameters
-            }
+            Self::Type(nested)
+            | Self::List(nested)
+            | Self::Map(nested)
+            | Self::Optional(nested) => &nested.parameters,
             _ => &[],
         }
     }
@@ -118,9 +119,10 @@ impl Type {
     /// takes this long.
     pub(crate) fn weight(&self) -> u32 {
         match self {
-            Self::Type(nested) | Self::List(nested) | Self::Map(nested) | Self::Optional(nested) => {
-                nested.weight
-            }
+            Self::Type(nested)
+            | Self::List(nested)
+            | Self::Map(nested)
+            | Self::Optional(nested) => nested.weight,
             _ => 1,
         }
     }

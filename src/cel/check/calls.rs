@@ -26,7 +26,9 @@ impl Checker<'_> {
         };
         // `sets.contains(..)`: the target is part of the name.
         if let Some(prefix) = dotted(target)
-            && let Some(function) = self.environment.function(&format!("{prefix}.{}", call.function))
+            && let Some(function) = self
+                .environment
+                .function(&format!("{prefix}.{}", call.function))
         {
             return self.resolve(id, function, None, &call.args, true);
         }
@@ -39,7 +41,10 @@ impl Checker<'_> {
 
     fn optional_select(&mut self, id: Id, call: &Call) {
         let [operand, field] = &call.args[..] else {
-            self.report(id, "unsupported optional field selection: incorrect signature.");
+            self.report(
+                id,
+                "unsupported optional field selection: incorrect signature.",
+            );
             return;
         };
         let Kind::Literal(Literal::String(name)) = &field.kind else {
@@ -95,7 +100,9 @@ impl Checker<'_> {
             if !here || overload.member != target.is_some() {
                 continue;
             }
-            let Some(found) = self.fits(overload, &types) else { continue };
+            let Some(found) = self.fits(overload, &types) else {
+                continue;
+            };
             overloads.push(overload);
             result = Some(match result {
                 None => found,
@@ -118,7 +125,9 @@ impl Checker<'_> {
         let generic = overload.parameters.iter().chain([&overload.result]);
         let count = generic.map(unify::parameters_of).max().unwrap_or(0);
         if count == 0 {
-            let fits = self.substitution.all_assignable(types, &overload.parameters);
+            let fits = self
+                .substitution
+                .all_assignable(types, &overload.parameters);
             return fits.then(|| overload.result.clone());
         }
         let variables: Vec<Type> = (0..count).map(|_| self.substitution.variable()).collect();

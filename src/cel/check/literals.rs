@@ -31,9 +31,15 @@ pub(super) fn children<'e>(expr: &'e Expr, mut visit: impl FnMut(&'e Expr)) {
         }),
         Kind::Struct(one) => one.fields.iter().for_each(|field| visit(&field.value)),
         Kind::Comprehension(one) => {
-            [&one.range, &one.init, &one.condition, &one.step, &one.result]
-                .into_iter()
-                .for_each(visit);
+            [
+                &one.range,
+                &one.init,
+                &one.condition,
+                &one.step,
+                &one.result,
+            ]
+            .into_iter()
+            .for_each(visit);
         }
     }
 }
@@ -64,8 +70,12 @@ impl Validator<'_> {
     }
 
     fn call(&mut self, call: &Call) {
-        let Some(first) = call.args.first() else { return };
-        let Kind::Literal(literal) = &first.kind else { return };
+        let Some(first) = call.args.first() else {
+            return;
+        };
+        let Kind::Literal(literal) = &first.kind else {
+            return;
+        };
         let valid = match (call.function.as_str(), literal) {
             ("duration", Literal::String(text)) => parse_duration(text).is_some(),
             ("timestamp", Literal::String(text)) => {
@@ -79,18 +89,24 @@ impl Validator<'_> {
         };
         if !valid {
             let message = format!("invalid {} argument", call.function);
-            self.issues.report(self.checked.ast.offset(first.id), message);
+            self.issues
+                .report(self.checked.ast.offset(first.id), message);
         }
     }
 
     fn same(&mut self, expr: &Expr, optional: bool, expected: &mut Option<Type>) -> bool {
         let ty = self.checked.type_of(expr.id);
-        let ty = if optional { ty.parameter(0) } else { ty.clone() };
+        let ty = if optional {
+            ty.parameter(0)
+        } else {
+            ty.clone()
+        };
         match expected {
             None => *expected = Some(ty),
             Some(expected) if *expected != ty => {
                 let message = format!("expected type '{expected}' but found '{ty}'");
-                self.issues.report(self.checked.ast.offset(expr.id), message);
+                self.issues
+                    .report(self.checked.ast.offset(expr.id), message);
                 return false;
             }
             Some(_) => {}

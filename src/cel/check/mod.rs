@@ -156,7 +156,10 @@ impl Checker<'_> {
     }
 
     fn type_of(&self, expr: &Expr) -> Type {
-        self.types.get(expr.id as usize).cloned().unwrap_or(Type::Dyn)
+        self.types
+            .get(expr.id as usize)
+            .cloned()
+            .unwrap_or(Type::Dyn)
     }
 
     fn set_reference(&mut self, id: Id, reference: Reference) {
@@ -166,11 +169,17 @@ impl Checker<'_> {
     }
 
     fn mismatch(&mut self, id: Id, expected: &Type, found: &Type) {
-        self.report(id, format!("expected type '{expected}' but found '{found}'"));
+        self.report(
+            id,
+            format!("expected type '{expected}' but found '{found}'"),
+        );
     }
 
     fn undeclared(&mut self, id: Id, name: &str) {
-        self.report(id, format!("undeclared reference to '{name}' (in container '')"));
+        self.report(
+            id,
+            format!("undeclared reference to '{name}' (in container '')"),
+        );
         self.set_type(id, Type::Error);
     }
 
@@ -379,7 +388,11 @@ impl Checker<'_> {
                 self.report(field.id, message);
             }
         }
-        let result = if object.is_some() { ty.clone() } else { Type::Error };
+        let result = if object.is_some() {
+            ty.clone()
+        } else {
+            Type::Error
+        };
         self.set_reference(id, Reference::Type(ty));
         self.set_type(id, result);
     }

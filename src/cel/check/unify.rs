@@ -167,7 +167,12 @@ pub(super) fn instantiate(ty: &Type, variables: &[Type]) -> Type {
 pub(super) fn parameters_of(ty: &Type) -> usize {
     match ty {
         Type::Parameter(index) => usize::from(*index) + 1,
-        other => other.parameters().iter().map(parameters_of).max().unwrap_or(0),
+        other => other
+            .parameters()
+            .iter()
+            .map(parameters_of)
+            .max()
+            .unwrap_or(0),
     }
 }
 

@@ -28,8 +28,12 @@ pub(crate) enum CallCost {
     Format,
     Selector,
     /// Bytes of a network, and characters of what is parsed.
-    ContainsIp { parsed: bool },
-    ContainsCidr { parsed: bool },
+    ContainsIp {
+        parsed: bool,
+    },
+    ContainsCidr {
+        parsed: bool,
+    },
     /// The elements of the second argument.
     SecondSize,
     /// The smaller of two sizes.
@@ -80,21 +84,28 @@ impl CallCost {
                 LIST + parsed + requirements.saturating_mul(50)
             }
             Self::ContainsIp { parsed } => {
-                scaled(2 * size(0), CHARACTER) + if parsed { scaled(size(1), CHARACTER) } else { 0 }
+                scaled(2 * size(0), CHARACTER)
+                    + if parsed {
+                        scaled(size(1), CHARACTER)
+                    } else {
+                        0
+                    }
             }
             Self::ContainsCidr { parsed } => {
                 scaled(2 * size(0), CHARACTER)
                     + scaled(size(0), CHARACTER)
                     + 1
-                    + if parsed { scaled(size(1), CHARACTER) } else { 0 }
+                    + if parsed {
+                        scaled(size(1), CHARACTER)
+                    } else {
+                        0
+                    }
             }
             Self::SecondSize => size(1),
             Self::Equals if matches!(args.first(), Some(Value::Library(_))) => 1,
             Self::Compare | Self::Equals => scaled(size(0).min(size(1)), CHARACTER),
             Self::Join => scaled(size(0).saturating_add(size(1)), CHARACTER),
-            Self::Search => {
-                scaled(size(0), CHARACTER).saturating_mul(scaled(size(1), CHARACTER))
-            }
+            Self::Search => scaled(size(0), CHARACTER).saturating_mul(scaled(size(1), CHARACTER)),
         }
     }
 }
@@ -123,17 +134,32 @@ fn by_function(function: &str, overload: Option<&str>) -> Option<CallCost> {
         "isSorted" | "sum" | "max" | "min" | "indexOf" | "lastIndexOf" | "includes" => {
             CallCost::Traversal
         }
-        "url" | "lowerAscii" | "upperAscii" | "substring" | "trim" | "jsonpatch.escapeKey"
-        | "cidr" | "isIP" | "isCIDR" | "quantity" | "isQuantity" | "semver" | "isSemver" => {
-            CallCost::Characters(CHARACTER)
-        }
+        "url"
+        | "lowerAscii"
+        | "upperAscii"
+        | "substring"
+        | "trim"
+        | "jsonpatch.escapeKey"
+        | "cidr"
+        | "isIP"
+        | "isCIDR"
+        | "quantity"
+        | "isQuantity"
+        | "semver"
+        | "isSemver" => CallCost::Characters(CHARACTER),
         "ip" if overload == Some("cidr_ip") => CallCost::Fixed(1),
         "ip" => CallCost::Characters(CHARACTER),
         "replace" | "split" | "ip.isCanonical" => CallCost::Characters(2.0 * CHARACTER),
         "join" => CallCost::Written,
         "find" | "findAll" => CallCost::Pattern,
-        "masked" | "prefixLength" | "family" | "isUnspecified" | "isLoopback"
-        | "isLinkLocalMulticast" | "isLinkLocalUnicast" | "isGlobalUnicast" => CallCost::Fixed(1),
+        "masked"
+        | "prefixLength"
+        | "family"
+        | "isUnspecified"
+        | "isLoopback"
+        | "isLinkLocalMulticast"
+        | "isLinkLocalUnicast"
+        | "isGlobalUnicast" => CallCost::Fixed(1),
         "containsIP" => CallCost::ContainsIp {
             parsed: overload == Some("cidr_contains_ip_string"),
         },
@@ -154,9 +180,16 @@ fn standard(overload: Option<&str>) -> CallCost {
             CallCost::Characters(CHARACTER)
         }
         "in_list" => CallCost::SecondSize,
-        "less_string" | "greater_string" | "less_equals_string" | "greater_equals_string"
-        | "less_bytes" | "greater_bytes" | "less_equals_bytes" | "greater_equals_bytes"
-        | "equals" | "not_equals" => CallCost::Compare,
+        "less_string"
+        | "greater_string"
+        | "less_equals_string"
+        | "greater_equals_string"
+        | "less_bytes"
+        | "greater_bytes"
+        | "less_equals_bytes"
+        | "greater_equals_bytes"
+        | "equals"
+        | "not_equals" => CallCost::Compare,
         "add_string" | "add_bytes" => CallCost::Join,
         "matches_string" => CallCost::Pattern,
         "contains_string" => CallCost::Search,
@@ -180,11 +213,10 @@ fn format_length(args: &[Value<'_>]) -> u64 {
 }
 
 fn self_pairs(list: Option<&Value<'_>>) -> u64 {
-    let Some(Value::List(list)) = list else { return 1 + LIST };
-    let texts = matches!(
-        list.get(0),
-        Some(Ok(Value::String(_) | Value::Bytes(_)))
-    );
+    let Some(Value::List(list)) = list else {
+        return 1 + LIST;
+    };
+    let texts = matches!(list.get(0), Some(Ok(Value::String(_) | Value::Bytes(_))));
     let factor = if texts { 2.0 + CHARACTER } else { 2.0 };
     let size = list.len() as u64;
     let pairs = size.saturating_mul(size) as f64 * factor;
@@ -209,7 +241,8 @@ fn traversal(value: &Value<'_>, depth: usize) -> u64 {
             let entries = map.entries().unwrap_or_default();
             entries.iter().fold(0, |sum: u64, (key, value)| {
                 let key = traversal(&key.to_value(), depth + 1);
-                sum.saturating_add(key).saturating_add(traversal(value, depth + 1))
+                sum.saturating_add(key)
+                    .saturating_add(traversal(value, depth + 1))
             })
         }
         _ => 1,

@@ -79,7 +79,10 @@ impl<'c> Estimate<'_, 'c> {
             own(product.scaled(times).plus(CostEstimate::fixed(1)))
         };
         let new_list = |factor: f64, size: Size| {
-            sized(size.scaled(factor).plus(CostEstimate::fixed(1 + LIST)), size)
+            sized(
+                size.scaled(factor).plus(CostEstimate::fixed(1 + LIST)),
+                size,
+            )
         };
         let self_pairs = |list: Size| {
             let texts = self.overload.contains("string") || self.overload.contains("bytes");
@@ -145,8 +148,14 @@ impl<'c> Estimate<'_, 'c> {
             "cidr" | "isIP" | "isCIDR" | "ip" | "quantity" | "isQuantity" | "semver"
             | "isSemver" => read_arg(),
             "ip.isCanonical" => own(self.arg(0)?.scaled(2.0 * CHARACTER)),
-            "masked" | "prefixLength" | "family" | "isUnspecified" | "isLoopback"
-            | "isLinkLocalMulticast" | "isLinkLocalUnicast" | "isGlobalUnicast" => one(),
+            "masked"
+            | "prefixLength"
+            | "family"
+            | "isUnspecified"
+            | "isLoopback"
+            | "isLinkLocalMulticast"
+            | "isLinkLocalUnicast"
+            | "isGlobalUnicast" => one(),
             "containsIP" | "containsCIDR" => self.contains_network(),
             "validate" => {
                 let read = self.arg(0)?.scaled(CHARACTER);
@@ -154,8 +163,8 @@ impl<'c> Estimate<'_, 'c> {
             }
             "format.named" | "sign" | "asInteger" | "isInteger" | "asApproximateFloat"
             | "isGreaterThan" | "isLessThan" | "compareTo" | "add" | "sub" | "major" | "minor"
-            | "patch" | "getScheme" | "getHostname" | "getHost" | "getPort"
-            | "getEscapedPath" | "getQuery" => one(),
+            | "patch" | "getScheme" | "getHostname" | "getHost" | "getPort" | "getEscapedPath"
+            | "getQuery" => one(),
             "_==_" => self.library_equality(),
             _ => None,
         }
@@ -164,7 +173,9 @@ impl<'c> Estimate<'_, 'c> {
     fn selector(&self) -> Option<Own> {
         let length = self.arg(0)?;
         let requirements = length.scaled(0.5).scaled((LIST + STRUCT) as f64);
-        own(CostEstimate::fixed(LIST).plus(length.scaled(CHARACTER)).plus(requirements))
+        own(CostEstimate::fixed(LIST)
+            .plus(length.scaled(CHARACTER))
+            .plus(requirements))
     }
 
     fn traversal(&self) -> Option<Own> {
@@ -237,7 +248,9 @@ impl<'c> Estimate<'_, 'c> {
         let bytes = Size::between(4, 16);
         let mut cost = bytes.plus(bytes).scaled(CHARACTER);
         if self.function == "containsCIDR" {
-            cost = cost.plus(bytes.scaled(CHARACTER)).plus(CostEstimate::fixed(1));
+            cost = cost
+                .plus(bytes.scaled(CHARACTER))
+                .plus(CostEstimate::fixed(1));
         }
         if self.overload.ends_with("_string") {
             cost = cost.plus(self.arg(0)?.scaled(CHARACTER));
@@ -271,7 +284,10 @@ impl<'c> Estimate<'_, 'c> {
             "string_format" => own(read(self.target_size()?)),
             "string_to_bytes" => {
                 let size = self.arg(0)?;
-                sized(read(size), Size::between(size.min, size.max.wrapping_mul(4)))
+                sized(
+                    read(size),
+                    Size::between(size.min, size.max.wrapping_mul(4)),
+                )
             }
             "bytes_to_string" => {
                 let size = self.arg(0)?;
@@ -286,9 +302,16 @@ impl<'c> Estimate<'_, 'c> {
             "in_list" => own(self.arg(1)?),
             "matches_string" => own(pattern(self.target_size()?, self.arg(0)?)),
             "contains_string" => own(read(self.target_size()?).times(read(self.arg(0)?))),
-            "less_string" | "greater_string" | "less_equals_string" | "greater_equals_string"
-            | "less_bytes" | "greater_bytes" | "less_equals_bytes" | "greater_equals_bytes"
-            | "equals" | "not_equals" => {
+            "less_string"
+            | "greater_string"
+            | "less_equals_string"
+            | "greater_equals_string"
+            | "less_bytes"
+            | "greater_bytes"
+            | "less_equals_bytes"
+            | "greater_equals_bytes"
+            | "equals"
+            | "not_equals" => {
                 let most = self.arg(0)?.max.min(self.arg(1)?.max);
                 own(read(Size::between(most.min(1), most)))
             }

@@ -59,11 +59,23 @@ pub(super) fn declare(functions: &mut Functions) {
     use Type::{Bool, String};
     let f = functions;
     f.member("path", "authorizer_path", [AUTHORIZER, String], PATH, path);
-    f.member("group", "authorizer_group", [AUTHORIZER, String], GROUP, group);
+    f.member(
+        "group",
+        "authorizer_group",
+        [AUTHORIZER, String],
+        GROUP,
+        group,
+    );
     let account = [AUTHORIZER, String, String];
     let id = "authorizer_serviceaccount";
     f.member("serviceAccount", id, account, AUTHORIZER, service_account);
-    f.member("resource", "groupcheck_resource", [GROUP, String], RESOURCE, resource);
+    f.member(
+        "resource",
+        "groupcheck_resource",
+        [GROUP, String],
+        RESOURCE,
+        resource,
+    );
     let narrowed: [(&'static str, &'static str, Call); 5] = [
         ("subresource", "resourcecheck_subresource", |_, args| {
             narrow("subresource", args, |check| &mut check.subresource)
@@ -71,7 +83,9 @@ pub(super) fn declare(functions: &mut Functions) {
         ("namespace", "resourcecheck_namespace", |_, args| {
             narrow("namespace", args, |check| &mut check.namespace)
         }),
-        ("name", "resourcecheck_name", |_, args| narrow("name", args, |check| &mut check.name)),
+        ("name", "resourcecheck_name", |_, args| {
+            narrow("name", args, |check| &mut check.name)
+        }),
         ("fieldSelector", "authorizer_fieldselector", |_, args| {
             narrow("fieldSelector", args, |check| &mut check.field_selector)
         }),
@@ -83,19 +97,47 @@ pub(super) fn declare(functions: &mut Functions) {
         f.member(name, id, [RESOURCE, String], RESOURCE, call);
     }
     f.member("check", "pathcheck_check", [PATH, String], DECISION, check);
-    f.member("check", "resourcecheck_check", [RESOURCE, String], DECISION, check);
-    f.member("errored", "decision_errored", [DECISION], Bool, |_, args| {
-        part("errored", args, |decision| Value::Bool(decision.error.is_some()))
-    });
+    f.member(
+        "check",
+        "resourcecheck_check",
+        [RESOURCE, String],
+        DECISION,
+        check,
+    );
+    f.member(
+        "errored",
+        "decision_errored",
+        [DECISION],
+        Bool,
+        |_, args| {
+            part("errored", args, |decision| {
+                Value::Bool(decision.error.is_some())
+            })
+        },
+    );
     f.member("error", "decision_error", [DECISION], String, |_, args| {
-        part("error", args, |decision| Value::text(decision.error.clone().unwrap_or_default()))
+        part("error", args, |decision| {
+            Value::text(decision.error.clone().unwrap_or_default())
+        })
     });
-    f.member("allowed", "decision_allowed", [DECISION], Bool, |_, args| {
-        part("allowed", args, |decision| Value::Bool(decision.allowed))
-    });
-    f.member("reason", "decision_reason", [DECISION], String, |_, args| {
-        part("reason", args, |decision| Value::text(decision.reason.clone()))
-    });
+    f.member(
+        "allowed",
+        "decision_allowed",
+        [DECISION],
+        Bool,
+        |_, args| part("allowed", args, |decision| Value::Bool(decision.allowed)),
+    );
+    f.member(
+        "reason",
+        "decision_reason",
+        [DECISION],
+        String,
+        |_, args| {
+            part("reason", args, |decision| {
+                Value::text(decision.reason.clone())
+            })
+        },
+    );
 }
 
 impl<'a> Value<'a> {
@@ -134,7 +176,11 @@ fn group<'a>(_: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
 }
 
 fn service_account<'a>(_: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
-    if let [Value::Library(target), Value::String(namespace), Value::String(name)] = args
+    if let [
+        Value::Library(target),
+        Value::String(namespace),
+        Value::String(name),
+    ] = args
         && let LibraryValue::Authorizer(authorizer, _) = &**target
     {
         if !format::is_subdomain(name) {
@@ -147,7 +193,10 @@ fn service_account<'a>(_: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
             namespace: namespace.to_string(),
             name: name.to_string(),
         };
-        return Ok(Value::library(LibraryValue::Authorizer(*authorizer, subject)));
+        return Ok(Value::library(LibraryValue::Authorizer(
+            *authorizer,
+            subject,
+        )));
     }
     Err(EvalError::no_overload_for("serviceAccount", args))
 }
@@ -165,7 +214,10 @@ fn resource<'a>(_: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
             resource: resource.to_string(),
             ..ResourceCheck::default()
         };
-        return Ok(Value::library(LibraryValue::ResourceCheck(*authorizer, check)));
+        return Ok(Value::library(LibraryValue::ResourceCheck(
+            *authorizer,
+            check,
+        )));
     }
     Err(EvalError::no_overload_for("resource", args))
 }
@@ -180,7 +232,10 @@ fn narrow<'a>(
     {
         let mut check = check.clone();
         *field(&mut check) = text.to_string();
-        return Ok(Value::library(LibraryValue::ResourceCheck(*authorizer, check)));
+        return Ok(Value::library(LibraryValue::ResourceCheck(
+            *authorizer,
+            check,
+        )));
     }
     Err(EvalError::no_overload_for(name, args))
 }

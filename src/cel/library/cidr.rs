@@ -21,12 +21,42 @@ pub(super) fn declare(functions: &mut Functions) {
     let f = functions;
     f.global("cidr", "string_to_cidr", [String], CIDR, cidr);
     f.global("isCIDR", "is_cidr", [String], Bool, is_cidr);
-    f.member("containsIP", "cidr_contains_ip_string", [CIDR, String], Bool, contains_ip);
-    f.member("containsIP", "cidr_contains_ip_ip", [CIDR, IP], Bool, contains_ip);
-    f.member("containsCIDR", "cidr_contains_cidr_string", [CIDR, String], Bool, contains_cidr);
-    f.member("containsCIDR", "cidr_contains_cidr", [CIDR, CIDR], Bool, contains_cidr);
+    f.member(
+        "containsIP",
+        "cidr_contains_ip_string",
+        [CIDR, String],
+        Bool,
+        contains_ip,
+    );
+    f.member(
+        "containsIP",
+        "cidr_contains_ip_ip",
+        [CIDR, IP],
+        Bool,
+        contains_ip,
+    );
+    f.member(
+        "containsCIDR",
+        "cidr_contains_cidr_string",
+        [CIDR, String],
+        Bool,
+        contains_cidr,
+    );
+    f.member(
+        "containsCIDR",
+        "cidr_contains_cidr",
+        [CIDR, CIDR],
+        Bool,
+        contains_cidr,
+    );
     f.member("ip", "cidr_ip", [CIDR], IP, address);
-    f.member("prefixLength", "cidr_prefix_length", [CIDR], Int, prefix_length);
+    f.member(
+        "prefixLength",
+        "cidr_prefix_length",
+        [CIDR],
+        Int,
+        prefix_length,
+    );
     f.member("masked", "cidr_masked", [CIDR], CIDR, masked);
 }
 
@@ -73,7 +103,9 @@ fn parse(text: &str) -> Result<Cidr, String> {
     };
     let address = ip::address(address).map_err(broken)?;
     if text.contains('%') {
-        return Err(broken("IPv6 zones cannot be present in a prefix".to_owned()));
+        return Err(broken(
+            "IPv6 zones cannot be present in a prefix".to_owned(),
+        ));
     }
     let whole = bits.bytes().all(|byte| byte.is_ascii_digit()) && !bits.is_empty();
     if !whole || bits.len() > 1 && bits.starts_with('0') {

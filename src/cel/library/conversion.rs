@@ -11,11 +11,24 @@ use crate::cel::{
     },
 };
 
+/// A function of one parameter: its name, what it gives, what is called, and its overloads.
+type Conversion<'a> = (&'static str, Type, Call, &'a [(&'static str, Type)]);
+
 pub(super) fn declare(functions: &mut Functions) {
     use Type::{Bool, Bytes, Double, Duration, Int, String, Timestamp, Uint};
-    let rows: [(&'static str, Type, Call, &[(&'static str, Type)]); 8] = [
-        ("bool", Bool, to_bool, &[("bool_to_bool", Bool), ("string_to_bool", String)]),
-        ("bytes", Bytes, to_bytes, &[("bytes_to_bytes", Bytes), ("string_to_bytes", String)]),
+    let rows: [Conversion<'_>; 8] = [
+        (
+            "bool",
+            Bool,
+            to_bool,
+            &[("bool_to_bool", Bool), ("string_to_bool", String)],
+        ),
+        (
+            "bytes",
+            Bytes,
+            to_bytes,
+            &[("bytes_to_bytes", Bytes), ("string_to_bytes", String)],
+        ),
         (
             "double",
             Double,
@@ -31,7 +44,10 @@ pub(super) fn declare(functions: &mut Functions) {
             "duration",
             Duration,
             to_duration,
-            &[("duration_to_duration", Duration), ("string_to_duration", String)],
+            &[
+                ("duration_to_duration", Duration),
+                ("string_to_duration", String),
+            ],
         ),
         (
             "int",
@@ -98,13 +114,25 @@ pub(super) fn declare(functions: &mut Functions) {
 pub(crate) fn is_conversion(function: &str) -> bool {
     matches!(
         function,
-        "bool" | "bytes" | "double" | "duration" | "dyn" | "int" | "string" | "timestamp" | "type"
+        "bool"
+            | "bytes"
+            | "double"
+            | "duration"
+            | "dyn"
+            | "int"
+            | "string"
+            | "timestamp"
+            | "type"
             | "uint"
     )
 }
 
 fn conversion<'a>(value: &Value<'a>, to: &Type) -> EvalError {
-    let message = format!("type conversion error from '{}' to '{}'", value.type_name(), to.name());
+    let message = format!(
+        "type conversion error from '{}' to '{}'",
+        value.type_name(),
+        to.name()
+    );
     EvalError::new(message)
 }
 
@@ -181,9 +209,7 @@ fn to_int<'a>(_: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
         Value::Uint(value) => i64::try_from(*value).map_err(|_| overflow())?,
         Value::Duration(nanos) => *nanos,
         Value::Timestamp(time) => time.seconds(),
-        Value::String(text) => text
-            .parse()
-            .map_err(|_| conversion(&args[0], &Type::Int))?,
+        Value::String(text) => text.parse().map_err(|_| conversion(&args[0], &Type::Int))?,
         _ => return Err(EvalError::no_overload_for("int", args)),
     }))
 }

@@ -25,13 +25,41 @@ pub struct Format {
 
 /// By the names that expressions use.
 static FORMATS: [(&str, &str, Format); 13] = [
-    format("dns1123Label", "format.dns1123Label", "DNS1123Label", 30, dns1123_label),
-    format("dns1123Subdomain", "format.dns1123Subdomain", "DNS1123Subdomain", 60, subdomain),
-    format("dns1035Label", "format.dns1035Label", "DNS1035Label", 30, dns1035_label),
-    format("qualifiedName", "format.qualifiedName", "QualifiedName", 60, qualified_name),
-    format("dns1123LabelPrefix", "format.dns1123LabelPrefix", "DNS1123LabelPrefix", 30, |text| {
-        dns1123_label(&without_dash(text))
-    }),
+    format(
+        "dns1123Label",
+        "format.dns1123Label",
+        "DNS1123Label",
+        30,
+        dns1123_label,
+    ),
+    format(
+        "dns1123Subdomain",
+        "format.dns1123Subdomain",
+        "DNS1123Subdomain",
+        60,
+        subdomain,
+    ),
+    format(
+        "dns1035Label",
+        "format.dns1035Label",
+        "DNS1035Label",
+        30,
+        dns1035_label,
+    ),
+    format(
+        "qualifiedName",
+        "format.qualifiedName",
+        "QualifiedName",
+        60,
+        qualified_name,
+    ),
+    format(
+        "dns1123LabelPrefix",
+        "format.dns1123LabelPrefix",
+        "DNS1123LabelPrefix",
+        30,
+        |text| dns1123_label(&without_dash(text)),
+    ),
     format(
         "dns1123SubdomainPrefix",
         "format.dns1123SubdomainPrefix",
@@ -39,16 +67,31 @@ static FORMATS: [(&str, &str, Format); 13] = [
         60,
         |text| subdomain(&without_dash(text)),
     ),
-    format("dns1035LabelPrefix", "format.dns1035LabelPrefix", "DNS1035LabelPrefix", 30, |text| {
-        dns1035_label(&without_dash(text))
+    format(
+        "dns1035LabelPrefix",
+        "format.dns1035LabelPrefix",
+        "DNS1035LabelPrefix",
+        30,
+        |text| dns1035_label(&without_dash(text)),
+    ),
+    format(
+        "labelValue",
+        "format.labelValue",
+        "LabelValue",
+        40,
+        label_value,
+    ),
+    format("uri", "format.uri", "URI", 1103, |text| {
+        url::parse(text).err().into_iter().collect()
     }),
-    format("labelValue", "format.labelValue", "LabelValue", 40, label_value),
-    format("uri", "format.uri", "URI", 1103, |text| url::parse(text).err().into_iter().collect()),
     format("uuid", "format.uuid", "uuid", 70, |text| {
         only(is_uuid(text), "does not match the UUID format")
     }),
     format("byte", "format.byte", "byte", 84, |text| {
-        only(!text.is_empty() && STANDARD.decode(text).is_ok(), "invalid base64")
+        only(
+            !text.is_empty() && STANDARD.decode(text).is_ok(),
+            "invalid base64",
+        )
     }),
     format("date", "format.date", "date", 71, |text| {
         only(Timestamp::parse_date(text).is_some(), "invalid date")
@@ -74,7 +117,11 @@ const fn format(
 }
 
 fn only(valid: bool, message: &str) -> Vec<String> {
-    if valid { Vec::new() } else { vec![message.to_owned()] }
+    if valid {
+        Vec::new()
+    } else {
+        vec![message.to_owned()]
+    }
 }
 
 /// A prefix of a name may end with a dash, which what is generated stands behind.
@@ -140,7 +187,9 @@ rule!(
 
 impl Rule {
     fn matches(&self, text: &str) -> bool {
-        self.pattern.as_ref().is_some_and(|pattern| pattern.is_match(text))
+        self.pattern
+            .as_ref()
+            .is_some_and(|pattern| pattern.is_match(text))
     }
 
     fn refusal(&self) -> String {
@@ -240,8 +289,20 @@ const FORMAT: Type = Type::Library(LibraryType::Format);
 pub(super) fn declare(functions: &mut Functions) {
     let faults = Type::optional(Type::list(Type::String));
     let f = functions;
-    f.member("validate", "format-validate", [FORMAT, Type::String], faults, validate);
-    f.global("format.named", "format-named", [Type::String], Type::optional(FORMAT), named);
+    f.member(
+        "validate",
+        "format-validate",
+        [FORMAT, Type::String],
+        faults,
+        validate,
+    );
+    f.global(
+        "format.named",
+        "format-named",
+        [Type::String],
+        Type::optional(FORMAT),
+        named,
+    );
     macro_rules! constant {
         ($index:literal) => {
             let (_, function, _) = FORMATS[$index];

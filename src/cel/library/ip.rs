@@ -15,19 +15,31 @@ pub(super) fn declare(functions: &mut Functions) {
     use Type::{Bool, Int, String};
     functions.global("ip", "string_to_ip", [String], IP, ip);
     functions.global("isIP", "is_ip", [String], Bool, is_ip);
-    functions.global("ip.isCanonical", "ip_is_canonical", [String], Bool, is_canonical);
+    functions.global(
+        "ip.isCanonical",
+        "ip_is_canonical",
+        [String],
+        Bool,
+        is_canonical,
+    );
     functions.member("family", "ip_family", [IP], Int, family);
     let questions: [(&'static str, &'static str, Call); 5] = [
         ("isUnspecified", "ip_is_unspecified", |_, args| {
             ask("isUnspecified", args, |ip| ip.is_unspecified())
         }),
-        ("isLoopback", "ip_is_loopback", |_, args| ask("isLoopback", args, |ip| ip.is_loopback())),
-        ("isLinkLocalMulticast", "ip_is_link_local_multicast", |_, args| {
-            ask("isLinkLocalMulticast", args, is_link_local_multicast)
+        ("isLoopback", "ip_is_loopback", |_, args| {
+            ask("isLoopback", args, |ip| ip.is_loopback())
         }),
-        ("isLinkLocalUnicast", "ip_is_link_local_unicast", |_, args| {
-            ask("isLinkLocalUnicast", args, is_link_local_unicast)
-        }),
+        (
+            "isLinkLocalMulticast",
+            "ip_is_link_local_multicast",
+            |_, args| ask("isLinkLocalMulticast", args, is_link_local_multicast),
+        ),
+        (
+            "isLinkLocalUnicast",
+            "ip_is_link_local_unicast",
+            |_, args| ask("isLinkLocalUnicast", args, is_link_local_unicast),
+        ),
         ("isGlobalUnicast", "ip_is_global_unicast", |_, args| {
             ask("isGlobalUnicast", args, is_global_unicast)
         }),
@@ -50,7 +62,9 @@ pub(super) fn parse(text: &str) -> Result<IpAddr, String> {
         format!("IP Address {quoted} parse error during conversion from string: {why}")
     })?;
     if text.contains('%') {
-        return Err(format!("IP address {quoted} with zone value is not allowed"));
+        return Err(format!(
+            "IP address {quoted} with zone value is not allowed"
+        ));
     }
     if is_mapped(address) {
         return Err(format!("IPv4-mapped IPv6 address {quoted} is not allowed"));
@@ -119,7 +133,12 @@ fn why_not_four(text: &str) -> (&'static str, &str) {
                 fields += 1;
                 (value, digits) = (0, 0);
             }
-            _ => return ("unexpected character", text.get(index..).unwrap_or_default()),
+            _ => {
+                return (
+                    "unexpected character",
+                    text.get(index..).unwrap_or_default(),
+                );
+            }
         }
     }
     ("IPv4 address too short", "")
@@ -135,9 +154,14 @@ fn why_not_six(text: &str) -> (&'static str, &str) {
     }
     let mut fields = 0;
     while fields < 8 && !rest.is_empty() {
-        let end = rest.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(rest.len());
+        let end = rest
+            .find(|c: char| !c.is_ascii_hexdigit())
+            .unwrap_or(rest.len());
         if end == 0 {
-            return ("each colon-separated field must have at least one digit", rest);
+            return (
+                "each colon-separated field must have at least one digit",
+                rest,
+            );
         }
         if end > 4 {
             return ("each group must have 4 or less digits", rest);

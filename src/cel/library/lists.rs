@@ -38,10 +38,22 @@ pub(super) fn declare(functions: &mut Functions) {
     let f = functions;
     f.member("slice", "list_slice", [list(A), Int, Int], list(A), slice);
     f.member("flatten", "list_flatten", [list(list(A))], list(A), flatten);
-    f.member("flatten", "list_flatten_int", [list(Dyn), Int], list(Dyn), flatten);
+    f.member(
+        "flatten",
+        "list_flatten_int",
+        [list(Dyn), Int],
+        list(Dyn),
+        flatten,
+    );
     for (((ty, _), sort_id), by_id) in comparable().into_iter().zip(SORT).zip(SORT_BY) {
         f.member("sort", sort_id, [list(ty.clone())], list(ty.clone()), sort);
-        f.member(hidden::SORT_BY_KEYS, by_id, [list(A), list(ty)], list(A), sort_by);
+        f.member(
+            hidden::SORT_BY_KEYS,
+            by_id,
+            [list(A), list(ty)],
+            list(A),
+            sort_by,
+        );
     }
     f.global("lists.range", "lists_range", [Int], list(Int), range);
     f.member("reverse", "list_reverse", [list(A)], list(A), reverse);
@@ -56,7 +68,11 @@ fn slice<'a>(meter: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
     let [Value::List(list), Value::Int(start), Value::Int(end)] = args else {
         return Err(EvalError::no_overload_for("slice", args));
     };
-    let refuse = |why: String| Err(EvalError::new(format!("cannot slice({start}, {end}), {why}")));
+    let refuse = |why: String| {
+        Err(EvalError::new(format!(
+            "cannot slice({start}, {end}), {why}"
+        )))
+    };
     let (Ok(from), Ok(to)) = (usize::try_from(*start), usize::try_from(*end)) else {
         return refuse("negative indexes not supported".to_owned());
     };
@@ -67,7 +83,12 @@ fn slice<'a>(meter: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
         return refuse(format!("list is length {}", list.len()));
     }
     meter.work((to - from) as u64)?;
-    made(list.iter().skip(from).take(to - from).collect::<Result<_, _>>()?)
+    made(
+        list.iter()
+            .skip(from)
+            .take(to - from)
+            .collect::<Result<_, _>>()?,
+    )
 }
 
 fn flatten<'a>(meter: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
@@ -78,11 +99,12 @@ fn flatten<'a>(meter: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
             let names: Vec<String> = args.iter().map(Value::type_name).collect();
             let rest = names.get(1..).unwrap_or_default().join(", ");
             let target = names.first().cloned().unwrap_or_default();
-            return Err(EvalError::new(format!("no such overload: {target}.flatten({rest})")));
+            return Err(EvalError::new(format!(
+                "no such overload: {target}.flatten({rest})"
+            )));
         }
     };
-    let depth = u32::try_from(depth)
-        .map_err(|_| EvalError::new("level must be non-negative"))?;
+    let depth = u32::try_from(depth).map_err(|_| EvalError::new("level must be non-negative"))?;
     let mut items = Vec::new();
     flatten_into(meter, &mut items, list, depth)?;
     made(items)
@@ -115,7 +137,10 @@ fn sort<'a>(meter: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
 fn sort_by<'a>(meter: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
     match args {
         [Value::List(list), Value::List(keys)] => sorted(meter, list, keys),
-        _ => Err(EvalError::new(format!("no such overload: {}", hidden::SORT_BY_KEYS))),
+        _ => Err(EvalError::new(format!(
+            "no such overload: {}",
+            hidden::SORT_BY_KEYS
+        ))),
     }
 }
 
@@ -142,7 +167,12 @@ fn sorted<'a>(meter: &mut Meter<'a>, list: &List<'a>, keys: &List<'a>) -> Evalua
     }
     let mut pairs: Vec<_> = keys.into_iter().zip(list.iter()).collect();
     pairs.sort_by(|one, two| compare(&one.0, &two.0).unwrap_or(Ordering::Equal));
-    made(pairs.into_iter().map(|(_, item)| item).collect::<Result<_, _>>()?)
+    made(
+        pairs
+            .into_iter()
+            .map(|(_, item)| item)
+            .collect::<Result<_, _>>()?,
+    )
 }
 
 fn range<'a>(meter: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {

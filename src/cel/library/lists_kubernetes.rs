@@ -33,27 +33,57 @@ pub(super) fn declare(functions: &mut Functions) {
     let sorted = ids!("is_sorted_bool_", "");
     let (least, greatest) = (ids!("min_", ""), ids!("max_", ""));
     for (index, (ty, _)) in comparable().into_iter().enumerate() {
-        f.member("isSorted", sorted[index], [list(ty.clone())], Bool, is_sorted);
+        f.member(
+            "isSorted",
+            sorted[index],
+            [list(ty.clone())],
+            Bool,
+            is_sorted,
+        );
         f.member("min", least[index], [list(ty.clone())], ty.clone(), min);
         f.member("max", greatest[index], [list(ty.clone())], ty, max);
     }
     let sums: [(Type, &'static str, Call); 4] = [
-        (Int, "list_int_sum_int", |meter, args| sum(meter, args, Value::Int(0))),
-        (Type::Uint, "list_uint_sum_uint", |meter, args| sum(meter, args, Value::Uint(0))),
+        (Int, "list_int_sum_int", |meter, args| {
+            sum(meter, args, Value::Int(0))
+        }),
+        (Type::Uint, "list_uint_sum_uint", |meter, args| {
+            sum(meter, args, Value::Uint(0))
+        }),
         (Type::Double, "list_double_sum_double", |meter, args| {
             sum(meter, args, Value::Double(0.0))
         }),
-        (Type::Duration, "list_duration_sum_duration", |meter, args| {
-            sum(meter, args, Value::Duration(0))
-        }),
+        (
+            Type::Duration,
+            "list_duration_sum_duration",
+            |meter, args| sum(meter, args, Value::Duration(0)),
+        ),
     ];
     for (ty, id, call) in sums {
         f.member("sum", id, [list(ty.clone())], ty, call);
     }
-    f.member("indexOf", "list_a_index_of_int", [list(A), A], Int, index_of);
-    f.member("lastIndexOf", "list_a_last_index_of_int", [list(A), A], Int, last_index_of);
+    f.member(
+        "indexOf",
+        "list_a_index_of_int",
+        [list(A), A],
+        Int,
+        index_of,
+    );
+    f.member(
+        "lastIndexOf",
+        "list_a_last_index_of_int",
+        [list(A), A],
+        Int,
+        last_index_of,
+    );
     f.with(Feature::Stored);
-    f.member("includes", "list_includes_dyn_dyn", [Dyn, Dyn], Bool, includes);
+    f.member(
+        "includes",
+        "list_includes_dyn_dyn",
+        [Dyn, Dyn],
+        Bool,
+        includes,
+    );
     f.with(Feature::Always);
 }
 

@@ -23,7 +23,13 @@ pub(super) fn declare(functions: &mut Functions) {
 fn logic(functions: &mut Functions) {
     use Type::Bool;
     let bools = [Bool, Bool];
-    functions.global(operator::CONDITIONAL, "conditional", [Bool, A, A], A, evaluator);
+    functions.global(
+        operator::CONDITIONAL,
+        "conditional",
+        [Bool, A, A],
+        A,
+        evaluator,
+    );
     functions.global(operator::AND, "logical_and", bools.clone(), Bool, evaluator);
     functions.global(operator::OR, "logical_or", bools, Bool, evaluator);
     functions.global(operator::NOT, "logical_not", [Bool], Bool, not);
@@ -37,6 +43,9 @@ fn logic(functions: &mut Functions) {
 fn evaluator<'a>(_: &mut Meter<'a>, _: &[Value<'a>]) -> Evaluated<'a> {
     Err(EvalError::no_such_overload())
 }
+
+/// An overload of an operator: its identifier, what it takes and what it gives.
+type Overload = (&'static str, [Type; 2], Type);
 
 fn arithmetic(functions: &mut Functions) {
     use Type::{Bytes, Double, Duration, Int, String, Timestamp, Uint};
@@ -55,8 +64,16 @@ fn arithmetic(functions: &mut Functions) {
         ("subtract_double", [Double, Double], Double),
         ("subtract_duration_duration", [Duration, Duration], Duration),
         ("subtract_int64", [Int, Int], Int),
-        ("subtract_timestamp_duration", [Timestamp, Duration], Timestamp),
-        ("subtract_timestamp_timestamp", [Timestamp, Timestamp], Duration),
+        (
+            "subtract_timestamp_duration",
+            [Timestamp, Duration],
+            Timestamp,
+        ),
+        (
+            "subtract_timestamp_timestamp",
+            [Timestamp, Timestamp],
+            Duration,
+        ),
         ("subtract_uint64", [Uint, Uint], Uint),
     ];
     let multiply = [
@@ -73,7 +90,7 @@ fn arithmetic(functions: &mut Functions) {
         ("modulo_int64", [Int, Int], Int),
         ("modulo_uint64", [Uint, Uint], Uint),
     ];
-    let groups: [(&'static str, Vec<(&'static str, [Type; 2], Type)>, Call); 5] = [
+    let groups: [(&'static str, Vec<Overload>, Call); 5] = [
         (operator::ADD, add.into(), self::add),
         (operator::SUBTRACT, subtract.into(), self::subtract),
         (operator::MULTIPLY, multiply.into(), self::multiply),
@@ -116,7 +133,11 @@ fn relations(functions: &mut Functions) {
         (operator::LESS, ids!("less"), less),
         (operator::LESS_EQUALS, ids!("less_equals"), less_equals),
         (operator::GREATER, ids!("greater"), greater),
-        (operator::GREATER_EQUALS, ids!("greater_equals"), greater_equals),
+        (
+            operator::GREATER_EQUALS,
+            ids!("greater_equals"),
+            greater_equals,
+        ),
     ];
     for (name, ids, call) in rows {
         for (id, parameters) in ids.into_iter().zip(pairs()) {
@@ -146,21 +167,32 @@ fn pairs() -> [[Type; 2]; 14] {
     ]
 }
 
-
 fn access(functions: &mut Functions) {
     let optional = Type::optional;
     let of_map = || map(A, B);
     let index: [(&str, [Type; 2], Type); 4] = [
         ("index_list", [list(A), Type::Int], A),
         ("index_map", [of_map(), A], B),
-        ("optional_list_index_int", [optional(list(A)), Type::Int], optional(A)),
-        ("optional_map_index_value", [optional(of_map()), A], optional(B)),
+        (
+            "optional_list_index_int",
+            [optional(list(A)), Type::Int],
+            optional(A),
+        ),
+        (
+            "optional_map_index_value",
+            [optional(of_map()), A],
+            optional(B),
+        ),
     ];
     for (id, parameters, result) in index {
         functions.global(operator::INDEX, id, parameters, result, evaluator);
     }
     let optional_index: [(&str, [Type; 2], Type); 4] = [
-        ("list_optindex_optional_int", [list(A), Type::Int], optional(A)),
+        (
+            "list_optindex_optional_int",
+            [list(A), Type::Int],
+            optional(A),
+        ),
         (
             "optional_list_optindex_optional_int",
             [optional(list(A)), Type::Int],
@@ -202,14 +234,18 @@ fn checked<'a, T>(
 
 fn add<'a>(meter: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
     match args {
-        [Value::Int(one), Value::Int(two)] => checked(one.checked_add(*two), Value::Int, INT_OVERFLOW),
+        [Value::Int(one), Value::Int(two)] => {
+            checked(one.checked_add(*two), Value::Int, INT_OVERFLOW)
+        }
         [Value::Uint(one), Value::Uint(two)] => {
             checked(one.checked_add(*two), Value::Uint, UINT_OVERFLOW)
         }
         [Value::Double(one), Value::Double(two)] => Ok(Value::Double(one + two)),
         [Value::String(one), Value::String(two)] => {
             meter.work((one.len() + two.len()) as u64 / 32)?;
-            Ok(Value::String(Text::Shared([&**one, &**two].concat().into())))
+            Ok(Value::String(Text::Shared(
+                [&**one, &**two].concat().into(),
+            )))
         }
         [Value::Bytes(one), Value::Bytes(two)] => {
             meter.work((one.len() + two.len()) as u64 / 32)?;
@@ -296,7 +332,9 @@ fn mismatch(function: &str, args: &[Value<'_>]) -> EvalError {
 
 fn subtract<'a>(_: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
     match args {
-        [Value::Int(one), Value::Int(two)] => checked(one.checked_sub(*two), Value::Int, INT_OVERFLOW),
+        [Value::Int(one), Value::Int(two)] => {
+            checked(one.checked_sub(*two), Value::Int, INT_OVERFLOW)
+        }
         [Value::Uint(one), Value::Uint(two)] => {
             checked(one.checked_sub(*two), Value::Uint, UINT_OVERFLOW)
         }
@@ -318,7 +356,9 @@ fn subtract<'a>(_: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
 
 fn multiply<'a>(_: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
     match args {
-        [Value::Int(one), Value::Int(two)] => checked(one.checked_mul(*two), Value::Int, INT_OVERFLOW),
+        [Value::Int(one), Value::Int(two)] => {
+            checked(one.checked_mul(*two), Value::Int, INT_OVERFLOW)
+        }
         [Value::Uint(one), Value::Uint(two)] => {
             checked(one.checked_mul(*two), Value::Uint, UINT_OVERFLOW)
         }
@@ -332,7 +372,9 @@ fn divide<'a>(_: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
         [Value::Int(_), Value::Int(0)] | [Value::Uint(_), Value::Uint(0)] => {
             Err(EvalError::new("division by zero"))
         }
-        [Value::Int(one), Value::Int(two)] => checked(one.checked_div(*two), Value::Int, INT_OVERFLOW),
+        [Value::Int(one), Value::Int(two)] => {
+            checked(one.checked_div(*two), Value::Int, INT_OVERFLOW)
+        }
         [Value::Uint(one), Value::Uint(two)] => Ok(Value::Uint(one / two)),
         [Value::Double(one), Value::Double(two)] => Ok(Value::Double(one / two)),
         _ => Err(mismatch(operator::DIVIDE, args)),
@@ -344,7 +386,9 @@ fn modulo<'a>(_: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
         [Value::Int(_), Value::Int(0)] | [Value::Uint(_), Value::Uint(0)] => {
             Err(EvalError::new("modulus by zero"))
         }
-        [Value::Int(one), Value::Int(two)] => checked(one.checked_rem(*two), Value::Int, INT_OVERFLOW),
+        [Value::Int(one), Value::Int(two)] => {
+            checked(one.checked_rem(*two), Value::Int, INT_OVERFLOW)
+        }
         [Value::Uint(one), Value::Uint(two)] => Ok(Value::Uint(one % two)),
         [Value::Double(_), _] => Err(EvalError::new("no such overload: _%_")),
         _ => Err(mismatch(operator::MODULO, args)),

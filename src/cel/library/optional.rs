@@ -14,19 +14,61 @@ pub(super) fn declare(functions: &mut Functions) {
     let f = functions;
     let optional = || Type::optional(A);
     f.global("optional.of", "optional_of", [A], optional(), of);
-    f.global("optional.ofNonZeroValue", "optional_ofNonZeroValue", [A], optional(), of_non_zero);
+    f.global(
+        "optional.ofNonZeroValue",
+        "optional_ofNonZeroValue",
+        [A],
+        optional(),
+        of_non_zero,
+    );
     f.global("optional.none", "optional_none", [], optional(), none);
     f.member("value", "optional_value", [optional()], A, value);
-    f.member("hasValue", "optional_hasValue", [optional()], Type::Bool, has_value);
-    f.member("or", "optional_or_optional", [optional(), optional()], optional(), lazy);
-    f.member("orValue", "optional_orValue_value", [optional(), A], A, lazy);
+    f.member(
+        "hasValue",
+        "optional_hasValue",
+        [optional()],
+        Type::Bool,
+        has_value,
+    );
+    f.member(
+        "or",
+        "optional_or_optional",
+        [optional(), optional()],
+        optional(),
+        lazy,
+    );
+    f.member(
+        "orValue",
+        "optional_orValue_value",
+        [optional(), A],
+        A,
+        lazy,
+    );
     f.member("first", "list_first", [list(A)], optional(), first);
     f.member("last", "list_last", [list(A)], optional(), last);
-    f.global("optional.unwrap", "optional_unwrap", [list(optional())], list(A), unwrap);
-    f.member("unwrapOpt", "optional_unwrapOpt", [list(optional())], list(A), unwrap);
+    f.global(
+        "optional.unwrap",
+        "optional_unwrap",
+        [list(optional())],
+        list(A),
+        unwrap,
+    );
+    f.member(
+        "unwrapOpt",
+        "optional_unwrapOpt",
+        [list(optional())],
+        list(A),
+        unwrap,
+    );
     // The checker finds the type of the field itself.
     let select = operator::OPTIONAL_SELECT;
-    f.global(select, "select_optional_field", [Type::Dyn, Type::String], Type::optional(B), lazy);
+    f.global(
+        select,
+        "select_optional_field",
+        [Type::Dyn, Type::String],
+        Type::optional(B),
+        lazy,
+    );
 }
 
 /// Stands for what the evaluator does itself.

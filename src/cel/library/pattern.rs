@@ -149,7 +149,11 @@ fn escape<'p>(text: &'p str, in_class: bool, out: &mut String) -> &'p str {
 
 /// A character by its octal number; one digit that is not zero would be a back reference.
 fn octal<'p>(text: &'p str, out: &mut String) -> &'p str {
-    let length = text.bytes().take(3).take_while(|byte| matches!(byte, b'0'..=b'7')).count();
+    let length = text
+        .bytes()
+        .take(3)
+        .take_while(|byte| matches!(byte, b'0'..=b'7'))
+        .count();
     let (digits, rest) = text.split_at(length);
     match u32::from_str_radix(digits, 8) {
         Ok(number) if length > 1 || number == 0 => out.push_str(&format!("\\x{{{number:x}}}")),
@@ -247,7 +251,14 @@ mod tests {
     #[test]
     fn refused() {
         for pattern in [
-            "(", "a**", "x++", "a{2}{3}", "(?<=a)b", r"\1", "[a", "((a{1000}){1000}){1000}",
+            "(",
+            "a**",
+            "x++",
+            "a{2}{3}",
+            "(?<=a)b",
+            r"\1",
+            "[a",
+            "((a{1000}){1000}){1000}",
         ] {
             assert!(compile(pattern).is_err(), "{pattern}");
         }

@@ -51,7 +51,10 @@ impl Quantity {
         if fraction.contains('.') || whole.is_empty() && fraction.is_empty() {
             return Err(WRONG_FORMAT);
         }
-        if !suffix.bytes().all(|byte| b"eEinumkKMGTP+-0123456789".contains(&byte)) {
+        if !suffix
+            .bytes()
+            .all(|byte| b"eEinumkKMGTP+-0123456789".contains(&byte))
+        {
             return Err(WRONG_FORMAT);
         }
         let scale = Scale::of(suffix).ok_or(WRONG_SUFFIX)?;
@@ -182,7 +185,9 @@ fn decimal(whole: &str, fraction: &str, exponent: i32) -> Quantity {
     let point = whole.len() as i64 + i64::from(exponent);
     let digit = |place: i64| {
         let index = usize::try_from(place).ok();
-        index.and_then(|index| digits.get(index)).map_or(0, |digit| digit - b'0')
+        index
+            .and_then(|index| digits.get(index))
+            .map_or(0, |digit| digit - b'0')
     };
     let mut value: i128 = 0;
     for place in 0..point.min(digits.len() as i64 + 60) {
@@ -213,22 +218,54 @@ const QUANTITY: Type = Type::Library(LibraryType::Quantity);
 pub(super) fn declare(functions: &mut Functions) {
     use Type::{Bool, Double, Int, String};
     let f = functions;
-    f.global("quantity", "string_to_quantity", [String], QUANTITY, quantity);
-    f.global("isQuantity", "is_quantity_string", [String], Bool, is_quantity);
+    f.global(
+        "quantity",
+        "string_to_quantity",
+        [String],
+        QUANTITY,
+        quantity,
+    );
+    f.global(
+        "isQuantity",
+        "is_quantity_string",
+        [String],
+        Bool,
+        is_quantity,
+    );
     f.global("sign", "quantity_sign", [QUANTITY], Int, sign);
     let two = || [QUANTITY, QUANTITY];
-    f.member("isGreaterThan", "quantity_is_greater_than", two(), Bool, |_, args| {
-        compared("isGreaterThan", args, |order| Value::Bool(order.is_gt()))
-    });
-    f.member("isLessThan", "quantity_is_less_than", two(), Bool, |_, args| {
-        compared("isLessThan", args, |order| Value::Bool(order.is_lt()))
-    });
+    f.member(
+        "isGreaterThan",
+        "quantity_is_greater_than",
+        two(),
+        Bool,
+        |_, args| compared("isGreaterThan", args, |order| Value::Bool(order.is_gt())),
+    );
+    f.member(
+        "isLessThan",
+        "quantity_is_less_than",
+        two(),
+        Bool,
+        |_, args| compared("isLessThan", args, |order| Value::Bool(order.is_lt())),
+    );
     f.member("compareTo", "quantity_compare_to", two(), Int, |_, args| {
         compared("compareTo", args, |order| Value::Int(order as i64))
     });
-    f.member("asApproximateFloat", "quantity_get_float", [QUANTITY], Double, approximate);
+    f.member(
+        "asApproximateFloat",
+        "quantity_get_float",
+        [QUANTITY],
+        Double,
+        approximate,
+    );
     f.member("asInteger", "quantity_get_int", [QUANTITY], Int, as_integer);
-    f.member("isInteger", "quantity_is_integer", [QUANTITY], Bool, is_integer);
+    f.member(
+        "isInteger",
+        "quantity_is_integer",
+        [QUANTITY],
+        Bool,
+        is_integer,
+    );
     let sums: [(&'static str, &'static str, &'static str, Call); 2] = [
         ("add", "quantity_add", "quantity_add_int", |_, args| {
             combined("add", args, Quantity::plus)
@@ -305,7 +342,9 @@ fn combined<'a>(
 }
 
 fn approximate<'a>(_: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
-    Ok(Value::Double(target("asApproximateFloat", args)?.approximate()))
+    Ok(Value::Double(
+        target("asApproximateFloat", args)?.approximate(),
+    ))
 }
 
 fn as_integer<'a>(_: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {

@@ -12,7 +12,13 @@ pub(super) fn declare(functions: &mut Functions) {
     use Type::{Int, String};
     functions.member("find", "string_find_string", [String, String], String, find);
     let all = "findAll";
-    functions.member(all, "string_find_all_string", [String, String], list(String), find_all);
+    functions.member(
+        all,
+        "string_find_all_string",
+        [String, String],
+        list(String),
+        find_all,
+    );
     functions.member(
         all,
         "string_find_all_string_int",
@@ -41,7 +47,11 @@ fn find<'a>(meter: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
 fn find_all<'a>(meter: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
     let (text, pattern, most) = match args {
         [Value::String(text), Value::String(pattern)] => (text, pattern, None),
-        [Value::String(text), Value::String(pattern), Value::Int(most)] => {
+        [
+            Value::String(text),
+            Value::String(pattern),
+            Value::Int(most),
+        ] => {
             // Less than nothing means all.
             (text, pattern, usize::try_from(*most).ok())
         }

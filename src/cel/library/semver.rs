@@ -52,7 +52,9 @@ impl Version {
             }
             if !is_alphanumeric(part) {
                 let part = escaped(part);
-                return Err(format!("Invalid character(s) found in build meta data {part}"));
+                return Err(format!(
+                    "Invalid character(s) found in build meta data {part}"
+                ));
             }
         }
         Ok(Self { numbers, pre })
@@ -126,14 +128,22 @@ fn is_alphanumeric(text: &str) -> bool {
 fn number(text: &str, name: &str, title: &str) -> Result<u64, String> {
     if !is_number(text) {
         let text = escaped(text);
-        return Err(format!("Invalid character(s) found in {name} number {text}"));
+        return Err(format!(
+            "Invalid character(s) found in {name} number {text}"
+        ));
     }
     if text.len() > 1 && text.starts_with('0') {
         let text = escaped(text);
-        return Err(format!("{title} number must not contain leading zeroes {text}"));
+        return Err(format!(
+            "{title} number must not contain leading zeroes {text}"
+        ));
     }
     text.parse().map_err(|_| {
-        let why = if text.is_empty() { "invalid syntax" } else { "value out of range" };
+        let why = if text.is_empty() {
+            "invalid syntax"
+        } else {
+            "value out of range"
+        };
         format!("strconv.ParseUint: parsing {}: {why}", escaped(text))
     })
 }
@@ -150,7 +160,10 @@ fn identifier(text: &str) -> Result<Identifier, String> {
             ));
         }
         let number = text.parse().map_err(|_| {
-            format!("strconv.ParseUint: parsing {}: value out of range", escaped(text))
+            format!(
+                "strconv.ParseUint: parsing {}: value out of range",
+                escaped(text)
+            )
         })?;
         return Ok(Identifier::Number(number));
     }
@@ -167,16 +180,36 @@ pub(super) fn declare(functions: &mut Functions) {
     use Type::{Bool, Int, String};
     let f = functions;
     f.global("semver", "string_to_semver", [String], SEMVER, semver);
-    f.global("semver", "string_bool_to_semver", [String, Bool], SEMVER, semver);
+    f.global(
+        "semver",
+        "string_bool_to_semver",
+        [String, Bool],
+        SEMVER,
+        semver,
+    );
     f.global("isSemver", "is_semver_string", [String], Bool, is_semver);
-    f.global("isSemver", "is_semver_string_bool", [String, Bool], Bool, is_semver);
+    f.global(
+        "isSemver",
+        "is_semver_string_bool",
+        [String, Bool],
+        Bool,
+        is_semver,
+    );
     let two = || [SEMVER, SEMVER];
-    f.member("isGreaterThan", "semver_is_greater_than", two(), Bool, |_, args| {
-        compared("isGreaterThan", args, |order| Value::Bool(order.is_gt()))
-    });
-    f.member("isLessThan", "semver_is_less_than", two(), Bool, |_, args| {
-        compared("isLessThan", args, |order| Value::Bool(order.is_lt()))
-    });
+    f.member(
+        "isGreaterThan",
+        "semver_is_greater_than",
+        two(),
+        Bool,
+        |_, args| compared("isGreaterThan", args, |order| Value::Bool(order.is_gt())),
+    );
+    f.member(
+        "isLessThan",
+        "semver_is_less_than",
+        two(),
+        Bool,
+        |_, args| compared("isLessThan", args, |order| Value::Bool(order.is_lt())),
+    );
     f.member("compareTo", "semver_compare_to", two(), Int, |_, args| {
         compared("compareTo", args, |order| Value::Int(order as i64))
     });

@@ -29,11 +29,7 @@ fn lists<'v, 'a>(
     }
 }
 
-fn has_all<'a>(
-    meter: &mut Meter<'a>,
-    set: &List<'a>,
-    part: &List<'a>,
-) -> Result<bool, EvalError> {
+fn has_all<'a>(meter: &mut Meter<'a>, set: &List<'a>, part: &List<'a>) -> Result<bool, EvalError> {
     for item in part.iter() {
         if !super::operators::contains(meter, set, &item?)? {
             return Ok(false);

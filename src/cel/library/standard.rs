@@ -101,7 +101,9 @@ fn insert_entry<'a>(meter: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> 
     match args {
         [Value::Map(map), key, value] => {
             meter.work(map.len() as u64)?;
-            map.clone().insert(entry_key(key)?, value.clone()).map(Value::Map)
+            map.clone()
+                .insert(entry_key(key)?, value.clone())
+                .map(Value::Map)
         }
         [Value::Map(map), Value::Map(more)] => {
             meter.work((map.len() + more.len()) as u64)?;
@@ -117,7 +119,6 @@ fn insert_entry<'a>(meter: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> 
 
 /// The key that a value is in a map that is made.
 pub(crate) fn entry_key<'a>(value: &Value<'a>) -> Result<Key<'a>, EvalError> {
-    Key::of(value).ok_or_else(|| {
-        EvalError::new(format!("unsupported key type: {}", value.type_name()))
-    })
+    Key::of(value)
+        .ok_or_else(|| EvalError::new(format!("unsupported key type: {}", value.type_name())))
 }

@@ -133,7 +133,10 @@ fn clause(text: &str) -> Result<(Clause, &str), String> {
             let end = rest
                 .find(|c: char| !c.is_ascii_digit())
                 .ok_or_else(|| inside("could not find end of precision specifier"))?;
-            let number = rest[..end].parse().ok().filter(|number| *number <= MAX_PRECISION);
+            let number = rest[..end]
+                .parse()
+                .ok()
+                .filter(|number| *number <= MAX_PRECISION);
             let number = number.ok_or_else(|| {
                 inside(&format!(
                     "error while converting precision to integer: strconv.Atoi: parsing {:?}: \
@@ -411,7 +414,11 @@ fn nested(
             Ok(())
         }
         Value::Duration(_) | Value::Timestamp(_) => {
-            let name = if matches!(value, Value::Duration(_)) { "duration" } else { "timestamp" };
+            let name = if matches!(value, Value::Duration(_)) {
+                "duration"
+            } else {
+                "timestamp"
+            };
             let text = scalar_text(value).unwrap_or_default();
             out.push_str(&format!("{name}({text:?})"));
             Ok(())

@@ -12,22 +12,88 @@ pub(super) fn declare(functions: &mut Functions) {
     use Type::{Int, String};
     let texts = || list(String);
     let f = functions;
-    f.member("charAt", "string_char_at_int", [String, Int], String, char_at);
-    f.member("indexOf", "string_index_of_string", [String, String], Int, index_of);
-    f.member("indexOf", "string_index_of_string_int", [String, String, Int], Int, index_of);
+    f.member(
+        "charAt",
+        "string_char_at_int",
+        [String, Int],
+        String,
+        char_at,
+    );
+    f.member(
+        "indexOf",
+        "string_index_of_string",
+        [String, String],
+        Int,
+        index_of,
+    );
+    f.member(
+        "indexOf",
+        "string_index_of_string_int",
+        [String, String, Int],
+        Int,
+        index_of,
+    );
     let last = "lastIndexOf";
-    f.member(last, "string_last_index_of_string", [String, String], Int, last_index_of);
-    f.member(last, "string_last_index_of_string_int", [String, String, Int], Int, last_index_of);
+    f.member(
+        last,
+        "string_last_index_of_string",
+        [String, String],
+        Int,
+        last_index_of,
+    );
+    f.member(
+        last,
+        "string_last_index_of_string_int",
+        [String, String, Int],
+        Int,
+        last_index_of,
+    );
     f.member("lowerAscii", "string_lower_ascii", [String], String, lower);
     f.member("upperAscii", "string_upper_ascii", [String], String, upper);
     let three = [String, String, String];
-    f.member("replace", "string_replace_string_string", three, String, replace);
+    f.member(
+        "replace",
+        "string_replace_string_string",
+        three,
+        String,
+        replace,
+    );
     let four = [String, String, String, Int];
-    f.member("replace", "string_replace_string_string_int", four, String, replace);
-    f.member("split", "string_split_string", [String, String], texts(), split);
-    f.member("split", "string_split_string_int", [String, String, Int], texts(), split);
-    f.member("substring", "string_substring_int", [String, Int], String, substring);
-    f.member("substring", "string_substring_int_int", [String, Int, Int], String, substring);
+    f.member(
+        "replace",
+        "string_replace_string_string_int",
+        four,
+        String,
+        replace,
+    );
+    f.member(
+        "split",
+        "string_split_string",
+        [String, String],
+        texts(),
+        split,
+    );
+    f.member(
+        "split",
+        "string_split_string_int",
+        [String, String, Int],
+        texts(),
+        split,
+    );
+    f.member(
+        "substring",
+        "string_substring_int",
+        [String, Int],
+        String,
+        substring,
+    );
+    f.member(
+        "substring",
+        "string_substring_int_int",
+        [String, Int, Int],
+        String,
+        substring,
+    );
     f.member("trim", "string_trim", [String], String, trim);
     f.global("strings.quote", "strings_quote", [String], String, quote);
     f.member("join", "list_join", [texts()], String, join);
@@ -130,9 +196,12 @@ fn upper<'a>(meter: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
 fn replace<'a>(meter: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
     let (text, old, new, most) = match args {
         [Value::String(text), Value::String(old), Value::String(new)] => (text, old, new, -1),
-        [Value::String(text), Value::String(old), Value::String(new), Value::Int(most)] => {
-            (text, old, new, *most)
-        }
+        [
+            Value::String(text),
+            Value::String(old),
+            Value::String(new),
+            Value::Int(most),
+        ] => (text, old, new, *most),
         _ => return Err(EvalError::no_overload_for("replace", args)),
     };
     read(meter, text)?;
@@ -150,9 +219,11 @@ fn replace<'a>(meter: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
 fn split<'a>(meter: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
     let (text, separator, most) = match args {
         [Value::String(text), Value::String(separator)] => (text, separator, -1),
-        [Value::String(text), Value::String(separator), Value::Int(most)] => {
-            (text, separator, *most)
-        }
+        [
+            Value::String(text),
+            Value::String(separator),
+            Value::Int(most),
+        ] => (text, separator, *most),
         _ => return Err(EvalError::no_overload_for("split", args)),
     };
     let most = match most {

@@ -27,26 +27,50 @@ pub(super) fn declare(functions: &mut Functions) {
             );
         };
     }
-    part!("getFullYear", "timestamp_to_year", |time, east| time.civil(east).year);
-    part!("getMonth", "timestamp_to_month", |time, east| i64::from(time.civil(east).month) - 1);
-    part!("getDayOfYear", "timestamp_to_day_of_year", |time, east| time.day_of_year(east));
-    part!("getDayOfMonth", "timestamp_to_day_of_month", |time, east| i64::from(
-        time.civil(east).day
+    part!("getFullYear", "timestamp_to_year", |time, east| time
+        .civil(east)
+        .year);
+    part!("getMonth", "timestamp_to_month", |time, east| i64::from(
+        time.civil(east).month
     ) - 1);
-    part!("getDate", "timestamp_to_day_of_month_1_based", |time, east| i64::from(
-        time.civil(east).day
-    ));
-    part!("getDayOfWeek", "timestamp_to_day_of_week", |time, east| time.weekday(east));
-    part!("getHours", "timestamp_to_hours", |time, east| time.civil(east).hour);
-    part!("getMinutes", "timestamp_to_minutes", |time, east| time.civil(east).minute);
-    part!("getSeconds", "timestamp_to_seconds", |time, east| time.civil(east).second);
-    part!("getMilliseconds", "timestamp_to_milliseconds", |time, _| i64::from(
-        time.nanos() / 1_000_000
-    ));
+    part!("getDayOfYear", "timestamp_to_day_of_year", |time, east| {
+        time.day_of_year(east)
+    });
+    part!(
+        "getDayOfMonth",
+        "timestamp_to_day_of_month",
+        |time, east| i64::from(time.civil(east).day) - 1
+    );
+    part!(
+        "getDate",
+        "timestamp_to_day_of_month_1_based",
+        |time, east| i64::from(time.civil(east).day)
+    );
+    part!("getDayOfWeek", "timestamp_to_day_of_week", |time, east| {
+        time.weekday(east)
+    });
+    part!("getHours", "timestamp_to_hours", |time, east| time
+        .civil(east)
+        .hour);
+    part!("getMinutes", "timestamp_to_minutes", |time, east| time
+        .civil(east)
+        .minute);
+    part!("getSeconds", "timestamp_to_seconds", |time, east| time
+        .civil(east)
+        .second);
+    part!("getMilliseconds", "timestamp_to_milliseconds", |time, _| {
+        i64::from(time.nanos() / 1_000_000)
+    });
     let spans: [(&'static str, &'static str, Call); 4] = [
-        ("getHours", "duration_to_hours", |_, args| span("getHours", args, 3_600_000_000_000)),
-        ("getMinutes", "duration_to_minutes", |_, args| span("getMinutes", args, 60_000_000_000)),
-        ("getSeconds", "duration_to_seconds", |_, args| span("getSeconds", args, 1_000_000_000)),
+        ("getHours", "duration_to_hours", |_, args| {
+            span("getHours", args, 3_600_000_000_000)
+        }),
+        ("getMinutes", "duration_to_minutes", |_, args| {
+            span("getMinutes", args, 60_000_000_000)
+        }),
+        ("getSeconds", "duration_to_seconds", |_, args| {
+            span("getSeconds", args, 1_000_000_000)
+        }),
         ("getMilliseconds", "duration_to_milliseconds", milliseconds),
     ];
     for (name, id, call) in spans {
@@ -82,16 +106,20 @@ fn offset(time: Timestamp, zone: &str) -> Result<i64, EvalError> {
         return named(time, zone);
     };
     let number = |text: &str| {
-        text.parse::<i32>().map(i64::from).map_err(|_| {
-            EvalError::new(format!("strconv.Atoi: parsing {text:?}: invalid syntax"))
-        })
+        text.parse::<i32>()
+            .map(i64::from)
+            .map_err(|_| EvalError::new(format!("strconv.Atoi: parsing {text:?}: invalid syntax")))
     };
     let (hours, minutes) = (number(hours)?, number(minutes)?);
     if !(0..=59).contains(&minutes) {
         let message = format!("timezone offset minutes out of range [0, 59]: {zone}");
         return Err(EvalError::new(message));
     }
-    let signed = if zone.starts_with('-') { -minutes } else { minutes };
+    let signed = if zone.starts_with('-') {
+        -minutes
+    } else {
+        minutes
+    };
     Ok((hours * 60 + signed) * 60)
 }
 

@@ -19,9 +19,13 @@ pub(super) fn declare(functions: &mut Functions) {
         ("getScheme", "url_get_scheme", |_, args| {
             part("getScheme", args, |url| url.scheme.clone())
         }),
-        ("getHost", "url_get_host", |_, args| part("getHost", args, |url| url.host.clone())),
+        ("getHost", "url_get_host", |_, args| {
+            part("getHost", args, |url| url.host.clone())
+        }),
         ("getHostname", "url_get_hostname", |_, args| {
-            part("getHostname", args, |url| split_host(&url.host).0.to_owned())
+            part("getHostname", args, |url| {
+                split_host(&url.host).0.to_owned()
+            })
         }),
         ("getPort", "url_get_port", |_, args| {
             part("getPort", args, |url| split_host(&url.host).1.to_owned())
@@ -128,7 +132,10 @@ fn authority(text: &str) -> Result<String, String> {
         !c.is_ascii() || c.is_ascii_alphanumeric() || "-_.~!$&'()*+,;=:[]<>\"".contains(c)
     };
     if let Some(bad) = host.chars().find(|c| !known(*c) && *c != '%') {
-        return Err(format!("invalid character {} in host name", escaped(&bad.to_string())));
+        return Err(format!(
+            "invalid character {} in host name",
+            escaped(&bad.to_string())
+        ));
     }
     unescape(host, |byte| byte >= 0x80 || byte == b'%')
 }
@@ -136,9 +143,7 @@ fn authority(text: &str) -> Result<String, String> {
 /// A path as it is shown: as it was written if that is valid, else with what must be escaped.
 fn path(text: &str) -> Result<String, String> {
     let decoded = unescape_bytes(text, |_| true)?;
-    let written = |c: char| {
-        c.is_ascii_alphanumeric() || "-_.~!$&'()*+,;=:@[]%/".contains(c)
-    };
+    let written = |c: char| c.is_ascii_alphanumeric() || "-_.~!$&'()*+,;=:@[]%/".contains(c);
     if text.chars().all(written) {
         return Ok(text.to_owned());
     }
@@ -195,7 +200,9 @@ fn split_host(host: &str) -> (&str, &str) {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => (name, port),
         _ => (host, ""),
     };
-    let inner = name.strip_prefix('[').and_then(|inner| inner.strip_suffix(']'));
+    let inner = name
+        .strip_prefix('[')
+        .and_then(|inner| inner.strip_suffix(']'));
     (inner.unwrap_or(name), port)
 }
 
@@ -204,7 +211,9 @@ fn url<'a>(_: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
         return Err(EvalError::no_overload_for("url", args));
     };
     let url = parse(text).map_err(|why| {
-        EvalError::new(format!("URL parse error during conversion from string: {why}"))
+        EvalError::new(format!(
+            "URL parse error during conversion from string: {why}"
+        ))
     })?;
     Ok(Value::library(LibraryValue::Url(url)))
 }

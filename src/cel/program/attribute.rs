@@ -157,7 +157,9 @@ impl<'v> Evaluator<'_, 'v> {
         }
         let (name, program) = activation.program(index)?;
         let failed = |verb: &str, why: &str| {
-            EvalError::new(format!("composited variable {name:?} fails to {verb}: {why}"))
+            EvalError::new(format!(
+                "composited variable {name:?} fails to {verb}: {why}"
+            ))
         };
         let result = match program {
             Err(why) => Err(failed("compile", why)),

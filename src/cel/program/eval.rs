@@ -161,7 +161,11 @@ impl<'e, 'v> Evaluator<'e, 'v> {
     fn equality(&mut self, parts: &'v [Node; 2], wanted: bool) -> Evaluated<'v> {
         let (left, right) = self.both(parts)?;
         let args = [left, right];
-        let cost = if wanted { CallCost::Equals } else { CallCost::Compare };
+        let cost = if wanted {
+            CallCost::Equals
+        } else {
+            CallCost::Compare
+        };
         self.meter.charge(cost.compute(&args, None))?;
         let [left, right] = &args;
         match equal(&mut self.meter, left, right) {
@@ -216,7 +220,10 @@ impl<'e, 'v> Evaluator<'e, 'v> {
             Dispatch::One(one) => *one,
             Dispatch::First(overloads) => {
                 let takes = |one: &&&crate::cel::functions::Overload| {
-                    one.parameters.iter().zip(args).all(|(ty, arg)| ty.admits(arg))
+                    one.parameters
+                        .iter()
+                        .zip(args)
+                        .all(|(ty, arg)| ty.admits(arg))
                 };
                 match overloads.iter().find(takes) {
                     Some(one) => one.call,

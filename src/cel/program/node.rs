@@ -23,7 +23,10 @@ pub(super) enum Node {
     InConstants(Box<InConstants>),
     NotStrictlyFalse(Box<Node>),
     /// `a.or(b)` and `a.orValue(b)`: the second is evaluated only if needed.
-    OptionalOr { parts: Box<[Node; 2]>, value: bool },
+    OptionalOr {
+        parts: Box<[Node; 2]>,
+        value: bool,
+    },
     Call(Box<CallNode>),
     List(Box<ListNode>),
     Map(Box<[MapEntry]>),
@@ -32,9 +35,16 @@ pub(super) enum Node {
     /// A value with a name.
     Bind(Box<BindNode>),
     /// Adds an element to a loop's accumulator, in place.
-    Append { slot: usize, element: Box<Node> },
+    Append {
+        slot: usize,
+        element: Box<Node>,
+    },
     /// Adds an entry, or all of a map, to a loop's accumulator, in place.
-    Insert { slot: usize, parts: Box<[Node]>, cost: CallCost },
+    Insert {
+        slot: usize,
+        parts: Box<[Node]>,
+        cost: CallCost,
+    },
 }
 
 /// A value and what is selected from it: `root.a[b].?c`.

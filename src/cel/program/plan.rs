@@ -10,13 +10,15 @@ use super::{
     },
 };
 use crate::cel::{
-    ast::{Call, Comprehension, Entry, Expr, Id, Kind, List, Literal, Select, Struct, hidden, operator},
+    ast::{
+        Call, Comprehension, Entry, Expr, Id, Kind, List, Literal, Select, Struct, hidden, operator,
+    },
     check::{CallReference, Checked, Reference},
     cost::CallCost,
     environment::Environment,
+    functions::Call as CelCall,
     library::{conversion, pattern},
     types::Type,
-    functions::Call as CelCall,
     value::{Blob, EvalError, Key, List as CelList, Map, Text, Value},
 };
 
@@ -234,16 +236,26 @@ impl<'c> Planner<'c> {
         reference: &CallReference,
         call: &'c Call,
     ) -> Result<Option<Node>, EvalError> {
-        let Some(first) = call.args.first() else { return Ok(None) };
-        let Kind::Ident(name) = &first.kind else { return Ok(None) };
+        let Some(first) = call.args.first() else {
+            return Ok(None);
+        };
+        let Kind::Ident(name) = &first.kind else {
+            return Ok(None);
+        };
         if name != crate::cel::ast::ACCUMULATOR {
             return Ok(None);
         }
-        let Some(slot) = self.slot(name) else { return Ok(None) };
+        let Some(slot) = self.slot(name) else {
+            return Ok(None);
+        };
         match (reference.function.name, &call.args[1..]) {
             (operator::ADD, [list]) => {
-                let Kind::List(list) = &list.kind else { return Ok(None) };
-                let [element] = &list.elements[..] else { return Ok(None) };
+                let Kind::List(list) = &list.kind else {
+                    return Ok(None);
+                };
+                let [element] = &list.elements[..] else {
+                    return Ok(None);
+                };
                 let element = Box::new(self.node(element)?);
                 Ok(Some(Node::Append { slot, element }))
             }

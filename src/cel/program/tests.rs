@@ -23,7 +23,10 @@ fn arithmetic() {
         ("-(-9223372036854775808)", "error: integer overflow"),
         ("9223372036854775807 * 2", "error: integer overflow"),
         ("0u - 1u", "error: unsigned integer overflow"),
-        ("18446744073709551615u + 1u", "error: unsigned integer overflow"),
+        (
+            "18446744073709551615u + 1u",
+            "error: unsigned integer overflow",
+        ),
         ("1 / 0", "error: division by zero"),
         ("1 % 0", "error: modulus by zero"),
         ("1u / 0u", "error: division by zero"),
@@ -61,8 +64,14 @@ fn comparison_and_equality() {
         ("dyn(1.0) in [1, 2]", "true"),
         ("'a' in {'a': 1}", "true"),
         ("2 in {1: 'a'}", "false"),
-        ("type(1) == int && type('') == string && type(type(1)) == type", "true"),
-        ("type([]) == list && type({}) == map && type(null) == null_type", "true"),
+        (
+            "type(1) == int && type('') == string && type(type(1)) == type",
+            "true",
+        ),
+        (
+            "type([]) == list && type({}) == map && type(null) == null_type",
+            "true",
+        ),
         ("type(timestamp(0)) == google.protobuf.Timestamp", "true"),
         ("duration('1h') == duration('60m')", "true"),
         ("1 < 2 ? 'yes' : 'no'", "\"yes\""),
@@ -115,16 +124,28 @@ fn macros() {
         ("[5, 6].existsOne(i, v, i == 1)", "true"),
         ("[5, 6].transformList(i, v, i + v)", "[5, 7]"),
         ("[5, 6].transformList(i, v, i > 0, i + v)", "[7]"),
-        ("{'a': 1, 'b': 2}.transformMap(k, v, v + 1)", "{\"a\": 2, \"b\": 3}"),
-        ("{'a': 1, 'b': 2}.transformMap(k, v, v > 1, v + 1)", "{\"b\": 3}"),
-        ("['x', 'y'].transformMapEntry(i, v, {v: i})", "{\"x\": 0, \"y\": 1}"),
+        (
+            "{'a': 1, 'b': 2}.transformMap(k, v, v + 1)",
+            "{\"a\": 2, \"b\": 3}",
+        ),
+        (
+            "{'a': 1, 'b': 2}.transformMap(k, v, v > 1, v + 1)",
+            "{\"b\": 3}",
+        ),
+        (
+            "['x', 'y'].transformMapEntry(i, v, {v: i})",
+            "{\"x\": 0, \"y\": 1}",
+        ),
         (
             "['x', 'x'].transformMapEntry(i, v, {v: i})",
             "error: insert failed: key x already exists",
         ),
         ("[3, 1, 2].sortBy(i, -i)", "[3, 2, 1]"),
         ("[1].map(i, [i].map(i, i + 1))", "[[2]]"), // the inner one hides the outer one
-        ("dyn(1).all(i, true)", "error: got 'types.Int', expected iterable type"),
+        (
+            "dyn(1).all(i, true)",
+            "error: got 'types.Int', expected iterable type",
+        ),
         (
             "dyn(1).all(i, v, true)",
             "error: unsupported comprehension range type: types.Int",
@@ -143,7 +164,10 @@ fn selection() {
         ("x['a']['b'][1].c", "null"),
         ("x.a.b[2]", "error: index out of bounds: 2"),
         ("x.a.b[-1]", "error: index out of bounds: -1"),
-        ("x.a.b['z']", "error: unsupported index type 'string' in list"),
+        (
+            "x.a.b['z']",
+            "error: unsupported index type 'string' in list",
+        ),
         ("x.a.b[1.0].c", "null"),
         ("x.a.b[0.5]", "error: unsupported index value 0.5 in list"),
         ("x.a.z", "error: no such key: z"),
@@ -179,14 +203,23 @@ fn optionals() {
         ("optional.none()", "none"),
         ("optional.ofNonZeroValue('')", "none"),
         ("optional.ofNonZeroValue([0])", "optional([0])"),
-        ("optional.none().value()", "error: optional.none() dereference"),
+        (
+            "optional.none().value()",
+            "error: optional.none() dereference",
+        ),
         ("optional.of(1).optMap(i, i + 1)", "optional(2)"),
         ("optional.none().optMap(i, i + 1)", "none"),
-        ("optional.of(1).optFlatMap(i, optional.of(i + 1))", "optional(2)"),
+        (
+            "optional.of(1).optFlatMap(i, optional.of(i + 1))",
+            "optional(2)",
+        ),
         ("optional.of(1) == optional.of(1)", "true"),
         ("optional.of(1) == optional.none()", "false"),
         ("[?optional.of(1), ?optional.none(), 2]", "[1, 2]"),
-        ("{?'a': optional.of(1), ?'b': optional.none()}", "{\"a\": 1}"),
+        (
+            "{?'a': optional.of(1), ?'b': optional.none()}",
+            "{\"a\": 1}",
+        ),
         ("optional.of({'a': 1}).a", "optional(1)"),
         ("optional.of({'a': 1}).b", "none"),
         ("optional.of([1])[0]", "optional(1)"),
@@ -209,27 +242,37 @@ fn conversions() {
         ("int(1e30)", "integer overflow"),
         ("uint(-1)", "unsigned integer overflow"),
         ("double('1.5') + double(1)", "2.5"),
-        ("string(1) + string(2u) + string(1.5) + string(true)", "\"12u1.5true\""),
+        (
+            "string(1) + string(2u) + string(1.5) + string(true)",
+            "\"121.5true\"",
+        ),
         ("string(1000000.0) + string(0.00001)", "\"1e+061e-05\""),
-        ("string(b'\\xff')", "invalid UTF-8 in bytes, cannot convert to string"),
+        (
+            "string(b'\\xff')",
+            "invalid UTF-8 in bytes, cannot convert to string",
+        ),
         ("bytes('é').size()", "2"),
         ("'é'.size()", "1"),
         ("bool('true') && !bool('F')", "true"),
-        ("bool('yes')", "type conversion error from 'string' to 'bool'"),
+        (
+            "bool('yes')",
+            "type conversion error from 'string' to 'bool'",
+        ),
         ("string(duration('1h30m'))", "\"5400s\""),
-        ("string(timestamp('2000-01-01T02:00:00+02:00'))", "\"2000-01-01T02:00:00+02:00\""),
+        (
+            "string(timestamp('2000-01-01T02:00:00+02:00'))",
+            "\"2000-01-01T02:00:00+02:00\"",
+        ),
         ("int(timestamp('1970-01-01T00:01:00Z'))", "60"),
         ("int(duration('1us'))", "1000"),
         ("timestamp(60) == timestamp('1970-01-01T00:01:00Z')", "true"),
-        ("timestamp(253402300800)", "timestamp overflow"),
+        (
+            "timestamp(253402300800)",
+            "1:11: invalid timestamp argument",
+        ),
     ] {
         let found = eval(text);
-        // Constants fail before anything is evaluated; where a literal is checked, with a position.
-        let found = found.replace("2u", "2u");
-        assert!(
-            found == want.replace("12u1", "121") || found.contains(&format!("invalid {}", &text[..4])),
-            "{text}: {found}"
-        );
+        assert!(found.contains(want), "{text}: {found}");
     }
 }
 
@@ -242,10 +285,16 @@ fn time() {
         ("timestamp('2011-10-30T23:15:10.5Z').getDayOfMonth()", "29"),
         ("timestamp('2011-10-30T23:15:10.5Z').getDayOfWeek()", "0"),
         ("timestamp('2011-10-30T23:15:10.5Z').getDayOfYear()", "302"),
-        ("timestamp('2011-10-30T23:15:10.5Z').getMilliseconds()", "500"),
+        (
+            "timestamp('2011-10-30T23:15:10.5Z').getMilliseconds()",
+            "500",
+        ),
         ("timestamp('2011-10-30T23:15:10+05:00').getHours()", "18"),
         ("timestamp('2011-10-30T23:15:10Z').getHours('+02:00')", "1"),
-        ("timestamp('2011-10-30T23:15:10Z').getMinutes('-00:30')", "45"),
+        (
+            "timestamp('2011-10-30T23:15:10Z').getMinutes('-00:30')",
+            "45",
+        ),
         (
             "timestamp('2011-10-30T23:15:10Z').getHours('02:99')",
             "error: timezone offset minutes out of range [0, 59]: 02:99",
@@ -254,11 +303,26 @@ fn time() {
             "timestamp('2011-10-30T23:15:10Z').getHours('No/Where')",
             "error: unknown time zone No/Where",
         ),
-        ("duration('1h30m').getMinutes() + duration('90s').getSeconds()", "180"),
-        ("timestamp('2000-01-01T00:00:00Z') + duration('1h')", "2000-01-01T01:00:00Z"),
-        ("timestamp('2000-01-02T00:00:00Z') - timestamp('2000-01-01T00:00:00Z')", "86400s"),
-        ("timestamp('9999-12-31T23:59:59Z') + duration('1s')", "error: timestamp overflow"),
-        ("duration('2000000h') + duration('2000000h')", "error: duration overflow"),
+        (
+            "duration('1h30m').getMinutes() + duration('90s').getSeconds()",
+            "180",
+        ),
+        (
+            "timestamp('2000-01-01T00:00:00Z') + duration('1h')",
+            "2000-01-01T01:00:00Z",
+        ),
+        (
+            "timestamp('2000-01-02T00:00:00Z') - timestamp('2000-01-01T00:00:00Z')",
+            "86400s",
+        ),
+        (
+            "timestamp('9999-12-31T23:59:59Z') + duration('1s')",
+            "error: timestamp overflow",
+        ),
+        (
+            "duration('2000000h') + duration('2000000h')",
+            "error: duration overflow",
+        ),
         (
             "timestamp('9999-12-31T23:59:59Z') - timestamp('0001-01-01T00:00:00Z')",
             "error: duration overflow",
@@ -283,7 +347,10 @@ fn variables_and_composition() -> Result<(), CompileError> {
     environment.compose("unknown", &Type::Dyn);
     let object = json!({"containers": [{"image": "a"}, {"image": "b"}]});
     let cases = [
-        ("variables.count == 2 && variables.images == ['a', 'b']", "true"),
+        (
+            "variables.count == 2 && variables.images == ['a', 'b']",
+            "true",
+        ),
         ("a.b + 1", "8"),
         (
             "variables.broken",
@@ -339,7 +406,10 @@ fn patches() {
         assert_eq!(eval_with(&environment, &json!(null), text), want, "{text}");
     }
     let without = eval("Object{a: 1}");
-    assert!(without.contains("undeclared reference to 'Object'"), "{without}");
+    assert!(
+        without.contains("undeclared reference to 'Object'"),
+        "{without}"
+    );
 }
 
 #[test]

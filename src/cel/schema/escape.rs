@@ -4,8 +4,27 @@ use std::borrow::Cow;
 
 /// Words that are no identifiers in expressions.
 const RESERVED: [&str; 21] = [
-    "true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function",
-    "if", "import", "let", "loop", "package", "namespace", "return", "var", "void", "while",
+    "true",
+    "false",
+    "null",
+    "in",
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "for",
+    "function",
+    "if",
+    "import",
+    "let",
+    "loop",
+    "package",
+    "namespace",
+    "return",
+    "var",
+    "void",
+    "while",
 ];
 
 const ESCAPES: [(&str, &str); 4] = [
@@ -57,7 +76,10 @@ pub fn unescape(identifier: &str) -> Option<Cow<'_, str>> {
     while let Some(start) = rest.find("__") {
         out.push_str(&rest[..start]);
         let inner = &rest[start + 2..];
-        let Some(length) = inner.find("__").filter(|length| !inner[..*length].contains('_')) else {
+        let Some(length) = inner
+            .find("__")
+            .filter(|length| !inner[..*length].contains('_'))
+        else {
             out.push_str(&rest[start..start + 1]);
             rest = &rest[start + 1..];
             continue;

@@ -15,7 +15,12 @@ const MAX_FORMATTED: u64 = 32;
 const DATE_BYTES: u64 = 12;
 
 pub(super) fn schema(json: &Value, name: &str, root: bool) -> Option<Arc<Schema>> {
-    let schema = read(json, name, root || flag(json, "x-kubernetes-embedded-resource"), 0);
+    let schema = read(
+        json,
+        name,
+        root || flag(json, "x-kubernetes-embedded-resource"),
+        0,
+    );
     (!matches!(schema.shape, Shape::Unseen)).then_some(schema)
 }
 
@@ -119,7 +124,9 @@ fn list(json: &Value, name: &str, depth: usize, unseen: Schema) -> Schema {
         Some("set") => ListKind::Set,
         Some("map") => {
             let keys = strings(json.get("x-kubernetes-list-map-keys"));
-            let names = keys.iter().map(|key| escape(key).map_or(key.clone(), Cow::into_owned));
+            let names = keys
+                .iter()
+                .map(|key| escape(key).map_or(key.clone(), Cow::into_owned));
             ListKind::Map(names.collect())
         }
         _ => ListKind::Atomic,
@@ -139,11 +146,17 @@ fn strings(json: Option<&Value>) -> Box<[String]> {
 }
 
 fn object(json: &Value, name: &str, root: bool, depth: usize, unseen: Schema) -> Schema {
-    if let Some(values) = json.get("additionalProperties").filter(|one| one.is_object()) {
+    if let Some(values) = json
+        .get("additionalProperties")
+        .filter(|one| one.is_object())
+    {
         return map(json, values, name, depth, unseen);
     }
     let none = Map::new();
-    let declared = json.get("properties").and_then(Value::as_object).unwrap_or(&none);
+    let declared = json
+        .get("properties")
+        .and_then(Value::as_object)
+        .unwrap_or(&none);
     let required = strings(json.get("required"));
     let mut min_size: u64 = 2;
     let mut fields = Vec::with_capacity(declared.len());
@@ -187,9 +200,9 @@ fn add_meta(name: &str, fields: &mut Vec<(String, Arc<Schema>)>) {
         .iter()
         .all(|key| find(key).is_some_and(|(_, schema)| is_text(schema)))
         && find("metadata").is_some_and(|(_, schema)| match &schema.shape {
-            Shape::Object(object) => ["name", "generateName"].iter().all(|key| {
-                object.property(key).is_some_and(|one| is_text(&one.schema))
-            }),
+            Shape::Object(object) => ["name", "generateName"]
+                .iter()
+                .all(|key| object.property(key).is_some_and(|one| is_text(&one.schema))),
             _ => false,
         });
     if complete {

@@ -143,7 +143,10 @@ impl Schema {
     }
 
     /// An object with these fields, for variables such as `request`.
-    pub fn object(name: &str, fields: impl IntoIterator<Item = (String, Arc<Schema>)>) -> Arc<Self> {
+    pub fn object(
+        name: &str,
+        fields: impl IntoIterator<Item = (String, Arc<Schema>)>,
+    ) -> Arc<Self> {
         let object = Arc::new(ObjectType::new(name, fields));
         Arc::new(Self {
             ty: Type::Object(Arc::clone(&object)),

@@ -29,10 +29,7 @@ pub struct Property {
 }
 
 impl ObjectType {
-    pub(crate) fn new(
-        name: &str,
-        fields: impl IntoIterator<Item = (String, Arc<Schema>)>,
-    ) -> Self {
+    pub(crate) fn new(name: &str, fields: impl IntoIterator<Item = (String, Arc<Schema>)>) -> Self {
         let fields = fields
             .into_iter()
             .filter_map(|(json, schema)| {

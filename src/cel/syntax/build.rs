@@ -244,10 +244,16 @@ fn depth_below(kind: &Kind) -> u16 {
             let values = one.fields.iter().map(|field| field.value.depth);
             values.max().unwrap_or(0)
         }
-        Kind::Comprehension(one) => [&one.range, &one.init, &one.condition, &one.step, &one.result]
-            .map(|part| part.depth)
-            .into_iter()
-            .max()
-            .unwrap_or(0),
+        Kind::Comprehension(one) => [
+            &one.range,
+            &one.init,
+            &one.condition,
+            &one.step,
+            &one.result,
+        ]
+        .map(|part| part.depth)
+        .into_iter()
+        .max()
+        .unwrap_or(0),
     }
 }

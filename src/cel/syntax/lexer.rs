@@ -178,7 +178,9 @@ impl Lexer<'_> {
 
     fn word(&mut self) -> TokenKind {
         let start = self.at;
-        self.at = self.digits(self.at, |byte| byte.is_ascii_alphanumeric() || *byte == b'_');
+        self.at = self.digits(self.at, |byte| {
+            byte.is_ascii_alphanumeric() || *byte == b'_'
+        });
         match &self.text[start..self.at] {
             "in" => TokenKind::In,
             "true" => TokenKind::True,
@@ -194,7 +196,11 @@ impl Lexer<'_> {
             byte.is_ascii_alphanumeric() || b"_.-/ ".contains(byte)
         });
         if end == self.at + 1 || self.bytes.get(end) != Some(&b'`') {
-            return Err(if end < self.bytes.len() { self.after(end) } else { end });
+            return Err(if end < self.bytes.len() {
+                self.after(end)
+            } else {
+                end
+            });
         }
         self.at = end + 1;
         Ok(TokenKind::EscapedIdentifier)

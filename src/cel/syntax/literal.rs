@@ -65,11 +65,7 @@ fn unquote(text: &str, is_bytes: bool) -> Result<Vec<u8>, &'static str> {
 }
 
 /// Decodes the escape sequence after a backslash; gives what follows it.
-fn unescape<'t>(
-    text: &'t str,
-    is_bytes: bool,
-    out: &mut Vec<u8>,
-) -> Result<&'t str, &'static str> {
+fn unescape<'t>(text: &'t str, is_bytes: bool, out: &mut Vec<u8>) -> Result<&'t str, &'static str> {
     const BROKEN: &str = "unable to unescape string";
     let first = text
         .chars()
@@ -122,7 +118,10 @@ mod tests {
     fn strings() {
         for (text, want) in [
             (r#"'a"b'"#, "a\"b"),
-            (r#""tab\tA\x41\101\u00e9\U0001F600""#, "tab\tAAA\u{e9}\u{1F600}"),
+            (
+                r#""tab\tA\x41\101\u00e9\U0001F600""#,
+                "tab\tAAA\u{e9}\u{1F600}",
+            ),
             (r"r'a\nb'", r"a\nb"),
             ("'''a\r\nb'''", "a\nb"),
             (r#""""x"y""""#, "x\"y"),

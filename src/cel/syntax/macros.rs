@@ -169,7 +169,9 @@ fn has(build: &mut Builder, call: MacroCall) -> Expansion {
         Kind::Select(select) if !select.test => build
             .select(call.offset, select.operand, &select.field, true)
             .map(Ok),
-        _ => build.invalid(offset, "invalid argument to has() macro").map(Ok),
+        _ => build
+            .invalid(offset, "invalid argument to has() macro")
+            .map(Ok),
     }
 }
 

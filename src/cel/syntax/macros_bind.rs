@@ -22,13 +22,17 @@ pub(super) fn opt_map(
         return Err(maker.refuse(&variable, message));
     };
     let copy = maker.build.copy(&target)?;
-    let value = maker.build.member_call(maker.offset, copy, "value", Vec::new())?;
+    let value = maker
+        .build
+        .member_call(maker.offset, copy, "value", Vec::new())?;
     let bound = bind(maker, name, value, transform)?;
     let something = match wrap {
         true => maker.call("optional.of", vec![bound])?,
         false => bound,
     };
-    let present = maker.build.member_call(maker.offset, target, "hasValue", Vec::new())?;
+    let present = maker
+        .build
+        .member_call(maker.offset, target, "hasValue", Vec::new())?;
     let nothing = maker.call("optional.none", Vec::new())?;
     Ok(maker.call(operator::CONDITIONAL, vec![present, something, nothing])?)
 }

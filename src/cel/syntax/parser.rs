@@ -16,8 +16,23 @@ const MAX_NESTING: usize = 250;
 
 /// Words that are no variables. They may be fields and member functions.
 const RESERVED: [&str; 17] = [
-    "as", "break", "const", "continue", "else", "for", "function", "if", "import", "let", "loop",
-    "package", "namespace", "return", "var", "void", "while",
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "for",
+    "function",
+    "if",
+    "import",
+    "let",
+    "loop",
+    "package",
+    "namespace",
+    "return",
+    "var",
+    "void",
+    "while",
 ];
 
 pub(super) fn parse(text: &str, tokens: &[Token], issues: Issues) -> Result<Ast, Issues> {
@@ -121,11 +136,17 @@ impl Parser<'_> {
         // Looking for an expression, the original passes over what is none, and finds the end.
         let end = self.ahead(1);
         let finds_end = token.kind != TokenKind::End && end.kind == TokenKind::End;
-        let tokens = [Some(token), (finds_end && expected == EXPRESSION).then_some(end)];
+        let tokens = [
+            Some(token),
+            (finds_end && expected == EXPRESSION).then_some(end),
+        ];
         for token in tokens.into_iter().flatten() {
             let found = quoted(self.text(token));
             let list = set(expected);
-            self.syntax_error(token, format!("mismatched input '{found}' expecting {list}"));
+            self.syntax_error(
+                token,
+                format!("mismatched input '{found}' expecting {list}"),
+            );
         }
         Stop
     }
@@ -138,7 +159,10 @@ impl Parser<'_> {
         }
         let found = quoted(self.text(token));
         let list = set(expected);
-        self.syntax_error(token, format!("extraneous input '{found}' expecting {list}"));
+        self.syntax_error(
+            token,
+            format!("extraneous input '{found}' expecting {list}"),
+        );
         self.at += 1;
         Ok(())
     }
@@ -187,7 +211,8 @@ impl Parser<'_> {
                 self.expect(TokenKind::Colon)?;
                 let no = self.expression()?;
                 let args = vec![condition, yes, no];
-                self.build.call(question.start, operator::CONDITIONAL, args)?
+                self.build
+                    .call(question.start, operator::CONDITIONAL, args)?
             }
         };
         self.nesting[Rule::Expression as usize] -= 1;
@@ -206,7 +231,11 @@ impl Parser<'_> {
                 left = self.chain(left, function, binds)?;
                 continue;
             }
-            self.enter(if binds == RELATION { Rule::Relation } else { Rule::Calculation })?;
+            self.enter(if binds == RELATION {
+                Rule::Relation
+            } else {
+                Rule::Calculation
+            })?;
             let token = self.next();
             let right = self.operand(binds + 1)?;
             left = self.build.call(token.start, function, vec![left, right])?;
@@ -319,7 +348,11 @@ impl Parser<'_> {
         let message = if keyword {
             format!("mismatched input {} expecting IDENTIFIER", name.kind)
         } else {
-            let last = if name.kind == TokenKind::End { dot } else { name };
+            let last = if name.kind == TokenKind::End {
+                dot
+            } else {
+                name
+            };
             let input = quoted(&self.text[dot.start as usize..last.end as usize]);
             format!("no viable alternative at input '{input}'")
         };
@@ -475,12 +508,7 @@ impl Parser<'_> {
 
     /// Whether an aggregate ends here (its closing token is taken). `first` tells whether nothing
     /// was read yet; `starts` is what a further element begins with.
-    fn ends(
-        &mut self,
-        close: TokenKind,
-        first: bool,
-        starts: &[TokenKind],
-    ) -> Result<bool, Stop> {
+    fn ends(&mut self, close: TokenKind, first: bool, starts: &[TokenKind]) -> Result<bool, Stop> {
         if self.accept(close).is_some() {
             return Ok(true);
         }
@@ -518,7 +546,8 @@ impl Parser<'_> {
         if !optional.contains(&true) {
             optional.clear();
         }
-        self.build.node(open.start, Kind::List(List { elements, optional }))
+        self.build
+            .node(open.start, Kind::List(List { elements, optional }))
     }
 
     fn map(&mut self) -> Parsed {
@@ -564,7 +593,8 @@ impl Parser<'_> {
                 optional,
             });
         }
-        self.build.node(open.start, Kind::Struct(Struct { name, fields }))
+        self.build
+            .node(open.start, Kind::Struct(Struct { name, fields }))
     }
 }
 
@@ -612,5 +642,7 @@ fn set(kinds: &[TokenKind]) -> String {
 }
 
 fn quoted(text: &str) -> String {
-    text.replace('\n', "\\n").replace('\r', "\\r").replace('\t', "\\t")
+    text.replace('\n', "\\n")
+        .replace('\r', "\\r")
+        .replace('\t', "\\t")
 }

@@ -12,9 +12,7 @@ pub(crate) fn compare(one: &Value<'_>, two: &Value<'_>) -> Result<Ordering, Eval
         (Value::Bool(one), Value::Bool(two)) => one.cmp(two),
         (Value::Bytes(one), Value::Bytes(two)) => (**one).cmp(&**two),
         (Value::Duration(one), Value::Duration(two)) => one.cmp(two),
-        (Value::Timestamp(one), Value::Timestamp(two)) => {
-            one.total_nanos().cmp(&two.total_nanos())
-        }
+        (Value::Timestamp(one), Value::Timestamp(two)) => one.total_nanos().cmp(&two.total_nanos()),
         _ => {
             let nan = |value: &Value<'_>| matches!(value, Value::Double(one) if one.is_nan());
             match compare_numbers(one, two) {

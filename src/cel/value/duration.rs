@@ -43,7 +43,11 @@ fn amount(number: &str, unit: i128) -> Option<i128> {
     if whole.is_empty() && fraction.is_empty() || fraction.contains('.') || whole.len() > 19 {
         return None;
     }
-    let whole: i128 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
+    let whole: i128 = if whole.is_empty() {
+        0
+    } else {
+        whole.parse().ok()?
+    };
     let mut nanos = whole * unit;
     let mut place = unit;
     let mut part: f64 = 0.0;
@@ -78,9 +82,15 @@ mod tests {
             (".5s", "0.5s"),
             ("2540400h10m10s", "9145440610s"),
         ] {
-            assert_eq!(parse_duration(text).map(seconds_text), Some(want.to_owned()), "{text}");
+            assert_eq!(
+                parse_duration(text).map(seconds_text),
+                Some(want.to_owned()),
+                "{text}"
+            );
         }
-        for text in ["", "1", "s", "1d", "1.2.3s", "1s2", "-", "3000000h", ".s", "é"] {
+        for text in [
+            "", "1", "s", "1d", "1.2.3s", "1s2", "-", "3000000h", ".s", "é",
+        ] {
             assert_eq!(parse_duration(text), None, "{text}");
         }
     }

@@ -29,7 +29,9 @@ fn at_depth(
     }
     meter.work(1)?;
     Ok(match (one, two) {
-        (Value::Null, other) | (other, Value::Null) => matches!((one, other), (Value::Null, Value::Null)),
+        (Value::Null, other) | (other, Value::Null) => {
+            matches!((one, other), (Value::Null, Value::Null))
+        }
         (Value::Bool(one), Value::Bool(two)) => one == two,
         (Value::String(one), Value::String(two)) => {
             meter.work(one.len().min(two.len()) as u64 / 32)?;
@@ -155,7 +157,10 @@ fn maps(
         (Map::Json(one, Some(_)), Map::Json(two, Some(_))) => {
             let mut same = true;
             for (key, value) in *one {
-                same = same && two.get(key).is_none_or(|other| json_equal(meter, value, other));
+                same = same
+                    && two
+                        .get(key)
+                        .is_none_or(|other| json_equal(meter, value, other));
             }
             meter.work(0)?;
             Ok(same)

@@ -27,7 +27,9 @@ pub(crate) fn value<'a>(json: &'a Json, schema: Option<&'a Schema>) -> Evaluated
         (Shape::Object(_) | Shape::Map(_), _) => {
             failed("invalid data, expected a map for the provided schema with type=object")
         }
-        (Shape::List { .. }, Json::Array(array)) => Ok(Value::List(List::Json(array, Some(schema)))),
+        (Shape::List { .. }, Json::Array(array)) => {
+            Ok(Value::List(List::Json(array, Some(schema))))
+        }
         (Shape::List { .. }, _) => {
             failed("invalid data, expected an array for the provided schema with type=array")
         }
@@ -95,7 +97,9 @@ fn formatted<'a>(shape: &Shape, text: &'a str) -> Evaluated<'a> {
         },
         Shape::Duration => match parse_duration(text) {
             Some(nanos) => Ok(Value::Duration(nanos)),
-            None => failed(format!("Invalid duration {text}: unable to parse {text} as duration")),
+            None => failed(format!(
+                "Invalid duration {text}: unable to parse {text} as duration"
+            )),
         },
         Shape::Date => match Timestamp::parse_date(text) {
             Some(time) => Ok(Value::Timestamp(time)),
@@ -103,7 +107,9 @@ fn formatted<'a>(shape: &Shape, text: &'a str) -> Evaluated<'a> {
         },
         Shape::DateTime => match Timestamp::parse_lenient(text) {
             Some(time) => Ok(Value::Timestamp(time)),
-            None => failed(format!("Invalid date-time formatted string {text}: not a date-time")),
+            None => failed(format!(
+                "Invalid date-time formatted string {text}: not a date-time"
+            )),
         },
         _ => Ok(Value::String(Text::Borrowed(text))),
     }

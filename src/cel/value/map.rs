@@ -160,7 +160,9 @@ impl<'a> Map<'a> {
         match self {
             Self::Made(entries) => {
                 let all = entries.entries.iter();
-                Ok(all.map(|(key, value)| (key.clone(), value.clone())).collect())
+                Ok(all
+                    .map(|(key, value)| (key.clone(), value.clone()))
+                    .collect())
             }
             Self::Json(..) => {
                 let mut all = Vec::with_capacity(self.len());
@@ -188,7 +190,9 @@ impl<'a> Map<'a> {
         own.depth = own.depth.max(depth);
         if own.entries.contains_key(&key) {
             let key = super::display::plain(&key.to_value());
-            return Err(EvalError::new(format!("insert failed: key {key} already exists")));
+            return Err(EvalError::new(format!(
+                "insert failed: key {key} already exists"
+            )));
         }
         own.entries.insert(key, value);
         Ok(Self::Made(entries))

@@ -78,7 +78,9 @@ impl<'a> Object<'a> {
     }
 
     pub fn fields(&self) -> impl Iterator<Item = (&str, &Value<'a>)> {
-        self.fields.iter().map(|(name, value)| (name.as_str(), value))
+        self.fields
+            .iter()
+            .map(|(name, value)| (name.as_str(), value))
     }
 
     pub(crate) fn field(&self, name: &str) -> Option<&Value<'a>> {
@@ -115,7 +117,10 @@ impl EvalError {
     /// As evaluation reports arguments that no overload of a function takes.
     pub(crate) fn no_overload_for(function: &str, args: &[Value<'_>]) -> Self {
         let names: Vec<String> = args.iter().map(|arg| arg.type_name().to_owned()).collect();
-        Self::new(format!("no such overload: {function}({})", names.join(", ")))
+        Self::new(format!(
+            "no such overload: {function}({})",
+            names.join(", ")
+        ))
     }
 
     /// Whether evaluation as a whole ends, absorbing or not.

@@ -162,7 +162,9 @@ fn fraction(text: &str) -> Option<(u32, &str)> {
     let Some(rest) = text.strip_prefix(['.', ',']) else {
         return Some((0, text));
     };
-    let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    let end = rest
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(rest.len());
     let (some, zone) = rest.split_at(end);
     if some.is_empty() {
         return None;
@@ -211,7 +213,11 @@ fn civil_from_days(days: i64) -> (i64, u32, u32) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_index = (5 * day_of_year + 2) / 153;
     let day = (day_of_year - (153 * month_index + 2) / 5 + 1) as u32;
-    let month = if month_index < 10 { month_index + 3 } else { month_index - 9 } as u32;
+    let month = if month_index < 10 {
+        month_index + 3
+    } else {
+        month_index - 9
+    } as u32;
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     (year, month, day)
 }
@@ -227,7 +233,10 @@ impl fmt::Display for Timestamp {
             minute,
             second,
         } = self.civil(i64::from(self.offset));
-        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}")?;
+        write!(
+            f,
+            "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}"
+        )?;
         if self.nanos > 0 {
             let nanos = format!("{:09}", self.nanos);
             write!(f, ".{}", nanos.trim_end_matches('0'))?;
@@ -249,20 +258,51 @@ mod tests {
     fn read_and_printed() {
         for (text, seconds, printed) in [
             ("1970-01-01T00:00:00Z", 0, "1970-01-01T00:00:00Z"),
-            ("2009-02-13T23:31:30Z", 1_234_567_890, "2009-02-13T23:31:30Z"),
-            ("2009-02-14T01:31:30+02:00", 1_234_567_890, "2009-02-14T01:31:30+02:00"),
+            (
+                "2009-02-13T23:31:30Z",
+                1_234_567_890,
+                "2009-02-13T23:31:30Z",
+            ),
+            (
+                "2009-02-14T01:31:30+02:00",
+                1_234_567_890,
+                "2009-02-14T01:31:30+02:00",
+            ),
             ("0001-01-01T00:00:00Z", FIRST, "0001-01-01T00:00:00Z"),
-            ("9999-12-31T23:59:59.999999999Z", LAST, "9999-12-31T23:59:59.999999999Z"),
-            ("2000-02-29T00:00:00.1200Z", 951_782_400, "2000-02-29T00:00:00.12Z"),
+            (
+                "9999-12-31T23:59:59.999999999Z",
+                LAST,
+                "9999-12-31T23:59:59.999999999Z",
+            ),
+            (
+                "2000-02-29T00:00:00.1200Z",
+                951_782_400,
+                "2000-02-29T00:00:00.12Z",
+            ),
         ] {
             let time = Timestamp::parse(text).unwrap().unwrap();
-            assert_eq!((time.seconds(), time.to_string().as_str()), (seconds, printed));
+            assert_eq!(
+                (time.seconds(), time.to_string().as_str()),
+                (seconds, printed)
+            );
         }
-        for text in ["", "2009-02-13", "2009-02-30T00:00:00Z", "2009-02-13t00:00:00Z", "1900-02-29T00:00:00Z",
-            "2009-02-13T24:00:00Z", "2009-02-13T23:31:30", "2009-02-13T23:31:30.Z", "20é9-02-13T23:31:30Z"] {
+        for text in [
+            "",
+            "2009-02-13",
+            "2009-02-30T00:00:00Z",
+            "2009-02-13t00:00:00Z",
+            "1900-02-29T00:00:00Z",
+            "2009-02-13T24:00:00Z",
+            "2009-02-13T23:31:30",
+            "2009-02-13T23:31:30.Z",
+            "20é9-02-13T23:31:30Z",
+        ] {
             assert!(Timestamp::parse(text).is_err(), "{text}");
         }
-        assert_eq!(Timestamp::parse("0000-01-01T00:00:00Z").map(|one| one.is_none()), Ok(true));
+        assert_eq!(
+            Timestamp::parse("0000-01-01T00:00:00Z").map(|one| one.is_none()),
+            Ok(true)
+        );
     }
 
     #[test]
