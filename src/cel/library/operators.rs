@@ -266,7 +266,7 @@ fn add<'a>(meter: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
 
 /// Joins lists; sets and lists with keys are merged.
 fn add_lists<'a>(meter: &mut Meter<'a>, one: &List<'a>, two: &List<'a>) -> Evaluated<'a> {
-    meter.work((one.len() + two.len()) as u64)?;
+    meter.work(3 * (one.len() + two.len()) as u64)?; // new memory costs more than a step
     let mut items = one.iter().collect::<Result<Vec<_>, _>>()?;
     let kind = one.kind();
     if *kind == ListKind::Atomic {

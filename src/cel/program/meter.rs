@@ -13,12 +13,12 @@ use crate::cel::{library::pattern, value::EvalError};
 /// Most that one evaluation may cost: what Kubernetes calls the per call limit.
 pub const PER_CALL_LIMIT: u64 = 1_000_000;
 
-/// Most work of one evaluation, in units of some ten nanoseconds.
+/// Most work of one evaluation, in units of some thirty nanoseconds.
 ///
 /// Costs are those of the original, which counts some operations as one however much they do:
 /// joining and comparing lists, compiling a computed pattern. This limit ends what hides work
 /// behind such an operation. Nothing else comes near it: a cost of 1 is at most 5 units elsewhere.
-const MAX_WORK: u64 = 3_000_000;
+const MAX_WORK: u64 = 2_000_000;
 
 /// What a caller allows a group of evaluations to cost together, such as all rules of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

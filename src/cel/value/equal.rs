@@ -82,6 +82,7 @@ fn lists(
     if one.len() != two.len() {
         return Ok(false);
     }
+    meter.work(3)?; // elements are counted by shared counters
     if *one.kind() != ListKind::Atomic {
         return same_elements(meter, one, two, depth);
     }
