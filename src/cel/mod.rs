@@ -6,7 +6,7 @@
 //!
 //! Always true:
 //! - Every recursion is bounded, and so are text, tree and types: no expression overflows the stack,
-//!   takes more than a few tenths of a second to be refused, or runs on when its cost is exceeded.
+//!   takes more than a tenth of a second to be refused, or runs on when its cost is exceeded.
 //! - The same rule is refused, for its estimated cost, as the original refuses; it costs the same
 //!   when it runs.
 //! - Messages are the original's.

@@ -11,7 +11,11 @@ use crate::cel::{
 };
 
 pub(super) fn validate(checked: &Checked, issues: &mut Issues) {
-    let mut validator = Validator { checked, issues };
+    let mut validator = Validator {
+        checked,
+        issues,
+        pattern_states: 0,
+    };
     validator.visit(&checked.ast.root, false);
 }
 
@@ -47,6 +51,8 @@ pub(super) fn children<'e>(expr: &'e Expr, mut visit: impl FnMut(&'e Expr)) {
 struct Validator<'c> {
     checked: &'c Checked,
     issues: &'c mut Issues,
+    /// How large all patterns are together. Past the limit the plan fails, and none is tried here.
+    pattern_states: u64,
 }
 
 impl Validator<'_> {
@@ -83,7 +89,12 @@ impl Validator<'_> {
             }
             ("timestamp", Literal::Int(seconds)) => Timestamp::new(*seconds, 0).is_some(),
             ("matches", Literal::String(text)) if call.target.is_some() => {
-                pattern::compile(text).is_ok()
+                if self.pattern_states > pattern::MAX_STATES {
+                    return;
+                }
+                let compiled = pattern::compile(text);
+                self.pattern_states += compiled.as_ref().map_or(0, |one| one.states());
+                compiled.is_ok()
             }
             _ => true,
         };

@@ -1,6 +1,7 @@
 //! Functions that expressions may call, a file for each library.
 
 pub(crate) mod authorizer;
+pub(crate) mod automaton;
 mod cidr;
 pub(crate) mod conversion;
 pub(crate) mod format;

@@ -1,18 +1,18 @@
-//! Regular expressions of Go (RE2) for the `regex` crate.
+//! Regular expressions of Go (RE2), in the syntax of the `regex` crate.
 //!
 //! Both take linear time. What differs and is translated: `\d`, `\w`, `\s` and `\b` mean ASCII in
 //! Go; `[`, `&&`, `--` and `~~` mean nothing inside of a class; a `{` that begins no repetition is a
 //! brace; `\Q..\E` quotes.
 
-use regex::{Regex, RegexBuilder};
+use super::automaton::Automaton;
 
-/// Largest program of a pattern, in bytes. Go allows repetitions up to 1000, each copied.
-const MAX_PROGRAM: usize = 1 << 20;
+/// Largest programs of all patterns of an expression together, in states.
+pub(crate) const MAX_STATES: u64 = 100_000;
 /// Longest pattern.
 const MAX_LENGTH: usize = 64 << 10;
 
 /// Compiles a pattern of Go. The error is what is wrong, without a position.
-pub(crate) fn compile(pattern: &str) -> Result<Regex, String> {
+pub(crate) fn compile(pattern: &str) -> Result<Automaton, String> {
     let broken = |why: &str| format!("error parsing regexp: {why}: `{pattern}`");
     if pattern.len() > MAX_LENGTH {
         return Err("error parsing regexp: expression too large".to_owned());
@@ -22,22 +22,13 @@ pub(crate) fn compile(pattern: &str) -> Result<Regex, String> {
             "error parsing regexp: invalid nested repetition operator: `{operator}`"
         ));
     }
-    let built = RegexBuilder::new(&translate(pattern))
-        .size_limit(MAX_PROGRAM)
-        .dfa_size_limit(MAX_PROGRAM)
-        .nest_limit(200)
-        .build();
-    built.map_err(|error| match error {
-        regex::Error::CompiledTooBig(_) => broken("expression too large"),
-        regex::Error::Syntax(text) => broken(reason(&text)),
-        _ => broken("invalid expression"),
-    })
+    Automaton::new(translate(pattern)).map_err(|why| broken(reason(&why)))
 }
 
-/// The parser's last line says why; where Go has other words for it, those.
-fn reason(text: &str) -> &str {
-    let last = text.lines().last().unwrap_or(text);
-    match last.strip_prefix("error: ").unwrap_or(last) {
+/// Where Go has other words for what is wrong, those.
+fn reason(why: &str) -> &str {
+    match why.strip_prefix("error: ").unwrap_or(why) {
+        size if size.contains("exceeded limit") => "expression too large",
         "unopened group" => "unexpected )",
         "unclosed group" => "missing closing )",
         "unclosed character class" => "missing closing ]",
@@ -219,6 +210,7 @@ fn class<'p>(text: &'p str, out: &mut String) -> &'p str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cel::program::{Budget, Meter, Patterns};
 
     #[test]
     fn as_go_reads_them() {
@@ -244,7 +236,10 @@ mod tests {
             (r"^\101[\102\0]$", "AB", true),
         ] {
             let compiled = compile(pattern).unwrap();
-            assert_eq!(compiled.is_match(text), want, "{pattern} {text}");
+            let patterns = Patterns::new();
+            let mut meter = Meter::new(Budget::for_rules(), &patterns);
+            let found = compiled.is_match(&mut meter, text).unwrap();
+            assert_eq!(found, want, "{pattern} {text}");
         }
     }
 

@@ -39,9 +39,9 @@ fn find<'a>(meter: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
     let [Value::String(text), Value::String(pattern)] = args else {
         return Err(EvalError::no_overload_for("find", args));
     };
-    let pattern = meter.pattern(pattern, text.len()).map_err(illegal)?;
-    let found = pattern.find(text).map_or("", |found| found.as_str());
-    Ok(Value::text(found))
+    let pattern = meter.pattern(pattern).map_err(illegal)?;
+    let found = pattern.find(meter, text, 0)?.unwrap_or_default();
+    Ok(Value::text(&text[found]))
 }
 
 fn find_all<'a>(meter: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
@@ -57,11 +57,25 @@ fn find_all<'a>(meter: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
         }
         _ => return Err(EvalError::no_overload_for("findAll", args)),
     };
-    let pattern = meter.pattern(pattern, text.len()).map_err(illegal)?;
+    let pattern = meter.pattern(pattern).map_err(illegal)?;
+    let most = most.unwrap_or(usize::MAX);
     let mut found = Vec::new();
-    for one in pattern.find_iter(text).take(most.unwrap_or(usize::MAX)) {
-        meter.work(2)?;
-        found.push(one.as_str().to_owned());
+    let (mut from, mut last_end) = (0, None);
+    while found.len() < most && from <= text.len() {
+        meter.work(4)?;
+        let Some(place) = pattern.find(meter, text, from)? else {
+            break;
+        };
+        // Nothing is not found where something ended.
+        if !(place.is_empty() && last_end == Some(place.end)) {
+            found.push(text[place.clone()].to_owned());
+            last_end = Some(place.end);
+        }
+        from = match text[place.end..].chars().next() {
+            Some(next) if place.is_empty() => place.end + next.len_utf8(),
+            None if place.is_empty() => break,
+            _ => place.end,
+        };
     }
     Value::strings(found)
 }

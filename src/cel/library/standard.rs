@@ -89,8 +89,8 @@ fn matches<'a>(meter: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
         return Err(EvalError::new("no such overload: matches"));
     };
     let (text, pattern) = texts(args)?;
-    let pattern = meter.pattern(pattern, text.len())?;
-    Ok(Value::Bool(pattern.is_match(text)))
+    let pattern = meter.pattern(pattern)?;
+    pattern.is_match(meter, text).map(Value::Bool)
 }
 
 /// Adds an entry, or all entries of a map, to a map that has none of these keys.

@@ -40,6 +40,11 @@ fn outcome(text: &str, x: &Json) -> String {
     result
 }
 
+fn pattern_list(count: usize) -> String {
+    let patterns = (0..count).map(|index| format!("x.matches('(a{{1000}}){{9}}{index}')"));
+    patterns.collect::<Vec<_>>().join(" || ")
+}
+
 #[test]
 fn too_large_or_too_deep() {
     let none = Json::Null;
@@ -92,6 +97,10 @@ fn too_large_or_too_deep() {
             }),
             "",
         ),
+        (
+            format!("x.matches('a') || {}", pattern_list(2000)),
+            "regular expressions are too large",
+        ),
     ] {
         let found = outcome(&text, &none);
         assert!(
@@ -124,6 +133,15 @@ fn deep_but_allowed() {
 fn endless_at_run_time() {
     let numbers: Vec<u32> = (0..50_000).collect();
     let words = vec!["a".repeat(1000); 1000];
+    let mut state = 1_u64;
+    let mut bit = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        if state >> 63 == 0 { 'a' } else { 'b' }
+    };
+    let mut mixed = || (0..2000).map(|_| bit()).collect::<String>();
+    let mixed: Vec<String> = (0..1000).map(|_| mixed()).collect();
     let over = "operation cancelled: actual cost limit exceeded";
     for (text, x, want) in [
         (
@@ -161,6 +179,26 @@ fn endless_at_run_time() {
             "x.all(a, a.matches('(a*)*(a*)*(a*)*b') || true)",
             json!(words),
             "value",
+        ),
+        (
+            "x.all(a, a.matches('(a{1000})*b') || true)",
+            json!(words),
+            "value",
+        ),
+        (
+            "x.all(a, a.matches('[ab]*a[ab]{900}c') || true)",
+            json!(mixed),
+            over,
+        ),
+        (
+            "x.all(a, a.find('[ab]*a[ab]{900}c') == '')",
+            json!(mixed),
+            over,
+        ),
+        (
+            "x.join().findAll('.*[^a-b]|[ab]').size()",
+            json!(mixed),
+            over,
         ),
         (
             "'%.999f%.999f'.format([1.0, 1.0]).size()",

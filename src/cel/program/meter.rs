@@ -6,9 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use regex::Regex;
-
-use crate::cel::{library::pattern, value::EvalError};
+use crate::cel::{
+    library::{automaton::Automaton, pattern},
+    value::EvalError,
+};
 
 /// Most that one evaluation may cost: what Kubernetes calls the per call limit.
 pub const PER_CALL_LIMIT: u64 = 1_000_000;
@@ -51,7 +52,7 @@ impl Budget {
 }
 
 /// Patterns that a program knows before it runs.
-pub(crate) type Patterns = BTreeMap<Arc<str>, Regex>;
+pub(crate) type Patterns = BTreeMap<Arc<str>, Automaton>;
 
 /// The cost of one evaluation.
 pub(crate) struct Meter<'a> {
@@ -62,22 +63,22 @@ pub(crate) struct Meter<'a> {
     work: u64,
     patterns: &'a Patterns,
     /// Patterns that were computed. Dropped with the evaluation.
-    computed: HashMap<String, Arc<Regex>>,
+    computed: HashMap<String, Arc<Automaton>>,
 }
 
-/// A compiled pattern. Not cloned: a clone would come without the caches that make matching fast.
+/// A compiled pattern.
 pub(crate) enum Pattern<'a> {
-    Known(&'a Regex),
-    Computed(Arc<Regex>),
+    Known(&'a Automaton),
+    Computed(Arc<Automaton>),
 }
 
 impl Deref for Pattern<'_> {
-    type Target = Regex;
+    type Target = Automaton;
 
-    fn deref(&self) -> &Regex {
+    fn deref(&self) -> &Automaton {
         match self {
-            Self::Known(regex) => regex,
-            Self::Computed(regex) => regex,
+            Self::Known(automaton) => automaton,
+            Self::Computed(automaton) => automaton,
         }
     }
 }
@@ -131,11 +132,8 @@ impl<'a> Meter<'a> {
         self.work = self.work.saturating_add(units);
     }
 
-    /// The compiled pattern, and the work of matching `length` bytes with it is noted.
-    pub fn pattern(&mut self, text: &str, length: usize) -> Result<Pattern<'a>, EvalError> {
-        // Worst case of an automaton that is built while it runs.
-        let steps = (length as u64 / 8).saturating_mul(1 + text.len() as u64 / 64);
-        self.work(steps)?;
+    /// The compiled pattern; compiling counts as work.
+    pub fn pattern(&mut self, text: &str) -> Result<Pattern<'a>, EvalError> {
         if let Some(known) = self.patterns.get(text) {
             return Ok(Pattern::Known(known));
         }
@@ -145,7 +143,8 @@ impl<'a> Meter<'a> {
         // Compiling takes microseconds for each character, and many for a repetition.
         self.work(5_000 + 100 * text.len() as u64)?;
         let compiled = Arc::new(pattern::compile(text).map_err(EvalError::new)?);
-        if self.computed.len() < 64 {
+        self.work(10 * compiled.states())?;
+        if self.computed.len() < 16 {
             self.computed.insert(text.to_owned(), Arc::clone(&compiled));
         }
         Ok(Pattern::Computed(compiled))

@@ -13,10 +13,10 @@ mod plan;
 mod tests;
 
 pub use activation::Activation;
-pub(crate) use meter::Meter;
 pub use meter::{Budget, PER_CALL_LIMIT};
+pub(crate) use meter::{Meter, Patterns};
 
-use self::{eval::Evaluator, meter::Patterns, node::Node};
+use self::{eval::Evaluator, node::Node};
 use super::{
     check,
     cost::{self, CostEstimate},

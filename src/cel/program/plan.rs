@@ -36,6 +36,7 @@ pub(super) fn plan(environment: &Environment, checked: &Checked) -> Result<Plann
         locals: Vec::new(),
         slots: 0,
         patterns: Patterns::new(),
+        pattern_states: 0,
         uses: vec![false; environment.variable_count()],
     };
     let root = planner.node(&checked.ast.root)?;
@@ -53,6 +54,8 @@ struct Planner<'c> {
     locals: Vec<&'c str>,
     slots: usize,
     patterns: Patterns,
+    /// How large they are together.
+    pattern_states: u64,
     uses: Vec<bool>,
 }
 
@@ -225,6 +228,10 @@ impl<'c> Planner<'c> {
             && !self.patterns.contains_key(&**text)
         {
             let compiled = pattern::compile(text).map_err(EvalError::new)?;
+            self.pattern_states += compiled.states();
+            if self.pattern_states > pattern::MAX_STATES {
+                return Err(EvalError::new("regular expressions are too large"));
+            }
             self.patterns.insert((&**text).into(), compiled);
         }
         Ok(())

@@ -18,6 +18,7 @@ pub(crate) fn equal(
     at_depth(meter, one, two, 0)
 }
 
+#[inline]
 fn at_depth(
     meter: &mut Meter<'_>,
     one: &Value<'_>,
@@ -27,7 +28,10 @@ fn at_depth(
     if depth > MAX_DEPTH {
         return Err(EvalError::new("value is nested too deep"));
     }
-    meter.work(1)?;
+    meter.work(2)?;
+    if let (Value::Int(one), Value::Int(two)) = (one, two) {
+        return Ok(one == two);
+    }
     Ok(match (one, two) {
         (Value::Null, other) | (other, Value::Null) => {
             matches!((one, other), (Value::Null, Value::Null))
