@@ -1,10 +1,31 @@
-//! What every listener does when it cannot accept connections: out of descriptors, say.
+//! Listeners, and what each does when it cannot accept connections: out of descriptors, say.
 //!
-//! Always true: it rests, longer each time, and its log gets a line a minute at most.
+//! Always true:
+//! - Many connections at once wait for their turn: none is turned away unseen.
+//! - A listener that cannot accept rests, longer each time, and its log gets a line a minute at most.
 
-use std::{io, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
-use tokio::time::Instant;
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    time::Instant,
+};
+
+/// Connections that wait to be accepted; the kernel takes `net.core.somaxconn` if that is less. Who finds
+/// no place tries again after a second.
+const WAITING: u32 = 4096;
+
+/// Takes a port. [`TcpListener::bind`] has 128 places.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // What the last daemon's connections have left does not hold up the next.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(WAITING)
+}
 
 const REST: Duration = Duration::from_millis(50);
 const LONGEST_REST: Duration = Duration::from_secs(1);
@@ -59,6 +80,16 @@ impl Failures {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn many_connections_at_once_find_a_place() {
+        let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let address = listener.local_addr().unwrap();
+        // Nobody accepts; a full queue would leave the next one waiting.
+        let connect = || std::net::TcpStream::connect_timeout(&address, Duration::from_millis(500));
+        let clients: Vec<_> = (0..400).map(|_| connect().unwrap()).collect();
+        assert_eq!(clients.len(), 400);
+    }
 
     #[test]
     fn a_line_a_minute_and_longer_rests() {

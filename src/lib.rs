@@ -4,6 +4,7 @@
 
 mod accepting;
 pub mod addresses;
+pub mod allocator;
 pub mod apiserver;
 pub mod backoff;
 pub mod causes;

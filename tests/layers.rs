@@ -7,10 +7,14 @@ use std::{
 };
 
 /// What each part of `src` may use of the others. `cli` may use everything.
-const ALLOWED: [(&str, &[&str]); 17] = [
+const ALLOWED: [(&str, &[&str]); 18] = [
     ("accepting", &[]),
     ("addresses", &[]),
-    ("apiserver", &["addresses", "listener", "store", "pki"]),
+    ("allocator", &[]),
+    (
+        "apiserver",
+        &["addresses", "allocator", "listener", "store", "pki"],
+    ),
     ("controllers", &["events", "informer", "placement"]),
     ("dns", &["accepting", "addresses", "informer"]),
     ("events", &[]),
@@ -19,6 +23,7 @@ const ALLOWED: [(&str, &[&str]); 17] = [
     (
         "kubelet",
         &[
+            "accepting",
             "addresses",
             "own_ports",
             "repair",
@@ -36,6 +41,7 @@ const ALLOWED: [(&str, &[&str]); 17] = [
     (
         "proxy",
         &[
+            "accepting",
             "addresses",
             "events",
             "informer",

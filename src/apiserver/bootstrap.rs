@@ -3,10 +3,11 @@
 //! Written through the ordinary path of a write, at every start; what is there already stays as
 //! its owner left it, but the server's own address is kept right.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use futures::future::try_join_all;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use super::{
     admission, authz,
@@ -40,7 +41,7 @@ pub enum Roles {
 }
 
 pub async fn write(
-    server: &ApiServer,
+    server: &Arc<ApiServer>,
     config: &Config,
     authorities: Authorities<'_>,
     roles: Roles,
@@ -48,8 +49,6 @@ pub async fn write(
     let namespaces = NAMESPACES
         .map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
     ensure_all(server, namespaces.into(), Roles::Stay).await?;
-    // All at once, so that the store syncs them together.
-    ensure_all(server, authz::bootstrap::objects(), roles).await?;
     let mut objects = service(config)?.to_vec();
     objects.extend(admission::system_classes());
     objects.push(json!({
@@ -57,7 +56,9 @@ pub async fn write(
         "metadata": {"name": EXTENSION, "namespace": "kube-system"},
         "data": extension(authorities),
     }));
-    ensure_all(server, objects, Roles::Stay).await?;
+    // All at once, so that the store syncs them together.
+    let own = ensure_all(server, objects, Roles::Stay);
+    tokio::try_join!(own, ensure_all(server, authz::bootstrap::objects(), roles))?;
     keep_extension(server, authorities).await?;
     keep_endpoints(server, config).await
 }
@@ -222,24 +223,46 @@ fn exempt(row: &'static Resource, namespace: &str, name: &str) -> Writing {
     }
 }
 
-async fn ensure_all(server: &ApiServer, objects: Vec<Value>, roles: Roles) -> Result<(), Error> {
-    let ensured = objects.into_iter().map(|object| async move {
-        let text = |field: &Value| field.as_str().unwrap_or_default().to_owned();
-        let metadata = &object["metadata"];
-        let what = format!(
-            "{} {}/{}",
-            text(&object["kind"]),
-            text(&metadata["namespace"]),
-            text(&metadata["name"])
-        );
-        let ensured = ensure(server, object, roles).await;
-        ensured.map_err(|source| Error::Bootstrap {
-            what,
-            source: Box::new(source),
-        })
-    });
-    try_join_all(ensured).await?;
-    Ok(())
+/// Objects that one task writes: a start waits for them, and a machine has several cores.
+const AT_A_TIME: usize = 32;
+
+async fn ensure_all(
+    server: &Arc<ApiServer>,
+    objects: Vec<Value>,
+    roles: Roles,
+) -> Result<(), Error> {
+    let mut objects = objects.into_iter();
+    let mut tasks = JoinSet::new();
+    loop {
+        let some: Vec<Value> = objects.by_ref().take(AT_A_TIME).collect();
+        if some.is_empty() {
+            break;
+        }
+        let server = server.clone();
+        tasks.spawn(async move {
+            let ensured = some
+                .into_iter()
+                .map(|object| ensure_named(&server, object, roles));
+            try_join_all(ensured).await.map(drop)
+        });
+    }
+    tasks.join_all().await.into_iter().collect()
+}
+
+async fn ensure_named(server: &ApiServer, object: Value, roles: Roles) -> Result<(), Error> {
+    let text = |field: &Value| field.as_str().unwrap_or_default().to_owned();
+    let metadata = &object["metadata"];
+    let what = format!(
+        "{} {}/{}",
+        text(&object["kind"]),
+        text(&metadata["namespace"]),
+        text(&metadata["name"])
+    );
+    let ensured = ensure(server, object, roles).await;
+    ensured.map_err(|source| Error::Bootstrap {
+        what,
+        source: Box::new(source),
+    })
 }
 
 /// Creates what is not there.

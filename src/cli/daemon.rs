@@ -25,6 +25,7 @@ use super::{
     paths::Paths,
 };
 use crate::{
+    accepting,
     apiserver::{
         admission::{self, Exemptions, ExternalIps, Late, ReservedAddress, ServiceConfig},
         authn::{Reference, Subject, TokenIssuer},
@@ -86,7 +87,7 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     config.paths.make()?;
     // Held to the process's very end: whoever waits for it then finds the store free as well.
     std::mem::forget(lock(&config.paths, &config.root_flag).await?);
-    let listener = listen(config.port).await?;
+    let listener = listen(config.port)?;
     let port = listener.local_addr()?.port();
 
     say(notifier, "opening the store");
@@ -136,7 +137,7 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     running.start_endless(
         "part/allocator",
         Policy::Restart,
-        super::allocator::keep_small,
+        crate::allocator::keep_small,
     );
     running.start("part/certificate-renewal", Policy::Restart, {
         let pki = pki.clone();
@@ -486,16 +487,13 @@ pub fn wait_until_stopped(paths: &Paths) -> Result<(), Error> {
         .map_err(|(_, errno)| errno.into())
 }
 
-async fn listen(port: u16) -> Result<TcpListener, Error> {
-    TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], port)))
-        .await
-        .map_err(|error| match error.kind() {
-            std::io::ErrorKind::AddrInUse => {
-                format!("port {port} is taken by another program; choose another with --port")
-                    .into()
-            }
-            _ => format!("listen on port {port}: {error}").into(),
-        })
+fn listen(port: u16) -> Result<TcpListener, Error> {
+    accepting::listen(SocketAddr::from(([0, 0, 0, 0], port))).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            format!("port {port} is taken by another program; choose another with --port").into()
+        }
+        _ => format!("listen on port {port}: {error}").into(),
+    })
 }
 
 /// The address by which others reach this machine: that of the default route, else loopback.

@@ -3,7 +3,6 @@
 //! Knows every part and is known by none but `main`. Exit codes: 0 done, 1 it failed (the message
 //! says what and how to mend it), 2 the arguments make no sense.
 
-mod allocator;
 mod authority;
 mod check;
 mod completion;
@@ -30,7 +29,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{causes::causes, runtime::supervisor};
+use crate::{allocator, causes::causes, runtime::supervisor};
 
 /// What went wrong, for a person: wrapping any error with what was being done is enough here.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;

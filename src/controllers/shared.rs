@@ -6,20 +6,57 @@
 //! - Every key comes back now and then ([`Queue::look_again`]), so that a change which was missed, or
 //!   made by nobody who tells, is not missed for long.
 //! - A failed key comes back with back-off; a conflict does so silently, a panic loudly.
+//! - No key keeps its worker for ever: what does not end is given up, and is a failure ([`attempt`]).
 //! - A loop one of whose tasks has ended ends as a whole, and says so.
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use kube::Resource;
-use tokio::task::{JoinError, JoinSet};
+use tokio::{
+    task::{JoinError, JoinSet},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::error::Error;
 use crate::{
     informer::{Change, Informer, Key},
     queue::{LOOK_AGAIN, Queue},
-    supervision::{caught, hooks},
+    supervision::{Panic, caught, hooks},
 };
+
+/// Work on one key is given up after this. Every request that it makes ends long before.
+pub const GIVEN_UP_AFTER: Duration = Duration::from_secs(300);
+
+/// Why the work on a key failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error(transparent)]
+    Error(Error),
+    #[error("it did not end within {0:?}")]
+    Endless(Duration),
+    #[error(transparent)]
+    Panic(Panic),
+}
+
+impl Failure {
+    /// Somebody else wrote the object meanwhile.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Error(error) if error.is_conflict())
+    }
+}
+
+/// What the work on one key comes to.
+pub async fn attempt<T>(
+    given_up_after: Duration,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Failure> {
+    match caught(timeout(given_up_after, work)).await {
+        Ok(Ok(done)) => done.map_err(Failure::Error),
+        Ok(Err(_elapsed)) => Err(Failure::Endless(given_up_after)),
+        Err(panic) => Err(Failure::Panic(panic)),
+    }
+}
 
 /// Why a controller's loop ended before it was told to.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +119,7 @@ pub struct Loop<C> {
     all: AllKeys,
     /// All keys come back so often.
     every: Duration,
+    given_up_after: Duration,
     tasks: JoinSet<()>,
     synced: Vec<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
@@ -104,6 +142,7 @@ impl<C: Controller> Loop<C> {
                     .collect()
             }),
             every: LOOK_AGAIN,
+            given_up_after: GIVEN_UP_AFTER,
             tasks: JoinSet::new(),
             synced: Vec::new(),
         };
@@ -199,8 +238,9 @@ impl<C: Controller> Loop<C> {
         self.tasks
             .spawn(async move { queue.look_again(every, || all()).await });
         for _ in 0..workers {
+            let (controller, queue) = (self.controller.clone(), self.queue.clone());
             self.tasks
-                .spawn(work(self.controller.clone(), self.queue.clone()));
+                .spawn(work(controller, queue, self.given_up_after));
         }
         tokio::select! {
             () = shutdown.cancelled() => {}
@@ -211,29 +251,31 @@ impl<C: Controller> Loop<C> {
     }
 }
 
-async fn work<C: Controller>(controller: Arc<C>, queue: Arc<Queue<Key>>) {
+async fn work<C: Controller>(controller: Arc<C>, queue: Arc<Queue<Key>>, given_up_after: Duration) {
     loop {
         let key = queue.next().await;
         let sync = async {
             hooks::provoked(C::NAME).await;
             controller.sync(&key).await
         };
-        match caught(sync).await {
-            Ok(Ok(next)) => {
+        match attempt(given_up_after, sync).await {
+            Ok(next) => {
                 queue.forget(&key);
                 if let Next::After(delay) = next {
                     queue.add_after(key.clone(), delay);
                 }
             }
-            Ok(Err(error)) => {
-                if !error.is_conflict() {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::warn!(controller = C::NAME, key = %*key, error, "sync failed, will retry");
+            Err(failure) => {
+                let error = &failure as &dyn std::error::Error;
+                match &failure {
+                    _ if failure.is_conflict() => {}
+                    Failure::Error(_) => {
+                        tracing::warn!(controller = C::NAME, key = %*key, error, "sync failed, will retry");
+                    }
+                    Failure::Endless(_) | Failure::Panic(_) => {
+                        tracing::error!(controller = C::NAME, key = %*key, error, "sync failed, will retry");
+                    }
                 }
-                queue.retry(key.clone());
-            }
-            Err(panic) => {
-                tracing::error!(controller = C::NAME, key = %*key, %panic, "sync failed, will retry");
                 queue.retry(key.clone());
             }
         }
@@ -279,6 +321,36 @@ mod tests {
         while !(seen.contains(&"missed".to_owned()) && seen.contains(&"first".to_owned())) {
             seen.push(synced.recv().await.unwrap());
         }
+        shutdown.cancel();
+        running.await.unwrap().unwrap();
+    }
+
+    /// Never ends when it is first asked.
+    struct Sticks(std::sync::atomic::AtomicU32, mpsc::UnboundedSender<String>);
+
+    impl Controller for Sticks {
+        const NAME: &'static str = "sticks";
+
+        async fn sync(&self, key: &Key) -> Result<Next, Error> {
+            if self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 {
+                std::future::pending::<()>().await;
+            }
+            let _ = self.1.send(key.name.clone());
+            Ok(Next::Settled)
+        }
+    }
+
+    #[tokio::test]
+    async fn what_does_not_end_is_given_up_and_tried_again() {
+        let pods = Informer::<Pod>::by_hand();
+        let object = json!({"metadata": {"name": "first", "namespace": "n"}});
+        pods.slip_in(serde_json::from_value(object).unwrap());
+        let (told, mut synced) = mpsc::unbounded_channel();
+        let shutdown = CancellationToken::new();
+        let mut sticks = Loop::new(Sticks(0.into(), told), &pods);
+        sticks.given_up_after = Duration::from_millis(20);
+        let running = tokio::spawn(sticks.run(1, shutdown.clone()));
+        assert_eq!(synced.recv().await.unwrap(), "first");
         shutdown.cancel();
         running.await.unwrap().unwrap();
     }

@@ -24,14 +24,12 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use ipnet::IpNet;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use tokio::{
-    net::{TcpListener, UdpSocket},
-    task::JoinSet,
-};
+use tokio::{net::UdpSocket, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::{forward::Forwarder, records::Records, serve::Server};
 use crate::{
+    accepting,
     informer::{
         Informers,
         services::{Joined, Services},
@@ -93,7 +91,7 @@ async fn listen(server: &Arc<Server>, addresses: &[SocketAddr]) -> Result<JoinSe
         tasks.spawn(
             server
                 .clone()
-                .tcp(TcpListener::bind(address).await.map_err(failed)?),
+                .tcp(accepting::listen(*address).map_err(failed)?),
         );
     }
     Ok(tasks)

@@ -210,7 +210,7 @@ async fn long_answers_come_by_tcp_and_silence_upstream_is_a_failure() -> TestRes
     *server.index.write().await = index()?;
     let (udp, tcp) = (
         UdpSocket::bind("127.0.0.1:0").await?,
-        TcpListener::bind("127.0.0.1:0").await?,
+        tokio::net::TcpListener::bind("127.0.0.1:0").await?,
     );
     let (udp_address, tcp_address) = (udp.local_addr()?, tcp.local_addr()?);
     let mut tasks = JoinSet::new();
@@ -259,7 +259,7 @@ async fn strangers_and_long_queries_are_not_answered() -> TestResult {
     let server = Arc::new(Server::new("cluster.local".into(), forwarder, clients));
     *server.index.write().await = index()?;
     let udp = UdpSocket::bind("127.0.0.1:0").await?;
-    let tcp = TcpListener::bind("127.0.0.1:0").await?;
+    let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let (udp_address, tcp_address) = (udp.local_addr()?, tcp.local_addr()?);
     let mut tasks = JoinSet::new();
     tasks.spawn(server.clone().udp(udp));

@@ -48,6 +48,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{container::Facts, pieces::Pieces, volumes::Volumes};
 use crate::{
+    accepting,
     causes::causes,
     informer::Informers,
     pki::Clients,
@@ -246,7 +247,7 @@ pub async fn run(
     });
     let serving = server.serve_with(config, listener, deps.server_tls, stop.clone());
     pieces.start("server", serving);
-    match TcpListener::bind(HEALTH).await {
+    match accepting::listen(HEALTH.into()) {
         Ok(listener) => {
             let serving = server::Server::serve_health(listener, stop.clone());
             pieces.start("health", serving);
@@ -316,9 +317,9 @@ fn room(config: &Config, allocatable: node::reserved::Amounts) -> admit::Room {
 }
 
 /// Takes the port of the kubelet's own API; 0 for any that is free.
-pub async fn listen(port: u16) -> Result<TcpListener, Error> {
+pub fn listen(port: u16) -> Result<TcpListener, Error> {
     let address = SocketAddr::from(([0, 0, 0, 0], port));
-    TcpListener::bind(address).await.map_err(|source| {
+    accepting::listen(address).map_err(|source| {
         let action = match source.kind() {
             std::io::ErrorKind::AddrInUse => {
                 format!(

@@ -9,11 +9,12 @@ use http::{Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Bytes;
 use serde_json::json;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{model::Plan, render::Notice};
 use crate::{
+    accepting,
     informer::Key,
     listener::{Limits, Listener},
 };
@@ -47,7 +48,7 @@ impl HealthChecks {
             return None;
         }
         self.0.remove(key);
-        let socket = match TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await {
+        let socket = match accepting::listen((Ipv4Addr::UNSPECIFIED, port).into()) {
             Ok(socket) => socket,
             Err(error) => {
                 return Some(Notice {
@@ -108,7 +109,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_node_without_endpoints_says_so() -> Result<(), Box<dyn std::error::Error>> {
-        let free = TcpListener::bind("127.0.0.1:0").await?.local_addr()?.port();
+        let free = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await?
+            .local_addr()?
+            .port();
         let plan = |last: Option<u8>| Plan {
             health_port: Some(free),
             local: last

@@ -20,17 +20,13 @@ fn clusters() -> MutexGuard<'static, BTreeMap<PathBuf, u32>> {
 
 pub fn remove_then(root: &Path, holder: u32) {
     WATCH.call_once(|| {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_io().build().unwrap();
         // The handlers are there when this returns.
-        let runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = { runtime }.enable_io().build().unwrap();
-        let (mut terminate, mut interrupt) = {
-            let _entered = runtime.enter();
-            let handled = |kind| signal(kind).unwrap();
-            (
-                handled(SignalKind::terminate()),
-                handled(SignalKind::interrupt()),
-            )
-        };
+        let entered = runtime.enter();
+        let mut terminate = signal(SignalKind::terminate()).unwrap();
+        let mut interrupt = signal(SignalKind::interrupt()).unwrap();
+        drop(entered);
         std::thread::spawn(move || {
             let number = runtime.block_on(async {
                 tokio::select! {

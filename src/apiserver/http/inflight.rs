@@ -17,10 +17,13 @@ use tokio::{
 };
 
 use super::{Peer, asked::Asked, path::ResourcePath};
-use crate::apiserver::{
-    authz::MASTERS,
-    request::User,
-    status::{Reason, Status},
+use crate::{
+    allocator,
+    apiserver::{
+        authz::MASTERS,
+        request::User,
+        status::{Reason, Status},
+    },
 };
 
 /// A request has this long, but for those that are held open on purpose.
@@ -305,6 +308,7 @@ impl Lane {
                 let _held = turn;
                 // Who asked may be gone.
                 let _ = done.send(runtime.block_on(work));
+                allocator::freed_much();
             })
             .map_err(Status::internal)?;
         worked.await.map_err(Status::internal)?

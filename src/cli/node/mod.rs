@@ -88,7 +88,7 @@ impl Node {
         parts: &Parts,
     ) -> Result<Self, Error> {
         let names = Names::of(&config.paths);
-        let listener = kubelet::listen(config.kubelet_port).await?;
+        let listener = kubelet::listen(config.kubelet_port)?;
         config.kubelet_port = listener.local_addr()?.port();
         let runtime = Runtime::open(runtime_config(&config.paths, &names)).await?;
         Recorded::save(&config)?;

@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use self::graph::{Graph, Node, Owner, Place, Uid};
 use super::{
     served::{self, Kind},
-    shared::Stopped,
+    shared::{Failure, GIVEN_UP_AFTER, Stopped, attempt},
 };
 use crate::{
     events::Recorder,
@@ -402,16 +402,26 @@ fn node(name: &KindName, object: &PartialObjectMeta<DynamicObject>) -> Node {
 async fn work(shared: Arc<Shared>) {
     loop {
         let uid = shared.queue.next().await;
-        match caught(apply::process(&shared, &uid)).await {
-            Ok(Ok(())) => shared.queue.forget(&uid),
-            Err(panic) => {
-                tracing::error!(uid = *uid, %panic, "garbage collection of an object failed");
-                shared.queue.retry(uid.clone());
-            }
-            Ok(Err(error)) => {
-                if !error.is_conflict() {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::debug!(uid = *uid, error, "garbage collection of an object failed");
+        match attempt(GIVEN_UP_AFTER, apply::process(&shared, &uid)).await {
+            Ok(()) => shared.queue.forget(&uid),
+            Err(failure) => {
+                let error = &failure as &dyn std::error::Error;
+                match &failure {
+                    _ if failure.is_conflict() => {}
+                    Failure::Error(_) => {
+                        tracing::debug!(
+                            uid = *uid,
+                            error,
+                            "garbage collection of an object failed"
+                        );
+                    }
+                    Failure::Endless(_) | Failure::Panic(_) => {
+                        tracing::error!(
+                            uid = *uid,
+                            error,
+                            "garbage collection of an object failed"
+                        );
+                    }
                 }
                 shared.queue.retry(uid.clone());
             }

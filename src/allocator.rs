@@ -20,12 +20,29 @@ pub fn give_back() {
     }
 }
 
-/// Gives back the pages that lie free between used ones, every minute.
+/// Told by [`freed_much`].
+#[cfg(target_env = "gnu")]
+static FREED: tokio::sync::Notify = tokio::sync::Notify::const_new();
+
+/// Something large has just been done with: what it took goes back soon, not within a minute.
+pub fn freed_much() {
+    #[cfg(target_env = "gnu")]
+    FREED.notify_one();
+}
+
+/// Gives back the pages that lie free between used ones, every minute and after [`freed_much`].
 #[cfg(target_env = "gnu")]
 pub async fn keep_small() {
-    let mut minutes = tokio::time::interval(std::time::Duration::from_secs(60));
+    use std::time::Duration;
+    /// The last of it is an answer, which somebody has to read; and each time keeps everyone else from
+    /// allocating for some milliseconds.
+    const SOON: Duration = Duration::from_millis(200);
+    let mut minutes = tokio::time::interval(Duration::from_secs(60));
     loop {
-        minutes.tick().await;
+        tokio::select! {
+            _ = minutes.tick() => {}
+            () = FREED.notified() => tokio::time::sleep(SOON).await,
+        }
         // SAFETY: any thread may call it at any time; it touches free memory only.
         let trim = || unsafe { libc::malloc_trim(0) };
         let _ = tokio::task::spawn_blocking(trim).await;
@@ -37,4 +54,6 @@ pub async fn keep_small() {
 pub fn give_back() {}
 
 #[cfg(not(target_env = "gnu"))]
-pub async fn keep_small() {}
+pub async fn keep_small() {
+    std::future::pending().await
+}
