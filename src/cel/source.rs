@@ -28,7 +28,11 @@ impl Source {
 
     /// The place of the byte at `offset`; an offset past the end counts as the end.
     pub fn location(&self, offset: u32) -> Location {
-        let end = self.text.floor_char_boundary(offset as usize);
+        let offset = self.text.len().min(offset as usize);
+        let end = (0..=offset)
+            .rev()
+            .find(|at| self.text.is_char_boundary(*at));
+        let end = end.unwrap_or(0);
         let before = &self.text[..end];
         let start = before.rfind('\n').map_or(0, |newline| newline + 1);
         Location {

@@ -172,7 +172,8 @@ fn last_index_of<'a>(meter: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a>
     // The last match begins at the offset: what lies behind its end is not looked at.
     let start = position(text, offset).unwrap_or(text.len());
     let end = (start + part.len()).min(text.len());
-    let searched = &text[..text.ceil_char_boundary(end)];
+    let end = (end..text.len()).find(|at| text.is_char_boundary(*at));
+    let searched = &text[..end.unwrap_or(text.len())];
     let found = searched.rfind(&**part).filter(|at| *at <= start);
     Ok(Value::Int(found.map_or(-1, |at| characters(&text[..at]))))
 }
