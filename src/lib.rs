@@ -8,6 +8,7 @@ pub mod allocator;
 pub mod apiserver;
 pub mod backoff;
 pub mod causes;
+pub mod cel;
 pub mod cli;
 pub mod controllers;
 pub mod deletion;

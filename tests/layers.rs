@@ -7,7 +7,7 @@ use std::{
 };
 
 /// What each part of `src` may use of the others. `cli` may use everything.
-const ALLOWED: [(&str, &[&str]); 18] = [
+const ALLOWED: [(&str, &[&str]); 19] = [
     ("accepting", &[]),
     ("addresses", &[]),
     ("allocator", &[]),
@@ -15,6 +15,7 @@ const ALLOWED: [(&str, &[&str]); 18] = [
         "apiserver",
         &["addresses", "allocator", "listener", "store", "pki"],
     ),
+    ("cel", &[]),
     ("controllers", &["events", "informer", "placement"]),
     ("dns", &["accepting", "addresses", "informer"]),
     ("events", &[]),
