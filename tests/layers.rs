@@ -68,8 +68,9 @@ const FOR_ALL: [&str; 6] = [
 ];
 
 /// Which of our crates each part may use.
-const CRATES: [(&str, &[&str]); 10] = [
+const CRATES: [(&str, &[&str]); 11] = [
     ("apiserver", &["proto"]),
+    ("cel", &["proto"]),
     ("controllers", &["proto"]),
     ("kubelet", &["netns", "cgroups", "proto"]),
     ("runtime", &["netns", "cgroups"]),

@@ -7,6 +7,7 @@
 //! Start at [`schema`]; `wire.rs`, `decode.rs` and `encode.rs` are protobuf, `prune.rs` takes
 //! unknown fields away, `strategic.rs` merges, `weigh.rs` says what a document costs in memory, `quantity.rs` is the arithmetic of `500m` and `2Gi`.
 
+pub mod calendar;
 mod check;
 mod crd_schema;
 mod decode;

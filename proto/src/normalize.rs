@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Shape, Type, fill::drop_empty, quantity::Quantity};
+use super::{Shape, Type, calendar, fill::drop_empty, quantity::Quantity};
 
 /// Rewrites quantities and times of an object in place, and removes empty members that Go's
 /// encoder leaves out; what cannot be read stays for validation to complain about. Idempotent.
@@ -86,24 +86,10 @@ pub fn micro_time(seconds: i64, nanos: u32) -> String {
     format!("{date}T{clock}.{:06}Z", nanos / 1000)
 }
 
-/// Date and clock of a Unix time, in the proleptic Gregorian calendar (days-to-civil by
-/// 400-year eras that begin on 1 March).
+/// Date and clock of a Unix time.
 fn civil(seconds: i64) -> (String, String) {
     let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    let shifted = days + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (year, month, day) = calendar::date_of(days);
     let clock = format!(
         "{:02}:{:02}:{:02}",
         second / 3600,
@@ -151,12 +137,8 @@ pub fn parse_time(text: &str) -> Option<(i64, u32)> {
             sign * (hours.parse::<i64>().ok()? * 3600 + minutes.parse::<i64>().ok()? * 60)
         }
     };
-    let shifted_year = year - i64::from(month <= 2);
-    let era = shifted_year.div_euclid(400);
-    let year_of_era = shifted_year.rem_euclid(400);
-    let day_of_year = (153 * (month + if month > 2 { -3 } else { 9 }) + 2) / 5 + day - 1;
-    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
-    let days = era * 146_097 + day_of_era - 719_468;
+    let (month_number, day_number) = (u32::try_from(month).ok()?, u32::try_from(day).ok()?);
+    let days = calendar::days_of(year, month_number, day_number);
     // The 31st of February would count on into March.
     if text.get(..10) != Some(civil(days * 86_400).0.as_str()) {
         return None;

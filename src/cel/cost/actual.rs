@@ -1,6 +1,6 @@
 //! What a call cost, by its arguments and its result.
 
-use super::{CHARACTER, CHECK, LIST, PATTERN, scaled};
+use super::{CHARACTER, CHECK, LIST, PATTERN, compares, scaled};
 use crate::cel::value::{LibraryValue, Value};
 
 /// How the cost of a call is computed.
@@ -180,16 +180,7 @@ fn standard(overload: Option<&str>) -> CallCost {
             CallCost::Characters(CHARACTER)
         }
         "in_list" => CallCost::SecondSize,
-        "less_string"
-        | "greater_string"
-        | "less_equals_string"
-        | "greater_equals_string"
-        | "less_bytes"
-        | "greater_bytes"
-        | "less_equals_bytes"
-        | "greater_equals_bytes"
-        | "equals"
-        | "not_equals" => CallCost::Compare,
+        overload if compares(overload) => CallCost::Compare,
         "add_string" | "add_bytes" => CallCost::Join,
         "matches_string" => CallCost::Pattern,
         "contains_string" => CallCost::Search,

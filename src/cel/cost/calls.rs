@@ -1,7 +1,7 @@
 //! What calls may cost at most.
 
 use super::{
-    CHARACTER, CHECK, LIST, PATTERN, STRUCT,
+    CHARACTER, CHECK, LIST, PATTERN, STRUCT, compares,
     estimate::{Argument, Estimator, Place},
     range::{CostEstimate, Size},
 };
@@ -302,16 +302,7 @@ impl<'c> Estimate<'_, 'c> {
             "in_list" => own(self.arg(1)?),
             "matches_string" => own(pattern(self.target_size()?, self.arg(0)?)),
             "contains_string" => own(read(self.target_size()?).times(read(self.arg(0)?))),
-            "less_string"
-            | "greater_string"
-            | "less_equals_string"
-            | "greater_equals_string"
-            | "less_bytes"
-            | "greater_bytes"
-            | "less_equals_bytes"
-            | "greater_equals_bytes"
-            | "equals"
-            | "not_equals" => {
+            overload if compares(overload) => {
                 let most = self.arg(0)?.max.min(self.arg(1)?.max);
                 own(read(Size::between(most.min(1), most)))
             }

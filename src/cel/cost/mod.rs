@@ -26,6 +26,23 @@ const PATTERN: f64 = 0.25;
 /// An authorization check.
 const CHECK: u64 = 350_000;
 
+/// Whether a call reads both of what it compares.
+fn compares(overload: &str) -> bool {
+    matches!(
+        overload,
+        "less_string"
+            | "greater_string"
+            | "less_equals_string"
+            | "greater_equals_string"
+            | "less_bytes"
+            | "greater_bytes"
+            | "less_equals_bytes"
+            | "greater_equals_bytes"
+            | "equals"
+            | "not_equals"
+    )
+}
+
 /// A number times a factor, rounded up, held at the end of the range.
 fn scaled(number: u64, factor: f64) -> u64 {
     let product = (number as f64 * factor).ceil();

@@ -5,7 +5,7 @@ use crate::cel::{
     functions::Functions,
     program::Meter,
     types::Type,
-    value::{EvalError, Evaluated, List, Value},
+    value::{EvalError, Evaluated, List, Value, escape_of},
 };
 
 pub(super) fn declare(functions: &mut Functions) {
@@ -290,17 +290,9 @@ fn quote<'a>(meter: &mut Meter<'a>, args: &[Value<'a>]) -> Evaluated<'a> {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
     for one in text.chars() {
-        match one {
-            '\u{7}' => out.push_str("\\a"),
-            '\u{8}' => out.push_str("\\b"),
-            '\u{c}' => out.push_str("\\f"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\u{b}' => out.push_str("\\v"),
-            '\\' => out.push_str("\\\\"),
-            '"' => out.push_str("\\\""),
-            other => out.push(other),
+        match escape_of(one) {
+            Some(escape) => out.push_str(escape),
+            None => out.push(one),
         }
     }
     out.push('"');

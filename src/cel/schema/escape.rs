@@ -2,30 +2,14 @@
 
 use std::borrow::Cow;
 
-/// Words that are no identifiers in expressions.
-const RESERVED: [&str; 21] = [
-    "true",
-    "false",
-    "null",
-    "in",
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
+use crate::cel::syntax::RESERVED;
+
+/// Further words that are no identifiers in expressions.
+const LITERALS: [&str; 4] = ["true", "false", "null", "in"];
+
+fn is_reserved(word: &str) -> bool {
+    LITERALS.contains(&word) || RESERVED.contains(&word)
+}
 
 const ESCAPES: [(&str, &str); 4] = [
     ("__", "__underscores__"),
@@ -40,7 +24,7 @@ pub fn escape(name: &str) -> Option<Cow<'_, str>> {
     if first.is_ascii_digit() {
         return None;
     }
-    if RESERVED.contains(&name) {
+    if is_reserved(name) {
         return Some(Cow::Owned(format!("__{name}__")));
     }
     let known = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-/".contains(&byte);
@@ -88,7 +72,7 @@ pub fn unescape(identifier: &str) -> Option<Cow<'_, str>> {
         let escapes = |(_, to): &&(&str, &str)| to[2..to.len() - 2] == *word;
         match ESCAPES.iter().find(escapes) {
             Some((from, _)) => out.push_str(from),
-            None if RESERVED.contains(&word) && word.len() + 4 == identifier.len() => {
+            None if is_reserved(word) && word.len() + 4 == identifier.len() => {
                 out.push_str(word);
             }
             None if word.is_empty() => out.push_str("____"),

@@ -22,6 +22,27 @@ use super::{ast::Ast, issue::Issues, source::Source};
 /// Longest text that is parsed, in characters.
 const MAX_CHARACTERS: usize = 100_000;
 
+/// Words that are no variables. They may be fields and member functions.
+pub(crate) const RESERVED: [&str; 17] = [
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "for",
+    "function",
+    "if",
+    "import",
+    "let",
+    "loop",
+    "package",
+    "namespace",
+    "return",
+    "var",
+    "void",
+    "while",
+];
+
 /// Parses `source`, macros expanded.
 pub(crate) fn parse(source: &Source) -> Result<Ast, Issues> {
     let mut issues = Issues::new(source);

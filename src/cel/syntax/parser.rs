@@ -1,6 +1,7 @@
 //! Tokens to tree: the grammar, by precedence climbing.
 
 use super::{
+    RESERVED,
     build::{Builder, Stop},
     literal,
     macros::{self, MacroCall},
@@ -13,27 +14,6 @@ use crate::cel::{
 
 /// How deep one grammar rule may be inside of itself, chains of operators included.
 const MAX_NESTING: usize = 250;
-
-/// Words that are no variables. They may be fields and member functions.
-const RESERVED: [&str; 17] = [
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
 
 pub(super) fn parse(text: &str, tokens: &[Token], issues: Issues) -> Result<Ast, Issues> {
     let mut parser = Parser {

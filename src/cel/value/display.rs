@@ -35,24 +35,32 @@ pub(crate) fn plain(value: &Value<'_>) -> String {
     }
 }
 
+/// How a character is written in quotes, where it has an escape of its own.
+pub(crate) fn escape_of(one: char) -> Option<&'static str> {
+    Some(match one {
+        '"' => "\\\"",
+        '\\' => "\\\\",
+        '\u{7}' => "\\a",
+        '\u{8}' => "\\b",
+        '\u{c}' => "\\f",
+        '\n' => "\\n",
+        '\r' => "\\r",
+        '\t' => "\\t",
+        '\u{b}' => "\\v",
+        _ => return None,
+    })
+}
+
 /// A text in quotes with escapes, as Go's `%q` prints it.
 pub(crate) fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
     for one in text.chars() {
-        match one {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\u{7}' => out.push_str("\\a"),
-            '\u{8}' => out.push_str("\\b"),
-            '\u{c}' => out.push_str("\\f"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\u{b}' => out.push_str("\\v"),
-            '\0'..='\u{1f}' | '\u{7f}' => out.push_str(&format!("\\x{:02x}", one as u32)),
-            '\u{80}'..='\u{9f}' => out.push_str(&format!("\\u{:04x}", one as u32)),
-            other => out.push(other),
+        match (one, escape_of(one)) {
+            (_, Some(escape)) => out.push_str(escape),
+            ('\0'..='\u{1f}' | '\u{7f}', _) => out.push_str(&format!("\\x{:02x}", one as u32)),
+            ('\u{80}'..='\u{9f}', _) => out.push_str(&format!("\\u{:04x}", one as u32)),
+            _ => out.push(one),
         }
     }
     out.push('"');

@@ -21,7 +21,7 @@ mod timestamp;
 
 pub(crate) use compare::{compare, compare_numbers};
 pub(crate) use convert::{double_to_int, double_to_uint, is_zero};
-pub(crate) use display::{double_text, escaped, plain};
+pub(crate) use display::{double_text, escape_of, escaped, plain};
 pub(crate) use duration::{parse_duration, seconds_text};
 pub(crate) use equal::equal;
 pub use kubernetes::ResourceCheck;

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use proto::calendar;
+
 /// Seconds of `0001-01-01T00:00:00Z` and of `9999-12-31T23:59:59Z`.
 const FIRST: i64 = -62_135_596_800;
 const LAST: i64 = 253_402_300_799;
@@ -85,7 +87,7 @@ impl Timestamp {
         }
         let (nanos, zone) = fraction(&text[19..]).ok_or(())?;
         let offset = zone_offset(zone).ok_or(())?;
-        let days = days_from_civil(year, month, day);
+        let days = calendar::days_of(year, month, day);
         let seconds = days * DAY + hour * 3600 + minute * 60 + second - i64::from(offset);
         Ok(Self::at(seconds, nanos, offset))
     }
@@ -99,14 +101,14 @@ impl Timestamp {
     /// `2006-01-02`
     pub(crate) fn parse_date(text: &str) -> Option<Self> {
         let (year, month, day) = date_parts(text)?;
-        Self::at(days_from_civil(year, month, day) * DAY, 0, 0)
+        Self::at(calendar::days_of(year, month, day) * DAY, 0, 0)
     }
 
     /// Date and time of day, so many seconds east of UTC.
     pub(crate) fn civil(self, offset: i64) -> Civil {
         let local = self.seconds + offset;
         let (days, rest) = (local.div_euclid(DAY), local.rem_euclid(DAY));
-        let (year, month, day) = civil_from_days(days);
+        let (year, month, day) = calendar::date_of(days);
         Civil {
             year,
             month,
@@ -127,7 +129,7 @@ impl Timestamp {
     pub(crate) fn day_of_year(self, offset: i64) -> i64 {
         let days = (self.seconds + offset).div_euclid(DAY);
         let year = self.civil(offset).year;
-        days - days_from_civil(year, 1, 1)
+        days - calendar::days_of(year, 1, 1)
     }
 }
 
@@ -192,34 +194,6 @@ fn zone_offset(zone: &str) -> Option<i32> {
         b'-' => Some(-seconds),
         _ => None,
     }
-}
-
-/// Days since 1970 of a date. (Howard Hinnant's algorithm: years begin in March.)
-fn days_from_civil(year: i64, month: u32, day: u32) -> i64 {
-    let year = year - i64::from(month <= 2);
-    let era = year.div_euclid(400);
-    let year_of_era = year.rem_euclid(400);
-    let day_of_year = i64::from((153 * ((month + 9) % 12) + 2) / 5 + day) - 1;
-    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
-    era * 146_097 + day_of_era - 719_468
-}
-
-fn civil_from_days(days: i64) -> (i64, u32, u32) {
-    let shifted = days + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_index = (5 * day_of_year + 2) / 153;
-    let day = (day_of_year - (153 * month_index + 2) / 5 + 1) as u32;
-    let month = if month_index < 10 {
-        month_index + 3
-    } else {
-        month_index - 9
-    } as u32;
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    (year, month, day)
 }
 
 /// RFC 3339 with as many digits of the second as are needed.
