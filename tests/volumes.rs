@@ -331,6 +331,43 @@ async fn nothing_is_set_up_after_release() -> TestResult {
     lab.close().await
 }
 
+/// Containers of a pod start side by side, and share its files.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root"]
+async fn a_file_of_the_pod_is_written_by_one_of_its_containers() -> TestResult {
+    let lab = Lab::new().await?;
+    for round in 0..50 {
+        let uid = format!("u-{round}");
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "p", "namespace": "shop", "uid": uid},
+            "spec": {
+                "containers": [{"name": "a"}, {"name": "b"}, {"name": "c"}, {"name": "d"}],
+                "dnsConfig": {"nameservers": ["192.0.2.1", "192.0.2.2", "192.0.2.3"]},
+            },
+        }))?;
+        let volumes = lab.of(&pod);
+        volumes.set_up().await?;
+        let starts = pod.spec.iter().flat_map(|spec| &spec.containers);
+        let starts: Vec<_> = starts
+            .map(|container| {
+                let (volumes, pod, container) = (volumes.clone(), pod.clone(), container.clone());
+                tokio::spawn(async move {
+                    let environment = Environment::default();
+                    let mounts = volumes.mounts(&pod, &[], &container, 0, &environment);
+                    mounts.await.map(|mounts| mounts.resolver_limits.len())
+                })
+            })
+            .collect();
+        let mut told = 0;
+        for start in starts {
+            told += start.await??;
+        }
+        assert_eq!(told, 1, "round {round}");
+        volumes.release().await?;
+    }
+    lab.close().await
+}
+
 /// What a container is being made of stays until it has it.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root"]

@@ -4,12 +4,12 @@
 //! What kills it is in test builds only: `cargo test --features test-hooks --test order steps::`.
 #![cfg(feature = "test-hooks")]
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Output};
 
 use vetch::supervision::steps::Step;
 
 use crate::{
-    lab::{Cluster, until, until_none},
+    lab::{Cluster, text, until, until_none},
     supervision::provoke,
 };
 
@@ -98,9 +98,18 @@ impl Lab {
     }
 
     fn create(&mut self) {
+        let created = self.ask_to_create();
+        assert!(created.status.success(), "{}", text(&created));
+    }
+
+    /// The daemon may die before it has answered.
+    fn ask_to_create(&mut self) -> Output {
         self.pods += 1;
         let pod = POD.replace("NAME", &self.name());
-        self.cluster.apply(&pod.replace("MARK", &mark(self.pods)));
+        let file = self.cluster.root.path().join("pod.yaml");
+        fs::write(&file, pod.replace("MARK", &mark(self.pods))).unwrap();
+        self.cluster
+            .kubectl(&format!("create -f {}", file.display()))
     }
 
     /// The next pod, which runs; its UID.
@@ -116,8 +125,14 @@ impl Lab {
     }
 
     fn delete(&self) {
-        self.cluster
-            .ok(&format!("delete pod {} --wait=false", self.name()));
+        let deleted = self.ask_to_delete();
+        assert!(deleted.status.success(), "{}", text(&deleted));
+    }
+
+    /// The daemon may die before it has answered.
+    fn ask_to_delete(&self) -> Output {
+        let line = format!("delete pod {} --wait=false", self.name());
+        self.cluster.kubectl(&line)
     }
 
     /// Orders the daemon's death at the step.
@@ -216,7 +231,7 @@ fn a_pod_survives_the_daemons_death_at_every_step() {
     let mut lab = Lab::new();
     for step in Step::START {
         let daemon = lab.order(step);
-        lab.create();
+        lab.ask_to_create();
         lab.resurrect(daemon, step);
         lab.runs(step);
         let uid = lab.uid();
@@ -226,7 +241,7 @@ fn a_pod_survives_the_daemons_death_at_every_step() {
     for step in Step::END {
         let uid = lab.start();
         let daemon = lab.order(step);
-        lab.delete();
+        lab.ask_to_delete();
         lab.resurrect(daemon, step);
         lab.gone(&uid, &format!("after {step:?}"));
     }

@@ -65,6 +65,8 @@ pub(super) struct Life {
     pub(super) turn: tokio::sync::Mutex<Backoff>,
     /// Held to write the folder, and shared to make a container from what is in it.
     files: Arc<RwLock<()>>,
+    /// Held to write the files that all containers have: they start side by side.
+    managed: Mutex<()>,
     pub(super) news: watch::Sender<News>,
 }
 
@@ -93,6 +95,7 @@ impl Volumes {
             turn: tokio::sync::Mutex::new(refresh::backoff()),
             // Those of the same UID that are still being released come first.
             files: before.map_or_else(Arc::default, |life| life.files.clone()),
+            managed: Mutex::new(()),
             news: watch::channel(News::Nothing).0,
         });
         lives.insert(uid.to_owned(), life.clone());
@@ -244,8 +247,12 @@ impl PodVolumes {
         if self.life.user.is_released() {
             return Err(Error::Released);
         }
+        let life = self.life.clone();
         blocking(move || {
+            let managed = life.managed.lock();
+            let managed = managed.unwrap_or_else(PoisonError::into_inner);
             let prepared = wanted.prepare()?;
+            drop(managed);
             Ok(Mounts {
                 list: prepared.mounts,
                 resolver_limits: prepared.resolver_limits,
