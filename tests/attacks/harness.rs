@@ -202,6 +202,11 @@ impl<'a> Neighbour<'a> {
         assert!(times.len() > 10, "the neighbour did almost nothing");
         times.sort_by(f64::total_cmp);
         let p99 = Duration::from_secs_f64(times[times.len() * 99 / 100]);
+        let slowest = &times[times.len().saturating_sub(8)..];
+        println!(
+            "a neighbour's p99: {p99:?} of {}; slowest: {slowest:.3?}",
+            times.len()
+        );
         assert!(p99 < Self::p99(), "p99 {p99:?} of {}", times.len());
     }
 
