@@ -112,8 +112,10 @@ impl ApiServer {
         }
         if writing.dry_run {
             held.settle(false).await;
-            return self.written(writing, &writing.name, object, old.revision, warnings);
+            return Ok(self.written(writing, &writing.name, object, old.revision, warnings));
         }
+        // The store's bytes have none, and without one they are written as they are here.
+        metadata::of(&mut object).remove("resourceVersion");
         let ends = is_finished(row, &object);
         let (key, expect) = (
             writing.key(&writing.name),
@@ -135,7 +137,7 @@ impl ApiServer {
                 plugin.replaced(row, &was, &object).await;
             }
         }
-        self.written(writing, &writing.name, object, revision, warnings)
+        Ok(self.written(writing, &writing.name, object, revision, warnings))
     }
 
     /// Writes the bytes, if the write's own guards and these hold.
@@ -148,17 +150,11 @@ impl ApiServer {
         object: &Value,
     ) -> Result<u64, Refused> {
         let row = writing.row;
-        let mut stored = object.clone();
-        metadata::of(&mut stored).remove("resourceVersion");
-        if let Some(convert) = row.convert {
-            (convert.to_stored)(&mut stored);
-        }
-        if let Some(custom) = row.custom {
-            let converted = custom.to_stored(self, stored).await;
-            stored = converted.map_err(Refused::Other)?;
-        }
-        let value =
-            serde_json::to_vec(&stored).map_err(|error| Refused::Other(Status::internal(error)))?;
+        let value = match self.stored_form(row, object).await? {
+            Some(stored) => serde_json::to_vec(&stored),
+            None => serde_json::to_vec(object),
+        };
+        let value = value.map_err(|error| Refused::Other(Status::internal(error)))?;
         // Kept for as long as the object is: without the room that the vector had to grow.
         let value = value.into_boxed_slice().into();
         let ttl = (row.storage == "events").then_some(EVENT_TTL);
@@ -172,6 +168,25 @@ impl ApiServer {
             space: space(writing, object),
         })
         .await
+    }
+
+    /// How the object is stored, if that differs from what it is: a copy of a large one is many times as
+    /// large as its bytes.
+    async fn stored_form(&self, row: &Resource, object: &Value) -> Result<Option<Value>, Refused> {
+        let has_revision = object["metadata"].get("resourceVersion").is_some();
+        if !has_revision && row.convert.is_none() && row.custom.is_none() {
+            return Ok(None);
+        }
+        let mut stored = object.clone();
+        metadata::of(&mut stored).remove("resourceVersion");
+        if let Some(convert) = row.convert {
+            (convert.to_stored)(&mut stored);
+        }
+        if let Some(custom) = row.custom {
+            let converted = custom.to_stored(self, stored).await;
+            stored = converted.map_err(Refused::Other)?;
+        }
+        Ok(Some(stored))
     }
 
     pub async fn commit_delete(

@@ -244,7 +244,7 @@ impl ApiServer {
                 plugin.created(row, &object).await;
             }
         }
-        self.written(writing, &name, object, revision, warnings)
+        Ok(self.written(writing, &name, object, revision, warnings))
     }
 
     /// Everything before the commit of a new object: its name, and what is to be stored.
@@ -362,24 +362,22 @@ impl ApiServer {
         mut object: Value,
         revision: u64,
         warnings: Vec<String>,
-    ) -> Result<Written, Status> {
+    ) -> Written {
         let key = writing.key(name);
         let rest = match writing.namespace.as_str() {
             "" => name.to_owned(),
             namespace => format!("{namespace}/{name}"),
         };
-        metadata::of(&mut object).remove("resourceVersion");
-        let bytes = serde_json::to_vec(&object).map_err(Status::internal)?;
-        let mut made = Object::new(key, &rest, &bytes, revision).map_err(Status::internal)?;
-        if revision == 0 {
-            let mut value = (*made.value()).clone();
-            metadata::of(&mut value).remove("resourceVersion");
-            made = made.converted(value);
-        }
-        Ok(Written {
+        let metadata = metadata::of(&mut object);
+        match revision {
+            0 => metadata.remove("resourceVersion"),
+            revision => metadata.insert("resourceVersion".to_owned(), json!(revision.to_string())),
+        };
+        let made = Object::answered(key, &rest, object, revision);
+        Written {
             object: Arc::new(made),
             warnings,
-        })
+        }
     }
 
     fn refuse(&self, writing: &Writing, name: &str, causes: Causes) -> Result<(), Status> {
