@@ -23,6 +23,8 @@ use super::{
     node::{self, Node, Readiness},
     notify::Notifier,
     paths::Paths,
+    preload,
+    registries::ImagesFolder,
 };
 use crate::{
     accepting,
@@ -63,6 +65,9 @@ pub struct Config {
     /// Bytes that the store may hold.
     pub store_quota: usize,
     pub resources: crate::kubelet::settings::ResourceSettings,
+    pub registries: crate::runtime::image::Settings,
+    /// Archives to import at start.
+    pub images: ImagesFolder,
     /// Whether Services may name addresses to take traffic for.
     pub external_ips: ExternalIps,
     /// From Pod Security.
@@ -149,7 +154,9 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     schedule(&running, &handle);
     control_cluster(&running, &handle, &pki);
 
-    let images = Images::open(config.paths.state.clone(), config.paths.runtime()).await?;
+    let (state, run) = (config.paths.state.clone(), config.paths.runtime());
+    let images = Images::open(state, run, config.registries.clone()).await?;
+    import_images(&running, &handle, &images, &config);
     let (stop, mut stopped) = mpsc::channel(1);
     answer_commands(&running, &config.paths, &images, stop)?;
 
@@ -250,6 +257,20 @@ fn answer_commands(
         }
     });
     Ok(())
+}
+
+/// Beside the node's start: a pod that waits for one of the images starts when it has come.
+fn import_images(parts: &Parts, handle: &Handle, images: &Images, config: &Config) {
+    let (images, folder) = (images.clone(), config.images.clone());
+    let (client, node) = (handle.client(own_user()), config.node_name.clone());
+    parts.start("part/image-import", Policy::Restart, move |shutdown| {
+        let import = preload::import(images.clone(), folder.clone(), client.clone(), node.clone());
+        async move {
+            shutdown.run_until_cancelled(import).await;
+            shutdown.cancelled().await;
+            Ok::<(), std::io::Error>(())
+        }
+    });
 }
 
 /// Lets the controllers sign tokens for Secrets without knowing the key.

@@ -84,6 +84,14 @@ impl Paths {
         self.run.join("pods")
     }
 
+    /// Archives of images that the user keeps here; not ours, so that a reset leaves them.
+    pub fn archives(&self) -> PathBuf {
+        match &self.root {
+            None => "/var/lib/vetch-images".into(),
+            Some(root) => root.join("images"),
+        }
+    }
+
     /// Locked while a daemon runs; holds its process id.
     pub fn lock(&self) -> PathBuf {
         self.run.join("vetch.lock")
