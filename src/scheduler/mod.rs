@@ -359,7 +359,7 @@ impl Scheduler {
         let (events, volumes) = (self.events.clone(), self.volumes.clone());
         tokio::spawn(async move {
             let bound = async {
-                if let Err(error) = volumes.bind(&pod, &node).await {
+                if let Err(error) = volumes.bind(&pod, &node, &events).await {
                     let why = format!(
                         "running PreBind plugin \"VolumeBinding\": binding volumes: {}",
                         causes(&error)

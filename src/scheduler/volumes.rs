@@ -14,11 +14,16 @@ use kube::{
 use serde_json::json;
 
 use super::pod::PodInfo;
-use crate::informer::{Informer, Informers, Key};
+use crate::{
+    events::{Level, Recorder},
+    informer::{Informer, Informers, Key},
+};
 
 const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 /// As long as the original waits.
 const BOUND_WITHIN: Duration = Duration::from_secs(600);
+/// The cache may show a claim a moment after the pod that uses it.
+const MISSED_AFTER: Duration = Duration::from_secs(1);
 
 /// Why a pod's volumes are not there.
 #[derive(Debug, thiserror::Error)]
@@ -59,28 +64,50 @@ impl Volumes {
         self.classes.synced().await;
     }
 
-    /// Ends when every claim that waits for its first pod is bound.
-    pub async fn bind(&self, pod: &PodInfo, node: &str) -> Result<(), Error> {
+    /// Ends when every claim that waits for its first pod is bound. A claim that is not there yet is
+    /// waited for too, and missed aloud.
+    pub async fn bind(&self, pod: &PodInfo, node: &str, events: &Recorder) -> Result<(), Error> {
         let names = claims_of(&pod.pod);
         if names.is_empty() {
             return Ok(());
         }
         let bound = async {
             // Subscribed before the first look, so that nothing falls between.
-            let mut changes = self.claims.changes();
-            for key in &names {
-                self.select(pod, key, node).await?;
-            }
+            let (mut changes, mut pods) = (self.claims.changes(), self.pods.changes());
+            let mut missed = false;
             loop {
-                let mut open = false;
+                let (mut open, mut missing) = (false, None);
                 for key in &names {
-                    open |= !self.is_bound(pod, key, node)?;
+                    self.select(pod, key, node).await?;
+                    match self.state(pod, key, node)? {
+                        State::Ready => {}
+                        State::Waits => open = true,
+                        State::Missing => missing = Some(key),
+                    }
                 }
-                if !open || changes.next().await.is_none() {
+                if !open && missing.is_none() {
                     return Ok(());
                 }
-                if !self.is_there(pod) {
-                    // Nobody wants it any more: its binding will be refused.
+                let changed = async {
+                    tokio::select! {
+                        change = changes.next() => change.is_some(),
+                        change = pods.next() => change.is_some(),
+                    }
+                };
+                let goes_on = match missing.filter(|_| !missed) {
+                    None => changed.await,
+                    Some(key) => match tokio::time::timeout(MISSED_AFTER, changed).await {
+                        Ok(goes_on) => goes_on,
+                        Err(_) => {
+                            missed = true;
+                            let text = format!("persistentvolumeclaim {:?} not found", key.name);
+                            events.record(&*pod.pod, Level::Warning, "FailedScheduling", text);
+                            true
+                        }
+                    },
+                };
+                // Nobody wants it any more: its binding will be refused.
+                if !goes_on || !self.is_there(pod) {
                     return Ok(());
                 }
             }
@@ -130,23 +157,30 @@ impl Volumes {
             })
     }
 
-    /// Whether the pod need not wait for the claim, as far as the cache shows.
-    fn is_bound(&self, pod: &PodInfo, key: &Key, node: &str) -> Result<bool, Error> {
-        let changed = |why| Error::Changed {
-            claim: key.clone(),
-            why,
-        };
+    /// What of the claim the pod has to wait for, as far as the cache shows.
+    fn state(&self, pod: &PodInfo, key: &Key, node: &str) -> Result<State, Error> {
         let Some(claim) = self.claims.get(key) else {
-            return Err(changed("is gone"));
+            return Ok(State::Missing);
         };
         if self.waiting(pod, key).is_none() {
-            return Ok(true);
+            return Ok(State::Ready);
         }
         match claim.annotations().get(SELECTED_NODE) {
-            Some(selected) if selected != node => Err(changed("was given to another node")),
-            _ => Ok(false),
+            Some(selected) if selected != node => Err(Error::Changed {
+                claim: key.clone(),
+                why: "was given to another node",
+            }),
+            _ => Ok(State::Waits),
         }
     }
+}
+
+/// What a pod has to expect of a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Ready,
+    Waits,
+    Missing,
 }
 
 /// Names of the claims that the pod uses, of those made for it alone too.
