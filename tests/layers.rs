@@ -7,16 +7,26 @@ use std::{
 };
 
 /// What each part of `src` may use of the others. `cli` may use everything.
-const ALLOWED: [(&str, &[&str]); 19] = [
+const ALLOWED: [(&str, &[&str]); 20] = [
     ("accepting", &[]),
     ("addresses", &[]),
     ("allocator", &[]),
     (
         "apiserver",
-        &["addresses", "allocator", "listener", "store", "pki"],
+        &[
+            "addresses",
+            "allocator",
+            "listener",
+            "local_volumes",
+            "store",
+            "pki",
+        ],
     ),
     ("cel", &[]),
-    ("controllers", &["events", "informer", "placement"]),
+    (
+        "controllers",
+        &["events", "informer", "local_volumes", "placement"],
+    ),
     ("dns", &["accepting", "addresses", "informer"]),
     ("events", &[]),
     ("informer", &[]),
@@ -32,10 +42,12 @@ const ALLOWED: [(&str, &[&str]); 19] = [
             "events",
             "listener",
             "informer",
+            "local_volumes",
             "pki",
             "placement",
         ],
     ),
+    ("local_volumes", &[]),
     ("own_ports", &[]),
     ("pki", &[]),
     ("placement", &[]),
