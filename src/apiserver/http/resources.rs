@@ -21,13 +21,13 @@ use crate::apiserver::{
     encode::{self, Frames},
     negotiate::{ANSWERS, Format, OBJECTS},
     patch::PatchType,
-    query::FieldValidation,
+    query::{self, FieldValidation, agent_manager},
     registry::{Resource, Subresource},
     request::{Attributes, Target},
     selector::Selection,
     server::ApiServer,
     special::Call,
-    status::{Cause, CauseType, Reason, Status},
+    status::{CauseType, Reason, Status},
     streaming::Forward,
     verbs::{self, Deleted, ListOptions, Missing, WatchOptions},
     write::{Writing, Written},
@@ -140,15 +140,20 @@ impl Frontend {
         path: ResourcePath,
         operation: Operation,
     ) -> Result<Response<Body>, Status> {
+        let query = &incoming.query;
+        let options = operation.options();
         let writing = Writing {
             user: incoming.user.clone(),
             row: path.row,
             subresource: path.subresource.clone(),
             namespace: path.namespace.clone(),
             name: path.name.clone().unwrap_or_default(),
-            dry_run: incoming.query.dry_run()?,
-            validation: incoming.query.field_validation()?,
-            manager: incoming.manager(),
+            dry_run: query.dry_run(options)?,
+            validation: query.field_validation(options)?,
+            manager: match query.field_manager(options)? {
+                Some(name) => name.to_owned(),
+                None => incoming.agent(),
+            },
             applies: false,
             exempt: false,
             guards: Vec::new(),
@@ -174,13 +179,13 @@ impl Frontend {
             (Operation::Delete, None) => self.delete(&incoming, &writing, body).await,
             (Operation::Update, None) => {
                 self.allow(&path, "update")?;
-                let (value, duplicates) = decode(&incoming.headers, body, path.row.type_name)?;
+                let (value, complaints) = decode(&incoming.headers, body, path.row.type_name)?;
                 let missing = match path.row.behaviour.create_on_update {
                     true => self.missing(&incoming, &writing).await?,
                     false => Missing::Refuse,
                 };
                 let written =
-                    verbs::update(&self.server, &writing, value, duplicates, missing).await?;
+                    verbs::update(&self.server, &writing, value, complaints, missing).await?;
                 one(&incoming, path.row, 200, written)
             }
             (Operation::Patch, None) => {
@@ -191,6 +196,7 @@ impl Frontend {
                 if kind == PatchType::Apply {
                     return self.apply(&incoming, writing, &body).await;
                 }
+                not_forced(&incoming)?;
                 one(
                     &incoming,
                     path.row,
@@ -385,8 +391,8 @@ impl Frontend {
         if subresource.is_some() || !writing.name.is_empty() || !row.verbs.contains(&"create") {
             return Err(not_allowed(&path_of(writing)));
         }
-        let (value, duplicates) = decode(&incoming.headers, body, row.type_name)?;
-        let written = verbs::create(&self.server, writing, value, duplicates, Vec::new()).await?;
+        let (value, complaints) = decode(&incoming.headers, body, row.type_name)?;
+        let written = verbs::create(&self.server, writing, value, complaints, Vec::new()).await?;
         one(incoming, row, 201, written)
     }
 
@@ -556,6 +562,7 @@ impl Frontend {
                         let force = incoming.query.flag("force");
                         verbs::apply_scale(server, &writing, paths, &body, force).await?
                     } else {
+                        not_forced(incoming)?;
                         verbs::patch_scale(server, writing, paths, kind, &body).await?
                     }
                 }
@@ -587,8 +594,8 @@ impl Frontend {
                 warnings: Vec::new(),
             },
             "update" => {
-                let (value, duplicates) = decode(&incoming.headers, body, path.row.type_name)?;
-                verbs::update(server, writing, value, duplicates, Missing::Refuse).await?
+                let (value, complaints) = decode(&incoming.headers, body, path.row.type_name)?;
+                verbs::update(server, writing, value, complaints, Missing::Refuse).await?
             }
             _ => {
                 let kind = PatchType::parse(
@@ -597,6 +604,7 @@ impl Frontend {
                 if kind == PatchType::Apply {
                     return self.apply(incoming, writing.clone(), &body).await;
                 }
+                not_forced(incoming)?;
                 verbs::patch(server, writing, kind, &body).await?
             }
         };
@@ -605,19 +613,14 @@ impl Frontend {
 }
 
 impl Incoming {
-    /// Who owns the fields that this request sets: by parameter, or by the client's name.
-    fn manager(&self) -> String {
-        let named = self
-            .query
-            .get("fieldManager")
-            .filter(|name| !name.is_empty());
-        let agent = header_text(&self.headers, &header::USER_AGENT).unwrap_or_default();
-        let name = named.unwrap_or_else(|| agent.split('/').next().unwrap_or_default());
-        let name: String = name.chars().take(128).collect();
-        if name.is_empty() {
-            "unknown".to_owned()
-        } else {
-            name
+    /// Who owns the fields that this request sets, where it does not say.
+    fn agent(&self) -> String {
+        match (
+            self.component,
+            header_text(&self.headers, &header::USER_AGENT),
+        ) {
+            (Some(component), _) => component.to_owned(),
+            (None, agent) => agent_manager(agent.unwrap_or_default()),
         }
     }
 }
@@ -631,17 +634,24 @@ fn named_manager(incoming: &Incoming) -> Result<(), Status> {
     {
         return Ok(());
     }
-    let cause = Cause {
-        reason: CauseType::FieldValueRequired,
-        message: "Required value: is required for apply patch".to_owned(),
-        field: "fieldManager".to_owned(),
-    };
-    Err(Status::invalid(
-        "meta.k8s.io",
+    let message = "Required value: is required for apply patch".to_owned();
+    let reason = CauseType::FieldValueRequired;
+    Err(query::invalid(
         "PatchOptions",
-        "",
-        vec![cause],
+        "fieldManager",
+        reason,
+        message,
     ))
+}
+
+/// Only who applies may force.
+fn not_forced(incoming: &Incoming) -> Result<(), Status> {
+    if incoming.query.get("force").is_none() {
+        return Ok(());
+    }
+    let message = "Forbidden: may not be specified for non-apply patch".to_owned();
+    let reason = CauseType::FieldValueForbidden;
+    Err(query::invalid("PatchOptions", "force", reason, message))
 }
 
 /// Questions about rights and identities change nothing, so there is nothing to admit.
