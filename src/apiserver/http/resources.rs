@@ -12,7 +12,7 @@ use super::{
     Body, Frontend, Incoming, ResourcePath, answer,
     asked::{Operation, Passed},
     body::{Read, body_type, decode, delete_options, fill_kind, read},
-    connect, header_text, not_allowed,
+    components, connect, header_text, not_allowed,
     reply::{cut, in_pieces, offer, one, respond, warned, watch_offer},
 };
 use crate::apiserver::{
@@ -43,6 +43,9 @@ const RETURN_DELETED: [&str; 7] = [
     "resourcequotas",
     "podtemplates",
 ];
+
+/// Told to who deletes a Job without a word about its pods.
+const JOB_ORPHANS: &str = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning";
 
 /// A request whose document takes more memory than this, or reads larger objects, is heavy.
 const HEAVY_BYTES: usize = 256 << 10;
@@ -248,6 +251,15 @@ impl Frontend {
     ) -> Result<Response<Body>, Status> {
         self.allow(path, "get")?;
         let name = path.name.as_deref().unwrap_or_default();
+        if components::is_one(path.row) {
+            let page = components::list(path.row, &self.parts.look().await)?;
+            let mut all = page.objects.into_iter();
+            let object = all.find(|object| &*object.name == name);
+            let row = path.row;
+            let object = object.ok_or_else(|| Status::not_found(row.group, row.plural, name))?;
+            let warnings = vec![components::DEPRECATED.to_owned()];
+            return one(incoming, row, 200, Written { object, warnings });
+        }
         let object = self.server.read(path.row, &path.namespace, name).await?;
         let wanted = incoming.wanted(offer(path.row))?;
         if object.is_large() && encode::is_plain_json(wanted) {
@@ -276,6 +288,14 @@ impl Frontend {
         self.allow(path, "list")?;
         let options = ListOptions::parse(path.row, selection, &incoming.query)?;
         let wanted = incoming.wanted(offer(path.row))?;
+        if components::is_one(path.row) {
+            let mut page = components::list(path.row, &self.parts.look().await)?;
+            page.objects
+                .retain(|object| options.selector.matches(path.row, object));
+            let encoded = encode::list(path.row, &page, wanted, incoming.include()?)?;
+            let warnings = [components::DEPRECATED.to_owned()];
+            return Ok(respond(incoming, 200, encoded, &warnings));
+        }
         let page = verbs::list(&self.server, path.row, &path.namespace, &options).await?;
         let include = incoming.include()?;
         let size: usize = page.objects.iter().map(|object| object.size).sum();
@@ -492,6 +512,12 @@ impl Frontend {
         let row = writing.row;
         let (writing, options) = self.deletion(incoming, writing, "delete", body)?;
         let deleted = verbs::delete(&self.server, &writing, &options).await?;
+        let says = |name: &str| options.get(name).is_some_and(|value| !value.is_null());
+        let unsaid = !says("propagationPolicy") && !says("orphanDependents");
+        let warnings = match row.plural {
+            "jobs" if unsaid => vec![JOB_ORPHANS.to_owned()],
+            _ => Vec::new(),
+        };
         match deleted {
             Deleted::Gone(object) if !RETURN_DELETED.contains(&row.plural) => {
                 let status = json!({
@@ -503,7 +529,7 @@ impl Frontend {
                     "io.k8s.apimachinery.pkg.apis.meta.v1.Status",
                     incoming.wanted(OBJECTS)?.format,
                 )?;
-                Ok(respond(incoming, 200, encoded, &[]))
+                Ok(respond(incoming, 200, encoded, &warnings))
             }
             deleted => one(
                 incoming,
@@ -511,7 +537,7 @@ impl Frontend {
                 200,
                 Written {
                     object: deleted.object().clone(),
-                    warnings: Vec::new(),
+                    warnings,
                 },
             ),
         }

@@ -4,7 +4,7 @@ use super::{entry::Owner, set::Set};
 use crate::apiserver::status::{Cause, CauseType, Details, Reason, Status};
 
 /// Conflicts named at most; how many there are is said.
-const MAX_NAMED: usize = 100;
+pub const MAX_NAMED: usize = 100;
 
 /// What one other owns.
 #[derive(Clone, Debug)]

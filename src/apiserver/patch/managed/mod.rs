@@ -640,7 +640,10 @@ mod tests {
                 .starts_with("Apply failed with 50000 conflicts: ")
         );
         assert!(refused.message.ends_with("and 49900 more"));
-        assert_eq!(refused.details.expect("details").causes.len(), MAX_NAMED);
+        assert_eq!(
+            refused.details.expect("details").causes.len(),
+            conflict::MAX_NAMED
+        );
         let again = apply(row, Some(&made), &map("b"), by("me"), false).expect("its own");
         assert_eq!(again["data"]["k7"], "b");
         let took = crate::testing::cpu_time() - begun;
