@@ -119,8 +119,8 @@ impl Writing {
         complaints: &[String],
         warnings: &mut Vec<String>,
     ) -> Result<(), Status> {
-        let text = match self.validation {
-            FieldValidation::Strict => object.to_string(),
+        let text: String = match self.validation {
+            FieldValidation::Strict => object.to_string().chars().take(MAX_QUOTED).collect(),
             _ => String::new(),
         };
         let unknown = self.fit(object)?;
@@ -213,6 +213,9 @@ pub fn fit(row: &Resource, object: &mut Value) -> Result<Vec<String>, Status> {
     }
     Ok(unknown)
 }
+
+/// Characters of an object that an answer quotes, so that there is room for what is wrong with it.
+const MAX_QUOTED: usize = 400;
 
 /// Items of all lists of one object. Each gets defaults of its own, so that ever so many small ones
 /// would become a huge object.
@@ -485,6 +488,7 @@ impl ApiServer {
         }
         // A plugin of somebody else's may make nonsense of them.
         if let Some(owners) = owners
+            && object["metadata"]["managedFields"] != owners
             && !managed::are_sound(object)
         {
             metadata::of(object).insert("managedFields".to_owned(), owners);
