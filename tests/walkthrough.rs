@@ -22,11 +22,22 @@ fn kubectl_moves_from_client_side_apply() {
     let owners = || {
         let path = "{range .metadata.managedFields[*]}{.manager} {.operation} {.subresource};{end}";
         let path = format!("jsonpath={path}");
-        cluster.ok_with(&["get", "deployment", "web", "--show-managed-fields", "-o", &path])
+        cluster.ok_with(&[
+            "get",
+            "deployment",
+            "web",
+            "--show-managed-fields",
+            "-o",
+            &path,
+        ])
     };
     write(0);
     cluster.ok_with(&["apply", "-f", manifest]);
-    assert!(owners().contains("kubectl-client-side-apply Update ;"), "{}", owners());
+    assert!(
+        owners().contains("kubectl-client-side-apply Update ;"),
+        "{}",
+        owners()
+    );
     write(1);
     cluster.ok_with(&["apply", "--server-side", "-f", manifest]);
     let after = owners();
@@ -38,10 +49,18 @@ fn kubectl_moves_from_client_side_apply() {
     assert!(!refused.status.success());
     let said = text(&refused);
     assert!(
-        said.contains("conflict with \"kubectl\" with subresource \"scale\" using apps/v1: .spec.replicas"),
+        said.contains(
+            "conflict with \"kubectl\" with subresource \"scale\" using apps/v1: .spec.replicas"
+        ),
         "{said}"
     );
-    cluster.ok_with(&["apply", "--server-side", "--force-conflicts", "-f", manifest]);
+    cluster.ok_with(&[
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        "-f",
+        manifest,
+    ]);
     assert!(!owners().contains("scale"), "{}", owners());
     // And back.
     write(0);

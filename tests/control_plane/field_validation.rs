@@ -60,7 +60,9 @@ async fn define(lab: &Lab, schema: Value) -> TestResult {
         "versions": [{"name": "v1beta1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}}]}}),
     )?;
     let definitions: Api<CustomResourceDefinition> = Api::all(lab.client.clone());
-    definitions.create(&PostParams::default(), &definition).await?;
+    definitions
+        .create(&PostParams::default(), &definition)
+        .await?;
     let path = "/apis/mygroup.example.com/v1beta1/noxus";
     until("the definition is served", || async {
         let answer = send(&lab.client, ("GET", path), "application/json", "").await;
@@ -98,7 +100,10 @@ async fn apply(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn should_detect_unknown_and_duplicate_fields_of_a_typed_object() -> TestResult {
-    let body = deployment("", r#""unknownField": "foo", "replicas": 2, "replicas": 3,"#);
+    let body = deployment(
+        "",
+        r#""unknownField": "foo", "replicas": 2, "replicas": 3,"#,
+    );
     let message = strict_create(body).await?;
     let want = r#"strict decoding error: unknown field "spec.unknownField", duplicate field "spec.replicas""#;
     assert!(message.contains(want), "{message}");
@@ -126,7 +131,11 @@ async fn should_create_or_apply_a_valid_cr_for_crd_with_validation_schema() -> T
 async fn should_create_or_apply_a_cr_with_unknown_fields_for_crd_with_no_validation_schema()
 -> TestResult {
     let lab = Lab::new().await?;
-    define(&lab, json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})).await?;
+    define(
+        &lab,
+        json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}),
+    )
+    .await?;
     let (code, text, _) = apply(&lab, "Strict", ("", "", "  unknown: uk1\n")).await?;
     assert_eq!(code, 201, "{text}");
     Ok(())
@@ -209,7 +218,9 @@ async fn should_detect_duplicates_in_a_cr_when_preserving_unknown_fields() -> Te
     let (code, text, warnings) = apply(&lab, "Warn", twice).await?;
     assert_eq!(code, 201, "{text}");
     assert!(
-        warnings.iter().any(|warning| warning.contains("line 11: key")),
+        warnings
+            .iter()
+            .any(|warning| warning.contains("line 11: key")),
         "{warnings:?}"
     );
     let (code, text, warnings) = apply(&lab, "Ignore", twice).await?;
@@ -232,17 +243,26 @@ async fn patches_are_as_strict_as_asked() -> TestResult {
         (
             "application/json-patch+json",
             r#"[{"op": "add", "op": "add", "path": "/spec/unknown", "value": 1}]"#,
-            [r#"json patch duplicate field \"[0].op\""#, r#"unknown field \"spec.unknown\""#],
+            [
+                r#"json patch duplicate field \"[0].op\""#,
+                r#"unknown field \"spec.unknown\""#,
+            ],
         ),
         (
             "application/merge-patch+json",
             r#"{"spec": {"unknown": 1, "paused": false, "paused": true}}"#,
-            [r#"duplicate field \"spec.paused\""#, r#"unknown field \"spec.unknown\""#],
+            [
+                r#"duplicate field \"spec.paused\""#,
+                r#"unknown field \"spec.unknown\""#,
+            ],
         ),
         (
             "application/strategic-merge-patch+json",
             r#"{"spec": {"unknown": 1, "paused": false, "paused": true}}"#,
-            [r#"duplicate field \"spec.paused\""#, r#"unknown field \"spec.unknown\""#],
+            [
+                r#"duplicate field \"spec.paused\""#,
+                r#"unknown field \"spec.unknown\""#,
+            ],
         ),
     ] {
         let how = ("PATCH", one("Strict"));
@@ -263,7 +283,8 @@ async fn patches_are_as_strict_as_asked() -> TestResult {
         let (code, _, warnings) = send(&lab.client, (how.0, &how.1), content_type, body).await?;
         assert_eq!((code, warnings.len()), (200, 0), "{content_type}");
     }
-    let body = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: m\n  x: y\ndata:\n  a: b\n  a: c\n";
+    let body =
+        "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: m\n  x: y\ndata:\n  a: b\n  a: c\n";
     let path = "/api/v1/namespaces/default/configmaps?fieldValidation=";
     let strict = ("POST", format!("{path}Strict"));
     let (code, text, _) =

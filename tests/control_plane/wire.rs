@@ -16,7 +16,10 @@ async fn ask(
     body: impl ToString,
 ) -> Result<(u16, Value), Box<dyn Error + Send + Sync>> {
     let (code, text, _) = send(&lab.client, how, content_type, body.to_string()).await?;
-    Ok((code, serde_json::from_str(&text).unwrap_or(Value::String(text))))
+    Ok((
+        code,
+        serde_json::from_str(&text).unwrap_or(Value::String(text)),
+    ))
 }
 
 /// Manager, operation and subresource of each entry, with its fields.
@@ -58,21 +61,36 @@ async fn every_write_is_followed() -> TestResult {
     assert_eq!(sorted(&put), ["maker Update", "putter Update"]);
     let patch = json!({"data": {"b": "2"}});
     let (_, merged) = ask(&lab, ("PATCH", &one("merger")), MERGE, &patch).await?;
-    assert_eq!(sorted(&merged), ["maker Update", "merger Update", "putter Update"]);
+    assert_eq!(
+        sorted(&merged),
+        ["maker Update", "merger Update", "putter Update"]
+    );
     let patch = json!({"data": {"c": "1"}});
     let strategic = "application/strategic-merge-patch+json";
     let (_, patched) = ask(&lab, ("PATCH", &one("strategic")), strategic, &patch).await?;
     let own = json!({"f:data": {"f:c": {}}});
-    assert!(owners(&patched).contains(&("strategic Update".to_owned(), own)), "{patched}");
+    assert!(
+        owners(&patched).contains(&("strategic Update".to_owned(), own)),
+        "{patched}"
+    );
     let patch = json!([{"op": "test", "path": "/metadata/deletionTimestamp", "value": null},
         {"op": "add", "path": "/metadata/finalizers", "value": ["a.b/c"]}, {"op": "remove", "path": "/metadata/finalizers"},
         {"op": "add", "path": "/data/d", "value": "1"}]);
     let json_patch = "application/json-patch+json";
     let (code, patched) = ask(&lab, ("PATCH", &one("json")), json_patch, &patch).await?;
     assert_eq!(code, 200, "{patched}");
-    assert!(names(&patched).contains(&"json Update".to_owned()), "{patched}");
+    assert!(
+        names(&patched).contains(&"json Update".to_owned()),
+        "{patched}"
+    );
     // What changes nothing changes nothing.
-    let (_, same) = ask(&lab, ("PATCH", &one("nobody")), MERGE, json!({"data": {"d": "1"}})).await?;
+    let (_, same) = ask(
+        &lab,
+        ("PATCH", &one("nobody")),
+        MERGE,
+        json!({"data": {"d": "1"}}),
+    )
+    .await?;
     assert_eq!(same, patched);
     // Applied beside them; a second time it is the same.
     let apply = "application/apply-patch+yaml";
@@ -90,16 +108,28 @@ async fn every_write_is_followed() -> TestResult {
     );
     let forced = one("other") + "&force=true";
     let (_, forced) = ask(&lab, ("PATCH", &forced), apply, &config).await?;
-    assert!(!names(&forced).contains(&"merger Update".to_owned()), "{forced}");
+    assert!(
+        !names(&forced).contains(&"merger Update".to_owned()),
+        "{forced}"
+    );
     // The list may be emptied; then nobody is followed until somebody applies.
     let patch = json!({"metadata": {"managedFields": [{}]}});
     let (_, reset) = ask(&lab, ("PATCH", &one("resetter")), MERGE, &patch).await?;
     assert!(owners(&reset).is_empty(), "{reset}");
-    let (_, next) = ask(&lab, ("PATCH", &one("late")), MERGE, json!({"data": {"a": "9"}})).await?;
+    let (_, next) = ask(
+        &lab,
+        ("PATCH", &one("late")),
+        MERGE,
+        json!({"data": {"a": "9"}}),
+    )
+    .await?;
     assert!(owners(&next).is_empty(), "{next}");
     let config = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": {"a": "9"}});
     let (_, applied) = ask(&lab, ("PATCH", &one("applier")), apply, &config).await?;
-    assert_eq!(names(&applied), ["applier Apply", "before-first-apply Update"]);
+    assert_eq!(
+        names(&applied),
+        ["applier Apply", "before-first-apply Update"]
+    );
     let (code, refused) = ask(&lab, ("PATCH", &one(&"x".repeat(129))), MERGE, "{}").await?;
     assert_eq!((code, &refused["reason"]), (422, &json!("Invalid")));
     let (code, _) = ask(&lab, ("PATCH", &(one("x") + "&force=true")), MERGE, "{}").await?;
@@ -118,9 +148,18 @@ async fn parts_of_an_object_have_owners_of_their_own() -> TestResult {
         wanted
     };
     let all = "/apis/apps/v1/namespaces/default/deployments";
-    let (code, made) = ask(&lab, ("POST", &format!("{all}?fieldManager=maker")), JSON, &wanted).await?;
+    let (code, made) = ask(
+        &lab,
+        ("POST", &format!("{all}?fieldManager=maker")),
+        JSON,
+        &wanted,
+    )
+    .await?;
     assert_eq!(code, 201, "{made}");
-    assert_eq!(made["metadata"]["managedFields"][0]["apiVersion"], "apps/v1");
+    assert_eq!(
+        made["metadata"]["managedFields"][0]["apiVersion"],
+        "apps/v1"
+    );
     let scale = format!("{all}/web/scale?fieldManager=scaler");
     let patch = json!({"spec": {"replicas": 2}});
     let (code, scaled) = ask(&lab, ("PATCH", &scale), MERGE, &patch).await?;
@@ -134,8 +173,14 @@ async fn parts_of_an_object_have_owners_of_their_own() -> TestResult {
         let mut found = owned.iter().filter(|owner| owner.0 == who);
         found.next().map(|owner| owner.1.clone())
     };
-    assert_eq!(fields("scaler Update scale"), Some(json!({"f:spec": {"f:replicas": {}}})));
-    assert_eq!(fields("teller Update status"), Some(json!({"f:status": {"f:collisionCount": {}}})));
+    assert_eq!(
+        fields("scaler Update scale"),
+        Some(json!({"f:spec": {"f:replicas": {}}}))
+    );
+    assert_eq!(
+        fields("teller Update status"),
+        Some(json!({"f:status": {"f:collisionCount": {}}}))
+    );
     assert!(fields("maker Update").is_some_and(|set| set["f:spec"]["f:replicas"].is_null()));
     // Our own controllers go the same way, under the original's names.
     until("the controller tells how it goes", || async {
@@ -167,7 +212,13 @@ async fn a_dry_run_of_a_name_that_is_taken_is_a_conflict() -> TestResult {
     assert_eq!(code, 201, "nothing was stored");
     let (code, refused) = ask(&lab, ("POST", &path), JSON, &map).await?;
     assert_eq!((code, &refused["reason"]), (409, &json!("AlreadyExists")));
-    let (code, refused) = ask(&lab, ("POST", &format!("{CONFIGMAPS}?dryRun=Some")), JSON, &map).await?;
+    let (code, refused) = ask(
+        &lab,
+        ("POST", &format!("{CONFIGMAPS}?dryRun=Some")),
+        JSON,
+        &map,
+    )
+    .await?;
     assert_eq!(code, 422);
     let message = "CreateOptions.meta.k8s.io \"\" is invalid: dryRun: Unsupported value: \"Some\": supported values: \"All\"";
     assert_eq!(refused["message"], message);
@@ -180,7 +231,9 @@ async fn what_becomes_of_dependents_nobody_spoke_of() -> TestResult {
     let controllers: Api<ReplicationController> = lab.api("default");
     let mut controller = workload("rc", json!({"replicas": 1}));
     controller["spec"]["selector"] = json!({"app": "rc"});
-    controllers.create(&PostParams::default(), &object(controller)?).await?;
+    controllers
+        .create(&PostParams::default(), &object(controller)?)
+        .await?;
     let jobs: Api<Job> = lab.api("default");
     let job = json!({"metadata": {"name": "j"}, "spec": {"template": {"spec": {
         "restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}}});
@@ -193,7 +246,9 @@ async fn what_becomes_of_dependents_nobody_spoke_of() -> TestResult {
     let path = "/apis/batch/v1/namespaces/default/jobs/j";
     let (code, text, warnings) = send(&lab.client, ("DELETE", path), JSON, "").await?;
     assert_eq!(code, 200, "{text}");
-    let warned = warnings.iter().any(|warning| warning.contains("child pods are preserved by default"));
+    let warned = warnings
+        .iter()
+        .any(|warning| warning.contains("child pods are preserved by default"));
     assert!(warned, "{warnings:?}");
     let path = "/api/v1/namespaces/default/replicationcontrollers/rc";
     let (code, text, _) = send(&lab.client, ("DELETE", path), JSON, "").await?;
@@ -221,22 +276,42 @@ async fn pages_and_what_remains_are_the_whole() -> TestResult {
     let (_, first) = ask(&lab, ("GET", &list), JSON, "").await?;
     assert_eq!(first["metadata"]["remainingItemCount"], json!(total - 2));
     // What is made in between is in none of the pages.
-    ask(&lab, ("POST", CONFIGMAPS), JSON, json!({"metadata": {"name": "m9"}})).await?;
+    ask(
+        &lab,
+        ("POST", CONFIGMAPS),
+        JSON,
+        json!({"metadata": {"name": "m9"}}),
+    )
+    .await?;
     let mut page = first.clone();
     let mut seen = 2;
-    while let Some(next) = page["metadata"]["continue"].as_str().filter(|next| !next.is_empty()) {
+    while let Some(next) = page["metadata"]["continue"]
+        .as_str()
+        .filter(|next| !next.is_empty())
+    {
         let path = format!("{list}&continue={next}");
         let (code, following) = ask(&lab, ("GET", &path), JSON, "").await?;
         assert_eq!(code, 200, "{following}");
-        assert_eq!(following["metadata"]["resourceVersion"], first["metadata"]["resourceVersion"]);
+        assert_eq!(
+            following["metadata"]["resourceVersion"],
+            first["metadata"]["resourceVersion"]
+        );
         seen += following["items"].as_array().map_or(0, Vec::len);
-        let left = following["metadata"]["remainingItemCount"].as_u64().unwrap_or(0);
+        let left = following["metadata"]["remainingItemCount"]
+            .as_u64()
+            .unwrap_or(0);
         assert_eq!(seen as u64 + left, total as u64);
         page = following;
     }
     assert_eq!(seen, total);
     // With a selector nobody counts.
-    let (_, some) = ask(&lab, ("GET", &format!("{list}&labelSelector=p%3Dq")), JSON, "").await?;
+    let (_, some) = ask(
+        &lab,
+        ("GET", &format!("{list}&labelSelector=p%3Dq")),
+        JSON,
+        "",
+    )
+    .await?;
     assert!(some["metadata"]["remainingItemCount"].is_null());
     Ok(())
 }
@@ -245,7 +320,12 @@ async fn pages_and_what_remains_are_the_whole() -> TestResult {
 async fn documents_are_those_of_the_original() -> TestResult {
     let lab = Lab::new().await?;
     let (_, root) = ask(&lab, ("GET", "/"), JSON, "").await?;
-    let paths: Vec<&str> = root["paths"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let paths: Vec<&str> = root["paths"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     for path in [
         "/api/v1",
         "/apis/apps",
@@ -264,11 +344,25 @@ async fn documents_are_those_of_the_original() -> TestResult {
     for path in ["/.well-known/openid-configuration", "/openid/v1/jwks"] {
         let request = http::Request::get(path).body(kube::client::Body::empty())?;
         let answer = lab.client.send(request).await?;
-        assert_eq!(answer.headers()["cache-control"], "public, max-age=3600", "{path}");
+        assert_eq!(
+            answer.headers()["cache-control"],
+            "public, max-age=3600",
+            "{path}"
+        );
     }
-    for (method, path) in [("POST", "/version"), ("DELETE", "/apis"), ("PATCH", "/healthz"), ("PUT", "/api/v1"), ("POST", "/openapi/v2")] {
+    for (method, path) in [
+        ("POST", "/version"),
+        ("DELETE", "/apis"),
+        ("PATCH", "/healthz"),
+        ("PUT", "/api/v1"),
+        ("POST", "/openapi/v2"),
+    ] {
         let (code, refused) = ask(&lab, (method, path), JSON, "").await?;
-        assert_eq!((code, &refused["reason"]), (405, &json!("MethodNotAllowed")), "{method} {path}");
+        assert_eq!(
+            (code, &refused["reason"]),
+            (405, &json!("MethodNotAllowed")),
+            "{method} {path}"
+        );
     }
     for name in ["ping", "log", "etcd"] {
         for endpoint in ["healthz", "livez", "readyz"] {
@@ -276,24 +370,53 @@ async fn documents_are_those_of_the_original() -> TestResult {
             assert_eq!((code, said), (200, json!("ok")), "{endpoint} {name}");
         }
     }
-    let (_, text, _) = send(&lab.client, ("GET", "/api/v1/namespaces/default/pods/x"), JSON, "").await?;
+    let (_, text, _) = send(
+        &lab.client,
+        ("GET", "/api/v1/namespaces/default/pods/x"),
+        JSON,
+        "",
+    )
+    .await?;
     assert_eq!(
         text,
         "{\"kind\":\"Status\",\"apiVersion\":\"v1\",\"metadata\":{},\"status\":\"Failure\",\"message\":\"pods \\\"x\\\" not found\",\"reason\":\"NotFound\",\"details\":{\"name\":\"x\",\"kind\":\"pods\"},\"code\":404}\n"
     );
-    let (code, list, warnings) = send(&lab.client, ("GET", "/api/v1/componentstatuses"), JSON, "").await?;
+    let (code, list, warnings) =
+        send(&lab.client, ("GET", "/api/v1/componentstatuses"), JSON, "").await?;
     assert_eq!(code, 200, "{list}");
-    assert_eq!(warnings, ["299 - \"v1 ComponentStatus is deprecated in v1.19+\""]);
+    assert_eq!(
+        warnings,
+        ["299 - \"v1 ComponentStatus is deprecated in v1.19+\""]
+    );
     let list: Value = serde_json::from_str(&list)?;
     assert_eq!(list["kind"], "ComponentStatusList");
     assert_eq!(list["items"].as_array().map(Vec::len), Some(3));
-    let (_, one) = ask(&lab, ("GET", "/api/v1/componentstatuses/scheduler"), JSON, "").await?;
-    assert_eq!(one["conditions"], json!([{"type": "Healthy", "status": "True", "message": "ok"}]));
+    let (_, one) = ask(
+        &lab,
+        ("GET", "/api/v1/componentstatuses/scheduler"),
+        JSON,
+        "",
+    )
+    .await?;
+    assert_eq!(
+        one["conditions"],
+        json!([{"type": "Healthy", "status": "True", "message": "ok"}])
+    );
     let (code, _) = ask(&lab, ("GET", "/api/v1/componentstatuses/x"), JSON, "").await?;
     assert_eq!(code, 404);
     let pod = json!({"metadata": {"name": "Bad_Name"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
-    let (code, refused) = ask(&lab, ("POST", "/api/v1/namespaces/default/pods"), JSON, &pod).await?;
+    let (code, refused) = ask(
+        &lab,
+        ("POST", "/api/v1/namespaces/default/pods"),
+        JSON,
+        &pod,
+    )
+    .await?;
     assert_eq!(code, 422);
-    assert_eq!(refused["details"]["causes"].as_array().map(Vec::len), Some(1), "{refused}");
+    assert_eq!(
+        refused["details"]["causes"].as_array().map(Vec::len),
+        Some(1),
+        "{refused}"
+    );
     Ok(())
 }

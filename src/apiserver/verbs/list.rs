@@ -317,7 +317,10 @@ mod tests {
         let server = crate::apiserver::testing::Server::start().await;
         for at in 0..7 {
             let map = json!({"metadata": {"name": format!("m{at}")}});
-            server.create("configmaps", "default", map).await.expect("made");
+            server
+                .create("configmaps", "default", map)
+                .await
+                .expect("made");
         }
         let server = &server.handle.server;
         let row = server.rows.by_plural("configmaps").expect("served");
@@ -339,7 +342,9 @@ mod tests {
         let mut next = expired(&asked).next;
         let mut seen = 2;
         while !next.is_empty() {
-            let page = list(server, row, "default", &options(&next)).await.expect("a page");
+            let page = list(server, row, "default", &options(&next))
+                .await
+                .expect("a page");
             seen += page.objects.len();
             assert_eq!(seen + page.remaining.unwrap_or(0), total);
             next = page.next;

@@ -625,7 +625,10 @@ mod tests {
     #[test]
     fn following_is_the_smaller_part_of_a_write() {
         let row = table::find("apps", "v1", "deployments").expect("served");
-        let mut object = deployment(Some(1), json!([{"name": "a", "image": "1", "ports": [{"containerPort": 80}]}]));
+        let mut object = deployment(
+            Some(1),
+            json!([{"name": "a", "image": "1", "ports": [{"containerPort": 80}]}]),
+        );
         object["spec"]["selector"] = json!({"matchLabels": {"a": "b"}});
         object["spec"]["template"]["metadata"] = json!({"labels": {"a": "b"}});
         let text = object.to_string();
@@ -644,7 +647,10 @@ mod tests {
             let mut told = old.clone();
             told["status"]["replicas"] = 1.into();
             let read = crate::testing::cpu_time();
-            let status = Manager { subresource: "status", ..by("teller") };
+            let status = Manager {
+                subresource: "status",
+                ..by("teller")
+            };
             updated(row, &old, &mut told, status);
             let done = crate::testing::cpu_time();
             rest += (written - begun) + (read - followed);

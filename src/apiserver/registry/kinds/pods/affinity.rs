@@ -45,7 +45,11 @@ pub fn validate(spec: &Value, path: &str, causes: &mut Causes) {
 fn weight(wish: &Value, path: &str, causes: &mut Causes) {
     let weight = number(wish, "weight").unwrap_or_default();
     if !(1..=100).contains(&weight) {
-        causes.invalid(format!("{path}.weight"), weight, "must be in the range 1-100");
+        causes.invalid(
+            format!("{path}.weight"),
+            weight,
+            "must be in the range 1-100",
+        );
     }
 }
 
@@ -80,7 +84,10 @@ fn node_term(term: &Value, path: &str, causes: &mut Causes) {
         let values = format!("{path}.values");
         match text(wanted, "operator") {
             "In" | "NotIn" if count == 0 => {
-                causes.required(values, "must be specified when `operator` is 'In' or 'NotIn'");
+                causes.required(
+                    values,
+                    "must be specified when `operator` is 'In' or 'NotIn'",
+                );
             }
             "Exists" | "DoesNotExist" if count > 0 => causes.forbidden(
                 values,
@@ -165,7 +172,10 @@ pub fn spread(spec: &Value, path: &str, causes: &mut Causes) {
             );
         }
         if !seen.insert((key, action)) {
-            causes.duplicate(format!("{path}.{{topologyKey, whenUnsatisfiable}}"), &format!("{{{key}, {action}}}"));
+            causes.duplicate(
+                format!("{path}.{{topologyKey, whenUnsatisfiable}}"),
+                &format!("{{{key}, {action}}}"),
+            );
         }
         if let Some(least) = number(constraint, "minDomains") {
             let path = format!("{path}.minDomains");
@@ -236,25 +246,46 @@ mod tests {
     #[test]
     fn spreads_that_make_no_sense() {
         let constraint = |more: Value| {
-            let mut constraint = json!({"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"});
+            let mut constraint =
+                json!({"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"});
             json_patch::merge(&mut constraint, &more);
             constraint
         };
         for (list, want) in [
             (json!([constraint(json!({}))]), ""),
-            (json!([constraint(json!({"maxSkew": 0}))]), "s.topologySpreadConstraints[0].maxSkew: Invalid value: 0: must be greater than zero"),
-            (json!([constraint(json!({})), constraint(json!({}))]),
-                "s.topologySpreadConstraints[1].{topologyKey, whenUnsatisfiable}: Duplicate value: \"{zone, DoNotSchedule}\""),
-            (json!([constraint(json!({"minDomains": 0}))]), "s.topologySpreadConstraints[0].minDomains: Invalid value: 0: must be greater than zero"),
-            (json!([constraint(json!({"minDomains": 2, "whenUnsatisfiable": "ScheduleAnyway"}))]),
-                "s.topologySpreadConstraints[0].minDomains: Invalid value: 2: can only use minDomains if whenUnsatisfiable=DoNotSchedule, not ScheduleAnyway"),
-            (json!([constraint(json!({"nodeTaintsPolicy": "Maybe"}))]),
-                "s.topologySpreadConstraints[0].nodeTaintsPolicy: Unsupported value: \"Maybe\": supported values: \"Honor\", \"Ignore\""),
+            (
+                json!([constraint(json!({"maxSkew": 0}))]),
+                "s.topologySpreadConstraints[0].maxSkew: Invalid value: 0: must be greater than zero",
+            ),
+            (
+                json!([constraint(json!({})), constraint(json!({}))]),
+                "s.topologySpreadConstraints[1].{topologyKey, whenUnsatisfiable}: Duplicate value: \"{zone, DoNotSchedule}\"",
+            ),
+            (
+                json!([constraint(json!({"minDomains": 0}))]),
+                "s.topologySpreadConstraints[0].minDomains: Invalid value: 0: must be greater than zero",
+            ),
+            (
+                json!([constraint(
+                    json!({"minDomains": 2, "whenUnsatisfiable": "ScheduleAnyway"})
+                )]),
+                "s.topologySpreadConstraints[0].minDomains: Invalid value: 2: can only use minDomains if whenUnsatisfiable=DoNotSchedule, not ScheduleAnyway",
+            ),
+            (
+                json!([constraint(json!({"nodeTaintsPolicy": "Maybe"}))]),
+                "s.topologySpreadConstraints[0].nodeTaintsPolicy: Unsupported value: \"Maybe\": supported values: \"Honor\", \"Ignore\"",
+            ),
         ] {
             let mut causes = Causes::default();
-            spread(&json!({"topologySpreadConstraints": list}), "s", &mut causes);
+            spread(
+                &json!({"topologySpreadConstraints": list}),
+                "s",
+                &mut causes,
+            );
             let causes = causes.0.iter();
-            let said: Vec<String> = causes.map(|cause| format!("{}: {}", cause.field, cause.message)).collect();
+            let said: Vec<String> = causes
+                .map(|cause| format!("{}: {}", cause.field, cause.message))
+                .collect();
             assert_eq!(said.join("; "), want);
         }
     }

@@ -138,15 +138,21 @@ fn devices(spec: &Value, container: &Value, path: &str, causes: &mut Causes) {
             causes.required(&own, "");
         } else if paths.contains(&target) {
             causes.invalid(&own, target, "must be unique");
-        } else if mounts.iter().any(|mount| text(mount, "mountPath") == target) {
-            causes.invalid(&own, target, "must not already exist as a path in volumeMounts");
+        } else if mounts
+            .iter()
+            .any(|mount| text(mount, "mountPath") == target)
+        {
+            causes.invalid(
+                &own,
+                target,
+                "must not already exist as a path in volumeMounts",
+            );
         } else if target.split('/').any(|part| part == "..") {
             causes.invalid(&own, target, "must not contain '..'");
         }
         paths.push(target);
     }
 }
-
 
 fn one(spec: &Value, container: &Value, list: List, path: &str, causes: &mut Causes) {
     let image = text(container, "image");

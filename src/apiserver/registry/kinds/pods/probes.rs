@@ -72,9 +72,8 @@ fn sleep(spec: &Value, hook: &Value, path: &str, causes: &mut Causes) {
         return;
     };
     if !(0..=grace).contains(&seconds) {
-        let detail = format!(
-            "must be non-negative and less than terminationGracePeriodSeconds ({grace})"
-        );
+        let detail =
+            format!("must be non-negative and less than terminationGracePeriodSeconds ({grace})");
         causes.invalid(format!("{path}.sleep"), seconds, &detail);
     }
 }

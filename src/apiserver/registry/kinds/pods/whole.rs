@@ -213,7 +213,10 @@ fn of_pod(spec: &Value, path: &str, causes: &mut Causes) {
     let (requests, limits) = (amounts(whole, "requests"), amounts(whole, "limits"));
     for (name, request) in &requests {
         if let Some(limit) = limits.get(name).filter(|limit| request > limit) {
-            let detail = format!("must be less than or equal to {name} limit of {}", shown(*limit));
+            let detail = format!(
+                "must be less than or equal to {name} limit of {}",
+                shown(*limit)
+            );
             causes.invalid(format!("{own}.requests"), shown(*request), &detail);
         }
     }
@@ -234,7 +237,10 @@ fn of_pod(spec: &Value, path: &str, causes: &mut Causes) {
                 }
                 if let Some(most) = limits.get(&name).filter(|most| limit > **most) {
                     let path = format!("{path}.{list}[{index}].resources.limits[{name}]");
-                    let detail = format!("must be less than or equal to pod limits of {}", shown(*most));
+                    let detail = format!(
+                        "must be less than or equal to pod limits of {}",
+                        shown(*most)
+                    );
                     causes.invalid(path, shown(limit), &detail);
                 }
             }
@@ -252,20 +258,31 @@ mod tests {
         let mut causes = Causes::default();
         check(&mut causes);
         let causes = causes.0.iter();
-        causes.map(|cause| format!("{}: {}", cause.field, cause.message)).collect()
+        causes
+            .map(|cause| format!("{}: {}", cause.field, cause.message))
+            .collect()
     }
 
     #[test]
     fn what_a_new_pod_must_not_have() {
         for (spec, want) in [
-            (json!({"ephemeralContainers": [{"name": "d"}]}), "spec.ephemeralContainers: Forbidden: cannot be set on create"),
-            (json!({"schedulingGates": [{"name": "g"}], "nodeName": "n"}),
-                "spec.nodeName: Forbidden: cannot be set until all schedulingGates have been cleared"),
+            (
+                json!({"ephemeralContainers": [{"name": "d"}]}),
+                "spec.ephemeralContainers: Forbidden: cannot be set on create",
+            ),
+            (
+                json!({"schedulingGates": [{"name": "g"}], "nodeName": "n"}),
+                "spec.nodeName: Forbidden: cannot be set until all schedulingGates have been cleared",
+            ),
             (json!({"schedulingGates": [{"name": "g"}]}), ""),
             (json!({"nodeName": "n", "ephemeralContainers": []}), ""),
         ] {
             let pod = json!({"spec": spec});
-            assert_eq!(said(|causes| validate_new(&pod, causes)).join("; "), want, "{pod}");
+            assert_eq!(
+                said(|causes| validate_new(&pod, causes)).join("; "),
+                want,
+                "{pod}"
+            );
         }
     }
 
@@ -274,22 +291,48 @@ mod tests {
         let ports = json!([{"containerPort": 80, "hostPort": 81}]);
         for (spec, want) in [
             (json!({}), vec![]),
-            (json!({"hostNetwork": true, "containers": [{"ports": ports}]}),
-                vec!["s.containers[0].ports[0].containerPort: Invalid value: 80: must match `hostPort` when `hostNetwork` is true"]),
+            (
+                json!({"hostNetwork": true, "containers": [{"ports": ports}]}),
+                vec![
+                    "s.containers[0].ports[0].containerPort: Invalid value: 80: must match `hostPort` when `hostNetwork` is true",
+                ],
+            ),
             (json!({"containers": [{"ports": ports}]}), vec![]),
-            (json!({"hostUsers": false, "hostPID": true, "hostIPC": true}),
-                vec!["s.hostPID: Forbidden: when `hostUsers` is false", "s.hostIPC: Forbidden: when `hostUsers` is false"]),
+            (
+                json!({"hostUsers": false, "hostPID": true, "hostIPC": true}),
+                vec![
+                    "s.hostPID: Forbidden: when `hostUsers` is false",
+                    "s.hostIPC: Forbidden: when `hostUsers` is false",
+                ],
+            ),
             (json!({"hostUsers": true, "hostPID": true}), vec![]),
-            (json!({"preemptionPolicy": "Sometimes"}),
-                vec!["s.preemptionPolicy: Unsupported value: \"Sometimes\": supported values: \"Never\", \"PreemptLowerPriority\""]),
+            (
+                json!({"preemptionPolicy": "Sometimes"}),
+                vec![
+                    "s.preemptionPolicy: Unsupported value: \"Sometimes\": supported values: \"Never\", \"PreemptLowerPriority\"",
+                ],
+            ),
             (json!({"os": {}}), vec!["s.os.name: Required value"]),
-            (json!({"os": {"name": "plan9"}}), vec!["s.os.name: Unsupported value: \"plan9\": supported values: \"linux\", \"windows\""]),
-            (json!({"os": {"name": "linux"}, "securityContext": {"windowsOptions": {}}, "containers": [{"securityContext": {"windowsOptions": {}}}]}),
-                vec!["s.securityContext.windowsOptions: Forbidden: windows options cannot be set for a linux pod",
-                    "s.containers[0].securityContext.windowsOptions: Forbidden: windows options cannot be set for a linux pod"]),
-            (json!({"os": {"name": "windows"}, "hostPID": false, "securityContext": {"fsGroup": 1}, "containers": [{"securityContext": {"privileged": true}}]}),
-                vec!["s.securityContext.fsGroup: Forbidden: cannot be set for a windows pod",
-                    "s.containers[0].securityContext.privileged: Forbidden: cannot be set for a windows pod"]),
+            (
+                json!({"os": {"name": "plan9"}}),
+                vec![
+                    "s.os.name: Unsupported value: \"plan9\": supported values: \"linux\", \"windows\"",
+                ],
+            ),
+            (
+                json!({"os": {"name": "linux"}, "securityContext": {"windowsOptions": {}}, "containers": [{"securityContext": {"windowsOptions": {}}}]}),
+                vec![
+                    "s.securityContext.windowsOptions: Forbidden: windows options cannot be set for a linux pod",
+                    "s.containers[0].securityContext.windowsOptions: Forbidden: windows options cannot be set for a linux pod",
+                ],
+            ),
+            (
+                json!({"os": {"name": "windows"}, "hostPID": false, "securityContext": {"fsGroup": 1}, "containers": [{"securityContext": {"privileged": true}}]}),
+                vec![
+                    "s.securityContext.fsGroup: Forbidden: cannot be set for a windows pod",
+                    "s.containers[0].securityContext.privileged: Forbidden: cannot be set for a windows pod",
+                ],
+            ),
         ] {
             assert_eq!(said(|causes| validate(&spec, "s", causes)), want, "{spec}");
         }
@@ -299,19 +342,45 @@ mod tests {
     fn resources_of_the_pod_as_a_whole() {
         let asks = |cpu: &str| json!({"resources": {"requests": {"cpu": cpu}}});
         for (spec, want) in [
-            (json!({"resources": {"requests": {"cpu": "2"}}, "containers": [asks("1"), asks("1")]}), vec![]),
-            (json!({"resources": {"requests": {"cpu": "1500m"}}, "containers": [asks("1"), asks("1")]}),
-                vec!["s.resources.requests[cpu]: Invalid value: \"1500m\": must be greater than or equal to aggregate container requests of 2"]),
-            (json!({"resources": {"requests": {"cpu": "2"}}, "containers": [asks("1")], "initContainers": [
-                {"restartPolicy": "Always", "resources": {"requests": {"cpu": "500m"}}}, asks("1500m")]}), vec![]),
-            (json!({"resources": {"requests": {"cpu": "1"}}, "containers": [asks("1")], "initContainers": [asks("1500m")]}),
-                vec!["s.resources.requests[cpu]: Invalid value: \"1\": must be greater than or equal to aggregate container requests of 1500m"]),
-            (json!({"resources": {"limits": {"cpu": "1"}}, "containers": [{"resources": {"limits": {"cpu": "2"}}}]}),
-                vec!["s.containers[0].resources.limits[cpu]: Invalid value: \"2\": must be less than or equal to pod limits of 1"]),
-            (json!({"resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}}),
-                vec!["s.resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1"]),
-            (json!({"resources": {"requests": {"ephemeral-storage": "1Gi"}}}),
-                vec!["s.resources.requests[ephemeral-storage]: Unsupported value: \"ephemeral-storage\": supported values: \"cpu\", \"memory\""]),
+            (
+                json!({"resources": {"requests": {"cpu": "2"}}, "containers": [asks("1"), asks("1")]}),
+                vec![],
+            ),
+            (
+                json!({"resources": {"requests": {"cpu": "1500m"}}, "containers": [asks("1"), asks("1")]}),
+                vec![
+                    "s.resources.requests[cpu]: Invalid value: \"1500m\": must be greater than or equal to aggregate container requests of 2",
+                ],
+            ),
+            (
+                json!({"resources": {"requests": {"cpu": "2"}}, "containers": [asks("1")], "initContainers": [
+                {"restartPolicy": "Always", "resources": {"requests": {"cpu": "500m"}}}, asks("1500m")]}),
+                vec![],
+            ),
+            (
+                json!({"resources": {"requests": {"cpu": "1"}}, "containers": [asks("1")], "initContainers": [asks("1500m")]}),
+                vec![
+                    "s.resources.requests[cpu]: Invalid value: \"1\": must be greater than or equal to aggregate container requests of 1500m",
+                ],
+            ),
+            (
+                json!({"resources": {"limits": {"cpu": "1"}}, "containers": [{"resources": {"limits": {"cpu": "2"}}}]}),
+                vec![
+                    "s.containers[0].resources.limits[cpu]: Invalid value: \"2\": must be less than or equal to pod limits of 1",
+                ],
+            ),
+            (
+                json!({"resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}}),
+                vec![
+                    "s.resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1",
+                ],
+            ),
+            (
+                json!({"resources": {"requests": {"ephemeral-storage": "1Gi"}}}),
+                vec![
+                    "s.resources.requests[ephemeral-storage]: Unsupported value: \"ephemeral-storage\": supported values: \"cpu\", \"memory\"",
+                ],
+            ),
         ] {
             assert_eq!(said(|causes| validate(&spec, "s", causes)), want, "{spec}");
         }
