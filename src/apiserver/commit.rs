@@ -10,6 +10,7 @@ use super::{
     admission::Held,
     cache::{self, Object},
     metadata,
+    patch::managed,
     registry::Resource,
     residence,
     server::ApiServer,
@@ -103,7 +104,7 @@ impl ApiServer {
             "resourceVersion".to_owned(),
             json!(old.revision.to_string()),
         );
-        if object == *was {
+        if object == *was || managed::is_same_but_for_times(&object, &was) {
             held.settle(false).await;
             return Ok(Written {
                 object: old.clone(),
@@ -125,7 +126,15 @@ impl ApiServer {
             true => self.commit_delete(writing, key, expect).await,
             false => {
                 let guards = held.guards().to_vec();
-                self.commit(writing, key, expect, guards, &object).await
+                let (again, same) = (guards.clone(), key.clone());
+                let mut stored = self.commit(writing, key, expect, guards, &object).await;
+                // Who owns what is the first that an object can do without.
+                if matches!(&stored, Err(Refused::Other(status)) if *status == Status::not_stored())
+                    && metadata::of(&mut object).remove("managedFields").is_some()
+                {
+                    stored = self.commit(writing, same, expect, again, &object).await;
+                }
+                stored
             }
         };
         held.settle(committed.is_ok() && !ends).await;

@@ -45,3 +45,4 @@ pub mod streaming;
 pub(crate) mod testing;
 pub mod verbs;
 pub mod write;
+mod yaml;

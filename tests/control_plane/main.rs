@@ -3,9 +3,11 @@
 
 mod collecting;
 mod extending;
+mod field_validation;
 mod order;
 mod tokens;
 mod volumes;
+mod wire;
 
 use std::{error::Error, sync::Arc, time::Duration};
 

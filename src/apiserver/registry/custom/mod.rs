@@ -173,6 +173,10 @@ impl Resource {
         }
     }
 
+    pub fn validate_new(&self, object: &Value, causes: &mut Causes) {
+        (self.behaviour.validate_new)(object, causes);
+    }
+
     pub fn validate(&self, object: &Value, causes: &mut Causes) {
         (self.behaviour.validate)(object, causes);
         if let Some(custom) = self.custom {

@@ -47,6 +47,7 @@ pub fn table() -> &'static [Resource] {
 /// Every row there is, served or not.
 pub const ALL: &[Resource] = &[
     core::small::BINDING,
+    core::small::COMPONENTSTATUS,
     core::config::CONFIGMAP,
     core::small::ENDPOINTS,
     core::event::CORE,

@@ -9,6 +9,7 @@
 //! [`Causes::spend`]: crate::apiserver::registry::Causes::spend
 
 mod defaults;
+mod embedded;
 mod prune;
 mod strings;
 mod structure;
@@ -20,6 +21,7 @@ mod tests;
 use serde_json::{Value, json};
 
 pub use defaults::default;
+pub use embedded::prune_embedded;
 pub use prune::prune;
 pub use structure::check_structure;
 pub use validate::validate;
