@@ -18,7 +18,6 @@ pub mod format;
 pub mod informer;
 pub mod kubelet;
 pub mod listener;
-pub mod local_volumes;
 pub mod own_ports;
 pub mod pki;
 pub mod placement;

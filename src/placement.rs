@@ -36,8 +36,7 @@ pub fn wants_node(spec: &PodSpec, labels: &BTreeMap<String, String>, name: &str)
             .is_none_or(|selector| selects(selector, labels, name))
 }
 
-/// One of the selector's terms is met.
-pub fn selects(selector: &NodeSelector, labels: &BTreeMap<String, String>, name: &str) -> bool {
+fn selects(selector: &NodeSelector, labels: &BTreeMap<String, String>, name: &str) -> bool {
     selector
         .node_selector_terms
         .iter()

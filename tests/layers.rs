@@ -7,26 +7,16 @@ use std::{
 };
 
 /// What each part of `src` may use of the others. `cli` may use everything.
-const ALLOWED: [(&str, &[&str]); 20] = [
+const ALLOWED: [(&str, &[&str]); 19] = [
     ("accepting", &[]),
     ("addresses", &[]),
     ("allocator", &[]),
     (
         "apiserver",
-        &[
-            "addresses",
-            "allocator",
-            "listener",
-            "local_volumes",
-            "store",
-            "pki",
-        ],
+        &["addresses", "allocator", "listener", "store", "pki"],
     ),
     ("cel", &[]),
-    (
-        "controllers",
-        &["events", "informer", "local_volumes", "placement"],
-    ),
+    ("controllers", &["events", "informer", "placement"]),
     ("dns", &["accepting", "addresses", "informer"]),
     ("events", &[]),
     ("informer", &[]),
@@ -42,12 +32,10 @@ const ALLOWED: [(&str, &[&str]); 20] = [
             "events",
             "listener",
             "informer",
-            "local_volumes",
             "pki",
             "placement",
         ],
     ),
-    ("local_volumes", &[]),
     ("own_ports", &[]),
     ("pki", &[]),
     ("placement", &[]),

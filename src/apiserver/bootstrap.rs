@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::{
     admission, authz,
-    objects::{Lookup, Named},
+    objects::Named,
     registry::{Resource, kinds, table},
     server::ApiServer,
     start::{Config, Error},
@@ -20,7 +20,7 @@ use super::{
     write::Writing,
 };
 
-use crate::{addresses::may_be_proxied_to, local_volumes};
+use crate::addresses::may_be_proxied_to;
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
@@ -60,59 +60,7 @@ pub async fn write(
     let own = ensure_all(server, objects, Roles::Stay);
     tokio::try_join!(own, ensure_all(server, authz::bootstrap::objects(), roles))?;
     keep_extension(server, authorities).await?;
-    make_class(server).await?;
     keep_endpoints(server, config).await
-}
-
-/// On the namespace kube-system: the class was made once, so its absence is somebody's will.
-const CLASS_MADE: &str = "vetch.io/local-storage-class";
-const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
-
-/// The class `local`, once in a cluster's life; the default one, unless there is such a class already.
-async fn make_class(server: &ApiServer) -> Result<(), Error> {
-    let failed = |source| Error::Bootstrap {
-        what: format!("StorageClass {}", local_volumes::CLASS),
-        source: Box::new(source),
-    };
-    let system = Named {
-        plural: "namespaces",
-        subresource: "",
-        namespace: "",
-        name: "kube-system",
-    };
-    let unknown = || failed(Status::internal("no namespaces"));
-    let row = table::by_plural(system.plural).ok_or_else(unknown)?;
-    let held = server.read(row, "", system.name).await.map_err(failed)?;
-    if !held.value()["metadata"]["annotations"][CLASS_MADE].is_null() {
-        return Ok(());
-    }
-    let classes = server.list("storageclasses.storage.k8s.io", "").await;
-    let is_default = |class: &Arc<Value>| class["metadata"]["annotations"][DEFAULT_CLASS] == "true";
-    let default = !classes.iter().any(is_default);
-    let class = storage_class(default);
-    ensure(server, class, Roles::Stay).await.map_err(failed)?;
-    let change = |namespace: &mut Value| {
-        let metadata = &mut namespace["metadata"];
-        if metadata["annotations"].is_null() {
-            metadata["annotations"] = json!({});
-        }
-        metadata["annotations"][CLASS_MADE] = json!("made");
-    };
-    keep(server, system, &change).await.map_err(failed)
-}
-
-fn storage_class(default: bool) -> Value {
-    json!({
-        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
-        "metadata": {
-            "name": local_volumes::CLASS,
-            "annotations": {DEFAULT_CLASS: default.to_string()},
-        },
-        "provisioner": local_volumes::PROVISIONER,
-        "reclaimPolicy": "Delete",
-        "volumeBindingMode": "WaitForFirstConsumer",
-        "allowVolumeExpansion": true,
-    })
 }
 
 /// Where extension API servers read whose word they may take.

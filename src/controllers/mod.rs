@@ -79,7 +79,7 @@ type Run = fn(Informers, Config, CancellationToken) -> BoxFuture<'static, Result
 
 /// Every controller: its name, the service account of `kube-system` that it acts as (all as the
 /// original has them; `None`: the controller manager itself), and what runs it.
-const CONTROLLERS: [(&str, Option<&str>, Run); 25] = [
+const CONTROLLERS: [(&str, Option<&str>, Run); 24] = [
     (
         "namespace-controller",
         Some("namespace-controller"),
@@ -189,11 +189,6 @@ const CONTROLLERS: [(&str, Option<&str>, Run); 25] = [
         "persistentvolume-binder-controller",
         Some("persistent-volume-binder"),
         |informers, _, until| volume::run(informers, until).boxed(),
-    ),
-    (
-        "ephemeral-volume-controller",
-        Some("ephemeral-volume-controller"),
-        |informers, _, until| volume::ephemeral::run(informers, until).boxed(),
     ),
     (
         "persistentvolumeclaim-protection-controller",

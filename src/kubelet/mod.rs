@@ -101,8 +101,6 @@ pub struct Config {
 pub struct Deps {
     /// With the node's own rights (`system:node:<name>`); `Informers::client` for writing.
     pub informers: Informers,
-    /// With the rights to keep volumes of the class `local`.
-    pub keeper: Informers,
     pub runtime: Runtime,
     pub images: Images,
     pub network: network::PodNetwork,
@@ -214,11 +212,6 @@ pub async fn run(
         max_pods: config.max_pods,
         state_dir: config.state_dir.clone(),
         pod_cidr: Some(config.pod_cidr.to_string()),
-        local_dir: local_dir(&config),
-    };
-    let place = volumes::keeper::Place {
-        node: config.node.clone(),
-        root: local_dir(&config),
     };
 
     let node = node::Parts {
@@ -237,10 +230,6 @@ pub async fn run(
     let until = stop.clone();
     pieces.start_plain("eviction", async move {
         eviction::run(thresholds, manager, until).await;
-    });
-    let (keeper, until) = (deps.keeper, stop.clone());
-    pieces.start_plain("local volumes", async move {
-        volumes::keeper::run(place, keeper, until).await;
     });
     let until = stop.clone();
     pieces.start_plain("images", async move { collector.run(until).await });
@@ -317,11 +306,6 @@ async fn hold_pods(
     }
 }
 
-/// Where volumes of the class `local` lie.
-fn local_dir(config: &Config) -> PathBuf {
-    config.state_dir.join("volumes")
-}
-
 fn room(config: &Config, allocatable: node::reserved::Amounts) -> admit::Room {
     let signed = |amount: u64| i64::try_from(amount).unwrap_or(i64::MAX);
     admit::Room {
@@ -356,7 +340,6 @@ fn during(action: &str) -> impl FnOnce(std::io::Error) -> Error {
 fn volumes_config(config: &Config, facts: &Facts) -> volumes::Config {
     volumes::Config {
         pods_dir: config.state_dir.join("pods"),
-        local_dir: local_dir(config),
         node: config.node.clone(),
         cluster_dns: config.cluster_dns.clone(),
         cluster_domain: config.cluster_domain.clone(),

@@ -18,7 +18,6 @@ mod promises;
 mod queue;
 mod report;
 mod statuses;
-mod volumes;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -43,10 +42,8 @@ use self::{
     preempt::{Preemption, Refusal, preempt},
     queue::Queue,
     statuses::{Nomination, Statuses, Wish},
-    volumes::Volumes,
 };
 use crate::{
-    causes::causes,
     events::{Level, Recorder},
     informer::{Change, Informer, Informers, Key},
     queue::LOOK_AGAIN,
@@ -79,7 +76,6 @@ pub async fn run(informers: Informers, config: Config, shutdown: CancellationTok
         nodes.synced().await;
         pods.synced().await;
         scheduler.namespaces.synced().await;
-        scheduler.volumes.synced().await;
     };
     if shutdown.run_until_cancelled(synced).await.is_none() {
         return;
@@ -138,7 +134,6 @@ struct Scheduler {
     services: Informer<Service>,
     sets: Informer<ReplicaSet>,
     controllers: Informer<ReplicationController>,
-    volumes: Volumes,
 }
 
 /// What the departure of a pod can make possible.
@@ -168,7 +163,6 @@ impl Scheduler {
             services: informers.get(),
             sets: informers.get(),
             controllers: informers.get(),
-            volumes: Volumes::new(informers),
         }
     }
 
@@ -356,21 +350,9 @@ impl Scheduler {
             self.queue.wake(ON_POD_GONE, Instant::now());
         }
         let (client, failures) = (self.client.clone(), self.failures.clone());
-        let (events, volumes) = (self.events.clone(), self.volumes.clone());
+        let events = self.events.clone();
         tokio::spawn(async move {
-            let bound = async {
-                if let Err(error) = volumes.bind(&pod, &node, &events).await {
-                    let why = format!(
-                        "running PreBind plugin \"VolumeBinding\": binding volumes: {}",
-                        causes(&error)
-                    );
-                    events.record(pod.pod.as_ref(), Level::Warning, "FailedScheduling", &*why);
-                    return Err(why);
-                }
-                let bound = report::bind(client, &pod, &node).await;
-                bound.map_err(|error| error.to_string())
-            };
-            let bound = caught(bound).await;
+            let bound = caught(report::bind(client, &pod, &node)).await;
             match bound.map_err(|panic| panic.to_string()) {
                 Ok(Ok(())) => {
                     let text = format!("Successfully assigned {} to {node}", pod.key);

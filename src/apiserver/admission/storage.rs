@@ -1,6 +1,5 @@
-//! StorageObjectInUseProtection, DefaultStorageClass and PersistentVolumeClaimResize: new claims and
-//! volumes are held while they are in use, a claim that names no class gets the default one, and one
-//! grows only if its class lets it.
+//! StorageObjectInUseProtection and DefaultStorageClass: new claims and volumes are held while
+//! they are in use, and a claim that names no class gets the default one.
 
 use std::sync::Arc;
 
@@ -14,7 +13,6 @@ use crate::apiserver::{
 };
 
 const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
-const BETA_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
 
 pub struct Storage;
 
@@ -43,49 +41,13 @@ impl Plugin for Storage {
             finalizers.push(json!(finalizer));
             set(object, "metadata.finalizers", finalizers);
         }
-        let by_annotation = !object["metadata"]["annotations"][BETA_CLASS].is_null();
-        if claim && !by_annotation && !has(object, "spec.storageClassName") {
+        if claim && !has(object, "spec.storageClassName") {
             let classes = lookup.list("storageclasses.storage.k8s.io", "").await;
             if let Some(class) = default_class(&classes) {
                 set(object, "spec.storageClassName", class);
             }
         }
         Ok(())
-    }
-
-    async fn validate(
-        &self,
-        request: &mut Request<'_>,
-        object: Option<&Value>,
-        lookup: &dyn Lookup,
-    ) -> Result<(), Status> {
-        let (true, Some(new), Some(old)) = (
-            request.is(Operation::Update, "", "persistentvolumeclaims"),
-            object,
-            request.old,
-        ) else {
-            return Ok(());
-        };
-        let size = |claim: &Value| {
-            proto::quantity::Quantity::parse(text(claim, "spec.resources.requests.storage")).ok()
-        };
-        if size(new) <= size(old) {
-            return Ok(());
-        }
-        if text(old, "status.phase") != "Bound" {
-            return Err(request.forbidden("Only bound persistent volume claims can be expanded"));
-        }
-        let name = text(new, "spec.storageClassName");
-        let class = match name {
-            "" => None,
-            name => lookup.get("storageclasses.storage.k8s.io", "", name).await,
-        };
-        match class.is_some_and(|class| class["allowVolumeExpansion"] == true) {
-            true => Ok(()),
-            false => Err(request.forbidden(
-                "only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize",
-            )),
-        }
     }
 }
 
@@ -104,34 +66,6 @@ fn default_class(classes: &[Arc<Value>]) -> Option<String> {
 mod tests {
     use super::*;
     use crate::apiserver::admission::testing::{Memory, admit};
-
-    #[tokio::test]
-    async fn a_claim_grows_if_its_class_lets_it() {
-        let class = |name: &str, grows: bool| json!({"metadata": {"name": name}, "allowVolumeExpansion": grows});
-        let plural = "storageclasses.storage.k8s.io";
-        let memory = Memory::with(&[
-            (plural, class("grows", true)),
-            (plural, class("stays", false)),
-        ]);
-        let claim = |size: &str, class: &str, phase: &str| {
-            json!({"metadata": {"name": "c", "namespace": "n"}, "status": {"phase": phase},
-                "spec": {"storageClassName": class, "resources": {"requests": {"storage": size}}}})
-        };
-        for (size, class, phase, want) in [
-            ("2Gi", "grows", "Bound", None),
-            ("1Gi", "stays", "Bound", None),
-            ("2Gi", "grows", "Pending", Some("Only bound")),
-            ("2Gi", "stays", "Bound", Some("must support resize")),
-            ("2Gi", "", "Bound", Some("must support resize")),
-        ] {
-            let (mut new, old) = (claim(size, class, phase), claim("1Gi", class, phase));
-            let plural = "persistentvolumeclaims";
-            let admitted = admit(&Storage, &memory, plural, &mut new, Some(&old)).await;
-            let why = admitted.err().map(|status| status.message);
-            assert_eq!(why.is_some(), want.is_some(), "{why:?}");
-            assert!(why.unwrap_or_default().contains(want.unwrap_or_default()));
-        }
-    }
 
     #[tokio::test]
     async fn a_claim_is_completed() {

@@ -131,10 +131,8 @@ impl Node {
         });
 
         let user = User::internal(&format!("system:node:{}", config.name), &["system:nodes"]);
-        let keeper = User::service_account("kube-system", "local-volumes");
         let leaf = Leaf::kubelet_serving(&config.name, &[config.address]);
         let deps = kubelet::Deps {
-            keeper: Informers::of("local-volumes", handle.client(keeper), parts.clone()),
             informers: Informers::of("kubelet", handle.client(user), parts.clone()),
             runtime,
             images,

@@ -1,13 +1,11 @@
 //! Persistent volumes: claims get the volumes that fit them, volumes say what they are, and neither
 //! goes while it is in use.
 //!
-//! `plan.rs` decides, `protect.rs` holds what is in use, `provision.rs` says what a new volume of the
-//! class `local` looks like. Only objects are written here: folders are the nodes'.
+//! `plan.rs` decides, `protect.rs` holds what is in use. Nothing is provisioned here: volumes are
+//! made by people or by drivers' own programs.
 
-pub mod ephemeral;
 mod plan;
 pub mod protect;
-mod provision;
 
 use std::{
     collections::HashMap,
@@ -16,27 +14,22 @@ use std::{
 
 use k8s_openapi::api::{
     core::v1::{
-        Node, ObjectReference, PersistentVolume, PersistentVolumeClaim,
-        PersistentVolumeClaimStatus, PersistentVolumeStatus, Pod,
+        ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimStatus,
+        PersistentVolumeStatus, Pod,
     },
     storage::v1::StorageClass,
 };
-use kube::{
-    Api, Client, ResourceExt,
-    api::{DeleteParams, PostParams},
-};
+use kube::{Api, Client, ResourceExt, api::PostParams};
 use tokio_util::sync::CancellationToken;
 
 use self::plan::{BY_CONTROLLER, COMPLETED, ClaimStep, VolumeStep};
 use super::{
-    error::{Doing, Error, OrGone, already_exists},
+    error::{Doing, Error, OrGone},
     shared::{Controller, Loop, Next, Stopped},
 };
 use crate::{
-    deletion::Judged,
     events::{Level, Recorder},
     informer::{Informer, Informers, Key},
-    local_volumes,
 };
 
 /// Runs the binder until `shutdown`.
@@ -52,7 +45,6 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<()
         volumes: volumes.clone(),
         classes: classes.clone(),
         pods: pods.clone(),
-        nodes: informers.get(),
         events: Recorder::start(client.clone(), "persistentvolume-controller"),
         told: Mutex::default(),
     };
@@ -107,9 +99,6 @@ fn names(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
     of.is_some_and(|of| of.name == claim.metadata.name && of.namespace == claim.metadata.namespace)
 }
 
-/// A volume that could not be made is tried again, in case what was in the way is not any more.
-const PROVISION_AGAIN: std::time::Duration = std::time::Duration::from_secs(15);
-
 fn is_bound(claim: &PersistentVolumeClaim) -> bool {
     claim.annotations().contains_key(COMPLETED)
 }
@@ -120,10 +109,9 @@ struct Claims {
     volumes: Informer<PersistentVolume>,
     classes: Informer<StorageClass>,
     pods: Informer<Pod>,
-    nodes: Informer<Node>,
     events: Recorder,
     /// Why claims wait, as their events have said already.
-    told: Mutex<HashMap<Key, String>>,
+    told: Mutex<HashMap<Key, &'static str>>,
 }
 
 impl Controller for Claims {
@@ -135,13 +123,6 @@ impl Controller for Claims {
             told().remove(key);
             return Ok(Next::Settled);
         };
-        if !is_bound(&claim)
-            && provision::lacks_class(&claim)
-            && let Some(class) = provision::default_class(&self.classes.list())
-        {
-            // What comes of it is seen in the next sync.
-            return self.classify(key, &claim, class).await;
-        }
         let class = claim
             .spec
             .as_ref()
@@ -154,41 +135,19 @@ impl Controller for Claims {
         match plan::claim(&claim, &self.volumes.list(), used, waits) {
             ClaimStep::Bind(name) => {
                 told().remove(key);
-                let volume = self.volumes.get(&Key::new("", name));
-                if let Some(volume) = volume {
-                    let volume = self.grown(key, &claim, &volume).await?;
-                    self.bind(key, &claim, &volume).await?;
-                }
+                self.bind(key, &claim, &name).await?;
             }
             ClaimStep::Wait(why) => {
-                self.phase(key, &claim, "Pending").await?;
-                let named = claim.spec.as_ref().is_some_and(|spec| {
-                    !spec.volume_name.as_deref().unwrap_or_default().is_empty()
-                });
-                let class = class.filter(|class| provision::provisions(class) && !named);
-                let Some(class) = class else {
-                    let reason = if waits && !used {
-                        "WaitForFirstConsumer"
-                    } else {
-                        "FailedBinding"
-                    };
-                    self.tell(key, &claim, Level::Normal, reason, why.to_owned());
-                    return Ok(Next::Settled);
+                let reason = if waits && !used {
+                    "WaitForFirstConsumer"
+                } else {
+                    "FailedBinding"
                 };
-                if waits && provision::selected_node(&claim).is_none() {
-                    match used {
-                        false => {
-                            let why = why.to_owned();
-                            self.tell(key, &claim, Level::Normal, "WaitForFirstConsumer", why);
-                        }
-                        true => {
-                            let why = "waiting for its pod to be scheduled".to_owned();
-                            self.tell(key, &claim, Level::Normal, "WaitForPodScheduled", why);
-                        }
-                    }
-                    return Ok(Next::Settled);
+                self.phase(key, &claim, "Pending").await?;
+                // Once: a claim that waits is looked at whenever a volume changes.
+                if told().insert(key.clone(), why) != Some(why) {
+                    self.events.record(&*claim, Level::Normal, reason, why);
                 }
-                return self.provision(key, &claim, &class).await;
             }
             ClaimStep::Lose(why) => {
                 if self.phase(key, &claim, "Lost").await? {
@@ -202,146 +161,19 @@ impl Controller for Claims {
 }
 
 impl Claims {
-    /// Once: a claim that waits is looked at whenever a volume changes.
-    fn tell(
-        &self,
-        key: &Key,
-        claim: &PersistentVolumeClaim,
-        level: Level,
-        reason: &'static str,
-        why: String,
-    ) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.get(key) != Some(&why) {
-            self.events.record(claim, level, reason, why.clone());
-            told.insert(key.clone(), why);
-        }
-    }
-
-    /// A claim that came before there was a default class gets the one that there is now.
-    async fn classify(
-        &self,
-        key: &Key,
-        claim: &PersistentVolumeClaim,
-        class: String,
-    ) -> Result<Next, Error> {
-        let mut with = claim.clone();
-        with.spec.get_or_insert_default().storage_class_name = Some(class);
-        Api::<PersistentVolumeClaim>::namespaced(self.client.clone(), &key.namespace)
-            .replace(&key.name, &PostParams::default(), &with)
-            .await
-            .or_gone()
-            .doing(|| format!("give claim {key} the default class"))?;
-        Ok(Next::Settled)
-    }
-
-    /// Has a volume made for the claim: here, or by whoever makes those of its class.
-    async fn provision(
-        &self,
-        key: &Key,
-        claim: &PersistentVolumeClaim,
-        class: &StorageClass,
-    ) -> Result<Next, Error> {
-        let provisioner = &class.provisioner;
-        let mut claim = claim.clone();
-        let marks = claim.annotations_mut();
-        if provision::STORAGE_PROVISIONER
-            .iter()
-            .any(|mark| marks.get(*mark) != Some(provisioner))
-        {
-            for mark in provision::STORAGE_PROVISIONER {
-                marks.insert(mark.into(), provisioner.clone());
-            }
-            let api = Api::namespaced(self.client.clone(), &key.namespace);
-            let marked = api.replace(&key.name, &PostParams::default(), &claim).await;
-            let marked = marked.or_gone();
-            let Some(marked) = marked.doing(|| format!("ask for a volume for claim {key}"))? else {
-                return Ok(Next::Settled);
-            };
-            claim = marked;
-        }
-        if !provision::is_ours(class) {
-            let why = format!(
-                "Waiting for a volume to be created either by the external provisioner '{provisioner}' or manually by the system administrator. If volume creation is delayed, please verify that the provisioner is running and correctly registered."
-            );
-            self.tell(key, &claim, Level::Normal, "ExternalProvisioning", why);
-            return Ok(Next::Settled);
-        }
-        let failed = |why: String| {
-            let class = class.name_any();
-            let why = format!("failed to provision volume with StorageClass {class:?}: {why}");
-            self.tell(key, &claim, Level::Warning, "ProvisioningFailed", why);
-            Ok(Next::After(PROVISION_AGAIN))
-        };
-        let node = match provision::selected_node(&claim) {
-            Some(name) => self.nodes.get(&Key::new("", name)),
-            // Without a scheduler's choice there is one only where there is nothing to choose.
-            None => match self.nodes.list().as_slice() {
-                [only] => Some(only.clone()),
-                _ => return failed("no node was chosen: the class needs the volumeBindingMode WaitForFirstConsumer".into()),
-            },
-        };
-        let Some(node) = node else {
-            return failed("the selected node does not exist".into());
-        };
-        let volume = match provision::volume(&claim, class, &node) {
-            Ok(volume) => volume,
-            Err(why) => return failed(why),
-        };
-        let name = volume.name_any();
-        let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
-        let volume = match volumes.create(&PostParams::default(), &volume).await {
-            Ok(made) => {
-                let why = format!("Successfully provisioned volume {name}");
-                self.tell(key, &claim, Level::Normal, "ProvisioningSucceeded", why);
-                made
-            }
-            // Of a sync that was cut off. The cache will show it.
-            Err(error) if already_exists(&error) => return Ok(Next::After(PROVISION_AGAIN)),
-            made => made.doing(|| format!("make a volume for claim {key}"))?,
-        };
-        self.bind(key, &claim, &volume).await?;
-        Ok(Next::Settled)
-    }
-
-    /// The volume, as large as the claim asks for by now if that is ours to say.
-    async fn grown(
-        &self,
-        key: &Key,
-        claim: &PersistentVolumeClaim,
-        volume: &PersistentVolume,
-    ) -> Result<PersistentVolume, Error> {
-        let size = provision::wants_more(claim, volume);
-        let size = size.filter(|_| is_bound(claim) && local_volumes::is_ours(volume));
-        let Some(size) = size else {
-            return Ok(volume.clone());
-        };
-        let mut larger = volume.clone();
-        let spec = larger.spec.get_or_insert_default();
-        let capacity = spec.capacity.get_or_insert_default();
-        capacity.insert("storage".into(), size);
-        let name = volume.name_any();
-        let larger = Api::all(self.client.clone())
-            .replace(&name, &PostParams::default(), &larger)
-            .await
-            .doing(|| format!("let volume {name} of claim {key} grow"))?;
-        let why = "Resize volume succeeded";
-        self.events
-            .record(claim, Level::Normal, "VolumeResizeSuccessful", why);
-        Ok(larger)
-    }
-
     /// Volume first: two claims that want it meet there, and one of them conflicts.
     async fn bind(
         &self,
         key: &Key,
         claim: &PersistentVolumeClaim,
-        volume: &PersistentVolume,
+        name: &str,
     ) -> Result<(), Error> {
-        let name = &volume.name_any();
+        let Some(volume) = self.volumes.get(&Key::new("", name)) else {
+            return Ok(());
+        };
         let doing = || format!("bind claim {key} to volume {name}");
         let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
-        let mut taken = volume.clone();
+        let mut taken = PersistentVolume::clone(&volume);
         let spec = taken.spec.get_or_insert_default();
         let by_controller = spec.claim_ref.is_none();
         let reference = spec.claim_ref.get_or_insert_with(ObjectReference::default);
@@ -442,15 +274,6 @@ fn freed(volume: &PersistentVolume, whole: bool) -> PersistentVolume {
     free
 }
 
-/// Whether it is to go now that its claim is gone, and that is ours to do.
-fn deletes(volume: &PersistentVolume) -> bool {
-    let spec = volume.spec.as_ref();
-    let policy = spec.and_then(|spec| spec.persistent_volume_reclaim_policy.as_deref());
-    policy == Some("Delete")
-        && local_volumes::is_ours(volume)
-        && volume.metadata.deletion_timestamp.is_none()
-}
-
 struct Volumes {
     client: Client,
     claims: Informer<PersistentVolumeClaim>,
@@ -495,17 +318,6 @@ impl Controller for Volumes {
         let (phase, message) = match plan::volume(&volume, claim.as_deref()) {
             VolumeStep::Available => ("Available", None),
             VolumeStep::Bound => ("Bound", None),
-            VolumeStep::Released if deletes(&volume) => {
-                // Its node's finalizer holds it until the folder is gone.
-                let params = Judged::State.params(&volume.metadata, DeleteParams::default());
-                Api::<PersistentVolume>::all(self.client.clone())
-                    .delete(&key.name, &params)
-                    .await
-                    .or_gone()
-                    .doing(|| format!("delete volume {key}"))?;
-                // What it is told comes with this change.
-                return Ok(Next::Settled);
-            }
             VolumeStep::Released => ("Released", None),
             VolumeStep::Failed(why) => ("Failed", Some(why.to_owned())),
             VolumeStep::Leave => return Ok(Next::Settled),

@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::{Config, Refused, answered, status};
-use crate::local_volumes::FOLDER;
 
 const LEASES: &str = "kube-node-lease";
 const LEASE_SECONDS: u32 = 40;
@@ -40,9 +39,7 @@ async fn try_register(config: &Config, client: &Client) -> Result<Node, kube::Er
     let nodes: Api<Node> = Api::all(client.clone());
     if let Some(node) = nodes.get_opt(&config.node).await? {
         let labels = status::labels(&config.node);
-        let mut patch = json!({"metadata": {
-            "labels": labels, "annotations": {FOLDER: config.local_dir},
-        }});
+        let mut patch = json!({"metadata": {"labels": labels}});
         let has_range = node
             .spec
             .as_ref()
@@ -55,11 +52,7 @@ async fn try_register(config: &Config, client: &Client) -> Result<Node, kube::Er
             .await;
     }
     let mut object = json!({
-        "metadata": {
-            "name": config.node,
-            "labels": status::labels(&config.node),
-            "annotations": {FOLDER: config.local_dir},
-        },
+        "metadata": {"name": config.node, "labels": status::labels(&config.node)},
         "spec": {},
     });
     if let Some(range) = &config.pod_cidr {

@@ -45,8 +45,6 @@ pub struct Config {
     pub max_pods: u32,
     pub state_dir: std::path::PathBuf,
     pub pod_cidr: Option<String>,
-    /// Where volumes of the class `local` lie on this node.
-    pub local_dir: std::path::PathBuf,
 }
 
 /// A write of the node's own that has no answer by then counts as refused until it has one.

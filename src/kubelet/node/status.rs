@@ -387,7 +387,6 @@ mod tests {
             max_pods: 110,
             state_dir: "/".into(),
             pod_cidr: None,
-            local_dir: "/var/lib/vetch/volumes".into(),
         };
         let mut host = Host::default();
         host.facts.cpu_milli = 2000;

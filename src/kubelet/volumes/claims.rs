@@ -11,8 +11,7 @@ use k8s_openapi::api::core::v1::{
 };
 use kube::{Api, ResourceExt};
 
-use super::{Error, Shared, blocking, local, make::Owners};
-use crate::local_volumes;
+use super::{Error, Shared};
 
 /// A pod whose claims have been replaced by what they stand for.
 pub struct Resolved<'a> {
@@ -29,15 +28,10 @@ impl Shared {
         };
         let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_ref());
         for (index, volume) in volumes.into_iter().flatten().enumerate() {
-            let own = || PersistentVolumeClaimVolumeSource {
-                claim_name: format!("{}-{}", pod.name_any(), volume.name),
-                read_only: None,
-            };
-            let source = volume.persistent_volume_claim.clone();
-            let Some(source) = source.or_else(|| volume.ephemeral.as_ref().map(|_| own())) else {
+            let Some(source) = &volume.persistent_volume_claim else {
                 continue;
             };
-            let place = self.place_of_claim(pod, &source).await;
+            let place = self.place_of_claim(pod, source).await;
             let place = place.map_err(|message| Error::Volume {
                 volume: volume.name.clone(),
                 message,
@@ -72,47 +66,14 @@ impl Shared {
         let claim = claim
             .map_err(|error| format!("read persistentvolumeclaim {name:?}: {error}"))?
             .ok_or_else(|| format!("persistentvolumeclaim {name:?} not found"))?;
-        if source_is_own(pod, name) && !is_of(&claim, pod) {
-            return Err(format!(
-                "PVC {namespace}/{name} was not created for pod {namespace}/{} (pod is not owner)",
-                pod.name_any()
-            ));
-        }
         let volume = bound_volume(&claim)?;
         let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
         let found = volumes.get_opt(volume).await;
         let found = found
             .map_err(|error| format!("read persistentvolume {volume:?}: {error}"))?
             .ok_or_else(|| format!("persistentvolume {volume:?} not found"))?;
-        let place = place(&claim, &found)?;
-        if local_volumes::is_ours(&found) {
-            let (root, owners) = (self.config.local_dir.clone(), Owners::of(pod));
-            let made = blocking(move || {
-                let made = local::make(&found, &root, owners.group());
-                made.map_err(Error::Container)
-            });
-            made.await.map_err(|error| error.to_string())?;
-        }
-        Ok(place)
+        place(&claim, &found)
     }
-}
-
-/// Whether one of the pod's volumes of kind `ephemeral` has this claim.
-fn source_is_own(pod: &Pod, claim: &str) -> bool {
-    let volumes = pod
-        .spec
-        .iter()
-        .flat_map(|spec| spec.volumes.iter().flatten());
-    let mut own = volumes.filter(|volume| volume.ephemeral.is_some());
-    own.any(|volume| format!("{}-{}", pod.name_any(), volume.name) == claim)
-}
-
-/// Whether the claim was made for this pod.
-fn is_of(claim: &PersistentVolumeClaim, pod: &Pod) -> bool {
-    let mut owners = claim.owner_references().iter();
-    owners.any(|owner| {
-        owner.controller == Some(true) && Some(&owner.uid) == pod.metadata.uid.as_ref()
-    })
 }
 
 fn bound_volume(claim: &PersistentVolumeClaim) -> Result<&str, String> {

@@ -35,10 +35,6 @@ impl Owners {
             group: group.and_then(|group| u32::try_from(group).ok()),
         }
     }
-
-    pub fn group(self) -> Option<u32> {
-        self.group
-    }
 }
 
 /// Where a volume of that kind lies below the pod's folder.

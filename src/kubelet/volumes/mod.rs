@@ -21,8 +21,6 @@ mod disk;
 mod empty_dir;
 mod host_path;
 mod hosts;
-pub mod keeper;
-mod local;
 mod make;
 mod mountinfo;
 mod mounts;
@@ -55,8 +53,6 @@ use crate::{kubelet::container::Facts, queue::Queue};
 #[derive(Clone, Debug)]
 pub struct Config {
     pub pods_dir: PathBuf,
-    /// The folders of volumes of the class `local` lie right below.
-    pub local_dir: PathBuf,
     pub node: String,
     pub cluster_dns: Vec<IpAddr>,
     pub cluster_domain: String,

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::apiserver::{
     registry::{
         Resource,
-        kinds::value::{self, flag, has, items, members, number, text, texts},
+        kinds::value::{flag, has, items, members, number, text, texts},
     },
     status::qualified,
 };
@@ -45,37 +45,7 @@ pub fn of(row: &Resource, object: &Value) -> Amounts {
     if name == "services" {
         service(object, &mut used);
     }
-    if name == "persistentvolumeclaims" {
-        claim(object, &mut used);
-    }
     used
-}
-
-/// A claim's size, and both its size and its number under the name of its class.
-fn claim(claim: &Value, used: &mut Amounts) {
-    let amount = |path: &str| match value::at(claim, path) {
-        Some(Value::String(text)) => Quantity::parse(text).ok(),
-        Some(Value::Number(number)) => Quantity::parse(&number.to_string()).ok(),
-        _ => None,
-    };
-    let asked = amount("spec.resources.requests.storage");
-    // What was given already counts until less of it is taken back.
-    let size = asked.max(amount("status.allocatedResources.storage"));
-    let annotations = &claim["metadata"]["annotations"];
-    let class = match annotations["volume.beta.kubernetes.io/storage-class"].as_str() {
-        Some(class) => class,
-        None => text(claim, "spec.storageClassName"),
-    };
-    let of_class = |what: &str| format!("{class}.storageclass.storage.k8s.io/{what}");
-    if !class.is_empty() {
-        used.insert(of_class("persistentvolumeclaims"), Quantity::from_value(1));
-    }
-    if let Some(size) = size {
-        used.insert("requests.storage".to_owned(), size);
-        if !class.is_empty() {
-            used.insert(of_class("requests.storage"), size);
-        }
-    }
 }
 
 fn is_over(pod: &Value) -> bool {
@@ -314,18 +284,6 @@ mod tests {
                 "services",
                 &service,
                 "count/services=1 services=1 services.loadbalancers=1 services.nodeports=2",
-            ),
-            (
-                "persistentvolumeclaims",
-                &json!({"spec": {"storageClassName": "local", "resources": {"requests": {"storage": "1Gi"}}}}),
-                "count/persistentvolumeclaims=1 local.storageclass.storage.k8s.io/persistentvolumeclaims=1 \
-                 local.storageclass.storage.k8s.io/requests.storage=1Gi persistentvolumeclaims=1 requests.storage=1Gi",
-            ),
-            (
-                "persistentvolumeclaims",
-                &json!({"spec": {"resources": {"requests": {"storage": "1Gi"}}},
-                    "status": {"allocatedResources": {"storage": "2Gi"}}}),
-                "count/persistentvolumeclaims=1 persistentvolumeclaims=1 requests.storage=2Gi",
             ),
             ("replicasets", &json!({}), "count/replicasets.apps=1"),
             ("secrets", &json!({}), "count/secrets=1 secrets=1"),

@@ -154,14 +154,6 @@ pub const ROLES: &[Role] = &[
             ),
         ],
     ),
-    // Ours: what each node needs to keep the volumes of the class `local`.
-    role(
-        "system:local-volumes",
-        &[
-            on("get list patch update watch", "core", "persistentvolumes"),
-            EVENTS,
-        ],
-    ),
     role(
         "system:kube-dns",
         &[
@@ -243,10 +235,6 @@ pub const BINDINGS: &[(&str, Subjects)] = &[
     (
         "system:kube-controller-manager",
         &["user:system:kube-controller-manager"],
-    ),
-    (
-        "system:local-volumes",
-        &["account:kube-system/local-volumes"],
     ),
     ("system:kube-dns", &["account:kube-system/kube-dns"]),
     ("system:kube-scheduler", &["user:system:kube-scheduler"]),
