@@ -79,7 +79,10 @@ pub async fn write(
 /// of it.
 async fn is_new(server: &ApiServer) -> bool {
     match table::by_plural(LAST.plural) {
-        Some(row) => server.read(row, LAST.namespace, LAST.name).await.is_err(),
+        Some(row) => match server.read(row, LAST.namespace, LAST.name).await {
+            Err(status) => status.reason == Reason::NotFound,
+            Ok(_) => false,
+        },
         None => false,
     }
 }

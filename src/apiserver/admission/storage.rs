@@ -65,7 +65,7 @@ impl Plugin for Storage {
         };
         if !request.is(Operation::Update, "", "persistentvolumeclaims")
             || size(new) <= size(old)
-            || text(old, "metadata.deletionTimestamp") != ""
+            || !text(old, "metadata.deletionTimestamp").is_empty()
         {
             return Ok(());
         }

@@ -143,7 +143,7 @@ impl Controller for Claims {
         let class = class_of(&claim).and_then(|name| self.classes.get(&Key::new("", name)));
         let users = match is_bound(&claim) {
             true => Vec::new(),
-            false => protect::users(&claim, &self.pods.list_in(&key.namespace)),
+            false => protect::unscheduled_users(&claim, &self.pods.list_in(&key.namespace)),
         };
         match plan::claim(&claim, &self.volumes.list(), class.as_deref(), &users) {
             ClaimStep::Bind(name) => {

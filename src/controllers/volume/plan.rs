@@ -68,7 +68,8 @@ pub enum VolumeStep {
     },
 }
 
-/// `class`: the one that the claim names, if it is there; `users`: the pods that want it.
+/// `class`: the one that the claim names, if it is there; `users`: the
+/// pods without a node that want it.
 pub fn claim(
     claim: &PersistentVolumeClaim,
     volumes: &[impl AsRef<PersistentVolume>],
@@ -117,14 +118,18 @@ pub fn claim(
     // The scheduler chooses among the volumes there are: it knows the node.
     let delayed = class.is_some_and(waits);
     if delayed && !claim.annotations().contains_key(SELECTED_NODE) {
-        return match users.first() {
-            None => Waiting::normal(
+        return match users {
+            [] => Waiting::normal(
                 "WaitForFirstConsumer",
                 "waiting for first consumer to be created before binding",
             ),
-            Some(pod) => Waiting::normal(
+            [pod] => Waiting::normal(
                 "WaitForPodScheduled",
                 format!("waiting for pod {pod} to be scheduled"),
+            ),
+            pods => Waiting::normal(
+                "WaitForPodScheduled",
+                format!("waiting for pods {} to be scheduled", pods.join(",")),
             ),
         };
     }
@@ -277,7 +282,7 @@ mod tests {
             (
                 &free,
                 &late,
-                &[][..],
+                vec![],
                 Waiting::normal(
                     "WaitForFirstConsumer",
                     "waiting for first consumer to be created before binding",
@@ -286,22 +291,22 @@ mod tests {
             (
                 &free,
                 &late,
-                &["pod".to_owned()][..],
+                vec!["pod".to_owned()],
                 Waiting::normal("WaitForPodScheduled", "waiting for pod pod to be scheduled"),
             ),
-            (&placed, &late, &[][..], provision()),
-            (&free, &class("Immediate", "p"), &[][..], bind("right")),
-            (&large, &class("Immediate", "p"), &[][..], provision()),
+            (&placed, &late, vec![], provision()),
+            (&free, &class("Immediate", "p"), vec![], bind("right")),
+            (&large, &class("Immediate", "p"), vec![], provision()),
             (
                 &large,
                 &class("Immediate", NO_PROVISIONER),
-                &[][..],
+                vec![],
                 Waiting::unprovisioned(
                     "no volume plugin matched name: kubernetes.io/no-provisioner",
                 ),
             ),
         ] {
-            assert_eq!(claim(of, &volumes, Some(class), users), want);
+            assert_eq!(claim(of, &volumes, Some(class), &users), want);
         }
         let mine = json!({"name": "c", "namespace": "n"});
         let reserved = [

@@ -69,17 +69,21 @@ pub fn claims_of(pod: &Pod) -> Vec<Key> {
         .collect()
 }
 
-/// The names of the pods that want the claim, among those of its namespace.
-pub fn users(claim: &PersistentVolumeClaim, pods: &[Arc<Pod>]) -> Vec<String> {
+/// The names of the pods without a node that want the claim, among those of its namespace.
+pub fn unscheduled_users(claim: &PersistentVolumeClaim, pods: &[Arc<Pod>]) -> Vec<String> {
     let key = Key::of(claim);
-    let live = pods.iter().filter(|pod| !is_over(pod));
-    let using = live.filter(|pod| claims_of(pod).contains(&key));
+    let using = pods.iter().filter(|pod| {
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+        node.unwrap_or_default().is_empty() && !is_over(pod) && claims_of(pod).contains(&key)
+    });
     using.map(|pod| pod.name_any()).collect()
 }
 
 /// Whether a pod of the claim's namespace wants it.
 fn is_used(claim: &PersistentVolumeClaim, pods: &[Arc<Pod>]) -> bool {
-    !users(claim, pods).is_empty()
+    let key = Key::of(claim);
+    let mut live = pods.iter().filter(|pod| !is_over(pod));
+    live.any(|pod| claims_of(pod).contains(&key))
 }
 
 /// Whether a pod that has a node wants it: what runs nowhere has nothing mounted.
