@@ -4,7 +4,7 @@ use std::{
     io::Write,
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     os::unix::fs::OpenOptionsExt,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -152,7 +152,7 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
 
     say(notifier, "starting scheduler and controllers");
     schedule(&running, &handle);
-    control_cluster(&running, &handle, &pki);
+    control_cluster(&running, &handle, &pki, config.paths.volumes());
 
     let (state, run) = (config.paths.state.clone(), config.paths.runtime());
     let images = Images::open(state, run, config.registries.clone()).await?;
@@ -221,7 +221,7 @@ fn schedule(parts: &Parts, handle: &Handle) {
     });
 }
 
-fn control_cluster(parts: &Parts, handle: &Handle, pki: &Pki) {
+fn control_cluster(parts: &Parts, handle: &Handle, pki: &Pki, volumes: PathBuf) {
     let name = "system:kube-controller-manager";
     let client = handle.client(User::internal(name, &[]));
     let informers = Informers::of("kube-controller-manager", client, parts.clone());
@@ -230,6 +230,7 @@ fn control_cluster(parts: &Parts, handle: &Handle, pki: &Pki) {
         ca_pem: pki.ca_pem().to_owned(),
         make_token: token_maker(handle.issuer.clone()),
         authority: Arc::new(ClusterAuthority(pki.clone())),
+        volumes,
     };
     controllers::start(parts, &informers, client_of, &config);
 }

@@ -79,6 +79,11 @@ impl Paths {
         self.run.join("vetch.sock")
     }
 
+    /// What claims get of the node's disk.
+    pub fn volumes(&self) -> PathBuf {
+        self.state.join(crate::placement::local::FOLDER)
+    }
+
     /// Live records of pods and containers.
     pub fn runtime(&self) -> PathBuf {
         self.run.join("pods")

@@ -93,6 +93,7 @@ impl Lab {
         let config = controllers::Config {
             ca_pem: pki.ca_pem().into(),
             authority: Arc::new(vetch::cli::ClusterAuthority(pki.clone())),
+            volumes: dir.path().join("volumes"),
             make_token: Arc::new({
                 let issuer = handle.issuer.clone();
                 move |wanted| {
