@@ -4,11 +4,13 @@
 //! what it holds then belongs to `before-first-apply`. Pure but for the clock, which comes in.
 //! Source: structured-merge-diff, as upstream's API server uses it.
 
+mod configuration;
 mod node;
 mod set;
 
 use serde_json::{Value, json};
 
+pub use self::configuration::configured;
 use self::{
     node::{Node, compare, fields, merge, remove},
     set::Set,
