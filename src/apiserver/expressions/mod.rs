@@ -205,7 +205,7 @@ mod tests {
                 all,
                 "'('.matches('(')",
                 Bool,
-                "program instantiation failed: ",
+                "invalid matches argument",
             ),
         ] {
             let got = match compile(&environment(declared, Origin::New), text, returns) {

@@ -307,4 +307,34 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn no_more_kinds_than_ten_are_checked() {
+        let all = [
+            "configmaps",
+            "endpoints",
+            "events",
+            "limitranges",
+            "nodes",
+            "pods",
+            "secrets",
+            "services",
+            "serviceaccounts",
+            "podtemplates",
+            "resourcequotas",
+            "namespaces",
+        ];
+        let policy = |resources: &[&str]| {
+            json!({"spec": {"matchConstraints": {"resourceRules": [{"apiGroups": [""],
+                "apiVersions": ["v1"], "resources": resources}]}}})
+        };
+        let memory = Memory::default();
+        assert_eq!(kinds_of(&policy(&all), &memory).len(), MAX_KINDS);
+        let few = kinds_of(
+            &policy(&["secrets", "pods", "pods/status", "nothing"]),
+            &memory,
+        );
+        let names: Vec<&str> = few.iter().map(|row| row.kind).collect();
+        assert_eq!(names, ["Pod", "Secret"]);
+    }
 }

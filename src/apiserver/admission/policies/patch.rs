@@ -226,8 +226,8 @@ mod tests {
                 "type mismatch: unexpected type name \"Object.wrong\", expected \"Object.spec.template\", which matches field name path from root Object type",
             ),
             (
-                "Object{spec: Object.spec{selector: Object.spec.selector{matchLabels: {'a': 'c'}}}}",
-                "error applying patch: invalid ApplyConfiguration: may not mutate atomic arrays, maps or structs: .spec.selector",
+                "Object{spec: Object.spec{template: Object.spec.template{spec: Object.spec.template.spec{nodeSelector: {'a': 'c'}}}}}",
+                "error applying patch: invalid ApplyConfiguration: may not mutate atomic arrays, maps or structs: .spec.template.spec.nodeSelector",
             ),
             (
                 "Object{spec: Object.spec{nothing: 1}}",
