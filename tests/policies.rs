@@ -654,6 +654,25 @@ fn parameters_of_policies() {
     created(&cluster, &deployment("custom", 3));
     let said = refused(&cluster, &deployment("custom-4", 4));
     assert!(said.contains("denied request: at most 3"), "{said}");
+    // Custom resources are changed like others.
+    let mutates = mutating(
+        "grows",
+        &rules("policies.example", "limits", &json!(["CREATE"])),
+        &json!({"reinvocationPolicy": "Never", "mutations": [
+            {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": "Object{most: object.most + 1}"}},
+            {"patchType": "JSONPatch", "jsonPatch": {"expression":
+                "[JSONPatch{op: 'add', path: '/metadata/labels', value: {'grown': 'true'}}]"}}]}),
+    );
+    in_force(&cluster, &mutates, &json!({}));
+    created(
+        &cluster,
+        &json!({"apiVersion": "policies.example/v1", "kind": "Limit", "metadata": {"name": "four"}, "most": 3}),
+    );
+    let grown = read(&cluster, "limit four");
+    assert_eq!(
+        (&grown["most"], &grown["metadata"]["labels"]["grown"]),
+        (&json!(4), &json!("true"))
+    );
     // A map in the namespace of the object; one that is missing allows.
     let map = json!({"apiVersion": "v1", "kind": "ConfigMap"});
     let near = validating(

@@ -201,12 +201,7 @@ mod tests {
                 JsonPatch,
                 "",
             ),
-            (
-                all,
-                "'('.matches('(')",
-                Bool,
-                "invalid matches argument",
-            ),
+            (all, "'('.matches('(')", Bool, "invalid matches argument"),
         ] {
             let got = match compile(&environment(declared, Origin::New), text, returns) {
                 Ok(_) => String::new(),

@@ -65,7 +65,12 @@ fn applied(row: &Resource, before: &Value, value: &cel::Value<'_>) -> Result<Val
         configuration[field] = before[field].clone();
     }
     managed::configured(row, before, configuration, |configuration| {
-        write::fit(row, configuration).map_err(|status| status.message)
+        let has_metadata = configuration["metadata"].is_object();
+        let unknown = write::fit(row, configuration).map_err(|status| status.message)?;
+        if let (false, Some(map)) = (has_metadata, configuration.as_object_mut()) {
+            map.remove("metadata");
+        }
+        Ok(unknown)
     })
     .map_err(|why| format!("error applying patch: {why}"))
 }

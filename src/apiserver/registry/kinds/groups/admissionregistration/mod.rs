@@ -39,13 +39,13 @@ pub fn is_configuration(row: &Resource) -> bool {
 
 /// Whether these are objects that no policy may judge, for the same reason.
 pub fn is_policy(row: &Resource) -> bool {
-    let policies = [
-        VALIDATING_POLICY,
-        VALIDATING_BINDING,
-        MUTATING_POLICY,
-        MUTATING_BINDING,
+    const PLURALS: [&str; 4] = [
+        VALIDATING_POLICY.plural,
+        VALIDATING_BINDING.plural,
+        MUTATING_POLICY.plural,
+        MUTATING_BINDING.plural,
     ];
-    row.group == GROUP && policies.iter().any(|one| one.plural == row.plural)
+    row.group == GROUP && PLURALS.contains(&row.plural)
 }
 
 const BEHAVIOUR: Behaviour = Behaviour {
