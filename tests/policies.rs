@@ -843,7 +843,7 @@ fn hostile_policies_hold_nobody_up() {
     let constraints = rules("", "configmaps", &json!(["CREATE"]));
     let deep = format!("{}true{}", "(".repeat(10_000), ")".repeat(10_000));
     let long = format!("'{}' == ''", "a".repeat(1_000_000));
-    for expression in [deep.as_str(), &long] {
+    for expression in [deep.as_str(), long.as_str()] {
         let begun = Instant::now();
         let spec = json!({"validations": [{"expression": expression}]});
         refused(&cluster, &validating("hostile", &constraints, &spec));
