@@ -3,12 +3,13 @@
 //! the comparison. Units are printed; figures are medians unless said otherwise.
 //!
 //! Cases: exec to node Ready; one pod, create to Ready; 50 pods at once; memory (PSS) idle and per
-//! pod; CPU and disk writes while idle; bytes a second between two pods; a container of `true` beside
-//! crun and runc.
+//! pod; CPU and disk writes while idle; creations under three policies; bytes a second between two
+//! pods; a container of `true` beside crun and runc.
 
 mod containers;
 #[path = "../lab/mod.rs"]
 mod lab;
+mod policies;
 mod throughput;
 
 use std::{
@@ -64,6 +65,9 @@ fn main() {
         }
         if wanted("many") {
             many_pods(&pods, &cluster).await;
+        }
+        if wanted("policies") {
+            policies::judged(&pods, &cluster).await;
         }
         if wanted("throughput") {
             throughput::between_pods(&pods).await;

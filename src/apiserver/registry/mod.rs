@@ -50,6 +50,14 @@ pub struct Resource {
 }
 
 impl Resource {
+    /// Whether its objects are stored, and of this kind.
+    pub fn is_kind(&self, group: &str, version: &str, kind: &str) -> bool {
+        self.kind == kind
+            && self.group == group
+            && self.version == version
+            && self.verbs.contains(&"get")
+    }
+
     /// Items of a list carry neither kind nor apiVersion; those of custom resources do.
     pub fn names_kind_in_lists(&self) -> bool {
         self.custom.is_some()
@@ -260,6 +268,14 @@ impl Causes {
             CauseType::FieldValueNotFound,
             field,
             format!("Not found: {value:?}"),
+        );
+    }
+
+    pub fn internal(&mut self, field: impl Into<String>, detail: &str) {
+        self.push(
+            CauseType::InternalError,
+            field,
+            format!("Internal error: {detail}"),
         );
     }
 

@@ -7,6 +7,7 @@
 //! it holds then belongs to `before-first-apply`. Pure but for the clock, which comes in.
 //! Source: structured-merge-diff, as upstream's API server uses it.
 
+mod configuration;
 mod conflict;
 mod declared;
 mod entry;
@@ -16,6 +17,7 @@ mod set;
 
 use serde_json::{Map, Value};
 
+pub use self::configuration::configured;
 pub use self::declared::faults;
 use self::{
     conflict::{Conflict, refusal},

@@ -503,3 +503,24 @@ pub fn remove(node: Node<'_>, value: &mut Value, gone: &Set, kept: &Set) {
         _ => {}
     }
 }
+
+/// Paths of what an applied configuration sets as one, in a list, map or object that is owned as one:
+/// members that are left out would be lost.
+pub fn atomics(node: Node<'_>, value: &Value, path: &str, found: &mut Vec<String>) {
+    match parts(node, value) {
+        Parts::Whole if value.is_object() || value.is_array() => {
+            found.push(path.to_owned());
+        }
+        Parts::Whole | Parts::Values(_) => {}
+        Parts::Members(inner, map) => {
+            for (name, member) in map {
+                atomics(inner.member(name), member, &format!("{path}.{name}"), found);
+            }
+        }
+        Parts::Items(_, inner, list) => {
+            for (index, item) in list.iter().enumerate() {
+                atomics(inner, item, &format!("{path}[{index}]"), found);
+            }
+        }
+    }
+}
