@@ -307,7 +307,7 @@ fn certificates_and_credentials() {
     refused(
         &cluster,
         CERTIFIED,
-        &["CertificateRequired", "it wants a certificate of ours"],
+        &["GET https://", "it wants a certificate of ours"],
     );
     let files = [
         ("ca.crt", servers.as_str()),

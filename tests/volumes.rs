@@ -473,7 +473,7 @@ async fn what_is_not_supported_says_so() -> TestResult {
         ),
         (
             json!({"name": "v", "ephemeral": {}}),
-            "ephemeral volumes are not supported by this version",
+            "persistentvolumeclaim \"p-v\" not found",
         ),
         (
             json!({"name": "v", "gitRepo": {"repository": "r"}}),

@@ -18,7 +18,10 @@ use crate::{
 /// Told to whoever asks.
 pub(super) const DEPRECATED: &str = "v1 ComponentStatus is deprecated in v1.19+";
 
-const COMPONENTS: [(&str, fn(&str) -> bool); 3] = [
+/// Whether a part of the daemon belongs to a component.
+type Belongs = fn(&str) -> bool;
+
+const COMPONENTS: [(&str, Belongs); 3] = [
     ("controller-manager", |part| {
         part.ends_with("controller") || part.ends_with("collector")
     }),

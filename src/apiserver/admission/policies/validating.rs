@@ -177,7 +177,10 @@ fn judge(
 }
 
 fn cut(text: &str, most: usize) -> &str {
-    let end = text.floor_char_boundary(most);
+    let mut end = text.len().min(most);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
     &text[..end]
 }
 

@@ -15,7 +15,7 @@ pub struct Conflict {
 
 pub fn refusal(conflicts: &[Conflict]) -> Status {
     let mut conflicts: Vec<&Conflict> = conflicts.iter().collect();
-    conflicts.sort_by(|a, b| a.owner.words().cmp(&b.owner.words()));
+    conflicts.sort_by_key(|conflict| conflict.owner.words());
     let count: usize = conflicts
         .iter()
         .map(|conflict| conflict.fields.count())

@@ -290,9 +290,20 @@ impl<'a> Registry<'a> {
 
     /// What all hosts said.
     fn in_vain(&self, search: &Search) -> Error {
-        let all = |is: fn(&Came) -> bool| search.tried.iter().all(|(_, came)| is(came));
-        let any = |is: fn(&Came) -> bool| search.tried.iter().any(|(_, came)| is(came));
-        let outcome = if search.tried.is_empty() {
+        let heeded = |(at, one): &(usize, &(String, Came))| {
+            let next = search.tried.get(at + 1);
+            !next.is_some_and(|(next, _)| is_same_in_plain(one, next))
+        };
+        let tried: Vec<&(String, Came)> = search
+            .tried
+            .iter()
+            .enumerate()
+            .filter(heeded)
+            .map(|(_, one)| one)
+            .collect();
+        let all = |is: fn(&Came) -> bool| tried.iter().all(|(_, came)| is(came));
+        let any = |is: fn(&Came) -> bool| tried.iter().any(|(_, came)| is(came));
+        let outcome = if tried.is_empty() {
             Outcome::NoHost
         } else if all(|came| matches!(came, Came::NotFound(_))) {
             Outcome::NotFound
@@ -301,15 +312,9 @@ impl<'a> Registry<'a> {
         } else {
             Outcome::Failed
         };
-        let told: Vec<String> = search
-            .tried
+        let told: Vec<String> = tried
             .iter()
-            .enumerate()
-            .filter(|(at, one)| {
-                let next = search.tried.get(at + 1);
-                !next.is_some_and(|(next, _)| is_same_in_plain(one, next))
-            })
-            .map(|(_, (asked, came))| excerpt(&format!("{asked}: {came}"), LONGEST_TOLD))
+            .map(|(asked, came)| excerpt(&format!("{asked}: {came}"), LONGEST_TOLD))
             .take(MOST_TOLD)
             .collect();
         Error::Hosts {

@@ -226,8 +226,9 @@ pub fn is_no_tls(error: &(dyn std::error::Error + 'static)) -> bool {
 pub fn remedy(said: &str) -> &'static str {
     if said.contains("UnknownIssuer") || said.contains("CaUsedAsEndEntity") {
         "; its authority is not known here: name it with `ca` in hosts.toml"
-    } else if said.contains("CertificateRequired") {
-        "; it wants a certificate of ours: name one with `client` in hosts.toml"
+    } else if said.contains("CertificateRequired") || said.contains("alert: BadCertificate") {
+        // What a server of TLS 1.2 says without any.
+        "; it wants a certificate of ours: name one that it takes with `client` in hosts.toml"
     } else if said.contains("InvalidContentType") {
         "; it does not speak TLS: a host of plain HTTP is written http://... in hosts.toml"
     } else {
