@@ -13,7 +13,7 @@ const ALLOWED: [(&str, &[&str]); 19] = [
     ("allocator", &[]),
     (
         "apiserver",
-        &["addresses", "allocator", "listener", "store", "pki"],
+        &["addresses", "allocator", "cel", "listener", "store", "pki"],
     ),
     ("cel", &[]),
     ("controllers", &["events", "informer", "placement"]),

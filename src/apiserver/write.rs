@@ -10,7 +10,10 @@ use super::{
     metadata,
     patch::managed::{self, Manager},
     query::FieldValidation,
-    registry::{Causes, Resource, custom::schema},
+    registry::{
+        Causes, Resource,
+        custom::{self, schema},
+    },
     request::User,
     server::ApiServer,
     status::Status,
@@ -127,7 +130,10 @@ pub fn fit(row: &Resource, object: &mut Value) -> Result<Vec<String>, Status> {
     bounded(row, object)?;
     let (ty, mut unknown) = match row.custom {
         // Of a custom resource only the metadata has a type; the schema knows the rest.
-        Some(custom) => (None, schema::prune(&custom.schema, object)),
+        Some(custom) => {
+            let content = custom.content().ok_or_else(custom::gone)?;
+            (None, schema::prune(&content.schema, object))
+        }
         None => (Some(type_of(row)?), Vec::new()),
     };
     let holder = proto::schema()
@@ -317,8 +323,10 @@ impl ApiServer {
         let mut causes = Causes::default();
         metadata::validate(row, &object, &mut causes);
         added_finalizers(&object, &was, &mut causes);
-        row.validate(&object, &mut causes);
-        match writing.subresource.as_deref() {
+        let part = writing.subresource.as_deref();
+        let told = row.validate_changed(&object, &was, part, &mut causes);
+        request.warnings.extend(told);
+        match part {
             None => (row.behaviour.validate_update)(&object, &was, &mut causes),
             Some(part) => {
                 (row.behaviour.validate_subresource)(part, &object, &was, &mut causes);

@@ -111,6 +111,8 @@ pub struct Behaviour {
     /// The generic code has already kept metadata and, where there is a status subresource, status.
     pub prepare_update: fn(&mut Value, &Value),
     pub validate: fn(&Value, &mut Causes),
+    /// As `validate`, of a new object only: what an update checks in `validate_update`.
+    pub validate_create: fn(&Value, &mut Causes),
     /// Rules over (`new`, `old`): immutable fields. `validate(new)` runs besides.
     pub validate_update: fn(&Value, &Value, &mut Causes),
     /// As `prepare_update`, before a write through the subresource of this name.
@@ -158,6 +160,7 @@ pub const PLAIN: Behaviour = Behaviour {
     prepare_create: |_| {},
     prepare_update: |_, _| {},
     validate: |_, _| {},
+    validate_create: |_, _| {},
     validate_update: |_, _, _| {},
     prepare_subresource: |_, _, _| {},
     validate_subresource: |_, _, _, _| {},

@@ -15,7 +15,10 @@ use self::{
 };
 use crate::apiserver::{
     metadata,
-    registry::{Resource, Subresource},
+    registry::{
+        Resource, Subresource,
+        custom::{Content, Custom},
+    },
     status::{Cause, CauseType, Details, Reason, Status},
 };
 
@@ -83,9 +86,10 @@ fn write(object: &mut Value, mut entries: Vec<Entry>) {
     metadata::of(object).insert("managedFields".to_owned(), list.into());
 }
 
-fn root(row: &Resource) -> Node<'static> {
-    match row.custom {
-        Some(custom) => Node::Root(&custom.schema),
+/// `content`: of a custom resource.
+fn root<'a>(row: &Resource, content: Option<&'a Content>) -> Node<'a> {
+    match content {
+        Some(content) => Node::Root(&content.schema),
         None => proto::schema()
             .get(row.type_name)
             .map_or(Node::Unknown, Node::Type),
@@ -131,7 +135,8 @@ pub fn apply(
     manager: Manager<'_>,
     force: bool,
 ) -> Result<Value, Status> {
-    let node = root(row);
+    let content = row.custom.and_then(Custom::content);
+    let node = root(row, content.as_deref());
     let mut owned = fields(node, config);
     owned.here = false;
     strip(row, manager.subresource, &mut owned);
@@ -239,7 +244,8 @@ pub fn updated(row: &Resource, old: &Value, new: &mut Value, manager: Manager<'_
     if all.is_empty() {
         return;
     }
-    let (mut changed, mut removed) = compare(root(row), old, new);
+    let content = row.custom.and_then(Custom::content);
+    let (mut changed, mut removed) = compare(root(row, content.as_deref()), old, new);
     for set in [&mut changed, &mut removed] {
         set.here = false;
         strip(row, manager.subresource, set);
