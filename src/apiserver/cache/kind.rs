@@ -250,6 +250,9 @@ mod tests {
         }
         let kept = 100 - (MOST_BYTES >> 21) as Revision;
         assert!(told(&kind, kept).is_none() && told(&kind, kept + 1).is_some());
+        // Old ones even if they are few.
+        kind.forget(Instant::now() + 2 * KEPT);
+        assert!(told(&kind, 96).is_none() && told(&kind, 99).is_some());
     }
 
     #[test]
