@@ -55,6 +55,46 @@ struct Generator<'a> {
     index: BTreeMap<String, usize>,
 }
 
+/// Types that are owned as one: what the API marks with `structType=atomic`, which the table of
+/// facts leaves out.
+const ATOMIC_TYPES: [&str; 27] = [
+    "io.k8s.api.admissionregistration.v1.MatchResources",
+    "io.k8s.api.admissionregistration.v1.NamedRuleWithOperations",
+    "io.k8s.api.admissionregistration.v1.ParamKind",
+    "io.k8s.api.admissionregistration.v1.ParamRef",
+    "io.k8s.api.admissionregistration.v1.Variable",
+    "io.k8s.api.autoscaling.v1.CrossVersionObjectReference",
+    "io.k8s.api.core.v1.ConfigMapKeySelector",
+    "io.k8s.api.core.v1.EndpointAddress",
+    "io.k8s.api.core.v1.EndpointPort",
+    "io.k8s.api.core.v1.FileKeySelector",
+    "io.k8s.api.core.v1.LocalObjectReference",
+    "io.k8s.api.core.v1.NodeSelector",
+    "io.k8s.api.core.v1.NodeSelectorTerm",
+    "io.k8s.api.core.v1.ObjectFieldSelector",
+    "io.k8s.api.core.v1.ObjectReference",
+    "io.k8s.api.core.v1.ResourceFieldSelector",
+    "io.k8s.api.core.v1.ScopeSelector",
+    "io.k8s.api.core.v1.SecretKeySelector",
+    "io.k8s.api.core.v1.SecretReference",
+    "io.k8s.api.core.v1.TopologySelectorTerm",
+    "io.k8s.api.core.v1.TypedLocalObjectReference",
+    "io.k8s.api.discovery.v1.EndpointPort",
+    "io.k8s.api.networking.v1.ServiceBackendPort",
+    "io.k8s.api.rbac.v1.RoleRef",
+    "io.k8s.api.rbac.v1.Subject",
+    "io.k8s.apimachinery.pkg.apis.meta.v1.LabelSelector",
+    "io.k8s.apimachinery.pkg.apis.meta.v1.OwnerReference",
+];
+
+/// Members whose type is not atomic, but who are: `mapType=atomic`.
+const ATOMIC_FIELDS: [(&str, &str); 4] = [
+    ("io.k8s.api.core.v1.PodSpec", "nodeSelector"),
+    ("io.k8s.api.core.v1.ReplicationControllerSpec", "selector"),
+    ("io.k8s.api.core.v1.ServiceSpec", "selector"),
+    ("io.k8s.api.node.v1.Scheduling", "nodeSelector"),
+];
+
 impl Generator<'_> {
     fn emit(&self, out: &mut String, name: &str, fact: &Value) {
         let mut fields = Vec::new();
@@ -70,7 +110,7 @@ impl Generator<'_> {
             Some(alias) => format!("Some({})", self.shape(name, alias).0),
             None => "None".to_owned(),
         };
-        let atomic = fact["st"].as_str() == Some("atomic") || fact["mt"].as_str() == Some("atomic");
+        let atomic = ATOMIC_TYPES.contains(&name);
         let _ = writeln!(
             out,
             "Type {{ name: {name:?}, alias: {alias}, values: &{enumeration:?}, atomic: {atomic}, fields: &["
@@ -117,6 +157,7 @@ impl Generator<'_> {
             (Some("atomic"), ..) | (_, Some("atomic"), _) | (_, _, Some("atomic")) => {
                 "ListType::Atomic"
             }
+            _ if ATOMIC_FIELDS.contains(&(owner, &*text("n"))) => "ListType::Atomic",
             _ => "ListType::Unset",
         };
         let patch = text("ps");

@@ -30,8 +30,9 @@ use tokio::sync::{broadcast, watch};
 
 use crate::supervision::{Parts, Policy, hooks};
 
-/// Changes a subscriber may lag behind before it is told to resync.
-const BACKLOG: usize = 4096;
+/// Changes a subscriber may lag behind before it is told to resync. The places are made with the channel,
+/// and there are some seventy informers: 24 KiB each.
+const BACKLOG: usize = 1024;
 
 /// Namespace and name; the namespace is empty for cluster-scoped objects.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

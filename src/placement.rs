@@ -1,11 +1,13 @@
 //! Which nodes a pod's own spec allows (selectors, affinity to nodes, tolerations), and what the pod
-//! takes there (resources, ports). Pure.
+//! takes there (resources, ports, volumes). Pure.
 //!
 //! Shared by the scheduler, which places pods, by controllers that must know where a pod could be
 //! placed, and by the kubelet, which has the last word. Knows no other module.
 
+pub mod local;
 mod ports;
 mod resources;
+pub mod volumes;
 
 pub use ports::{HostPort, host_ports};
 pub use resources::{Requests, Resources};

@@ -60,6 +60,7 @@ impl Lab {
         namespaces.create(&PostParams::default(), &shop).await?;
         let config = Config {
             pods_dir: folder.path().join("pods"),
+            local_volumes: folder.path().join("volumes"),
             node: "a".into(),
             cluster_dns: vec!["10.96.0.10".parse()?],
             cluster_domain: "cluster.local".into(),

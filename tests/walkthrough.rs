@@ -6,6 +6,70 @@ use std::process::Output;
 
 use lab::{Cluster, text};
 
+/// What was applied by the client goes on being applied by the server, without a conflict.
+#[test]
+#[ignore = "needs root"]
+fn kubectl_moves_from_client_side_apply() {
+    let cluster = Cluster::started();
+    let manifest = cluster.root.path().join("web.yaml");
+    let manifest = manifest.to_str().unwrap();
+    let write = |replicas: u32| {
+        let yaml = format!(
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: web}}\nspec:\n  replicas: {replicas}\n  selector: {{matchLabels: {{app: web}}}}\n  template:\n    metadata: {{labels: {{app: web}}}}\n    spec: {{containers: [{{name: c, image: nothing.invalid/x, imagePullPolicy: Never}}]}}\n"
+        );
+        std::fs::write(manifest, yaml).unwrap();
+    };
+    let owners = || {
+        let path = "{range .metadata.managedFields[*]}{.manager} {.operation} {.subresource};{end}";
+        let path = format!("jsonpath={path}");
+        cluster.ok_with(&[
+            "get",
+            "deployment",
+            "web",
+            "--show-managed-fields",
+            "-o",
+            &path,
+        ])
+    };
+    write(0);
+    cluster.ok_with(&["apply", "-f", manifest]);
+    assert!(
+        owners().contains("kubectl-client-side-apply Update ;"),
+        "{}",
+        owners()
+    );
+    write(1);
+    cluster.ok_with(&["apply", "--server-side", "-f", manifest]);
+    let after = owners();
+    assert!(after.starts_with("kubectl Apply ;"), "{after}");
+    assert!(!after.contains("kubectl-client-side-apply"), "{after}");
+    // Another's change is a conflict from then on.
+    cluster.ok("scale deployment web --replicas=2");
+    let refused = cluster.kubectl_with(&["apply", "--server-side", "-f", manifest]);
+    assert!(!refused.status.success());
+    let said = text(&refused);
+    assert!(
+        said.contains(
+            "conflict with \"kubectl\" with subresource \"scale\" using apps/v1: .spec.replicas"
+        ),
+        "{said}"
+    );
+    cluster.ok_with(&[
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        "-f",
+        manifest,
+    ]);
+    assert!(!owners().contains("scale"), "{}", owners());
+    // And back.
+    write(0);
+    cluster.ok_with(&["apply", "-f", manifest]);
+    let replicas = cluster.ok("get deployment web -o jsonpath={.spec.replicas}");
+    assert_eq!(replicas, "0");
+    assert!(cluster.ok("get componentstatuses").contains("Healthy"));
+}
+
 #[test]
 #[ignore = "needs root"]
 fn objects_through_kubectl() {

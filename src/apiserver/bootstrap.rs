@@ -46,6 +46,7 @@ pub async fn write(
     authorities: Authorities<'_>,
     roles: Roles,
 ) -> Result<(), Error> {
+    let is_new = is_new(server).await;
     let namespaces = NAMESPACES
         .map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
     ensure_all(server, namespaces.into(), Roles::Stay).await?;
@@ -56,11 +57,57 @@ pub async fn write(
         "metadata": {"name": EXTENSION, "namespace": "kube-system"},
         "data": extension(authorities),
     }));
+    if is_new {
+        objects.push(default_class());
+    }
     // All at once, so that the store syncs them together.
     let own = ensure_all(server, objects, Roles::Stay);
     tokio::try_join!(own, ensure_all(server, authz::bootstrap::objects(), roles))?;
+    if is_new {
+        let marker = json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": LAST.name, "namespace": LAST.namespace},
+            "data": {"storageClass": "made"},
+        });
+        ensure_all(server, vec![marker], Roles::Stay).await?;
+    }
     keep_extension(server, authorities).await?;
     keep_endpoints(server, config).await
+}
+
+/// Whether this cluster has not had yet what is made once: an admin who deletes the default class is rid
+/// of it.
+async fn is_new(server: &ApiServer) -> bool {
+    match table::by_plural(LAST.plural) {
+        Some(row) => match server.read(row, LAST.namespace, LAST.name).await {
+            Err(status) => status.reason == Reason::NotFound,
+            Ok(_) => false,
+        },
+        None => false,
+    }
+}
+
+/// Written when a cluster has all that is made once.
+const LAST: Named<'static> = Named {
+    plural: "configmaps",
+    subresource: "",
+    namespace: "kube-system",
+    name: "vetch-bootstrap",
+};
+
+/// What claims get that name no class: folders of the node that their pod goes to.
+fn default_class() -> Value {
+    json!({
+        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
+        "metadata": {
+            "name": "local",
+            "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
+        },
+        "provisioner": "vetch.io/local",
+        "reclaimPolicy": "Delete",
+        "volumeBindingMode": "WaitForFirstConsumer",
+        "allowVolumeExpansion": true,
+    })
 }
 
 /// Where extension API servers read whose word they may take.

@@ -10,6 +10,7 @@ use super::{
     admission::Held,
     cache::{self, Object},
     metadata,
+    patch::managed,
     registry::Resource,
     residence,
     server::ApiServer,
@@ -103,7 +104,7 @@ impl ApiServer {
             "resourceVersion".to_owned(),
             json!(old.revision.to_string()),
         );
-        if object == *was {
+        if object == *was || managed::is_same_but_for_times(&object, &was) {
             held.settle(false).await;
             return Ok(Written {
                 object: old.clone(),
@@ -112,8 +113,10 @@ impl ApiServer {
         }
         if writing.dry_run {
             held.settle(false).await;
-            return self.written(writing, &writing.name, object, old.revision, warnings);
+            return Ok(self.written(writing, &writing.name, object, old.revision, warnings));
         }
+        // The store's bytes have none, and without one they are written as they are here.
+        metadata::of(&mut object).remove("resourceVersion");
         let ends = is_finished(row, &object);
         let (key, expect) = (
             writing.key(&writing.name),
@@ -123,7 +126,15 @@ impl ApiServer {
             true => self.commit_delete(writing, key, expect).await,
             false => {
                 let guards = held.guards().to_vec();
-                self.commit(writing, key, expect, guards, &object).await
+                let (again, same) = (guards.clone(), key.clone());
+                let mut stored = self.commit(writing, key, expect, guards, &object).await;
+                // Who owns what is the first that an object can do without.
+                if matches!(&stored, Err(Refused::Other(status)) if *status == Status::not_stored())
+                    && metadata::of(&mut object).remove("managedFields").is_some()
+                {
+                    stored = self.commit(writing, same, expect, again, &object).await;
+                }
+                stored
             }
         };
         held.settle(committed.is_ok() && !ends).await;
@@ -135,7 +146,7 @@ impl ApiServer {
                 plugin.replaced(row, &was, &object).await;
             }
         }
-        self.written(writing, &writing.name, object, revision, warnings)
+        Ok(self.written(writing, &writing.name, object, revision, warnings))
     }
 
     /// Writes the bytes, if the write's own guards and these hold.
@@ -148,17 +159,11 @@ impl ApiServer {
         object: &Value,
     ) -> Result<u64, Refused> {
         let row = writing.row;
-        let mut stored = object.clone();
-        metadata::of(&mut stored).remove("resourceVersion");
-        if let Some(convert) = row.convert {
-            (convert.to_stored)(&mut stored);
-        }
-        if let Some(custom) = row.custom {
-            let converted = custom.to_stored(self, stored).await;
-            stored = converted.map_err(Refused::Other)?;
-        }
-        let value =
-            serde_json::to_vec(&stored).map_err(|error| Refused::Other(Status::internal(error)))?;
+        let value = match self.stored_form(row, object).await? {
+            Some(stored) => serde_json::to_vec(&stored),
+            None => serde_json::to_vec(object),
+        };
+        let value = value.map_err(|error| Refused::Other(Status::internal(error)))?;
         // Kept for as long as the object is: without the room that the vector had to grow.
         let value = value.into_boxed_slice().into();
         let ttl = (row.storage == "events").then_some(EVENT_TTL);
@@ -172,6 +177,25 @@ impl ApiServer {
             space: space(writing, object),
         })
         .await
+    }
+
+    /// How the object is stored, if that differs from what it is: a copy of a large one is many times as
+    /// large as its bytes.
+    async fn stored_form(&self, row: &Resource, object: &Value) -> Result<Option<Value>, Refused> {
+        let has_revision = object["metadata"].get("resourceVersion").is_some();
+        if !has_revision && row.convert.is_none() && row.custom.is_none() {
+            return Ok(None);
+        }
+        let mut stored = object.clone();
+        metadata::of(&mut stored).remove("resourceVersion");
+        if let Some(convert) = row.convert {
+            (convert.to_stored)(&mut stored);
+        }
+        if let Some(custom) = row.custom {
+            let converted = custom.to_stored(self, stored).await;
+            stored = converted.map_err(Refused::Other)?;
+        }
+        Ok(Some(stored))
     }
 
     pub async fn commit_delete(

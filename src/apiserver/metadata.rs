@@ -62,7 +62,6 @@ pub fn prepare_create(row: &Resource, namespace: &str, object: &mut Value) -> Re
         "deletionTimestamp",
         "deletionGracePeriodSeconds",
         "generation",
-        "managedFields",
     ] {
         metadata.remove(name);
     }
@@ -181,7 +180,6 @@ pub fn prepare_update(new: &mut Value, old: &Value) {
         "deletionGracePeriodSeconds",
         "generation",
         "generateName",
-        "managedFields",
     ] {
         match old_metadata.get(name) {
             Some(value) => metadata.insert(name.to_owned(), value.clone()),

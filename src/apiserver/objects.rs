@@ -27,6 +27,13 @@ pub trait Lookup: Send + Sync {
         table::by_plural(plural)
     }
 
+    /// The row of a kind in one version.
+    fn row_of_kind(&self, group: &str, version: &str, kind: &str) -> Option<&'static Resource> {
+        super::registry::kinds::table()
+            .iter()
+            .find(|row| row.is_kind(group, version, kind))
+    }
+
     /// Every row over the same stored objects: the versions of one kind.
     fn rows_of(&self, storage: &str) -> Vec<&'static Resource> {
         let rows = super::registry::kinds::table().iter();

@@ -79,23 +79,40 @@ impl Query {
         })
     }
 
-    pub fn dry_run(&self) -> Result<bool, Status> {
+    /// `options`: the kind of the options that they all belong to.
+    pub fn dry_run(&self, options: &str) -> Result<bool, Status> {
         let mut any = false;
         for value in self.all("dryRun") {
             if value != "All" {
                 let message = format!("Unsupported value: {value:?}: supported values: \"All\"");
-                return Err(invalid_option(
-                    "dryRun",
-                    CauseType::FieldValueNotSupported,
-                    message,
-                ));
+                let reason = CauseType::FieldValueNotSupported;
+                return Err(invalid(options, "dryRun", reason, message));
             }
             any = true;
         }
         Ok(any)
     }
 
-    pub fn field_validation(&self) -> Result<FieldValidation, Status> {
+    /// In whose name fields are changed, if it is said.
+    pub fn field_manager(&self, options: &str) -> Result<Option<&str>, Status> {
+        let Some(name) = self.get("fieldManager").filter(|name| !name.is_empty()) else {
+            return Ok(None);
+        };
+        if name.len() > MAX_FIELD_MANAGER {
+            let message = format!("Too long: may not be more than {MAX_FIELD_MANAGER} bytes");
+            let reason = CauseType::FieldValueTooLong;
+            return Err(invalid(options, "fieldManager", reason, message));
+        }
+        if !name.chars().all(is_printable) {
+            let message =
+                format!("Invalid value: {name:?}: should only contain printable characters");
+            let reason = CauseType::FieldValueInvalid;
+            return Err(invalid(options, "fieldManager", reason, message));
+        }
+        Ok(Some(name))
+    }
+
+    pub fn field_validation(&self, options: &str) -> Result<FieldValidation, Status> {
         match self.get("fieldValidation") {
             None | Some("" | "Warn") => Ok(FieldValidation::Warn),
             Some("Ignore") => Ok(FieldValidation::Ignore),
@@ -104,11 +121,8 @@ impl Query {
                 let message = format!(
                     "Unsupported value: {other:?}: supported values: \"Ignore\", \"Strict\", \"Warn\""
                 );
-                Err(invalid_option(
-                    "fieldValidation",
-                    CauseType::FieldValueNotSupported,
-                    message,
-                ))
+                let reason = CauseType::FieldValueNotSupported;
+                Err(invalid(options, "fieldValidation", reason, message))
             }
         }
     }
@@ -128,11 +142,37 @@ fn is_pair(pair: &str) -> bool {
     !pair.contains(';') && escapes.all(whole)
 }
 
-/// 422 about an option rather than an object.
+/// Bytes of a field manager's name.
+const MAX_FIELD_MANAGER: usize = 128;
+
+/// As Go sees it: no control characters, and of spaces only the plain one.
+fn is_printable(character: char) -> bool {
+    character == ' ' || !(character.is_control() || character.is_whitespace())
+}
+
+/// The manager that a User-Agent stands for: what is before the first slash.
+pub fn agent_manager(agent: &str) -> String {
+    let name = agent.split('/').next().unwrap_or_default();
+    let mut kept = String::new();
+    for character in name.chars().filter(|character| is_printable(*character)) {
+        if kept.len() + character.len_utf8() > MAX_FIELD_MANAGER {
+            break;
+        }
+        kept.push(character);
+    }
+    kept
+}
+
+/// 422 about an option of a list rather than an object.
 pub fn invalid_option(field: &str, reason: CauseType, message: String) -> Status {
+    invalid("ListOptions", field, reason, message)
+}
+
+/// 422 about an option, by the kind of the options.
+pub fn invalid(options: &str, field: &str, reason: CauseType, message: String) -> Status {
     Status::invalid(
         "meta.k8s.io",
-        "ListOptions",
+        options,
         "",
         vec![Cause {
             reason,
@@ -169,6 +209,43 @@ mod tests {
             assert_eq!(query.take_flag("watch"), want);
             assert_eq!(query.get("watch"), None, "it is taken");
         }
+    }
+
+    #[test]
+    fn who_writes() {
+        for (agent, want) in [
+            ("kubectl/v1.37.0 (linux/amd64)", "kubectl"),
+            ("my agent\u{7}/2", "my agent"),
+            ("", ""),
+            ("/x", ""),
+        ] {
+            assert_eq!(agent_manager(agent), want);
+        }
+        assert_eq!(agent_manager(&"\u{e9}".repeat(100)), "\u{e9}".repeat(64));
+        for (query, want) in [
+            ("", Ok(None)),
+            ("fieldManager=", Ok(None)),
+            ("fieldManager=a%20b", Ok(Some("a b"))),
+            (
+                "fieldManager=a%0Ab",
+                Err(
+                    "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Invalid value: \"a\\nb\": should only contain printable characters",
+                ),
+            ),
+        ] {
+            let query = Query::parse(query);
+            let got = query.field_manager("PatchOptions");
+            assert_eq!(
+                got.map_err(|status| status.message),
+                want.map_err(str::to_owned)
+            );
+        }
+        let long = Query::parse(&format!("fieldManager={}", "a".repeat(129)));
+        let refused = long.field_manager("CreateOptions").expect_err("too long");
+        assert_eq!(
+            refused.message,
+            "CreateOptions.meta.k8s.io \"\" is invalid: fieldManager: Too long: may not be more than 128 bytes"
+        );
     }
 
     #[test]

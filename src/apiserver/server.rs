@@ -155,6 +155,12 @@ impl Lookup for ApiServer {
         self.rows.by_plural(plural)
     }
 
+    fn row_of_kind(&self, group: &str, version: &str, kind: &str) -> Option<&'static Resource> {
+        let rows = self.rows.all();
+        rows.into_iter()
+            .find(|row| row.is_kind(group, version, kind))
+    }
+
     fn rows_of(&self, storage: &str) -> Vec<&'static Resource> {
         let mut rows = self.rows.all();
         rows.retain(|row| row.storage == storage);

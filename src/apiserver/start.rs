@@ -154,6 +154,9 @@ impl Handle {
             Arc::new(NodeRestriction(self.authorizer.clone())),
             Arc::new(CertificateSigners(self.authorizer.clone())),
         ];
+        for plugin in &plugins {
+            plugin.authorizer(&self.authorizer);
+        }
         self.server
             .set_plugins(guards.into_iter().chain(plugins).collect());
         let authorities = bootstrap::Authorities {

@@ -118,6 +118,7 @@ pub struct Details {
 /// One violation. Its type is serialised under the key `reason`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Cause {
+    #[serde(skip_serializing_if = "CauseType::is_none")]
     pub reason: CauseType,
     pub message: String,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -141,6 +142,14 @@ pub enum CauseType {
     ResourceVersionTooLarge,
     UnexpectedServerResponse,
     DisruptionBudget,
+    /// Only the message says it.
+    None,
+}
+
+impl CauseType {
+    fn is_none(&self) -> bool {
+        *self == Self::None
+    }
 }
 
 impl Status {

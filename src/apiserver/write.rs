@@ -84,37 +84,86 @@ impl Writing {
         type_of(self.row)
     }
 
-    /// Takes away what the schema does not know; says so as loudly as asked.
+    /// In whose name this write changes fields, now.
+    pub fn manager<'a>(&'a self, now: &'a str) -> Manager<'a> {
+        Manager {
+            name: &self.manager,
+            subresource: self.subresource.as_deref().unwrap_or_default(),
+            now,
+        }
+    }
+
+    /// Takes away what the schema does not know; says so as loudly as asked. `complaints`: what
+    /// there is to say of the document besides.
     pub fn prune(
         &self,
         object: &mut Value,
-        duplicates: &[String],
+        complaints: &[String],
         warnings: &mut Vec<String>,
     ) -> Result<(), Status> {
-        let unknown = fit(self.row, object)?;
-        let complaints: Vec<String> = unknown
-            .iter()
-            .map(|path| format!("unknown field {path:?}"))
-            .chain(
-                duplicates
-                    .iter()
-                    .map(|path| format!("duplicate field {path:?}")),
-            )
-            .collect();
-        match self.validation {
-            FieldValidation::Strict if !complaints.is_empty() => Err(Status::bad_request(format!(
+        let unknown = self.fit(object)?;
+        let complaints = self.heeded(unknown, complaints, warnings);
+        match complaints.is_empty() {
+            true => Ok(()),
+            false => Err(Status::bad_request(format!(
                 "{} in version {:?} cannot be handled as a {}: strict decoding error: {}",
                 self.row.kind,
                 self.row.version,
                 self.row.kind,
                 complaints.join(", ")
             ))),
-            FieldValidation::Warn => {
-                warnings.extend(complaints);
-                Ok(())
-            }
-            _ => Ok(()),
         }
+    }
+
+    /// As [`Writing::prune`], of what a patch has made of an object.
+    pub fn prune_patched(
+        &self,
+        object: &mut Value,
+        complaints: &[String],
+        warnings: &mut Vec<String>,
+    ) -> Result<(), Status> {
+        let text: String = match self.validation {
+            FieldValidation::Strict => object.to_string().chars().take(MAX_QUOTED).collect(),
+            _ => String::new(),
+        };
+        let unknown = self.fit(object)?;
+        let complaints = self.heeded(unknown, complaints, warnings);
+        if complaints.is_empty() {
+            return Ok(());
+        }
+        let mut causes = Causes::default();
+        let what = format!("strict decoding error: {}", complaints.join(", "));
+        causes.invalid("patch", text, &what);
+        Err(Status::invalid("", "", "", causes.0))
+    }
+
+    fn fit(&self, object: &mut Value) -> Result<Vec<String>, Status> {
+        let reset = managed::is_reset(object);
+        let unknown = fit(self.row, object)?;
+        if reset {
+            // An empty list would be left out, and says something here.
+            metadata::of(object).insert("managedFields".to_owned(), json!([]));
+        }
+        Ok(unknown)
+    }
+
+    /// What is an error for this writer; what is only told goes into the warnings.
+    fn heeded(
+        &self,
+        unknown: Vec<String>,
+        complaints: &[String],
+        warnings: &mut Vec<String>,
+    ) -> Vec<String> {
+        let unknown = unknown
+            .into_iter()
+            .map(|path| format!("unknown field {path:?}"));
+        let all = unknown.chain(complaints.iter().cloned());
+        match self.validation {
+            FieldValidation::Strict => return all.collect(),
+            FieldValidation::Warn => warnings.extend(all),
+            FieldValidation::Ignore => {}
+        }
+        Vec::new()
     }
 }
 
@@ -163,10 +212,16 @@ pub fn fit(row: &Resource, object: &mut Value) -> Result<Vec<String>, Status> {
             let more = proto::prune(holder, metadata);
             unknown.extend(more.into_iter().map(|path| format!("metadata.{path}")));
             proto::normalize(holder, metadata);
+            if let Some(content) = row.custom.and_then(|custom| custom.content()) {
+                unknown.extend(schema::prune_embedded(&content.schema, object));
+            }
         }
     }
     Ok(unknown)
 }
+
+/// Characters of an object that an answer quotes, so that there is room for what is wrong with it.
+const MAX_QUOTED: usize = 400;
 
 /// Items of all lists of one object. Each gets defaults of its own, so that ever so many small ones
 /// would become a huge object.
@@ -235,11 +290,22 @@ impl ApiServer {
             .admit_new(writing, object, &mut warnings, &mut round)
             .await;
         let stored = match admitted {
+            Ok((name, _)) if writing.dry_run && self.is_there(writing, &name).await => {
+                Err(Status::already_exists(row.group, row.plural, &name))
+            }
             Ok((name, object)) if writing.dry_run => Ok((name, object, 0)),
-            Ok((name, object)) => self
-                .commit_new(writing, &name, &object, &round.held)
-                .await
-                .map(|revision| (name, object, revision)),
+            Ok((name, mut object)) => {
+                let mut stored = self.commit_new(writing, &name, &object, &round.held).await;
+                // Who owns what is the first that an object can do without.
+                if stored
+                    .as_ref()
+                    .is_err_and(|status| *status == Status::not_stored())
+                    && metadata::of(&mut object).remove("managedFields").is_some()
+                {
+                    stored = self.commit_new(writing, &name, &object, &round.held).await;
+                }
+                stored.map(|revision| (name, object, revision))
+            }
             Err(status) => Err(status),
         };
         let kept = stored.is_ok() && !writing.dry_run;
@@ -250,7 +316,7 @@ impl ApiServer {
                 plugin.created(row, &object).await;
             }
         }
-        self.written(writing, &name, object, revision, warnings)
+        Ok(self.written(writing, &name, object, revision, warnings))
     }
 
     /// Everything before the commit of a new object: its name, and what is to be stored.
@@ -262,13 +328,13 @@ impl ApiServer {
         round: &mut Round,
     ) -> Result<(String, Value), Status> {
         let row = writing.row;
-        let owners = object["metadata"]["managedFields"].take();
         metadata::prepare_create(row, &writing.namespace, &mut object)?;
-        if writing.applies {
-            metadata::of(&mut object).insert("managedFields".to_owned(), owners);
+        row.default_values(&mut object)?;
+        // What the server adds from here on is nobody's.
+        if !writing.applies {
+            managed::created(row, &mut object, writing.manager(&metadata::now()));
         }
         row.prepare_create(&mut object);
-        row.default_values(&mut object)?;
         let name = metadata::text(&object, "name").to_owned();
         let mut request = request(writing, Operation::Create, &name, None, warnings, round);
         self.admit(writing, &mut request, &mut object).await?;
@@ -276,6 +342,8 @@ impl ApiServer {
         let mut causes = Causes::default();
         metadata::validate(row, &object, &mut causes);
         row.validate(&object, &mut causes);
+        row.validate_new(&object, &mut causes);
+        causes.settle_name();
         self.refuse(writing, &name, causes)?;
         self.admit_last(writing, &mut request, Some(&object))
             .await?;
@@ -318,6 +386,10 @@ impl ApiServer {
         let update = Operation::Update;
         let mut request = request(writing, update, name, Some(&was), warnings, round);
         row.default_values(&mut object)?;
+        if !writing.applies {
+            let now = metadata::now();
+            managed::updated(row, &was, &mut object, writing.manager(&now));
+        }
         self.admit(writing, &mut request, &mut object).await?;
         row.default_values(&mut object)?;
         let mut causes = Causes::default();
@@ -326,24 +398,24 @@ impl ApiServer {
         let part = writing.subresource.as_deref();
         let told = row.validate_changed(&object, &was, part, &mut causes);
         request.warnings.extend(told);
+        if !causes.0.is_empty() && row.custom.is_none() {
+            // What an older version of this program took, and nobody touches now, may stay.
+            let mut before = Causes::default();
+            metadata::validate(row, &was, &mut before);
+            row.validate(&was, &mut before);
+            causes.0.retain(|cause| !before.0.contains(cause));
+        }
         match part {
             None => (row.behaviour.validate_update)(&object, &was, &mut causes),
             Some(part) => {
                 (row.behaviour.validate_subresource)(part, &object, &was, &mut causes);
             }
         }
+        causes.settle_name();
         self.refuse(writing, name, causes)?;
         if row.behaviour.generation && spec_differs(&object, &was) {
             let generation = was["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
             metadata::of(&mut object).insert("generation".to_owned(), json!(generation));
-        }
-        if !writing.applies {
-            let manager = Manager {
-                name: &writing.manager,
-                subresource: writing.subresource.as_deref().unwrap_or_default(),
-                now: &metadata::now(),
-            };
-            managed::updated(row, &was, &mut object, manager);
         }
         self.admit_last(writing, &mut request, Some(&object))
             .await?;
@@ -370,24 +442,22 @@ impl ApiServer {
         mut object: Value,
         revision: u64,
         warnings: Vec<String>,
-    ) -> Result<Written, Status> {
+    ) -> Written {
         let key = writing.key(name);
         let rest = match writing.namespace.as_str() {
             "" => name.to_owned(),
             namespace => format!("{namespace}/{name}"),
         };
-        metadata::of(&mut object).remove("resourceVersion");
-        let bytes = serde_json::to_vec(&object).map_err(Status::internal)?;
-        let mut made = Object::new(key, &rest, &bytes, revision).map_err(Status::internal)?;
-        if revision == 0 {
-            let mut value = (*made.value()).clone();
-            metadata::of(&mut value).remove("resourceVersion");
-            made = made.converted(value);
-        }
-        Ok(Written {
+        let metadata = metadata::of(&mut object);
+        match revision {
+            0 => metadata.remove("resourceVersion"),
+            revision => metadata.insert("resourceVersion".to_owned(), json!(revision.to_string())),
+        };
+        let made = Object::answered(key, &rest, object, revision);
+        Written {
             object: Arc::new(made),
             warnings,
-        })
+        }
     }
 
     fn refuse(&self, writing: &Writing, name: &str, causes: Causes) -> Result<(), Status> {
@@ -408,6 +478,7 @@ impl ApiServer {
         request: &mut admission::Request<'_>,
         object: &mut Value,
     ) -> Result<(), Status> {
+        let owners = object["metadata"].get("managedFields").cloned();
         let plugins = self.plugins();
         let mut next = 0;
         while let Some(plugin) = plugins.get(next) {
@@ -421,7 +492,20 @@ impl ApiServer {
                 false => next + 1,
             };
         }
+        // A plugin of somebody else's may make nonsense of them.
+        if let Some(owners) = owners
+            && object["metadata"]["managedFields"] != owners
+            && !managed::are_sound(object)
+        {
+            metadata::of(object).insert("managedFields".to_owned(), owners);
+        }
         Ok(())
+    }
+
+    /// Whether a name is taken.
+    async fn is_there(&self, writing: &Writing, name: &str) -> bool {
+        let found = self.read(writing.row, &writing.namespace, name);
+        found.await.is_ok()
     }
 
     /// Lets the plugins see what is not an object of its own in the store: a connection to a part of

@@ -96,6 +96,11 @@ impl Environment {
         self.composed.insert(name.to_owned(), composed_type(ty));
     }
 
+    /// The type of a field of `variables`.
+    pub fn composed(&self, name: &str) -> Option<Type> {
+        self.composed.get(name).cloned()
+    }
+
     fn with(mut self, name: &str, ty: Type, schema: Option<Arc<Schema>>) -> Self {
         let variable = Variable {
             name: name.to_owned(),

@@ -68,6 +68,9 @@ pub struct ImageLine {
     pub id: String,
     pub names: Vec<String>,
     pub size_bytes: u64,
+    /// Of a pull: which hosts were asked, and what came.
+    #[serde(default)]
+    pub tried: Vec<String>,
 }
 
 /// Sends `request` to the daemon behind `socket`; `None` when there is none, or it is just dying.

@@ -4,7 +4,7 @@ use std::{
     io::Write,
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     os::unix::fs::OpenOptionsExt,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -23,6 +23,8 @@ use super::{
     node::{self, Node, Readiness},
     notify::Notifier,
     paths::Paths,
+    preload,
+    registries::ImagesFolder,
 };
 use crate::{
     accepting,
@@ -63,6 +65,9 @@ pub struct Config {
     /// Bytes that the store may hold.
     pub store_quota: usize,
     pub resources: crate::kubelet::settings::ResourceSettings,
+    pub registries: crate::runtime::image::Settings,
+    /// Archives to import at start.
+    pub images: ImagesFolder,
     /// Whether Services may name addresses to take traffic for.
     pub external_ips: ExternalIps,
     /// From Pod Security.
@@ -147,9 +152,11 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
 
     say(notifier, "starting scheduler and controllers");
     schedule(&running, &handle);
-    control_cluster(&running, &handle, &pki);
+    control_cluster(&running, &handle, &pki, config.paths.volumes());
 
-    let images = Images::open(config.paths.state.clone(), config.paths.runtime()).await?;
+    let (state, run) = (config.paths.state.clone(), config.paths.runtime());
+    let images = Images::open(state, run, config.registries.clone()).await?;
+    import_images(&running, &handle, &images, &config);
     let (stop, mut stopped) = mpsc::channel(1);
     answer_commands(&running, &config.paths, &images, stop)?;
 
@@ -214,7 +221,7 @@ fn schedule(parts: &Parts, handle: &Handle) {
     });
 }
 
-fn control_cluster(parts: &Parts, handle: &Handle, pki: &Pki) {
+fn control_cluster(parts: &Parts, handle: &Handle, pki: &Pki, volumes: PathBuf) {
     let name = "system:kube-controller-manager";
     let client = handle.client(User::internal(name, &[]));
     let informers = Informers::of("kube-controller-manager", client, parts.clone());
@@ -223,6 +230,7 @@ fn control_cluster(parts: &Parts, handle: &Handle, pki: &Pki) {
         ca_pem: pki.ca_pem().to_owned(),
         make_token: token_maker(handle.issuer.clone()),
         authority: Arc::new(ClusterAuthority(pki.clone())),
+        volumes,
     };
     controllers::start(parts, &informers, client_of, &config);
 }
@@ -250,6 +258,20 @@ fn answer_commands(
         }
     });
     Ok(())
+}
+
+/// Beside the node's start: a pod that waits for one of the images starts when it has come.
+fn import_images(parts: &Parts, handle: &Handle, images: &Images, config: &Config) {
+    let (images, folder) = (images.clone(), config.images.clone());
+    let (client, node) = (handle.client(own_user()), config.node_name.clone());
+    parts.start("part/image-import", Policy::Restart, move |shutdown| {
+        let import = preload::import(images.clone(), folder.clone(), client.clone(), node.clone());
+        async move {
+            shutdown.run_until_cancelled(import).await;
+            shutdown.cancelled().await;
+            Ok::<(), std::io::Error>(())
+        }
+    });
 }
 
 /// Lets the controllers sign tokens for Secrets without knowing the key.

@@ -12,8 +12,9 @@ use super::{
     control::{self, ImageLine, Outcome, Request},
     need_root,
     paths::{Paths, RootArg},
+    registries::Registries,
 };
-use crate::runtime::image::{Credentials, Image, Images};
+use crate::runtime::image::{Credentials, Image, Images, Keyring};
 
 /// Pull, import, list and remove this node's images
 #[derive(Args)]
@@ -121,7 +122,8 @@ async fn ask(paths: &Paths, request: Request) -> Result<Vec<ImageLine>, Error> {
         Some(outcome) => outcome,
         None => {
             crate::cli::daemon::install_crypto();
-            let images = Images::open(paths.state.clone(), paths.runtime()).await?;
+            let settings = Registries::default().settings(paths)?;
+            let images = Images::open(paths.state.clone(), paths.runtime(), settings).await?;
             handle(&images, request, Arc::new(progress)).await?
         }
     };
@@ -144,12 +146,18 @@ pub async fn handle(
             username,
             password,
         } => {
-            let credentials = match (username, password) {
-                (Some(username), Some(password)) => Credentials::Basic { username, password },
-                _ => Credentials::Anonymous,
+            let keyring = match (username, password) {
+                (Some(username), Some(password)) => {
+                    Keyring::given(Credentials::Basic { username, password })
+                }
+                _ => Keyring::default(),
             };
-            let pulled = images.pull(&reference, &credentials, Some(progress));
-            vec![pulled.await?.image().clone()]
+            let source = images.source(&reference).await?;
+            let pulled = images.pull(&source, keyring, Some(progress));
+            let pulled = pulled.await?;
+            let tried = pulled.tried().to_vec();
+            let image = line(pulled.image());
+            return Ok(Outcome::Images(vec![ImageLine { tried, ..image }]));
         }
         Request::ImageImport { path } => images.import(&path, Some(progress)).await?,
         Request::ImageList => images.list().await?,
@@ -174,11 +182,15 @@ fn line(image: &Image) -> ImageLine {
         id: image.id.clone(),
         names,
         size_bytes: image.size_bytes,
+        tried: Vec::new(),
     }
 }
 
 fn show_added(images: Vec<ImageLine>) {
     for image in images {
+        for line in &image.tried {
+            eprintln!("{line}");
+        }
         let name = image.names.first().unwrap_or(&image.id);
         println!(
             "{name}  {}  {}",

@@ -18,6 +18,8 @@ mod node_name;
 mod notify;
 mod oom;
 mod paths;
+mod preload;
+mod registries;
 mod reservations;
 mod reset;
 mod up;

@@ -79,9 +79,22 @@ impl Paths {
         self.run.join("vetch.sock")
     }
 
+    /// What claims get of the node's disk.
+    pub fn volumes(&self) -> PathBuf {
+        self.state.join(crate::placement::local::FOLDER)
+    }
+
     /// Live records of pods and containers.
     pub fn runtime(&self) -> PathBuf {
         self.run.join("pods")
+    }
+
+    /// Archives of images that the user keeps here; not ours, so that a reset leaves them.
+    pub fn archives(&self) -> PathBuf {
+        match &self.root {
+            None => "/var/lib/vetch-images".into(),
+            Some(root) => root.join("images"),
+        }
     }
 
     /// Locked while a daemon runs; holds its process id.

@@ -17,6 +17,7 @@ use super::{
     node_name,
     notify::{Listener, Message, Notifier, VARIABLE},
     paths::{Paths, RootArg},
+    registries::Registries,
     reservations::Reservations,
 };
 use crate::{
@@ -64,6 +65,8 @@ pub struct Up {
     swap: Swap,
     #[command(flatten)]
     reservations: Reservations,
+    #[command(flatten)]
+    registries: Registries,
     /// Exempt from Pod Security: namespace=NAME, user=NAME or runtime-class=NAME; may be repeated
     #[arg(long, value_name = "WHAT=NAME", value_parser = exemption)]
     pod_security_exempt: Vec<Exemption>,
@@ -125,6 +128,8 @@ impl Up {
         need_root("up")?;
         let paths = self.root.paths()?;
         let resources = self.reservations.settings()?;
+        let registries = self.registries.settings(&paths)?;
+        let images = self.registries.images(&paths)?;
         if let Some(obstacles) = check::obstacles() {
             return Err(obstacles.into());
         }
@@ -156,6 +161,8 @@ impl Up {
             },
             store_quota: self.store_quota,
             resources,
+            registries,
+            images,
             external_ips: match self.deny_service_external_ips {
                 true => ExternalIps::Denied,
                 false => ExternalIps::Allowed,

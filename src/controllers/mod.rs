@@ -60,6 +60,8 @@ pub struct Config {
     pub make_token: MakeToken,
     /// Reads and signs certificate requests with the cluster's key.
     pub authority: Arc<dyn Authority>,
+    /// Where every node keeps the volumes of the provisioner `vetch.io/local`.
+    pub volumes: std::path::PathBuf,
 }
 
 /// Makes a token, or says why not. Not for threads that others need: a signature takes a while.
@@ -79,7 +81,7 @@ type Run = fn(Informers, Config, CancellationToken) -> BoxFuture<'static, Result
 
 /// Every controller: its name, the service account of `kube-system` that it acts as (all as the
 /// original has them; `None`: the controller manager itself), and what runs it.
-const CONTROLLERS: [(&str, Option<&str>, Run); 24] = [
+const CONTROLLERS: [(&str, Option<&str>, Run); 25] = [
     (
         "namespace-controller",
         Some("namespace-controller"),
@@ -188,7 +190,12 @@ const CONTROLLERS: [(&str, Option<&str>, Run); 24] = [
     (
         "persistentvolume-binder-controller",
         Some("persistent-volume-binder"),
-        |informers, _, until| volume::run(informers, until).boxed(),
+        |informers, config, until| volume::run(informers, config.volumes, until).boxed(),
+    ),
+    (
+        "ephemeral-volume-controller",
+        Some("ephemeral-volume-controller"),
+        |informers, _, until| volume::ephemeral::run(informers, until).boxed(),
     ),
     (
         "persistentvolumeclaim-protection-controller",

@@ -9,13 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use base64::Engine;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::{Api, Client, ResourceExt};
-use serde::{
-    Deserialize, Deserializer,
-    de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor},
-};
 
 use super::{
     events::{Level, Recorder},
@@ -23,16 +18,18 @@ use super::{
     pod::Member,
 };
 use crate::causes::causes;
-use crate::runtime::image::{self, Credentials, Held, Images, Name, excerpt};
+use crate::runtime::image::{
+    self, Held, Images, Name, excerpt,
+    keyring::{Form, Keyring},
+};
 
 const FIRST_DELAY: Duration = Duration::from_secs(10);
 const LONGEST_DELAY: Duration = Duration::from_secs(300);
 /// Pulls of different images at once, and of one namespace.
 const AT_ONCE: usize = 6;
 const AT_ONCE_OF_NAMESPACE: usize = 3;
-/// Pull secrets of one pod that are read, and credentials of them that are tried.
+/// Pull secrets of one pod that are read.
 const MOST_SECRETS: usize = 64;
-const MOST_CREDENTIALS: usize = 16;
 /// Of an image's name in an event.
 const LONGEST_TOLD: usize = 300;
 /// Failures remembered; when there are more, old ones are forgotten.
@@ -192,7 +189,7 @@ impl Puller {
         }
         let pulling = Instant::now();
         let key = (pod.uid().unwrap_or_default(), reference.to_owned());
-        match self.try_credentials(pod, name, reference).await {
+        match self.fetch(pod, reference).await {
             Ok(image) => {
                 self.shared.failed().remove(&key);
                 let message = format!(
@@ -217,73 +214,52 @@ impl Puller {
         }
     }
 
-    /// Each credential that fits, then none.
-    async fn try_credentials(
-        &self,
-        pod: &Pod,
-        name: &Name,
-        reference: &str,
-    ) -> Result<Held, image::Error> {
+    async fn fetch(&self, pod: &Pod, reference: &str) -> Result<Held, image::Error> {
         let images = &self.shared.images;
-        let mut denied = None;
-        for credentials in self.credentials(pod, name).await {
-            match images.pull(reference, &credentials, None).await {
-                Err(error @ image::Error::Denied { .. }) => denied = Some(error),
-                result => return result,
-            }
-        }
-        match (
-            images.pull(reference, &Credentials::Anonymous, None).await,
-            denied,
-        ) {
-            (Err(_), Some(denied)) => Err(denied),
-            (result, _) => result,
-        }
+        let source = images.source(reference).await?;
+        let keyring = self.keyring(pod, &source.targets()).await;
+        images.pull(&source, keyring, None).await
     }
 
-    /// From the pod's pull secrets; one that is missing is told and passed over.
-    async fn credentials(&self, pod: &Pod, name: &Name) -> Vec<Credentials> {
+    /// From the pod's pull secrets; one that is missing or cannot be read is told and passed over.
+    async fn keyring(&self, pod: &Pod, targets: &[String]) -> Keyring {
         let namespace = pod.namespace().unwrap_or_default();
         let secrets: Api<Secret> = Api::namespaced(self.shared.client.clone(), &namespace);
         let named = pod.spec.iter().flat_map(|spec| &spec.image_pull_secrets);
         let named: BTreeSet<String> = named.flatten().map(|named| named.name.clone()).collect();
-        if named.len() > MOST_SECRETS {
-            let message = format!(
-                "The pod names {} image pull secrets; the first {MOST_SECRETS} by name are read.",
-                named.len()
-            );
-            let events = &self.shared.events;
-            events.pod(
+        let told = |message: String| {
+            self.shared.events.pod(
                 pod,
                 Level::Warning,
                 "FailedToRetrieveImagePullSecret",
                 message,
             );
+        };
+        if named.len() > MOST_SECRETS {
+            told(format!(
+                "The pod names {} image pull secrets; the first {MOST_SECRETS} by name are read.",
+                named.len()
+            ));
         }
-        let mut found = Vec::new();
+        let mut keyring = Keyring::default();
         for reference in named.into_iter().take(MOST_SECRETS) {
-            if found.len() >= MOST_CREDENTIALS {
-                break;
-            }
             match secrets.get(&reference).await {
-                Ok(secret) => found.extend(matching(&secret, name)),
+                Ok(secret) => {
+                    if let Err(reason) = add_secret(&mut keyring, &secret, targets) {
+                        told(format!(
+                            "Unable to read the image pull secret {reference:?}: {reason}"
+                        ));
+                    }
+                }
                 Err(error) => {
-                    let message = format!(
-                        "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
-                        reference
-                    );
                     tracing::debug!(secret = reference, %error, "pull secret not read");
-                    self.shared.events.pod(
-                        pod,
-                        Level::Warning,
-                        "FailedToRetrieveImagePullSecret",
-                        message,
-                    );
+                    told(format!(
+                        "Unable to retrieve some image pull secrets ({reference}); attempting to pull the image may not succeed."
+                    ));
                 }
             }
         }
-        found.truncate(MOST_CREDENTIALS);
-        found
+        keyring
     }
 }
 
@@ -352,155 +328,24 @@ fn policy(member: &Member<'_>, name: &Name) -> Policy {
     }
 }
 
-#[derive(Deserialize)]
-struct Auth {
-    #[serde(default)]
-    username: String,
-    #[serde(default)]
-    password: String,
-    /// Base64 of `username:password`.
-    #[serde(default)]
-    auth: String,
-}
-
-impl Auth {
-    fn credentials(&self) -> Option<Credentials> {
-        let (username, password) = match self.auth.as_str() {
-            "" => (self.username.clone(), self.password.clone()),
-            auth => {
-                let bytes = base64::engine::general_purpose::STANDARD
-                    .decode(auth)
-                    .ok()?;
-                let text = String::from_utf8(bytes).ok()?;
-                let (username, password) = text.split_once(':')?;
-                (
-                    username.to_owned(),
-                    password.trim_end_matches('\0').to_owned(),
-                )
-            }
-        };
-        (!username.is_empty()).then_some(Credentials::Basic { username, password })
+/// Adds what the secret has for the places that are going to be asked.
+fn add_secret(keyring: &mut Keyring, secret: &Secret, targets: &[String]) -> Result<(), String> {
+    let forms = [
+        (".dockerconfigjson", Form::Config),
+        (".dockercfg", Form::Cfg),
+    ];
+    let data = secret.data.iter().flatten();
+    let found = forms.iter().find_map(|(key, form)| {
+        let mut data = data.clone();
+        let (key, bytes) = data.find(|(name, _)| name == key)?;
+        Some((key, &bytes.0, *form))
+    });
+    match found {
+        None => Err("it has neither .dockerconfigjson nor .dockercfg".to_owned()),
+        Some((key, bytes, form)) => keyring
+            .add(bytes, form, targets)
+            .map_err(|reason| format!("{key}: {reason}")),
     }
-}
-
-/// The secret's credentials for the image's registry, the closest path first.
-fn matching(secret: &Secret, name: &Name) -> Vec<Credentials> {
-    let data = secret.data.as_ref();
-    let file = |key: &str| data.and_then(|data| data.get(key)).map(|bytes| &bytes.0);
-    let repository = &name.repository();
-    let auths = match (file(".dockerconfigjson"), file(".dockercfg")) {
-        (Some(bytes), _) => {
-            DockerConfig(repository).deserialize(&mut serde_json::Deserializer::from_slice(bytes))
-        }
-        (None, Some(bytes)) => {
-            Auths(repository).deserialize(&mut serde_json::Deserializer::from_slice(bytes))
-        }
-        (None, None) => return Vec::new(),
-    };
-    let mut auths = auths.unwrap_or_default();
-    auths.sort_by_key(|(place, _)| std::cmp::Reverse(place.len()));
-    auths
-        .iter()
-        .filter_map(|(_, auth)| auth.credentials())
-        .take(MOST_CREDENTIALS)
-        .collect()
-}
-
-/// Reads the `auths` of a `config.json` for one repository, and keeps nothing of the others.
-struct DockerConfig<'r>(&'r str);
-
-/// Reads credentials by place for one repository.
-struct Auths<'r>(&'r str);
-
-type Found = Vec<(String, Auth)>;
-
-impl<'de> DeserializeSeed<'de> for DockerConfig<'_> {
-    type Value = Found;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Found, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for DockerConfig<'_> {
-    type Value = Found;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a Docker configuration")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Found, A::Error> {
-        let mut found = Vec::new();
-        while let Some(key) = map.next_key::<String>()? {
-            match key.as_str() {
-                "auths" => found = map.next_value_seed(Auths(self.0))?,
-                _ => drop(map.next_value::<IgnoredAny>()?),
-            }
-        }
-        Ok(found)
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for Auths<'_> {
-    type Value = Found;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Found, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Auths<'_> {
-    type Value = Found;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("credentials by registry")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Found, A::Error> {
-        let mut found = Vec::new();
-        while let Some(place) = map.next_key::<String>()? {
-            let place = normal(&place);
-            match covers(&place, self.0) && found.len() < MOST_CREDENTIALS {
-                true => found.push((place, map.next_value()?)),
-                false => drop(map.next_value::<IgnoredAny>()?),
-            }
-        }
-        Ok(found)
-    }
-}
-
-/// `https://index.docker.io/v1/` is `docker.io`.
-fn normal(place: &str) -> String {
-    let place = place
-        .trim_start_matches("https://")
-        .trim_start_matches("http://")
-        .trim_end_matches('/');
-    let place = place
-        .strip_suffix("/v1")
-        .or_else(|| place.strip_suffix("/v2"))
-        .unwrap_or(place);
-    match place {
-        "index.docker.io" | "registry-1.docker.io" => "docker.io".into(),
-        place => place.to_owned(),
-    }
-}
-
-/// Whether the place (a host, with `*` for parts of its name, and perhaps a path) holds the
-/// repository.
-fn covers(place: &str, repository: &str) -> bool {
-    let split = |text: &str| -> (String, String) {
-        let (host, path) = text.split_once('/').unwrap_or((text, ""));
-        (host.to_owned(), path.to_owned())
-    };
-    let ((pattern, prefix), (host, path)) = (split(place), split(repository));
-    let labels = |host: &str| host.split('.').map(str::to_owned).collect::<Vec<_>>();
-    let (pattern, host) = (labels(&pattern), labels(&host));
-    pattern.len() == host.len()
-        && pattern
-            .iter()
-            .zip(&host)
-            .all(|(pattern, label)| pattern == "*" || pattern == label)
-        && (prefix.is_empty() || path == prefix || path.starts_with(&format!("{prefix}/")))
 }
 
 /// An image's name in an event: pods may give one of a megabyte.
@@ -512,6 +357,7 @@ fn told(reference: &str) -> String {
 mod tests {
     use super::*;
     use crate::kubelet::pod::member;
+    use base64::Engine;
     use serde_json::json;
 
     #[test]
@@ -536,46 +382,31 @@ mod tests {
     }
 
     #[test]
-    fn huge_secrets_give_few_credentials() {
-        let many: String = (0..100_000)
-            .map(|n| format!("\"r{n}.example\":{{}},"))
-            .collect();
-        let same = "\"r.example\":{\"username\":\"u\",\"password\":\"p\"},".repeat(1000);
-        let file = format!("{{\"x\":[1],\"auths\":{{{many}{same}\"last.example\":{{}}}}}}");
-        let secret: Secret = serde_json::from_value(json!({"data": {".dockerconfigjson":
-            base64::engine::general_purpose::STANDARD.encode(file)}}))
-        .unwrap();
-        let found = matching(&secret, &Name::parse("r.example/a").unwrap());
-        assert_eq!(found.len(), MOST_CREDENTIALS);
-    }
-
-    #[test]
-    fn which_credentials_fit() {
-        let auths = json!({"auths": {
-            "https://index.docker.io/v1/": {"auth": "aHViOmh1Yg=="},
-            "registry.example:5000": {"username": "host", "password": "x"},
-            "registry.example:5000/team": {"username": "team", "password": "x"},
-            "*.corp.example": {"username": "star", "password": "x"},
-        }});
-        let secret: Secret = serde_json::from_value(json!({"data": {".dockerconfigjson":
-            base64::engine::general_purpose::STANDARD.encode(auths.to_string())}}))
-        .unwrap();
-        for (image, want) in [
-            ("nginx", vec!["hub"]),
-            ("registry.example:5000/a", vec!["host"]),
-            ("registry.example:5000/team/a", vec!["team", "host"]),
-            ("registry.example:5000/teams/a", vec!["host"]),
-            ("a.corp.example/b", vec!["star"]),
-            ("a.b.corp.example/b", vec![]),
+    fn secrets_of_both_types() {
+        let data = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+        let auths = r#"{"r.example": {"username": "u", "password": "p"}}"#;
+        for (secret, want) in [
+            (json!({".dockercfg": data(auths)}), Ok(1)),
+            (
+                json!({".dockerconfigjson": data(&format!("{{\"auths\":{auths}}}"))}),
+                Ok(1),
+            ),
+            (json!({".dockerconfigjson": data("{}")}), Ok(0)),
+            (
+                json!({".dockerconfigjson": data("nonsense")}),
+                Err(".dockerconfigjson: line 1 column 2: not JSON"),
+            ),
+            (
+                json!({"config.json": data(auths)}),
+                Err("it has neither .dockerconfigjson nor .dockercfg"),
+            ),
         ] {
-            let found: Vec<String> = matching(&secret, &Name::parse(image).unwrap())
-                .into_iter()
-                .map(|credentials| match credentials {
-                    Credentials::Basic { username, .. } => username,
-                    other => format!("{other:?}"),
-                })
-                .collect();
-            assert_eq!(found, want, "{image}");
+            let secret: Secret = serde_json::from_value(json!({ "data": secret })).unwrap();
+            let mut keyring = Keyring::default();
+            let targets = ["r.example/a".to_owned()];
+            let got = add_secret(&mut keyring, &secret, &targets)
+                .map(|()| keyring.matching("r.example/a", true).len());
+            assert_eq!(got, want.map_err(str::to_owned));
         }
     }
 }

@@ -14,6 +14,7 @@ pub mod events;
 pub mod eviction;
 pub mod image_gc;
 mod images;
+pub mod local_volumes;
 mod logs;
 mod mirrors;
 pub mod network;
@@ -340,6 +341,7 @@ fn during(action: &str) -> impl FnOnce(std::io::Error) -> Error {
 fn volumes_config(config: &Config, facts: &Facts) -> volumes::Config {
     volumes::Config {
         pods_dir: config.state_dir.join("pods"),
+        local_volumes: config.state_dir.join(crate::placement::local::FOLDER),
         node: config.node.clone(),
         cluster_dns: config.cluster_dns.clone(),
         cluster_domain: config.cluster_domain.clone(),

@@ -204,10 +204,6 @@ impl HostState for Shared {
         self.lock().notice(changes)
     }
 
-    fn has_drifted(&self) -> bool {
-        false
-    }
-
     async fn repair(&self) -> Result<Vec<String>, Error> {
         let shared = self.clone();
         blocking(move || shared.lock().settle()).await

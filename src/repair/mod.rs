@@ -29,8 +29,8 @@ use crate::backoff::Backoff;
 
 /// How often what the kernel tells nobody of is looked at: a few small files.
 const SETTINGS_EVERY: Duration = Duration::from_secs(3);
-/// After how many of those looks everything is compared.
-const WHOLE_EVERY: u32 = 20;
+/// How often everything is compared.
+const WHOLE_EVERY: Duration = Duration::from_secs(60);
 /// Whoever undoes a repair within this time is an opponent, not an accident.
 const CALM: Duration = Duration::from_secs(2);
 const FIRST_WAIT: Duration = Duration::from_millis(50);
@@ -44,8 +44,16 @@ pub trait HostState: Send + Sync + 'static {
     /// Whether this may have undone something of ours. Called often, on a thread that may wait.
     fn notice(&self, changes: &Changes) -> bool;
 
-    /// Whether something differs that the kernel tells nobody of. Must be cheap.
-    fn has_drifted(&self) -> bool;
+    /// Whether there is something at present whose changes the kernel tells nobody of. When that begins,
+    /// the owner notifies `again`.
+    fn has_silent_settings(&self) -> bool {
+        false
+    }
+
+    /// Whether something of that kind differs. Must be cheap.
+    fn has_drifted(&self) -> bool {
+        false
+    }
 
     /// Compares what is there with what is wanted, and restores what differs. Returns what others had
     /// undone, in words.
@@ -90,7 +98,8 @@ pub fn event<E: std::error::Error>(told: &Told<'_, E>) -> (&'static str, String)
 }
 
 /// Until `shutdown`. `own`: the port of the socket by which the owner changes nf_tables. `again` is
-/// notified by the owner when a change of its own has failed: it is carried out here then.
+/// notified by the owner when a change of its own has failed: it is carried out here then. Without notices
+/// of the kernel and without silent settings, this sleeps for [`WHOLE_EVERY`].
 pub async fn keep<S: HostState>(
     state: Arc<S>,
     own: u32,
@@ -112,21 +121,26 @@ async fn keep_on<S: HostState>(
 ) {
     let mut watch = Watch::open(own);
     let mut truce = Truce::default();
-    let mut ticks = tokio::time::interval(SETTINGS_EVERY);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut looks = 0u32;
+    let mut looked = Instant::now();
+    let mut whole_due = looked;
     loop {
+        let needs_looks = watch.is_closed() || state.has_silent_settings();
+        let settings_due = needs_looks.then(|| looked + SETTINGS_EVERY);
+        let next = settings_due.map_or(whole_due, |due| due.min(whole_due));
         let due = tokio::select! {
             changes = watch.changes() => notice(&state, changes).await,
             () = again.notified() => true,
-            _ = ticks.tick() => {
-                looks = looks.wrapping_add(1);
+            () = tokio::time::sleep_until(next.into()) => {
+                looked = Instant::now();
+                let is_whole = looked >= whole_due;
+                if is_whole {
+                    whole_due = looked + WHOLE_EVERY;
+                }
                 let reopened = watch.is_closed();
                 if reopened {
                     watch = Watch::open(own);
                 }
-                // The first of all is at once.
-                reopened && notice(&state, Changes::unknown()).await || looks % WHOLE_EVERY == 1 || state.has_drifted()
+                reopened && notice(&state, Changes::unknown()).await || is_whole || state.has_drifted()
             }
         };
         if !due {

@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use kube::ResourceExt;
 
 use super::{
+    plugins::volumes::Storage,
     pod::{PodInfo, Uid},
     promises::Promises,
 };
@@ -117,6 +118,8 @@ pub struct Cluster {
     /// Pods on nodes that have affinity terms of any kind.
     pub with_affinity: HashMap<Uid, String>,
     pub promises: Promises,
+    /// What the pod in hand asks of storage.
+    pub storage: Arc<Storage>,
 }
 
 impl Cluster {

@@ -20,12 +20,17 @@ pub struct Unschedulable {
     /// Node names with what each objects to.
     pub rejects: Vec<(String, Reject)>,
     pub nodes: usize,
+    /// What keeps it from every node alike.
+    pub problem: Option<String>,
 }
 
 impl Unschedulable {
     pub fn plugins(&self) -> Plugins {
         if self.nodes == 0 {
             return Plugins::ALL;
+        }
+        if self.problem.is_some() {
+            return Plugins::VOLUMES;
         }
         self.rejects
             .iter()
@@ -38,6 +43,9 @@ impl Unschedulable {
     pub fn message(&self) -> String {
         if self.nodes == 0 {
             return "no nodes available to schedule pods".into();
+        }
+        if let Some(problem) = &self.problem {
+            return format!("0/{} nodes are available: {problem}.", self.nodes);
         }
         let mut counts: BTreeMap<&Cow<'static, str>, usize> = BTreeMap::new();
         for reason in self.rejects.iter().flat_map(|(_, reject)| &reject.reasons) {
@@ -64,8 +72,15 @@ pub fn schedule(
     spread_defaults: Option<Selector>,
     start: &mut usize,
 ) -> Result<String, Unschedulable> {
-    let filters = Filters::new(pod, cluster, labels);
     let total = cluster.nodes.len();
+    if let Some(problem) = cluster.storage.problem() {
+        return Err(Unschedulable {
+            rejects: Vec::new(),
+            nodes: total,
+            problem: Some(problem.to_owned()),
+        });
+    }
+    let filters = Filters::new(pod, cluster, labels);
     let wanted = enough(total);
     let mut feasible: Vec<&NodeInfo> = Vec::new();
     let mut rejects = Vec::new();
@@ -86,6 +101,7 @@ pub fn schedule(
         [] => Err(Unschedulable {
             rejects,
             nodes: total,
+            problem: None,
         }),
         [only] => Ok(only.name.clone()),
         several => {

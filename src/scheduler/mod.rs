@@ -18,15 +18,16 @@ mod promises;
 mod queue;
 mod report;
 mod statuses;
+mod volumes;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
 use k8s_openapi::api::{
     apps::v1::ReplicaSet,
-    core::v1::{Namespace, Node, Pod, ReplicationController, Service},
+    core::v1::{Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, Service},
 };
 use kube::{Client, ResourceExt, core::Selector};
 use tokio::{
@@ -37,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     cluster::Cluster,
-    plugins::Plugins,
+    plugins::{Plugins, volumes::Storage},
     pod::{PodInfo, Uid, nominated, uid_of},
     preempt::{Preemption, Refusal, preempt},
     queue::Queue,
@@ -46,6 +47,7 @@ use self::{
 use crate::{
     events::{Level, Recorder},
     informer::{Change, Informer, Informers, Key},
+    placement::volumes::{is_bound, phase},
     queue::LOOK_AGAIN,
     supervision::{caught, caught_here, pulse},
 };
@@ -72,10 +74,15 @@ pub async fn run(informers: Informers, config: Config, shutdown: CancellationTok
     let (mut pod_changes, mut node_changes) = (pods.changes(), nodes.changes());
     let (failures, mut failed) = mpsc::unbounded_channel();
     let mut scheduler = Scheduler::new(&informers, config, failures);
+    let caches = scheduler.volumes.clone();
+    let mut claim_changes = caches.claims.changes();
+    let mut volume_changes = caches.volumes.changes();
+    let mut class_changes = caches.classes.changes();
     let synced = async {
         nodes.synced().await;
         pods.synced().await;
         scheduler.namespaces.synced().await;
+        scheduler.volumes.synced().await;
     };
     if shutdown.run_until_cancelled(synced).await.is_none() {
         return;
@@ -98,6 +105,29 @@ pub async fn run(informers: Informers, config: Config, shutdown: CancellationTok
                 Some(Change::Applied { old, new }) => scheduler.pod_applied(old.as_deref(), new),
                 Some(Change::Deleted(pod)) => scheduler.pod_gone(&uid_of(&pod)),
                 Some(Change::Resync) => scheduler.resync(&pods, &nodes),
+                None => return,
+            },
+            change = claim_changes.next() => match change {
+                Some(Change::Applied { old, new }) => scheduler.claim_applied(old.as_deref(), &new),
+                Some(Change::Deleted(_)) => {}
+                Some(Change::Resync) => scheduler.queue.wake(Plugins::VOLUMES, Instant::now()),
+                None => return,
+            },
+            change = volume_changes.next() => match change {
+                Some(Change::Applied { old, new }) => {
+                    let same = old.is_some_and(|old| {
+                        old.spec == new.spec && phase(&old) == phase(&new)
+                    });
+                    if !same {
+                        scheduler.queue.wake(Plugins::VOLUMES, Instant::now());
+                    }
+                }
+                Some(Change::Deleted(_)) => {}
+                Some(Change::Resync) => scheduler.queue.wake(Plugins::VOLUMES, Instant::now()),
+                None => return,
+            },
+            change = class_changes.next() => match change {
+                Some(_) => scheduler.queue.wake(Plugins::VOLUMES, Instant::now()),
                 None => return,
             },
             Some(failure) = failed.recv() => scheduler.failed(&failure),
@@ -134,11 +164,15 @@ struct Scheduler {
     services: Informer<Service>,
     sets: Informer<ReplicaSet>,
     controllers: Informer<ReplicationController>,
+    volumes: volumes::Caches,
+    /// Pods whose claims get their volumes: stopped when the pod goes.
+    in_flight: HashMap<Uid, CancellationToken>,
 }
 
 /// What the departure of a pod can make possible.
 const ON_POD_GONE: Plugins = Plugins::FIT
     .and(Plugins::PORTS)
+    .and(Plugins::VOLUMES)
     .and(Plugins::SPREAD)
     .and(Plugins::INTERPOD);
 /// What the arrival or new labels of a pod can make possible.
@@ -163,6 +197,8 @@ impl Scheduler {
             services: informers.get(),
             sets: informers.get(),
             controllers: informers.get(),
+            volumes: volumes::Caches::new(informers),
+            in_flight: HashMap::new(),
         }
     }
 
@@ -205,6 +241,23 @@ impl Scheduler {
         }
     }
 
+    /// Pods that waited for a claim which has come, or has its volume now, are tried at once.
+    fn claim_applied(&mut self, old: Option<&PersistentVolumeClaim>, new: &PersistentVolumeClaim) {
+        let same = old.is_some_and(|old| {
+            is_bound(old) == is_bound(new)
+                && old.spec == new.spec
+                && old.metadata.annotations == new.metadata.annotations
+        });
+        if same {
+            return;
+        }
+        let key = Key::of(new);
+        self.queue.wake_at_once(Plugins::VOLUMES, |pod| {
+            pod.key.namespace == key.namespace
+                && pod.claims.iter().any(|(name, _)| *name == key.name)
+        });
+    }
+
     fn pod_applied(&mut self, old: Option<&Pod>, new: Arc<Pod>) {
         let uid = uid_of(&new);
         let status = new.status.as_ref();
@@ -218,6 +271,7 @@ impl Scheduler {
             .filter(|node| !node.is_empty());
         if let Some(node) = node {
             self.queue.remove(&uid);
+            self.in_flight.remove(&uid);
             let elsewhere = self.cluster.promises.end(&uid);
             if elsewhere.is_some_and(|promised| promised != node) {
                 self.queue.wake(ON_POD_GONE, Instant::now());
@@ -281,6 +335,9 @@ impl Scheduler {
 
     fn pod_gone(&mut self, uid: &Uid) {
         self.queue.remove(uid);
+        if let Some(binding) = self.in_flight.remove(uid) {
+            binding.cancel();
+        }
         self.statuses.forget(uid);
         let was_there = self.cluster.remove_pod(uid).is_some();
         let was_promised = self.cluster.promises.end(uid).is_some();
@@ -298,6 +355,9 @@ impl Scheduler {
 
     fn failed(&mut self, failure: &Failure) {
         let now = Instant::now();
+        if let Failure::Binding(uid) = failure {
+            self.in_flight.remove(uid);
+        }
         match failure {
             Failure::Binding(uid) if self.cluster.is_assumed(uid) => {
                 if let Some(pod) = self.cluster.remove_pod(uid) {
@@ -331,6 +391,7 @@ impl Scheduler {
             let namespace = namespaces.get(&Key::new("", name))?;
             Some(namespace.labels().clone())
         };
+        self.cluster.storage = Arc::new(Storage::of(&pod, &self.volumes));
         match cycle::schedule(&pod, &self.cluster, &labels, defaults, &mut self.start) {
             Ok(node) => self.bind(pod, node),
             Err(failed) => {
@@ -349,9 +410,30 @@ impl Scheduler {
         if promised.is_some_and(|promised| promised != node) {
             self.queue.wake(ON_POD_GONE, Instant::now());
         }
+        let steps = match self.cluster.node(&node) {
+            Some(info) => self.cluster.storage.plan(info).unwrap_or_default(),
+            None => Vec::new(),
+        };
+        let gone = CancellationToken::new();
+        if !steps.is_empty() {
+            self.in_flight.insert(pod.uid.clone(), gone.clone());
+        }
         let (client, failures) = (self.client.clone(), self.failures.clone());
-        let events = self.events.clone();
+        let (events, claims) = (self.events.clone(), self.volumes.claims.clone());
         tokio::spawn(async move {
+            let volumes = volumes::bind(&client, &claims, &steps, &node);
+            let volumes = match gone.run_until_cancelled(caught(volumes)).await {
+                None => return, // nobody waits for it any more
+                Some(Ok(done)) => done.map_err(|error| crate::causes::causes(&error)),
+                Some(Err(panic)) => Err(panic.to_string()),
+            };
+            if let Err(error) = volumes {
+                tracing::warn!(pod = %pod.key, node, error, "volumes not bound, will retry");
+                let text = format!("running PreBind plugin \"VolumeBinding\": {error}");
+                events.record(pod.pod.as_ref(), Level::Warning, "FailedScheduling", text);
+                let _ = failures.send(Failure::Binding(pod.uid.clone()));
+                return;
+            }
             let bound = caught(report::bind(client, &pod, &node)).await;
             match bound.map_err(|panic| panic.to_string()) {
                 Ok(Ok(())) => {

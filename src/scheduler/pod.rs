@@ -16,7 +16,7 @@ use kube::{
 
 use crate::{
     informer::Key,
-    placement::{HostPort, Requests, host_ports},
+    placement::{HostPort, Requests, host_ports, volumes::claim_names},
 };
 
 /// Pods near which, or far from which, another one wants to be.
@@ -68,6 +68,8 @@ pub struct PodInfo {
     pub priority: i32,
     pub requests: Requests,
     pub ports: Vec<HostPort>,
+    /// Names of its claims, and whether each is made for it alone.
+    pub claims: Vec<(String, bool)>,
     pub affinity: Vec<Term>,
     pub anti_affinity: Vec<Term>,
     pub preferred: Vec<Weighted>,
@@ -84,6 +86,7 @@ impl PodInfo {
             priority: spec.priority.unwrap_or(0),
             requests: Requests::of(&pod),
             ports: host_ports(&spec),
+            claims: claim_names(&pod),
             affinity,
             anti_affinity,
             preferred,

@@ -156,6 +156,25 @@ impl Queue {
         }
     }
 
+    /// What the pods waited for that `which` tells has come: they are tried at once.
+    pub fn wake_at_once(&mut self, plugins: Plugins, which: impl Fn(&PodInfo) -> bool) {
+        let woken: Vec<Uid> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| {
+                let rejected = match entry.place {
+                    Place::Unschedulable { rejected_by, .. } => rejected_by.intersects(plugins),
+                    _ => false,
+                };
+                rejected && which(&entry.pod)
+            })
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in woken {
+            self.activate(&uid);
+        }
+    }
+
     /// When [`Queue::promote`] has something to do.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadlines.first().map(|(deadline, _)| *deadline)

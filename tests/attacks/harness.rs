@@ -124,6 +124,7 @@ impl<'a> Health<'a> {
             assert!(took < ready_within(), "/readyz took {took:?}");
         }
         let memory = daemon_memory(self.cluster);
+        println!("the daemon held {memory} bytes at most");
         assert!(memory < most, "the daemon holds {memory} bytes");
     }
 
@@ -202,6 +203,11 @@ impl<'a> Neighbour<'a> {
         assert!(times.len() > 10, "the neighbour did almost nothing");
         times.sort_by(f64::total_cmp);
         let p99 = Duration::from_secs_f64(times[times.len() * 99 / 100]);
+        let slowest = &times[times.len().saturating_sub(8)..];
+        println!(
+            "a neighbour's p99: {p99:?} of {}; slowest: {slowest:.3?}",
+            times.len()
+        );
         assert!(p99 < Self::p99(), "p99 {p99:?} of {}", times.len());
     }
 

@@ -3,12 +3,13 @@
 //! the comparison. Units are printed; figures are medians unless said otherwise.
 //!
 //! Cases: exec to node Ready; one pod, create to Ready; 50 pods at once; memory (PSS) idle and per
-//! pod; CPU and disk writes while idle; bytes a second between two pods; a container of `true` beside
-//! crun and runc.
+//! pod; CPU and disk writes while idle; creations under three policies; bytes a second between two
+//! pods; a container of `true` beside crun and runc.
 
 mod containers;
 #[path = "../lab/mod.rs"]
 mod lab;
+mod policies;
 mod throughput;
 
 use std::{
@@ -64,6 +65,9 @@ fn main() {
         }
         if wanted("many") {
             many_pods(&pods, &cluster).await;
+        }
+        if wanted("policies") {
+            policies::judged(&pods, &cluster).await;
         }
         if wanted("throughput") {
             throughput::between_pods(&pods).await;
@@ -261,15 +265,16 @@ fn memory(cluster: &Cluster) -> f64 {
 fn work(cluster: &Cluster) -> (f64, f64) {
     let mut sum = (0.0, 0.0);
     for pid in processes(cluster) {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let fields: Vec<&str> = stat
-            .rsplit(')')
-            .next()
-            .unwrap_or_default()
-            .split_whitespace()
-            .collect();
-        let ticks = |index: usize| fields.get(index).and_then(|text| text.parse::<f64>().ok());
-        sum.0 += (ticks(11).unwrap_or(0.0) + ticks(12).unwrap_or(0.0)) / 100.0;
+        // In nanoseconds, where /proc/PID/stat counts ticks of 10 ms.
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        for thread in threads.flatten() {
+            let text = fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
+            let spent = text
+                .split(' ')
+                .next()
+                .and_then(|text| text.parse::<f64>().ok());
+            sum.0 += spent.unwrap_or(0.0) / 1e9;
+        }
         let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
         let written = io
             .lines()
@@ -292,7 +297,7 @@ fn idle(cluster: &Cluster) {
     std::thread::sleep(IDLE);
     let after = work(cluster);
     println!(
-        "{:<44} {:>12.2} % of a core (goal 0.2)",
+        "{:<44} {:>12.3} % of a core (goal 0.2)",
         "idle/cpu",
         (after.0 - before.0) / IDLE.as_secs_f64() * 100.0
     );

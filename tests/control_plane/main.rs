@@ -4,9 +4,11 @@
 mod collecting;
 mod custom;
 mod extending;
+mod field_validation;
 mod order;
 mod tokens;
 mod volumes;
+mod wire;
 
 use std::{error::Error, sync::Arc, time::Duration};
 
@@ -92,6 +94,7 @@ impl Lab {
         let config = controllers::Config {
             ca_pem: pki.ca_pem().into(),
             authority: Arc::new(vetch::cli::ClusterAuthority(pki.clone())),
+            volumes: dir.path().join("volumes"),
             make_token: Arc::new({
                 let issuer = handle.issuer.clone();
                 move |wanted| {

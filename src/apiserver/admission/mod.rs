@@ -3,19 +3,23 @@
 //! Called by the verbs, after authorization: first every plugin's `mutate` in order, then
 //! defaulting and validation, then every plugin's `validate`.
 
+mod evaluation;
 mod held;
 mod late;
 mod lifecycle;
 mod limits;
+mod matching;
 mod node_restriction;
 mod parts;
 mod pod_security;
+mod policies;
 mod priority;
 mod quota;
 mod requester;
 mod runtime_class;
 mod service;
 mod service_account;
+mod shown;
 mod signers;
 mod storage;
 mod tolerations;
@@ -27,7 +31,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{objects::Lookup, registry::Resource, request::User, status::Status};
+use self::evaluation::Authority;
+use super::{
+    authz::Authorizer, objects::Lookup, registry::Resource, request::User, status::Status,
+};
 use crate::supervision::Parts;
 
 pub use held::{Held, Reservation};
@@ -58,6 +65,8 @@ pub fn chain(
         Arc::new(parts::Parts),
         Arc::new(requester::CertificateRequester),
         Arc::new(service::ExternalIpsCheck::new(&config)),
+        // Before the webhooks, both when they change and when they judge.
+        Arc::new(policies::Policies::new(objects.clone())),
         Arc::new(webhook::Webhooks::default()),
         // Sees what all before it have made of a pod.
         Arc::new(pod_security::PodSecurity::new(exemptions)),
@@ -97,9 +106,23 @@ pub struct Request<'a> {
 pub struct Round {
     /// What plugins took for it, and what they judged it by.
     pub held: Held,
-    /// Set by a plugin that wants all before it, and itself, to look at its changes; once.
+    /// All before the webhooks, and they, are to look at changes once more.
     pub again: bool,
+    /// What users have set up has changed the object in this round.
+    changed: bool,
+    second: bool,
+    policies: policies::Rounds,
     webhooks: webhook::Rounds,
+}
+
+impl Round {
+    /// The last of those who change objects for users has done so: there is a second round, once.
+    fn end(&mut self) {
+        if self.changed && !self.second {
+            self.second = true;
+            self.again = true;
+        }
+    }
 }
 
 /// One admission plugin.
@@ -131,6 +154,9 @@ pub trait Plugin: Send + Sync {
     fn is_policy(&self) -> bool {
         false
     }
+
+    /// The cluster's authorizer, before the first request.
+    fn authorizer(&self, _authorizer: &Arc<Authorizer>) {}
 
     /// All that every cluster has is there: begins what the plugin does by itself, as parts of the daemon.
     fn started(&self, _parts: &Parts) {}

@@ -19,6 +19,8 @@ mod tests;
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use futures::FutureExt;
+
 use self::index::Index;
 pub use self::{
     escalation::EscalationGuard,
@@ -111,6 +113,17 @@ impl Authorizer {
             },
             None => Decision::NoOpinion { reason },
         }
+    }
+
+    /// As [`Self::authorize`], for those who cannot wait. What it takes for that must have been made
+    /// ready just before; `None` if it was not, or is not any more.
+    pub fn authorize_at_once(&self, user: &User, attributes: &Attributes) -> Option<Decision> {
+        self.authorize(user, attributes).now_or_never()
+    }
+
+    /// Makes ready what [`Self::authorize_at_once`] takes.
+    pub async fn ready(&self) {
+        self.index().await;
     }
 
     /// All rules of `user` in `namespace` (empty: cluster-wide ones only).

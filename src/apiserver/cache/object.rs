@@ -96,6 +96,11 @@ impl Object {
         }
     }
 
+    /// What a write has made, for its answer alone: nobody keeps it.
+    pub fn answered(key: Arc<str>, rest: &str, value: Value, revision: Revision) -> Self {
+        Self::of(key, rest, Content::Parsed(Arc::new(value)), 0, revision)
+    }
+
     /// As [`Object::new`], to be kept for long: what is heavy when parsed is kept as it is stored.
     pub fn kept(
         key: Arc<str>,

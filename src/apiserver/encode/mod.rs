@@ -1,5 +1,6 @@
 //! Answers and watch frames in the form that was negotiated.
 
+mod status;
 mod table;
 
 use std::sync::Arc;
@@ -36,7 +37,7 @@ pub fn object(
         (Format::Json { pretty: false }, View::Whole) => newline(&object.json()),
         (format, View::Whole) => match format {
             Format::Protobuf => envelope(row, object)?,
-            _ => text(format, &object.value())?,
+            _ => text(format, &*object.value())?,
         },
         (format, View::Table) => text(format, &table::of_object(row, object, include))?,
         (Format::Protobuf, _) => partial_envelope(object)?,
@@ -182,13 +183,17 @@ pub fn plain(value: &Value, type_name: &str, format: Format) -> Result<Encoded, 
     } else {
         format
     };
+    let bytes = match type_name {
+        status::TYPE => text(format, &status::Ordered::Status(value))?,
+        _ => text(format, value)?,
+    };
     Ok(Encoded {
         content_type: format.content_type(),
-        bytes: text(format, value)?,
+        bytes,
     })
 }
 
-pub fn text(format: Format, value: &Value) -> Result<Bytes, Status> {
+pub fn text<T: serde::Serialize>(format: Format, value: &T) -> Result<Bytes, Status> {
     let mut bytes = match format {
         Format::Json { pretty: true } => {
             serde_json::to_vec_pretty(value).map_err(Status::internal)?
@@ -442,10 +447,9 @@ impl Frames {
                 proto::watch_frame("ERROR", &proto::wrap_envelope("v1", "Status", &raw)).into(),
             );
         }
-        json_frame(
-            "ERROR",
-            &serde_json::to_vec(&value).map_err(Status::internal)?,
-        )
+        let ordered = status::Ordered::Status(&value);
+        let bytes = serde_json::to_vec(&ordered).map_err(Status::internal)?;
+        json_frame("ERROR", &bytes)
     }
 
     /// Only the first frame of a watch says what the columns are.

@@ -108,6 +108,18 @@ impl Operation {
         }
     }
 
+    /// The kind of the options that its query holds.
+    pub fn options(&self) -> &'static str {
+        match self {
+            Self::Get => "GetOptions",
+            Self::List(_) | Self::Watch(_) => "ListOptions",
+            Self::Create => "CreateOptions",
+            Self::Update => "UpdateOptions",
+            Self::Patch => "PatchOptions",
+            Self::Delete | Self::DeleteCollection(_) => "DeleteOptions",
+        }
+    }
+
     fn selection(&self) -> Option<&Selection> {
         match self {
             Self::List(selection) | Self::Watch(selection) | Self::DeleteCollection(selection) => {

@@ -16,6 +16,7 @@ use crate::apiserver::{
     registry::{Resource, Subresource},
     status::{Reason, Status},
     write::api_version,
+    yaml,
 };
 
 /// Larger bodies are refused.
@@ -94,7 +95,7 @@ async fn discard(mut body: Body) {
     let _ = tokio::time::timeout(STALL, passing).await;
 }
 
-/// A body as JSON, and the fields that stood twice in it.
+/// A body as JSON, and complaints about what stood twice in it.
 pub(super) fn decode(
     headers: &http::HeaderMap,
     body: Bytes,
@@ -102,16 +103,23 @@ pub(super) fn decode(
 ) -> Result<(Value, Vec<String>), Status> {
     let content_type = header_text(headers, &header::CONTENT_TYPE).unwrap_or("application/json");
     match content_type.split(';').next().unwrap_or_default().trim() {
-        "" | "application/json" => proto::parse_json(&body).map_err(|error| match error {
-            proto::Error::TooHeavy => Status::too_heavy(),
-            error => Status::bad_request(format!("the body is not JSON: {error}")),
-        }),
+        "" | "application/json" => match proto::parse_json(&body) {
+            Ok((value, duplicates)) => {
+                let complaints = duplicates.iter();
+                let complaints = complaints.map(|path| format!("duplicate field {path:?}"));
+                Ok((value, complaints.collect()))
+            }
+            Err(proto::Error::TooHeavy) => Err(Status::too_heavy()),
+            Err(error) => Err(Status::bad_request(format!(
+                "the body is not JSON: {error}"
+            ))),
+        },
         "application/yaml" => {
             let text = std::str::from_utf8(&body)
                 .map_err(|_| Status::bad_request("the body is not UTF-8"))?;
-            let value = serde_saphyr::from_str(text)
+            let (value, duplicates) = yaml::parse(text)
                 .map_err(|error| Status::bad_request(format!("the body is not YAML: {error}")))?;
-            Ok((value, Vec::new()))
+            Ok((value, yaml::complaint(&duplicates).into_iter().collect()))
         }
         "application/vnd.kubernetes.protobuf" => {
             let bad = |error: proto::Error| match error {

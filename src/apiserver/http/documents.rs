@@ -1,7 +1,7 @@
 //! What is no resource: discovery, OpenAPI, version, health, metrics.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -122,7 +122,10 @@ impl Documents {
         // Byte for byte the path that was authorized.
         let parts: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
         match parts.as_slice() {
-            [""] => json_answer(&json!({"paths": PATHS})),
+            [""] => {
+                let checks = health::Checks::look(frontend, "livez").await;
+                json_answer(&json!({"paths": self.paths(&frontend.server, &checks)}))
+            }
             ["version"] | ["version", ""] => json_answer(&version()),
             [endpoint @ ("healthz" | "livez" | "readyz"), check @ ..] => {
                 let checks = health::Checks::look(frontend, endpoint).await;
@@ -138,12 +141,13 @@ impl Documents {
             )),
             [".well-known", "openid-configuration"] => {
                 let document = of_the_issuer(frontend, authn::openid_configuration).await?;
-                json_answer(&document)
+                json_answer(&document).map(public)
             }
             ["openid", "v1", "jwks"] => {
                 let document = of_the_issuer(frontend, authn::jwks).await?;
                 let bytes = encode::text(JSON, &document)?;
-                Ok(answer(200, "application/jwk-set+json", full(bytes)))
+                let answer = answer(200, "application/jwk-set+json", full(bytes));
+                Ok(public(answer))
             }
             ["openapi", "v2"] => Ok(self.openapi_v2(rows, headers)),
             ["openapi", "v3"] => self.openapi_v3_index(&frontend.server),
@@ -155,6 +159,33 @@ impl Documents {
             }
             _ => Err(not_found()),
         }
+    }
+
+    /// Every path that is no resource.
+    fn paths(&self, server: &ApiServer, checks: &health::Checks) -> BTreeSet<String> {
+        let mut paths: BTreeSet<String> = PATHS.iter().map(|path| (*path).to_owned()).collect();
+        let mut add = |group: &str, version: &str| {
+            let path = match group {
+                "" => format!("/api/{version}"),
+                group => {
+                    paths.insert(format!("/apis/{group}"));
+                    format!("/apis/{group}/{version}")
+                }
+            };
+            paths.insert(format!("/openapi/v3{path}"));
+            paths.insert(path);
+        };
+        for (group, version) in discovery::group_versions(&server.rows.all()) {
+            add(group, version);
+        }
+        for remote in server.remotes.all().iter() {
+            add(&remote.group, &remote.version);
+        }
+        for endpoint in ["healthz", "livez", "readyz"] {
+            let names = checks.names();
+            paths.extend(names.map(|name| format!("/{endpoint}/{name}")));
+        }
+        paths
     }
 
     fn openapi_v2(&self, rows: &Rows, headers: &HeaderMap) -> Response<Body> {
@@ -266,17 +297,28 @@ async fn of_the_issuer<E: std::fmt::Display + Send + 'static>(
     made.map_err(Status::internal)
 }
 
-const PATHS: [&str; 9] = [
+const PATHS: [&str; 13] = [
+    "/.well-known/openid-configuration",
     "/api",
-    "/api/v1",
     "/apis",
+    "/apis/",
     "/healthz",
     "/livez",
     "/metrics",
     "/openapi/v2",
+    "/openapi/v3",
+    "/openapi/v3/",
+    "/openid/v1/jwks",
     "/readyz",
     "/version",
 ];
+
+/// What the whole world may keep for an hour: the keys of tokens change more seldom.
+fn public(mut response: Response<Body>) -> Response<Body> {
+    let value = HeaderValue::from_static("public, max-age=3600");
+    response.headers_mut().insert(header::CACHE_CONTROL, value);
+    response
+}
 
 fn json_answer(value: &Value) -> Result<Response<Body>, Status> {
     Ok(answer(

@@ -29,10 +29,22 @@ impl Checks {
             }
             found.push((part.name.to_string(), why));
         }
+        // By the names under which the original's users look for them.
+        let known = found.iter().find(|(name, _)| name == cache::PART);
+        let store = known.and_then(|(_, why)| why.clone());
+        let named = match endpoint {
+            "readyz" => &["etcd", "etcd-readiness", "informer-sync"][..],
+            _ => &["etcd"][..],
+        };
+        found.extend(named.iter().map(|name| ((*name).to_owned(), store.clone())));
         Self {
             endpoint: endpoint.to_owned(),
             found,
         }
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.found.iter().map(|(name, _)| name.as_str())
     }
 
     /// One check; `None`: there is none of that name.

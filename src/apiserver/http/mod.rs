@@ -8,6 +8,7 @@
 
 mod asked;
 mod body;
+mod components;
 mod connect;
 mod counters;
 mod documents;
@@ -82,6 +83,8 @@ struct Incoming {
     user: User,
     /// Who shares this request's limits.
     who: Who,
+    /// The component of this process that asks.
+    component: Option<&'static str>,
     upgrade: Option<hyper::upgrade::OnUpgrade>,
 }
 
@@ -170,6 +173,10 @@ impl Frontend {
             }
         };
         let who = inflight::who(&user, &peer);
+        let component = match &peer {
+            Peer::Internal(user) => Some(component(user)),
+            Peer::Remote(_) => None,
+        };
         let Some(ticket) = self.limits.enter(kind, &who) else {
             return Ok(too_many());
         };
@@ -181,6 +188,7 @@ impl Frontend {
             query,
             user,
             who,
+            component,
             upgrade,
         };
         let response = self.answer(incoming, body, action).await?;
@@ -259,6 +267,17 @@ impl Frontend {
             Decision::Allow { .. } => Ok(()),
             decision => Err(forbidden(user, attributes, &decision)),
         }
+    }
+}
+
+/// The name under which a component of this process owns fields: the original's.
+fn component(user: &User) -> &'static str {
+    match user.name.as_str() {
+        "system:kube-scheduler" => "kube-scheduler",
+        "system:kube-controller-manager" => "kube-controller-manager",
+        name if name.starts_with("system:serviceaccount:kube-system:") => "kube-controller-manager",
+        name if name.starts_with("system:node:") => "kubelet",
+        _ => "vetch",
     }
 }
 

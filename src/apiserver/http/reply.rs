@@ -36,9 +36,10 @@ impl Incoming {
                 .iter()
                 .any(|known| agent.starts_with(known))
         };
-        let pretty = match self.query.get("pretty") {
-            Some(_) => self.query.flag("pretty"),
-            None => browser(),
+        // The one switch that the original reads in another way.
+        let pretty = match self.query.get("pretty").unwrap_or_default() {
+            "" => browser(),
+            text => matches!(text, "1" | "t" | "T" | "true" | "TRUE" | "True"),
         };
         negotiate::negotiate(header_text(&self.headers, &header::ACCEPT), pretty, offer)
     }

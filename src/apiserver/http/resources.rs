@@ -12,7 +12,7 @@ use super::{
     Body, Frontend, Incoming, ResourcePath, answer,
     asked::{Operation, Passed},
     body::{Read, body_type, decode, delete_options, fill_kind, read},
-    connect, header_text, not_allowed,
+    components, connect, header_text, not_allowed,
     reply::{cut, in_pieces, offer, one, respond, warned, watch_offer},
 };
 use crate::apiserver::{
@@ -21,13 +21,13 @@ use crate::apiserver::{
     encode::{self, Frames},
     negotiate::{ANSWERS, Format, OBJECTS},
     patch::PatchType,
-    query::FieldValidation,
+    query::{self, FieldValidation, agent_manager},
     registry::{Resource, Subresource},
     request::{Attributes, Target},
     selector::Selection,
     server::ApiServer,
     special::Call,
-    status::{Cause, CauseType, Reason, Status},
+    status::{CauseType, Reason, Status},
     streaming::Forward,
     verbs::{self, Deleted, ListOptions, Missing, WatchOptions},
     write::{Writing, Written},
@@ -43,6 +43,9 @@ const RETURN_DELETED: [&str; 7] = [
     "resourcequotas",
     "podtemplates",
 ];
+
+/// Told to who deletes a Job without a word about its pods.
+const JOB_ORPHANS: &str = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning";
 
 /// A request whose document takes more memory than this, or reads larger objects, is heavy.
 const HEAVY_BYTES: usize = 256 << 10;
@@ -140,15 +143,20 @@ impl Frontend {
         path: ResourcePath,
         operation: Operation,
     ) -> Result<Response<Body>, Status> {
+        let query = &incoming.query;
+        let options = operation.options();
         let writing = Writing {
             user: incoming.user.clone(),
             row: path.row,
             subresource: path.subresource.clone(),
             namespace: path.namespace.clone(),
             name: path.name.clone().unwrap_or_default(),
-            dry_run: incoming.query.dry_run()?,
-            validation: incoming.query.field_validation()?,
-            manager: incoming.manager(),
+            dry_run: query.dry_run(options)?,
+            validation: query.field_validation(options)?,
+            manager: match query.field_manager(options)? {
+                Some(name) => name.to_owned(),
+                None => incoming.agent(),
+            },
             applies: false,
             exempt: false,
             guards: Vec::new(),
@@ -174,13 +182,13 @@ impl Frontend {
             (Operation::Delete, None) => self.delete(&incoming, &writing, body).await,
             (Operation::Update, None) => {
                 self.allow(&path, "update")?;
-                let (value, duplicates) = decode(&incoming.headers, body, path.row.type_name)?;
+                let (value, complaints) = decode(&incoming.headers, body, path.row.type_name)?;
                 let missing = match path.row.behaviour.create_on_update {
                     true => self.missing(&incoming, &writing).await?,
                     false => Missing::Refuse,
                 };
                 let written =
-                    verbs::update(&self.server, &writing, value, duplicates, missing).await?;
+                    verbs::update(&self.server, &writing, value, complaints, missing).await?;
                 one(&incoming, path.row, 200, written)
             }
             (Operation::Patch, None) => {
@@ -191,6 +199,7 @@ impl Frontend {
                 if kind == PatchType::Apply {
                     return self.apply(&incoming, writing, &body).await;
                 }
+                not_forced(&incoming)?;
                 one(
                     &incoming,
                     path.row,
@@ -242,6 +251,15 @@ impl Frontend {
     ) -> Result<Response<Body>, Status> {
         self.allow(path, "get")?;
         let name = path.name.as_deref().unwrap_or_default();
+        if components::is_one(path.row) {
+            let page = components::list(path.row, &self.parts.look().await)?;
+            let mut all = page.objects.into_iter();
+            let object = all.find(|object| &*object.name == name);
+            let row = path.row;
+            let object = object.ok_or_else(|| Status::not_found(row.group, row.plural, name))?;
+            let warnings = vec![components::DEPRECATED.to_owned()];
+            return one(incoming, row, 200, Written { object, warnings });
+        }
         let object = self.server.read(path.row, &path.namespace, name).await?;
         let wanted = incoming.wanted(offer(path.row))?;
         if object.is_large() && encode::is_plain_json(wanted) {
@@ -270,6 +288,14 @@ impl Frontend {
         self.allow(path, "list")?;
         let options = ListOptions::parse(path.row, selection, &incoming.query)?;
         let wanted = incoming.wanted(offer(path.row))?;
+        if components::is_one(path.row) {
+            let mut page = components::list(path.row, &self.parts.look().await)?;
+            page.objects
+                .retain(|object| options.selector.matches(path.row, object));
+            let encoded = encode::list(path.row, &page, wanted, incoming.include()?)?;
+            let warnings = [components::DEPRECATED.to_owned()];
+            return Ok(respond(incoming, 200, encoded, &warnings));
+        }
         let page = verbs::list(&self.server, path.row, &path.namespace, &options).await?;
         let include = incoming.include()?;
         let size: usize = page.objects.iter().map(|object| object.size).sum();
@@ -385,8 +411,8 @@ impl Frontend {
         if subresource.is_some() || !writing.name.is_empty() || !row.verbs.contains(&"create") {
             return Err(not_allowed(&path_of(writing)));
         }
-        let (value, duplicates) = decode(&incoming.headers, body, row.type_name)?;
-        let written = verbs::create(&self.server, writing, value, duplicates, Vec::new()).await?;
+        let (value, complaints) = decode(&incoming.headers, body, row.type_name)?;
+        let written = verbs::create(&self.server, writing, value, complaints, Vec::new()).await?;
         one(incoming, row, 201, written)
     }
 
@@ -486,6 +512,12 @@ impl Frontend {
         let row = writing.row;
         let (writing, options) = self.deletion(incoming, writing, "delete", body)?;
         let deleted = verbs::delete(&self.server, &writing, &options).await?;
+        let says = |name: &str| options.get(name).is_some_and(|value| !value.is_null());
+        let unsaid = !says("propagationPolicy") && !says("orphanDependents");
+        let warnings = match row.plural {
+            "jobs" if unsaid => vec![JOB_ORPHANS.to_owned()],
+            _ => Vec::new(),
+        };
         match deleted {
             Deleted::Gone(object) if !RETURN_DELETED.contains(&row.plural) => {
                 let status = json!({
@@ -497,7 +529,7 @@ impl Frontend {
                     "io.k8s.apimachinery.pkg.apis.meta.v1.Status",
                     incoming.wanted(OBJECTS)?.format,
                 )?;
-                Ok(respond(incoming, 200, encoded, &[]))
+                Ok(respond(incoming, 200, encoded, &warnings))
             }
             deleted => one(
                 incoming,
@@ -505,7 +537,7 @@ impl Frontend {
                 200,
                 Written {
                     object: deleted.object().clone(),
-                    warnings: Vec::new(),
+                    warnings,
                 },
             ),
         }
@@ -556,6 +588,7 @@ impl Frontend {
                         let force = incoming.query.flag("force");
                         verbs::apply_scale(server, &writing, paths, &body, force).await?
                     } else {
+                        not_forced(incoming)?;
                         verbs::patch_scale(server, writing, paths, kind, &body).await?
                     }
                 }
@@ -587,8 +620,8 @@ impl Frontend {
                 warnings: Vec::new(),
             },
             "update" => {
-                let (value, duplicates) = decode(&incoming.headers, body, path.row.type_name)?;
-                verbs::update(server, writing, value, duplicates, Missing::Refuse).await?
+                let (value, complaints) = decode(&incoming.headers, body, path.row.type_name)?;
+                verbs::update(server, writing, value, complaints, Missing::Refuse).await?
             }
             _ => {
                 let kind = PatchType::parse(
@@ -597,6 +630,7 @@ impl Frontend {
                 if kind == PatchType::Apply {
                     return self.apply(incoming, writing.clone(), &body).await;
                 }
+                not_forced(incoming)?;
                 verbs::patch(server, writing, kind, &body).await?
             }
         };
@@ -605,19 +639,14 @@ impl Frontend {
 }
 
 impl Incoming {
-    /// Who owns the fields that this request sets: by parameter, or by the client's name.
-    fn manager(&self) -> String {
-        let named = self
-            .query
-            .get("fieldManager")
-            .filter(|name| !name.is_empty());
-        let agent = header_text(&self.headers, &header::USER_AGENT).unwrap_or_default();
-        let name = named.unwrap_or_else(|| agent.split('/').next().unwrap_or_default());
-        let name: String = name.chars().take(128).collect();
-        if name.is_empty() {
-            "unknown".to_owned()
-        } else {
-            name
+    /// Who owns the fields that this request sets, where it does not say.
+    fn agent(&self) -> String {
+        match (
+            self.component,
+            header_text(&self.headers, &header::USER_AGENT),
+        ) {
+            (Some(component), _) => component.to_owned(),
+            (None, agent) => agent_manager(agent.unwrap_or_default()),
         }
     }
 }
@@ -631,17 +660,24 @@ fn named_manager(incoming: &Incoming) -> Result<(), Status> {
     {
         return Ok(());
     }
-    let cause = Cause {
-        reason: CauseType::FieldValueRequired,
-        message: "Required value: is required for apply patch".to_owned(),
-        field: "fieldManager".to_owned(),
-    };
-    Err(Status::invalid(
-        "meta.k8s.io",
+    let message = "Required value: is required for apply patch".to_owned();
+    let reason = CauseType::FieldValueRequired;
+    Err(query::invalid(
         "PatchOptions",
-        "",
-        vec![cause],
+        "fieldManager",
+        reason,
+        message,
     ))
+}
+
+/// Only who applies may force.
+fn not_forced(incoming: &Incoming) -> Result<(), Status> {
+    if incoming.query.get("force").is_none() {
+        return Ok(());
+    }
+    let message = "Forbidden: may not be specified for non-apply patch".to_owned();
+    let reason = CauseType::FieldValueForbidden;
+    Err(query::invalid("PatchOptions", "force", reason, message))
 }
 
 /// Questions about rights and identities change nothing, so there is nothing to admit.

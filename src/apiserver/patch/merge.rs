@@ -4,9 +4,10 @@ use serde_json::Value;
 
 use crate::apiserver::status::Status;
 
-pub(super) fn apply(current: &Value, body: &[u8]) -> Result<Value, Status> {
-    let patch = super::object(body)?;
+/// The patched object, and complaints about what stands twice in the patch.
+pub(super) fn apply(current: &Value, body: &[u8]) -> Result<(Value, Vec<String>), Status> {
+    let (patch, complaints) = super::object(body)?;
     let mut patched = current.clone();
     json_patch::merge(&mut patched, &patch);
-    Ok(patched)
+    Ok((patched, complaints))
 }

@@ -67,7 +67,17 @@ pub fn apply(
     current: &Value,
     body: &[u8],
 ) -> Result<Value, Status> {
-    let patched = match kind {
+    apply_and_complain(kind, ty, current, body).map(|(patched, _)| patched)
+}
+
+/// As [`apply`], with complaints about what stands twice in the patch.
+pub fn apply_and_complain(
+    kind: PatchType,
+    ty: Option<&'static proto::Type>,
+    current: &Value,
+    body: &[u8],
+) -> Result<(Value, Vec<String>), Status> {
+    let (patched, complaints) = match kind {
         PatchType::Json => json::apply(current, body)?,
         PatchType::Merge => merge::apply(current, body)?,
         PatchType::Strategic => {
@@ -94,27 +104,21 @@ pub fn apply(
     if proto::weight(&patched) > proto::MAX_WEIGHT {
         return Err(Status::too_heavy());
     }
-    Ok(patched)
+    Ok((patched, complaints))
 }
 
-/// A merge patch's body: a JSON object.
-fn object(body: &[u8]) -> Result<Value, Status> {
-    let (value, _) = proto::parse_json(body).map_err(|error| match error {
+/// A merge patch's body, a JSON object; with complaints about what stands twice in it.
+fn object(body: &[u8]) -> Result<(Value, Vec<String>), Status> {
+    let (value, duplicates) = proto::parse_json(body).map_err(|error| match error {
         proto::Error::TooHeavy => Status::too_heavy(),
         error => malformed(&error),
     })?;
     if value.is_object() {
-        return Ok(value);
+        let complaints = duplicates.iter();
+        let complaints = complaints.map(|path| format!("duplicate field {path:?}"));
+        return Ok((value, complaints.collect()));
     }
     Err(malformed("the patch is not an object"))
-}
-
-/// What would take too much memory is not decoded.
-fn weighed(body: &[u8]) -> Result<(), Status> {
-    match proto::json_weight(body) > proto::MAX_WEIGHT {
-        true => Err(Status::too_heavy()),
-        false => Ok(()),
-    }
 }
 
 fn malformed(error: impl std::fmt::Display) -> Status {
@@ -235,20 +239,21 @@ mod tests {
             (
                 PatchType::Json,
                 pod,
-                r#"[{"op":"replace","path":"/spec/nothing","value":1}]"#,
+                r#"[{"op":"replace","path":"/nothing/there","value":1}]"#,
                 Err(422),
             ),
             (
                 PatchType::Json,
                 pod,
                 r#"[{"op":"bogus","path":"/x"}]"#,
-                Err(400),
+                Err(422),
             ),
+            (PatchType::Json, pod, "[1]", Err(400)),
             (PatchType::Json, pod, "{}", Err(400)),
             (
                 PatchType::Json,
                 pod,
-                r#"[{"op":"replace","path":"","value":1}]"#,
+                r#"[{"op":"replace","path":"","value":[]}]"#,
                 Err(400),
             ),
         ] {

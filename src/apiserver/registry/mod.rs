@@ -50,6 +50,14 @@ pub struct Resource {
 }
 
 impl Resource {
+    /// Whether its objects are stored, and of this kind.
+    pub fn is_kind(&self, group: &str, version: &str, kind: &str) -> bool {
+        self.kind == kind
+            && self.group == group
+            && self.version == version
+            && self.verbs.contains(&"get")
+    }
+
     /// Items of a list carry neither kind nor apiVersion; those of custom resources do.
     pub fn names_kind_in_lists(&self) -> bool {
         self.custom.is_some()
@@ -111,8 +119,8 @@ pub struct Behaviour {
     /// The generic code has already kept metadata and, where there is a status subresource, status.
     pub prepare_update: fn(&mut Value, &Value),
     pub validate: fn(&Value, &mut Causes),
-    /// As `validate`, of a new object only: what an update checks in `validate_update`.
-    pub validate_create: fn(&Value, &mut Causes),
+    /// Rules over a new object besides: what may come later, and not from the beginning.
+    pub validate_new: fn(&Value, &mut Causes),
     /// Rules over (`new`, `old`): immutable fields. `validate(new)` runs besides.
     pub validate_update: fn(&Value, &Value, &mut Causes),
     /// As `prepare_update`, before a write through the subresource of this name.
@@ -129,6 +137,9 @@ pub struct Behaviour {
     pub unconditional_update: bool,
     /// Grace period on delete: pods only, for all others deletion is at once.
     pub graceful: Option<fn(&Value) -> i64>,
+    /// Who deletes one without saying what becomes of its dependents leaves them alone: as the
+    /// first versions of the API did.
+    pub orphans: bool,
 }
 
 /// What clients may change of an object's metadata through its status endpoint.
@@ -160,7 +171,7 @@ pub const PLAIN: Behaviour = Behaviour {
     prepare_create: |_| {},
     prepare_update: |_, _| {},
     validate: |_, _| {},
-    validate_create: |_, _| {},
+    validate_new: |_, _| {},
     validate_update: |_, _, _| {},
     prepare_subresource: |_, _, _| {},
     validate_subresource: |_, _, _, _| {},
@@ -169,6 +180,7 @@ pub const PLAIN: Behaviour = Behaviour {
     create_on_update: false,
     unconditional_update: true,
     graceful: None,
+    orphans: false,
 };
 
 /// To and from the form in the store.
@@ -259,6 +271,14 @@ impl Causes {
         );
     }
 
+    pub fn internal(&mut self, field: impl Into<String>, detail: &str) {
+        self.push(
+            CauseType::InternalError,
+            field,
+            format!("Internal error: {detail}"),
+        );
+    }
+
     pub fn too_many(&mut self, field: impl Into<String>, count: usize, limit: usize) {
         self.push(
             CauseType::FieldValueTooMany,
@@ -289,6 +309,16 @@ impl Causes {
                 field: String::new(),
             }),
             _ => {}
+        }
+    }
+
+    /// Of what is said about a name, a kind's own words count more than those that hold for all.
+    pub fn settle_name(&mut self) {
+        let is_about_it = |cause: &Cause| cause.field == "metadata.name";
+        if self.0.iter().filter(|cause| is_about_it(cause)).count() > 1
+            && let Some(first) = self.0.iter().position(is_about_it)
+        {
+            self.0.remove(first);
         }
     }
 
@@ -343,6 +373,26 @@ fn shortened(mut text: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_has_one_cause() {
+        let mut causes = Causes::default();
+        causes.invalid("metadata.name", "A", "all say so");
+        causes.required("spec", "");
+        causes.invalid("metadata.name", "A", "too long");
+        causes.invalid("metadata.name", "A", "capital");
+        causes.settle_name();
+        let left: Vec<&str> = causes.0.iter().map(|cause| &*cause.message).collect();
+        let (long, capital) = (
+            "Invalid value: \"A\": too long",
+            "Invalid value: \"A\": capital",
+        );
+        assert_eq!(left, ["Required value", long, capital]);
+        let mut causes = Causes::default();
+        causes.invalid("metadata.name", "A", "all say so");
+        causes.settle_name();
+        assert_eq!(causes.0.len(), 1);
+    }
 
     #[test]
     fn causes_are_few_and_short() {

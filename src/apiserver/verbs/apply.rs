@@ -9,10 +9,12 @@ use super::{
 use crate::apiserver::{
     metadata,
     patch::managed::{self, Manager},
+    query::FieldValidation,
     registry::ScalePaths,
     server::ApiServer,
     status::{Reason, Status},
-    write::{Writing, Written, check_kind},
+    write::{Writing, Written, api_version, check_kind},
+    yaml,
 };
 
 const RETRIES: usize = 16;
@@ -26,25 +28,22 @@ pub async fn apply(
     missing: Missing,
 ) -> Result<(Written, bool), Status> {
     let row = writing.row;
-    let mut config = decoded(body)?;
+    let (mut config, duplicates) = decoded(body)?;
     check_kind(row, &mut config)?;
-    let mut warnings = Vec::new();
-    writing.prune(&mut config, &[], &mut warnings)?;
     if config["metadata"]["managedFields"].is_array() {
         return Err(Status::bad_request("metadata.managedFields must be nil"));
     }
+    declared(writing, &config)?;
+    let mut warnings = Vec::new();
+    twice(writing, &duplicates, &mut warnings)?;
+    writing.prune(&mut config, &[], &mut warnings)?;
     if metadata::text(&config, "name").is_empty() {
         metadata::of(&mut config).insert("name".to_owned(), json!(writing.name));
     }
     metadata::check_address(row, writing.address(), &mut config)?;
     let asked = metadata::text(&config, "resourceVersion").to_owned();
-    let subresource = writing.subresource.clone().unwrap_or_default();
     let now = metadata::now();
-    let manager = Manager {
-        name: &writing.manager,
-        subresource: &subresource,
-        now: &now,
-    };
+    let manager = writing.manager(&now);
     let mut last = None;
     for _ in 0..RETRIES {
         let old = match server.read(row, &writing.namespace, &writing.name).await {
@@ -52,7 +51,7 @@ pub async fn apply(
             Err(status)
                 if status.reason == Reason::NotFound
                     && missing == Missing::Create
-                    && subresource.is_empty()
+                    && writing.subresource.is_none()
                     && row.verbs.contains(&"create") =>
             {
                 let new = managed::apply(row, None, &config, manager, force)?;
@@ -69,7 +68,7 @@ pub async fn apply(
         check_version(writing, &asked, &old)?;
         check_immutable(writing, &config, &old)?;
         let mut new = managed::apply(row, Some(&old.value()), &config, manager, force)?;
-        let owners = new["metadata"]["managedFields"].take();
+        let owners = metadata::of(&mut new).remove("managedFields");
         // What was merged need not fit any more.
         writing.prune(&mut new, &[], &mut Vec::new())?;
         metadata::of(&mut new).insert(
@@ -77,7 +76,9 @@ pub async fn apply(
             json!(old.revision.to_string()),
         );
         let mut new = merged(row, writing.subresource.as_deref(), new, &old);
-        metadata::of(&mut new).insert("managedFields".to_owned(), owners);
+        if let Some(owners) = owners {
+            metadata::of(&mut new).insert("managedFields".to_owned(), owners);
+        }
         match server
             .write_changed(writing, new, &old, warnings.clone())
             .await
@@ -89,17 +90,60 @@ pub async fn apply(
     Err(last.unwrap_or_else(|| Status::internal("an apply was never tried")))
 }
 
-fn decoded(body: &[u8]) -> Result<Value, Status> {
-    // What clients send is JSON almost always, which is much less work than as YAML.
+/// A configuration, and what stands twice in it.
+fn decoded(body: &[u8]) -> Result<(Value, Vec<String>), Status> {
+    // What clients send is JSON almost always, which is much less work than as YAML; only of
+    // what stands twice YAML knows the lines.
     if body.trim_ascii_start().starts_with(b"{")
-        && let Ok((value, _)) = proto::parse_json(body)
+        && let Ok((value, duplicates)) = proto::parse_json(body)
+        && duplicates.is_empty()
     {
-        return Ok(value);
+        return Ok((value, Vec::new()));
     }
     let text =
         std::str::from_utf8(body).map_err(|_| Status::bad_request("the body is not UTF-8"))?;
-    serde_saphyr::from_str(text)
-        .map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))
+    yaml::parse(text).map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))
+}
+
+/// What is applied must be declared, or nobody could own it.
+fn declared(writing: &Writing, config: &Value) -> Result<(), Status> {
+    let faults = managed::faults(writing.row, config);
+    let said = match faults.as_slice() {
+        [] => return Ok(()),
+        [one] => one.clone(),
+        many => format!("errors:\n  {}", many.join("\n  ")),
+    };
+    let row = writing.row;
+    let what = format!(
+        "failed to create typed patch object ({}/{}; {}, Kind={}): {said}",
+        writing.namespace,
+        writing.name,
+        api_version(row),
+        row.kind
+    );
+    Err(Status::new(Reason::Unknown, what))
+}
+
+/// Says as loudly as asked what stands twice in a configuration.
+fn twice(
+    writing: &Writing,
+    duplicates: &[String],
+    warnings: &mut Vec<String>,
+) -> Result<(), Status> {
+    let Some(complaint) = yaml::complaint(duplicates) else {
+        return Ok(());
+    };
+    let complaint = format!("error converting YAML to JSON: {complaint}");
+    match writing.validation {
+        FieldValidation::Strict => Err(Status::bad_request(format!(
+            "error strict decoding YAML: {complaint}"
+        ))),
+        FieldValidation::Warn => {
+            warnings.push(complaint);
+            Ok(())
+        }
+        FieldValidation::Ignore => Ok(()),
+    }
 }
 
 /// A Scale applied: who does it owns the object's number of replicas, and nothing else.
@@ -111,7 +155,7 @@ pub async fn apply_scale(
     force: bool,
 ) -> Result<Value, Status> {
     let row = writing.row;
-    let wanted = decoded(body)?;
+    let (wanted, _) = decoded(body)?;
     let replicas = wanted["spec"]["replicas"].as_i64();
     let replicas = replicas.ok_or_else(|| {
         Status::bad_request("a Scale is applied with a number of replicas in spec.replicas")

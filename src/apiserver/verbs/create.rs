@@ -16,11 +16,11 @@ pub async fn create(
     server: &ApiServer,
     writing: &Writing,
     mut body: Value,
-    duplicates: Vec<String>,
+    complaints: Vec<String>,
     mut warnings: Vec<String>,
 ) -> Result<Written, Status> {
     check_kind(writing.row, &mut body)?;
-    writing.prune(&mut body, &duplicates, &mut warnings)?;
+    writing.prune(&mut body, &complaints, &mut warnings)?;
     let generates = metadata::text(&body, "name").is_empty()
         && !metadata::text(&body, "generateName").is_empty();
     let attempts = if generates { NAME_ATTEMPTS } else { 1 };

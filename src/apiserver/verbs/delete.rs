@@ -195,7 +195,15 @@ fn plan(writing: &Writing, options: &Value, old: &Object) -> Result<Plan, Status
             None => None,
         }),
     };
+    let held = |name: &str| {
+        let finalizers = was["metadata"]["finalizers"].as_array();
+        finalizers.is_some_and(|list| list.iter().any(|have| have == name))
+    };
     match policy {
+        // What stands in the object counts more than what the kind does by itself.
+        None if row.behaviour.orphans && !held("foregroundDeletion") => {
+            set_dependents(&mut new, Some("orphan"));
+        }
         None => {}
         Some("Background") => set_dependents(&mut new, None),
         Some("Foreground") => set_dependents(&mut new, Some("foregroundDeletion")),

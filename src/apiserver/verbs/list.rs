@@ -310,6 +310,48 @@ mod tests {
         }
     }
 
+    /// After a compaction a list goes on with what is there now: page, what came before it and what
+    /// remains are all of it.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_list_goes_on_after_a_compaction() {
+        let server = crate::apiserver::testing::Server::start().await;
+        for at in 0..7 {
+            let map = json!({"metadata": {"name": format!("m{at}")}});
+            server
+                .create("configmaps", "default", map)
+                .await
+                .expect("made");
+        }
+        let server = &server.handle.server;
+        let row = server.rows.by_plural("configmaps").expect("served");
+        let options = |next: &str| ListOptions {
+            limit: 2,
+            next: Some(Continue::parse(next).expect("a token")),
+            ..ListOptions::default()
+        };
+        let all = ListOptions::default();
+        let whole = list(server, row, "default", &all).await.expect("a list");
+        let total = whole.objects.len();
+        let first = ListOptions {
+            limit: 2,
+            ..ListOptions::default()
+        };
+        let first = list(server, row, "default", &first).await.expect("a page");
+        assert_eq!(first.remaining, Some(total - 2));
+        let asked = options(&first.next);
+        let mut next = expired(&asked).next;
+        let mut seen = 2;
+        while !next.is_empty() {
+            let page = list(server, row, "default", &options(&next))
+                .await
+                .expect("a page");
+            seen += page.objects.len();
+            assert_eq!(seen + page.remaining.unwrap_or(0), total);
+            next = page.next;
+        }
+        assert_eq!(seen, total);
+    }
+
     #[test]
     fn tokens_come_back() {
         let token = Continue::parse(&Continue::text(5, "/registry/pods/a/b")).unwrap();

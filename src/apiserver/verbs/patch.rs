@@ -28,10 +28,11 @@ pub async fn patch(
     let mut last = None;
     for _ in 0..RETRIES {
         let old = server.read(row, &writing.namespace, &writing.name).await?;
-        let mut new: Value = patch::apply(kind, ty, &old.value(), body)?;
+        let (mut new, complaints): (Value, _) =
+            patch::apply_and_complain(kind, ty, &old.value(), body)?;
         check_kind(row, &mut new)?;
         let mut warnings = Vec::new();
-        writing.prune(&mut new, &[], &mut warnings)?;
+        writing.prune_patched(&mut new, &complaints, &mut warnings)?;
         metadata::check_address(row, writing.address(), &mut new)?;
         let version = metadata::text(&new, "resourceVersion").to_owned();
         let asked = if version == old.revision.to_string() {

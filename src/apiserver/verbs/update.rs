@@ -28,13 +28,13 @@ pub async fn update(
     server: &ApiServer,
     writing: &Writing,
     mut body: Value,
-    duplicates: Vec<String>,
+    complaints: Vec<String>,
     missing: Missing,
 ) -> Result<Written, Status> {
     let row = writing.row;
     check_kind(row, &mut body)?;
     let mut warnings = Vec::new();
-    writing.prune(&mut body, &duplicates, &mut warnings)?;
+    writing.prune(&mut body, &complaints, &mut warnings)?;
     if metadata::text(&body, "name").is_empty() {
         metadata::of(&mut body).insert("name".to_owned(), json!(writing.name));
     }

@@ -130,6 +130,14 @@ impl Node {
             dns::run(watching.clone(), resolver.clone(), shutdown)
         });
 
+        let account = User::service_account("kube-system", "local-volumes");
+        let watching = Informers::of("local-volumes", handle.client(account), parts.clone());
+        let (name, folders) = (config.name.clone(), config.paths.volumes());
+        parts.start("part/local-volumes", Policy::Restart, move |shutdown| {
+            let (watching, name, folders) = (watching.clone(), name.clone(), folders.clone());
+            kubelet::local_volumes::run(watching, name, folders, shutdown)
+        });
+
         let user = User::internal(&format!("system:node:{}", config.name), &["system:nodes"]);
         let leaf = Leaf::kubelet_serving(&config.name, &[config.address]);
         let deps = kubelet::Deps {

@@ -205,7 +205,8 @@ impl<D: Object> Dependents<D> {
         object: &D,
         judged: Judged,
     ) -> Result<bool, kube::Error> {
-        let params = judged.params(object.meta(), DeleteParams::default());
+        // A Job would leave its pods behind otherwise.
+        let params = judged.params(object.meta(), DeleteParams::background());
         let api = self.api(owner);
         let answer = api.delete(&object.name_any(), &params).await.or_gone()?;
         let was_there = answer.is_some();

@@ -1,14 +1,18 @@
 //! Persistent volumes: claims get the volumes that fit them, volumes say what they are, and neither
 //! goes while it is in use.
 //!
-//! `plan.rs` decides, `protect.rs` holds what is in use. Nothing is provisioned here: volumes are
-//! made by people or by drivers' own programs.
+//! `plan.rs` decides, `protect.rs` holds what is in use. `provision.rs` writes the volumes of the
+//! provisioner `vetch.io/local`; others are made by people or by drivers' own programs.
 
+pub mod ephemeral;
+mod local;
 mod plan;
 pub mod protect;
+mod provision;
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -22,7 +26,7 @@ use k8s_openapi::api::{
 use kube::{Api, Client, ResourceExt, api::PostParams};
 use tokio_util::sync::CancellationToken;
 
-use self::plan::{BY_CONTROLLER, COMPLETED, ClaimStep, VolumeStep};
+use self::plan::{ClaimStep, VolumeStep, Waiting};
 use super::{
     error::{Doing, Error, OrGone},
     shared::{Controller, Loop, Next, Stopped},
@@ -30,10 +34,24 @@ use super::{
 use crate::{
     events::{Level, Recorder},
     informer::{Informer, Informers, Key},
+    placement::volumes::{
+        self as pairs, BY_CONTROLLER, COMPLETED, PROVISIONER, class_of, default_class, is_bound,
+    },
 };
 
-/// Runs the binder until `shutdown`.
-pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
+/// The name of the annotation of who makes a volume, before it was stable.
+const PROVISIONER_BETA: &str = "volume.beta.kubernetes.io/storage-provisioner";
+/// Claims and volumes that are written at once. Two claims that want one volume meet there, and one of
+/// them conflicts.
+const AT_ONCE: usize = 8;
+
+/// Runs binder and provisioner until `shutdown`. `folders`: where nodes keep what is provisioned.
+pub async fn run(
+    informers: Informers,
+    folders: PathBuf,
+    shutdown: CancellationToken,
+) -> Result<(), Stopped> {
+    let provisioning = provision::run(informers.clone(), folders, shutdown.clone());
     let volumes: Informer<PersistentVolume> = informers.get();
     let claims: Informer<PersistentVolumeClaim> = informers.get();
     let classes: Informer<StorageClass> = informers.get();
@@ -62,7 +80,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<()
                 .spec
                 .as_ref()
                 .and_then(|spec| spec.claim_ref.as_ref());
-            held.retain(|claim| !is_bound(claim) || of.is_some_and(|of| plan::is_of(of, claim)));
+            held.retain(|claim| !is_bound(claim) || of.is_some_and(|of| pairs::is_of(of, claim)));
             held.iter().map(|claim| Key::of(claim.as_ref())).collect()
         })
         .watch(&classes, move |_| {
@@ -71,7 +89,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<()
             held.iter().map(|claim| Key::of(claim.as_ref())).collect()
         })
         .watch_changes(&pods, |old, new| old.spec == new.spec, protect::claims_of)
-        .run(1, shutdown.clone());
+        .run(AT_ONCE, shutdown.clone());
     let named = volumes.clone();
     let telling = Loop::new(teller, &volumes)
         .watch(&claims, move |claim| {
@@ -86,8 +104,8 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<()
             keys.extend(naming.map(|volume| Key::of(volume.as_ref())));
             keys
         })
-        .run(1, shutdown);
-    tokio::try_join!(binding, telling).map(|_| ())
+        .run(AT_ONCE, shutdown);
+    tokio::try_join!(binding, telling, provisioning).map(|_| ())
 }
 
 /// Whether the volume's reference is to a claim of this name.
@@ -99,10 +117,6 @@ fn names(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
     of.is_some_and(|of| of.name == claim.metadata.name && of.namespace == claim.metadata.namespace)
 }
 
-fn is_bound(claim: &PersistentVolumeClaim) -> bool {
-    claim.annotations().contains_key(COMPLETED)
-}
-
 struct Claims {
     client: Client,
     claims: Informer<PersistentVolumeClaim>,
@@ -111,7 +125,7 @@ struct Claims {
     pods: Informer<Pod>,
     events: Recorder,
     /// Why claims wait, as their events have said already.
-    told: Mutex<HashMap<Key, &'static str>>,
+    told: Mutex<HashMap<Key, String>>,
 }
 
 impl Controller for Claims {
@@ -123,30 +137,29 @@ impl Controller for Claims {
             told().remove(key);
             return Ok(Next::Settled);
         };
-        let class = claim
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.storage_class_name.clone());
-        let class = class.and_then(|name| self.classes.get(&Key::new("", name)));
-        let waits = class.as_ref().is_some_and(|class| {
-            class.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer")
-        });
-        let used = waits && protect::is_used(&claim, &self.pods.list_in(&key.namespace));
-        match plan::claim(&claim, &self.volumes.list(), used, waits) {
+        if self.give_class(key, &claim).await? {
+            return Ok(Next::Settled); // it comes back with its class
+        }
+        let class = class_of(&claim).and_then(|name| self.classes.get(&Key::new("", name)));
+        let users = match is_bound(&claim) {
+            true => Vec::new(),
+            false => protect::unscheduled_users(&claim, &self.pods.list_in(&key.namespace)),
+        };
+        match plan::claim(&claim, &self.volumes.list(), class.as_deref(), &users) {
             ClaimStep::Bind(name) => {
                 told().remove(key);
                 self.bind(key, &claim, &name).await?;
             }
-            ClaimStep::Wait(why) => {
-                let reason = if waits && !used {
-                    "WaitForFirstConsumer"
-                } else {
-                    "FailedBinding"
-                };
+            ClaimStep::Provision(by) => self.leave_to(key, &claim, &by).await?,
+            ClaimStep::Wait(Waiting {
+                level,
+                reason,
+                message,
+            }) => {
                 self.phase(key, &claim, "Pending").await?;
                 // Once: a claim that waits is looked at whenever a volume changes.
-                if told().insert(key.clone(), why) != Some(why) {
-                    self.events.record(&*claim, Level::Normal, reason, why);
+                if told().insert(key.clone(), message.clone()).as_ref() != Some(&message) {
+                    self.events.record(&*claim, level, reason, message);
                 }
             }
             ClaimStep::Lose(why) => {
@@ -161,6 +174,64 @@ impl Controller for Claims {
 }
 
 impl Claims {
+    /// A claim that names no class gets the default one as soon as there is one; true if it did.
+    async fn give_class(&self, key: &Key, claim: &PersistentVolumeClaim) -> Result<bool, Error> {
+        let named = claim
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.volume_name.as_deref());
+        let free = named.unwrap_or_default().is_empty() && !is_bound(claim);
+        let classes = match free && class_of(claim).is_none() {
+            true => self.classes.list(),
+            false => return Ok(false),
+        };
+        let Some(class) = default_class(&classes) else {
+            return Ok(false);
+        };
+        let mut classed = claim.clone();
+        let spec = classed.spec.get_or_insert_default();
+        spec.storage_class_name = class.metadata.name.clone();
+        Api::<PersistentVolumeClaim>::namespaced(self.client.clone(), &key.namespace)
+            .replace(&key.name, &PostParams::default(), &classed)
+            .await
+            .or_gone()
+            .doing(|| format!("give claim {key} the default storage class"))?;
+        Ok(true)
+    }
+
+    /// Says who is to make the claim's volume, to that provisioner and to users.
+    async fn leave_to(
+        &self,
+        key: &Key,
+        claim: &PersistentVolumeClaim,
+        by: &str,
+    ) -> Result<(), Error> {
+        let mut marked = claim.clone();
+        for name in [PROVISIONER, PROVISIONER_BETA] {
+            marked
+                .annotations_mut()
+                .insert(name.to_owned(), by.to_owned());
+        }
+        if marked != *claim {
+            Api::<PersistentVolumeClaim>::namespaced(self.client.clone(), &key.namespace)
+                .replace(&key.name, &PostParams::default(), &marked)
+                .await
+                .or_gone()
+                .doing(|| format!("leave claim {key} to provisioner {by}"))?;
+        }
+        let message = format!(
+            "Waiting for a volume to be created either by the external provisioner '{by}' or manually \
+             by the system administrator. If volume creation is delayed, please verify that the \
+             provisioner is running and correctly registered."
+        );
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.insert(key.clone(), message.clone()).as_ref() != Some(&message) {
+            self.events
+                .record(claim, Level::Normal, "ExternalProvisioning", message);
+        }
+        Ok(())
+    }
+
     /// Volume first: two claims that want it meet there, and one of them conflicts.
     async fn bind(
         &self,
@@ -327,7 +398,7 @@ impl Controller for Volumes {
                 return Ok(Next::Settled);
             }
         };
-        if plan::phase(&volume) == phase {
+        if pairs::phase(&volume) == phase {
             return Ok(Next::Settled);
         }
         let mut told = PersistentVolume::clone(&volume);

@@ -1,29 +1,55 @@
 //! Which volume a claim gets, and what a volume or a claim is to be told. Pure.
 
-use k8s_openapi::{
-    api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim},
-    apimachinery::pkg::api::resource::Quantity as Text,
+use k8s_openapi::api::{
+    core::v1::{PersistentVolume, PersistentVolumeClaim},
+    storage::v1::StorageClass,
 };
-use kube::{
-    ResourceExt,
-    core::{Selector, SelectorExt},
-};
-use proto::quantity::Quantity;
+use kube::ResourceExt;
 
-/// Set once claim and volume know each other.
-pub const COMPLETED: &str = "pv.kubernetes.io/bind-completed";
-/// The pair was made here, not by whoever made the objects.
-pub const BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
+use crate::{
+    events::Level,
+    placement::volumes::{
+        BY_CONTROLLER, COMPLETED, NO_PROVISIONER, PROVISIONED_BY, SELECTED_NODE, class_of, fits,
+        free_for, is_of, reference, waits,
+    },
+};
 
 /// What a claim needs next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClaimStep {
     /// This volume is its own; whatever says otherwise is put right.
     Bind(String),
-    /// No volume fits yet, or the one that it names is not there or somebody else's.
-    Wait(&'static str),
+    /// Somebody is to make a volume for it: this provisioner.
+    Provision(String),
+    Wait(Waiting),
     /// Its volume is gone, or somebody else's now.
     Lose(&'static str),
+}
+
+/// No volume fits yet, or the one that it names is not there or somebody else's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    pub level: Level,
+    pub reason: &'static str,
+    pub message: String,
+}
+
+impl Waiting {
+    fn normal(reason: &'static str, message: impl Into<String>) -> ClaimStep {
+        ClaimStep::Wait(Self {
+            level: Level::Normal,
+            reason,
+            message: message.into(),
+        })
+    }
+
+    fn unprovisioned(message: impl Into<String>) -> ClaimStep {
+        ClaimStep::Wait(Self {
+            level: Level::Warning,
+            reason: "ProvisioningFailed",
+            message: message.into(),
+        })
+    }
 }
 
 /// What a volume's status is to be.
@@ -42,12 +68,13 @@ pub enum VolumeStep {
     },
 }
 
-/// `used`: whether a pod wants it already; `waits`: whether its class binds not before that.
+/// `class`: the one that the claim names, if it is there; `users`: the
+/// pods without a node that want it.
 pub fn claim(
     claim: &PersistentVolumeClaim,
     volumes: &[impl AsRef<PersistentVolume>],
-    used: bool,
-    waits: bool,
+    class: Option<&StorageClass>,
+    users: &[String],
 ) -> ClaimStep {
     let spec = claim.spec.clone().unwrap_or_default();
     let named = spec.volume_name.filter(|name| !name.is_empty());
@@ -72,12 +99,13 @@ pub fn claim(
             },
         };
     }
+    let failed = |message: &str| Waiting::normal("FailedBinding", message);
     if let Some(name) = named {
         return match find(&name).map(reference) {
-            None => ClaimStep::Wait("the volume that the claim names does not exist"),
+            None => failed("the volume that the claim names does not exist"),
             Some(None) => ClaimStep::Bind(name),
             Some(Some(of)) if is_of(of, claim) => ClaimStep::Bind(name),
-            Some(Some(_)) => ClaimStep::Wait("volume already bound to a different claim."),
+            Some(Some(_)) => failed("volume already bound to a different claim."),
         };
     }
     let reserved = volumes
@@ -87,70 +115,40 @@ pub fn claim(
     if let Some(volume) = reserved {
         return ClaimStep::Bind(volume.name_any());
     }
-    if waits && !used {
-        return ClaimStep::Wait("waiting for first consumer to be created before binding");
+    // The scheduler chooses among the volumes there are: it knows the node.
+    let delayed = class.is_some_and(waits);
+    if delayed && !claim.annotations().contains_key(SELECTED_NODE) {
+        return match users {
+            [] => Waiting::normal(
+                "WaitForFirstConsumer",
+                "waiting for first consumer to be created before binding",
+            ),
+            [pod] => Waiting::normal(
+                "WaitForPodScheduled",
+                format!("waiting for pod {pod} to be scheduled"),
+            ),
+            pods => Waiting::normal(
+                "WaitForPodScheduled",
+                format!("waiting for pods {} to be scheduled", pods.join(",")),
+            ),
+        };
     }
-    let free = volumes.iter().map(AsRef::as_ref).filter(|volume| {
-        reference(volume).is_none() && phase(volume) == "Available" && fits(volume, claim)
-    });
-    match free.min_by_key(|volume| (capacity(volume), volume.name_any())) {
-        Some(volume) => ClaimStep::Bind(volume.name_any()),
-        None => ClaimStep::Wait("no persistent volumes available for this claim"),
+    let all = volumes.iter().map(AsRef::as_ref);
+    if !delayed && let Some(volume) = free_for(claim, all, |_| true) {
+        return ClaimStep::Bind(volume.name_any());
     }
-}
-
-fn reference(volume: &PersistentVolume) -> Option<&ObjectReference> {
-    volume.spec.as_ref()?.claim_ref.as_ref()
-}
-
-pub fn phase(volume: &PersistentVolume) -> &str {
-    let status = volume.status.as_ref();
-    status
-        .and_then(|status| status.phase.as_deref())
-        .unwrap_or_default()
-}
-
-/// Whether a volume's reference means this claim: one without uid was written before it existed.
-pub fn is_of(of: &ObjectReference, claim: &PersistentVolumeClaim) -> bool {
-    let uid = of.uid.as_deref().unwrap_or_default();
-    of.name == claim.metadata.name
-        && of.namespace == claim.metadata.namespace
-        && (uid.is_empty() || of.uid == claim.metadata.uid)
-}
-
-fn amount(text: Option<&Text>) -> Option<Quantity> {
-    Quantity::parse(&text?.0).ok()
-}
-
-fn capacity(volume: &PersistentVolume) -> Option<Quantity> {
-    let spec = volume.spec.as_ref()?;
-    amount(spec.capacity.as_ref()?.get("storage"))
-}
-
-/// Whether a volume is what the claim asks for.
-fn fits(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
-    let (Some(has), Some(wants)) = (&volume.spec, &claim.spec) else {
-        return false;
-    };
-    let text = |one: &Option<String>| one.clone().unwrap_or_default();
-    let mode = |one: &Option<String>| one.clone().unwrap_or_else(|| "Filesystem".to_owned());
-    let modes = has.access_modes.as_deref().unwrap_or_default();
-    let asked = wants.access_modes.as_deref().unwrap_or_default();
-    let requests = wants
-        .resources
-        .as_ref()
-        .and_then(|all| all.requests.as_ref());
-    let request = amount(requests.and_then(|all| all.get("storage")));
-    let selected = wants.selector.as_ref().is_none_or(|selector| {
-        Selector::try_from(selector.clone()).is_ok_and(|selector| selector.matches(volume.labels()))
-    });
-    volume.metadata.deletion_timestamp.is_none()
-        && text(&has.storage_class_name) == text(&wants.storage_class_name)
-        && text(&has.volume_attributes_class_name) == text(&wants.volume_attributes_class_name)
-        && mode(&has.volume_mode) == mode(&wants.volume_mode)
-        && asked.iter().all(|mode| modes.contains(mode))
-        && capacity(volume) >= request
-        && selected
+    match (class, class_of(claim).unwrap_or_default()) {
+        (_, "") => {
+            failed("no persistent volumes available for this claim and no storage class is set")
+        }
+        (None, name) => {
+            Waiting::unprovisioned(format!("storageclass.storage.k8s.io \"{name}\" not found"))
+        }
+        (Some(class), _) if class.provisioner == NO_PROVISIONER => {
+            Waiting::unprovisioned(format!("no volume plugin matched name: {NO_PROVISIONER}"))
+        }
+        (Some(class), _) => ClaimStep::Provision(class.provisioner.clone()),
+    }
 }
 
 /// `claim`: the one that the volume's reference names, as it is now.
@@ -164,9 +162,7 @@ pub fn volume(volume: &PersistentVolume, claim: Option<&PersistentVolumeClaim>) 
     let Some(claim) = claim.filter(|claim| is_of(of, claim)) else {
         let policy = volume.spec.as_ref();
         let policy = policy.and_then(|spec| spec.persistent_volume_reclaim_policy.as_deref());
-        let provisioned = volume
-            .annotations()
-            .contains_key("pv.kubernetes.io/provisioned-by");
+        let provisioned = volume.annotations().contains_key(PROVISIONED_BY);
         return match policy.unwrap_or("Retain") {
             "Retain" => VolumeStep::Released,
             // Its provisioner deletes it once it is released.
@@ -233,8 +229,8 @@ mod tests {
             ),
         ];
         let bind = |name: &str| ClaimStep::Bind(name.to_owned());
-        let wait = |why| ClaimStep::Wait(why);
-        let none = "no persistent volumes available for this claim";
+        let wait = |message: &str| Waiting::normal("FailedBinding", message);
+        let gone = || Waiting::unprovisioned("storageclass.storage.k8s.io \"fast\" not found");
         for (spec, want) in [
             (json!({}), bind("right")),
             (
@@ -242,11 +238,15 @@ mod tests {
                 bind("big"),
             ),
             (json!({"storageClassName": "slow"}), bind("slow")),
-            (json!({"accessModes": ["ReadWriteMany"]}), wait(none)),
-            (json!({"volumeMode": "Block"}), wait(none)),
+            (json!({"accessModes": ["ReadWriteMany"]}), gone()),
+            (json!({"volumeMode": "Block"}), gone()),
             (
                 json!({"resources": {"requests": {"storage": "1Ti"}}}),
-                wait(none),
+                gone(),
+            ),
+            (
+                json!({"storageClassName": ""}),
+                wait("no persistent volumes available for this claim and no storage class is set"),
             ),
             (json!({"volumeName": "small"}), bind("small")),
             (
@@ -259,36 +259,68 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                claim(&pvc(spec.clone(), json!({})), &volumes, false, false),
+                claim(&pvc(spec.clone(), json!({})), &volumes, None, &[]),
                 want,
                 "{spec}"
             );
         }
-        let waiting = claim(&pvc(json!({}), json!({})), &volumes, false, true);
-        assert_eq!(
-            waiting,
-            wait("waiting for first consumer to be created before binding")
+        let class = |mode: &str, provisioner: &str| -> StorageClass {
+            made(
+                json!({"metadata": {"name": "fast"}, "provisioner": provisioner,
+                "volumeBindingMode": mode}),
+            )
+        };
+        let late = class("WaitForFirstConsumer", "p");
+        let free = pvc(json!({}), json!({}));
+        let placed = pvc(json!({}), json!({SELECTED_NODE: "a"}));
+        let large = pvc(
+            json!({"resources": {"requests": {"storage": "1Ti"}}}),
+            json!({}),
         );
-        assert_eq!(
-            claim(&pvc(json!({}), json!({})), &volumes, true, true),
-            bind("right")
-        );
+        let provision = || ClaimStep::Provision("p".to_owned());
+        for (of, class, users, want) in [
+            (
+                &free,
+                &late,
+                vec![],
+                Waiting::normal(
+                    "WaitForFirstConsumer",
+                    "waiting for first consumer to be created before binding",
+                ),
+            ),
+            (
+                &free,
+                &late,
+                vec!["pod".to_owned()],
+                Waiting::normal("WaitForPodScheduled", "waiting for pod pod to be scheduled"),
+            ),
+            (&placed, &late, vec![], provision()),
+            (&free, &class("Immediate", "p"), vec![], bind("right")),
+            (&large, &class("Immediate", "p"), vec![], provision()),
+            (
+                &large,
+                &class("Immediate", NO_PROVISIONER),
+                vec![],
+                Waiting::unprovisioned(
+                    "no volume plugin matched name: kubernetes.io/no-provisioner",
+                ),
+            ),
+        ] {
+            assert_eq!(claim(of, &volumes, Some(class), &users), want);
+        }
         let mine = json!({"name": "c", "namespace": "n"});
         let reserved = [
             pv("a", "9Gi", "fast", Value::Null),
             pv("b", "99Gi", "fast", mine),
         ];
-        assert_eq!(
-            claim(&pvc(json!({}), json!({})), &reserved, false, true),
-            bind("b")
-        );
+        assert_eq!(claim(&free, &reserved, Some(&late), &[]), bind("b"));
         let done = json!({COMPLETED: "yes"});
         for (name, want) in [("big", true), ("taken", false), ("gone", false)] {
             let step = claim(
                 &pvc(json!({"volumeName": name}), done.clone()),
                 &volumes,
-                true,
-                false,
+                None,
+                &[],
             );
             assert_eq!(step == bind(name), want, "{step:?}");
         }

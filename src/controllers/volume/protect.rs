@@ -11,13 +11,13 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
 
-use super::plan;
 use crate::{
     controllers::{
         error::{Doing, Error, OrGone},
         shared::{Controller, Loop, Next, Stopped},
     },
     informer::{Informer, Informers, Key},
+    placement::volumes::{claim_names, phase},
 };
 
 const CLAIM: &str = "kubernetes.io/pvc-protection";
@@ -63,26 +63,24 @@ fn is_over(pod: &Pod) -> bool {
 /// The claims that a pod uses, also those made for it alone.
 pub fn claims_of(pod: &Pod) -> Vec<Key> {
     let namespace = pod.namespace().unwrap_or_default();
-    let volumes = pod
-        .spec
-        .iter()
-        .flat_map(|spec| spec.volumes.iter().flatten());
-    volumes
-        .filter_map(
-            |volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
-                (Some(source), _) => Some(Key::new(namespace.clone(), &source.claim_name)),
-                (None, Some(_)) => {
-                    let name = format!("{}-{}", pod.name_any(), volume.name);
-                    Some(Key::new(namespace.clone(), name))
-                }
-                (None, None) => None,
-            },
-        )
+    let names = claim_names(pod).into_iter();
+    names
+        .map(|(name, _)| Key::new(namespace.clone(), name))
         .collect()
 }
 
+/// The names of the pods without a node that want the claim, among those of its namespace.
+pub fn unscheduled_users(claim: &PersistentVolumeClaim, pods: &[Arc<Pod>]) -> Vec<String> {
+    let key = Key::of(claim);
+    let using = pods.iter().filter(|pod| {
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+        node.unwrap_or_default().is_empty() && !is_over(pod) && claims_of(pod).contains(&key)
+    });
+    using.map(|pod| pod.name_any()).collect()
+}
+
 /// Whether a pod of the claim's namespace wants it.
-pub fn is_used(claim: &PersistentVolumeClaim, pods: &[Arc<Pod>]) -> bool {
+fn is_used(claim: &PersistentVolumeClaim, pods: &[Arc<Pod>]) -> bool {
     let key = Key::of(claim);
     let mut live = pods.iter().filter(|pod| !is_over(pod));
     live.any(|pod| claims_of(pod).contains(&key))
@@ -140,7 +138,7 @@ impl Controller for Volumes {
         let Some(volume) = held.filter(|volume| ends_with(&**volume, VOLUME)) else {
             return Ok(Next::Settled);
         };
-        if plan::phase(&volume) != "Bound" {
+        if phase(&volume) != "Bound" {
             release(&Api::all(self.client.clone()), &*volume, VOLUME).await?;
         }
         Ok(Next::Settled)

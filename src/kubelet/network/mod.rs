@@ -311,6 +311,7 @@ impl Shared {
         change: impl FnOnce(&mut Tables) -> Result<(), netns::Error>,
     ) -> Result<(), Error> {
         let mut tables = self.tables();
+        let had_ports = tables.has_ports();
         let changed = change(&mut tables);
         let forgotten = tables.forget_flows();
         if let Err(error) = &forgotten {
@@ -320,7 +321,9 @@ impl Shared {
                 "flows to ports of pods that went are not forgotten yet"
             );
         }
-        if changed.is_err() || forgotten.is_err() {
+        // From the first port on there is a setting that must be looked at.
+        let is_first = !had_ports && tables.has_ports();
+        if is_first || changed.is_err() || forgotten.is_err() {
             self.again.notify_one();
         }
         changed.map_err(during("lead ports of the node to pods".into()))

@@ -33,13 +33,19 @@ impl HostState for Kept {
         self.network.shared.notice(changes)
     }
 
+    fn has_silent_settings(&self) -> bool {
+        // While the tables are being written: rather one look too many.
+        let tables = self.network.shared.tables.try_lock();
+        tables.map_or(true, |tables| tables.has_ports())
+    }
+
     fn has_drifted(&self) -> bool {
         let shared = &self.network.shared;
+        // While the tables are being written: next time.
         let settings = shared
             .tables
             .try_lock()
             .map(|tables| shared.settings(&tables));
-        // While the tables are being written: next time.
         settings.unwrap_or_default().iter().any(|name| {
             // One that cannot be read is the repair's to tell of.
             sysctl::read(name).ok().flatten().as_deref() != Some("1")
@@ -95,7 +101,7 @@ impl Shared {
     fn settings(&self, tables: &Tables) -> Vec<String> {
         let of_bridge = |setting| format!("net/ipv4/conf/{}/{setting}", self.config.bridge);
         let mut settings = vec![FORWARD.to_owned(), of_bridge("forwarding")];
-        // The node's own packets from 127.0.0.1 must find the pods.
+        // The node's own packets from 127.0.0.1 must find the pods. The kernel tells nobody of this one.
         if tables.has_ports() {
             settings.push(of_bridge("route_localnet"));
         }

@@ -258,6 +258,10 @@ fn a_change_of_ports_that_fails_is_made_again() -> TestResult {
     in_host(&host, async || {
         let network = opened(folder.path()).await?;
         network.attach("one", one.as_fd()).await?;
+        // From the first port on, a setting must be looked at.
+        network.forward("one", vec![port(6, 8080)]).await?;
+        tokio::time::timeout(TIMEOUT, network.shared.again.notified()).await?;
+        nft("delete table ip vetch-ports")?;
         // Whoever owns a table lets nobody else write it.
         let mut owner = Command::new("nft")
             .arg("-i")

@@ -11,7 +11,14 @@ use k8s_openapi::api::core::v1::{
 };
 use kube::{Api, ResourceExt};
 
-use super::{Error, Shared};
+use super::{Error, Shared, blocking};
+use crate::{
+    kubelet::local_volumes,
+    placement::{
+        local::{self, is_local},
+        volumes::{ephemeral_name, is_made_for},
+    },
+};
 
 /// A pod whose claims have been replaced by what they stand for.
 pub struct Resolved<'a> {
@@ -28,10 +35,16 @@ impl Shared {
         };
         let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_ref());
         for (index, volume) in volumes.into_iter().flatten().enumerate() {
-            let Some(source) = &volume.persistent_volume_claim else {
-                continue;
+            let own = volume.ephemeral.is_some();
+            let source = match (&volume.persistent_volume_claim, own) {
+                (Some(source), _) => source.clone(),
+                (None, true) => PersistentVolumeClaimVolumeSource {
+                    claim_name: ephemeral_name(pod, &volume.name),
+                    read_only: None,
+                },
+                (None, false) => continue,
             };
-            let place = self.place_of_claim(pod, source).await;
+            let place = self.place_of_claim(pod, &source, own).await;
             let place = place.map_err(|message| Error::Volume {
                 volume: volume.name.clone(),
                 message,
@@ -58,6 +71,7 @@ impl Shared {
         &self,
         pod: &Pod,
         source: &PersistentVolumeClaimVolumeSource,
+        own: bool,
     ) -> Result<HostPathVolumeSource, String> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), namespace);
@@ -66,13 +80,24 @@ impl Shared {
         let claim = claim
             .map_err(|error| format!("read persistentvolumeclaim {name:?}: {error}"))?
             .ok_or_else(|| format!("persistentvolumeclaim {name:?} not found"))?;
+        if own && !is_made_for(pod, &claim) {
+            return Err(format!(
+                "persistentvolumeclaim {name:?} was not created for this pod (pod is not owner)"
+            ));
+        }
         let volume = bound_volume(&claim)?;
         let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
         let found = volumes.get_opt(volume).await;
         let found = found
             .map_err(|error| format!("read persistentvolume {volume:?}: {error}"))?
             .ok_or_else(|| format!("persistentvolume {volume:?} not found"))?;
-        place(&claim, &found)
+        let place = place(&claim, &found)?;
+        if is_local(&found) {
+            let folder = local::place(&found, &self.config.local_volumes)?;
+            let made = blocking(move || Ok(local_volumes::make(&folder))).await;
+            made.map_err(|error| error.to_string())??;
+        }
+        Ok(place)
     }
 }
 

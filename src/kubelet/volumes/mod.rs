@@ -53,6 +53,8 @@ use crate::{kubelet::container::Facts, queue::Queue};
 #[derive(Clone, Debug)]
 pub struct Config {
     pub pods_dir: PathBuf,
+    /// Folders of volumes that this node has for claims.
+    pub local_volumes: PathBuf,
     pub node: String,
     pub cluster_dns: Vec<IpAddr>,
     pub cluster_domain: String,

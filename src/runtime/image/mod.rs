@@ -13,10 +13,13 @@
 mod archive;
 mod content;
 mod digest;
+mod folder;
 #[doc(hidden)]
 pub mod fuzzing;
+mod hosts;
 mod import;
 mod json;
+pub mod keyring;
 mod layers;
 mod manifest;
 mod parents;
@@ -30,7 +33,10 @@ mod tarball;
 mod tests;
 mod unpack;
 
+pub use folder::Came;
+pub use hosts::Settings;
 pub use json::excerpt;
+pub use keyring::Keyring;
 pub use reference::Name;
 
 use std::{
@@ -63,6 +69,8 @@ struct Shared {
     images: RwLock<HashMap<String, Arc<Image>>>,
     /// One change of records at a time, from the look that decides it.
     changing: Mutex<()>,
+    /// Where registries are configured.
+    settings: Arc<Settings>,
     /// Counts images and names that were added.
     additions: watch::Sender<u64>,
 }
@@ -71,12 +79,18 @@ struct Shared {
 #[derive(Debug)]
 pub struct Held {
     image: Image,
+    /// Of a pull: which hosts were asked, and what came.
+    tried: Vec<String>,
     _pins: Pins,
 }
 
 impl Held {
     pub fn image(&self) -> &Image {
         &self.image
+    }
+
+    pub fn tried(&self) -> &[String] {
+        &self.tried
     }
 }
 
@@ -99,8 +113,14 @@ pub struct Image {
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credentials {
     Anonymous,
-    Basic { username: String, password: String },
+    Basic {
+        username: String,
+        password: String,
+    },
+    /// A token for the registry itself.
     Bearer(String),
+    /// A token that the server for tokens gives others for (an identity token).
+    Refresh(String),
 }
 
 impl std::fmt::Debug for Credentials {
@@ -109,7 +129,31 @@ impl std::fmt::Debug for Credentials {
             Self::Anonymous => "Anonymous",
             Self::Basic { .. } => "Basic(..)",
             Self::Bearer(_) => "Bearer(..)",
+            Self::Refresh(_) => "Refresh(..)",
         })
+    }
+}
+
+/// Where an image comes from, as it is configured now.
+#[derive(Debug)]
+pub struct Source {
+    name: Name,
+    hosts: Vec<hosts::Host>,
+    settings: Arc<Settings>,
+    /// The node's own credentials.
+    keyring: Keyring,
+}
+
+impl Source {
+    /// What credentials are looked up for: host and path, of each host that will be asked.
+    pub fn targets(&self) -> Vec<String> {
+        let (registry, path) = (self.name.registry(), self.name.path());
+        let targets = self.hosts.iter();
+        let mut targets: Vec<String> = targets
+            .map(|host| host.credentials_for(registry, path))
+            .collect();
+        targets.dedup();
+        targets
     }
 }
 
@@ -119,7 +163,11 @@ pub type Progress = Arc<dyn Fn(u64, u64) + Send + Sync>;
 impl Images {
     /// Takes over `state_dir/images`; what a crash left unfinished there is removed. Containers are
     /// those that the runtime has recorded below `run_dir`.
-    pub async fn open(state_dir: PathBuf, run_dir: PathBuf) -> Result<Self, Error> {
+    pub async fn open(
+        state_dir: PathBuf,
+        run_dir: PathBuf,
+        settings: Settings,
+    ) -> Result<Self, Error> {
         blocking(move || {
             let dir = state_dir.join("images");
             let layers = Arc::new(Layers::open(&dir)?);
@@ -145,6 +193,7 @@ impl Images {
                     run_dir,
                     images: RwLock::new(images),
                     changing: Mutex::default(),
+                    settings: Arc::new(settings),
                     additions: watch::channel(0).0,
                 }),
             })
@@ -167,6 +216,7 @@ impl Images {
         let pins = self.shared.layers.pin(image.config.rootfs().diff_ids());
         Ok(Some(Held {
             image: image.as_ref().clone(),
+            tried: Vec::new(),
             _pins: pins,
         }))
     }
@@ -176,18 +226,38 @@ impl Images {
         self.shared.additions.subscribe()
     }
 
+    /// Looks up which hosts serve an image and what the node's credentials are; the files are read
+    /// anew each time.
+    pub async fn source(&self, reference: &str) -> Result<Source, Error> {
+        let name = Name::parse(reference)?;
+        let settings = self.shared.settings.clone();
+        blocking(move || {
+            let mut source = Source {
+                hosts: settings.hosts(name.registry())?,
+                name,
+                settings: settings.clone(),
+                keyring: Keyring::default(),
+            };
+            source.keyring = settings.credentials(&source.targets())?;
+            Ok(source)
+        })
+        .await
+    }
+
+    /// Pulls with the given credentials, and with the node's after them.
     pub async fn pull(
         &self,
-        reference: &str,
-        credentials: &Credentials,
+        source: &Source,
+        mut keyring: Keyring,
         progress: Option<Progress>,
     ) -> Result<Held, Error> {
-        let name = Name::parse(reference)?;
         let shared = &self.shared;
-        let pulled = pull::pull(&shared.layers, &shared.dir, &name, credentials, progress);
-        let (content, pins) = pulled.await?;
+        keyring.join(source.keyring.clone());
+        let pulled = pull::pull(&shared.layers, &shared.dir, source, &keyring, progress);
+        let (content, pins, tried) = pulled.await?;
         Ok(Held {
-            image: self.add(content.record(Some(&name))).await?,
+            image: self.add(content.record(Some(&source.name))).await?,
+            tried,
             _pins: pins,
         })
     }
@@ -435,6 +505,29 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
+/// What came of asking all hosts of a registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    NotFound,
+    Denied,
+    Failed,
+    /// No host is configured that may be asked.
+    NoHost,
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::NotFound => "not found",
+            Self::Denied => "access denied",
+            Self::Failed => "no host of the registry gave it out",
+            Self::NoHost => {
+                "no host of the registry may be asked for it: see the capabilities in hosts.toml"
+            }
+        })
+    }
+}
+
 /// Why an image could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -442,11 +535,19 @@ pub enum Error {
     Unsupported { what: String },
     #[error("invalid image name {name:?}: {reason}")]
     InvalidName { name: String, reason: String },
-    /// The registry has no such image or tag.
+    /// There is no such image here.
     #[error("{reference}: not found")]
     NotFound { reference: String },
-    #[error("{reference}: access denied: {reason}")]
-    Denied { reference: String, reason: String },
+    /// None of the registry's hosts gave it out; `tried` says what each was asked and what came.
+    #[error("{reference}: {outcome}: {tried}")]
+    Hosts {
+        reference: String,
+        outcome: Outcome,
+        tried: String,
+    },
+    /// A file of the node's owner about registries.
+    #[error("configuration of registries: {path}: {reason}")]
+    Configuration { path: PathBuf, reason: String },
     #[error("{reference}: no image for {wanted}; it has {available}")]
     NoPlatform {
         reference: String,

@@ -13,30 +13,33 @@ use std::{
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 
 use super::{
-    Credentials, Error, Progress, blocking,
+    Error, Progress, Source, blocking,
     content::{Content, MAX_CONFIG_BYTES},
+    keyring::Keyring,
     layers::{Layers, Pins},
     manifest::{self, Descriptor, Document, MAX_INDEX_DEPTH, Manifest},
     platform,
     reference::Name,
-    registry::{Download, Patience, Registry},
+    registry::{Download, Patience, Registry, Search},
 };
 
 const LAYERS_AT_ONCE: usize = 3;
 /// Of all layers together, compressed.
 const MAX_IMAGE_BYTES: u64 = 64 << 30;
 
-/// Brings all layers of `name` onto disk and returns what must be recorded of the image; its layers
-/// stay while the pins are held.
+/// Brings all layers of the image onto disk and returns what must be recorded of the image; its layers
+/// stay while the pins are held. With them, what was asked of which host.
 pub async fn pull(
     layers: &Arc<Layers>,
     dir: &Path,
-    name: &Name,
-    credentials: &Credentials,
+    source: &Source,
+    keyring: &Keyring,
     progress: Option<Progress>,
-) -> Result<(Content, Pins), Error> {
+) -> Result<(Content, Pins, Vec<String>), Error> {
+    let (name, hosts) = (&source.name, source.hosts.clone());
+    let (settings, patience) = (source.settings.clone(), Patience::default());
     let pull = Pull {
-        registry: Registry::new(name, credentials, Patience::default()).await?,
+        registry: Registry::new(name, hosts, settings, keyring, patience).await?,
         name,
     };
     let (manifest, digest) = pull.manifest().await?;
@@ -62,7 +65,8 @@ pub async fn pull(
         .await?;
     let (all, ids) = (layers.clone(), content.diff_ids.clone());
     blocking(move || all.complete(&ids)).await?;
-    Ok((content.with_size(meter.total), pins))
+    let tried = pull.registry.tried();
+    Ok((content.with_size(meter.total), pins, tried))
 }
 
 struct Pull<'a> {
@@ -119,37 +123,38 @@ impl Pull<'_> {
         diff_id: &str,
         meter: &Arc<Meter>,
     ) -> Result<(), Error> {
-        let guard = layers.lock(diff_id).await;
-        if layers.has(diff_id) {
-            meter.add(descriptor.size);
-            return Ok(());
-        }
-        let body = self.registry.blob(descriptor).await?;
-        let counted = meter.clone();
-        let (reader, trouble) = Download::new(
-            body,
-            &descriptor.digest,
-            descriptor.size,
-            Arc::new(move |bytes| counted.add(bytes)),
-        );
-        let (layers, id) = (layers.clone(), diff_id.to_owned());
-        let made = tokio::task::spawn_blocking(move || {
-            let made = layers.make(&id, reader);
-            drop(guard);
-            made
-        });
-        let made = match made.await {
-            Ok(made) => made,
-            Err(_) => Err(self.malformed("unpacking a layer was interrupted")),
-        };
-        // What the registry did says more than what unpacking made of it.
-        made.map_err(|error| match trouble.take() {
-            Some(trouble) => {
-                let what = format!("layer {}", descriptor.digest);
-                self.registry.trouble(&what, &trouble)
+        let mut search = Search::default();
+        loop {
+            let guard = layers.lock(diff_id).await;
+            if layers.has(diff_id) {
+                meter.add(descriptor.size);
+                return Ok(());
             }
-            None => error,
-        })
+            let body = self.registry.blob(descriptor, &mut search).await?;
+            let counted = meter.clone();
+            let (reader, trouble) = Download::new(
+                body,
+                &descriptor.digest,
+                descriptor.size,
+                Arc::new(move |bytes| counted.add(bytes)),
+            );
+            let (layers, id) = (layers.clone(), diff_id.to_owned());
+            let made = tokio::task::spawn_blocking(move || {
+                let made = layers.make(&id, reader);
+                drop(guard);
+                made
+            });
+            let made = match made.await {
+                Ok(made) => made,
+                Err(_) => Err(self.malformed("unpacking a layer was interrupted")),
+            };
+            // What the host did says more than what unpacking made of it; another host may do better.
+            match (made, trouble.take()) {
+                (Ok(()), _) => return Ok(()),
+                (Err(_), Some(trouble)) => search.failed(trouble.to_string()),
+                (Err(error), None) => return Err(error),
+            }
+        }
     }
 
     fn malformed(&self, reason: &str) -> Error {
@@ -179,7 +184,8 @@ impl Meter {
     fn add(&self, bytes: u64) {
         let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if let Some(progress) = &self.progress {
-            progress(done, self.total);
+            // What a host has sent in vain comes again from another.
+            progress(done.min(self.total), self.total);
         }
     }
 }

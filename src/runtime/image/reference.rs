@@ -107,28 +107,6 @@ impl Name {
     pub fn registry(&self) -> &str {
         &self.registry
     }
-
-    /// Host (and port) that serves the registry.
-    pub(super) fn host(&self) -> &str {
-        match self.registry.as_str() {
-            DEFAULT_REGISTRY => "registry-1.docker.io",
-            registry => registry,
-        }
-    }
-
-    /// Whether the registry is this machine itself, where plain HTTP is allowed.
-    pub fn is_loopback(&self) -> bool {
-        let registry = self.registry();
-        let host = match registry.rsplit_once(':') {
-            Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
-            _ => registry,
-        };
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        host == "localhost"
-            || host
-                .parse::<std::net::IpAddr>()
-                .is_ok_and(|address| address.is_loopback())
-    }
 }
 
 impl fmt::Display for Name {
@@ -275,18 +253,6 @@ mod tests {
                 matches!(Name::parse(text), Err(Error::InvalidName { .. })),
                 "{text}"
             );
-        }
-    }
-
-    #[test]
-    fn loopback_registries() {
-        for (text, want) in [
-            ("localhost:5000/a", true),
-            ("127.0.0.1:5000/a", true),
-            ("nginx", false),
-            ("10.0.0.1:5000/a", false),
-        ] {
-            assert_eq!(Name::parse(text).unwrap().is_loopback(), want, "{text}");
         }
     }
 }

@@ -21,7 +21,7 @@ impl Lab {
     async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("run");
-        let images = Images::open(folder.path().join("state"), run).await;
+        let images = Images::open(folder.path().join("state"), run, Settings::default()).await;
         Self {
             folder,
             images: images.unwrap(),
@@ -261,7 +261,7 @@ async fn the_record_of_a_damaged_image_is_kept_until_the_image_is_here_again() {
         std::fs::remove_dir_all(layer).unwrap();
     }
     let run = lab.folder.path().join("run");
-    let images = Images::open(lab.folder.path().join("state"), run)
+    let images = Images::open(lab.folder.path().join("state"), run, Settings::default())
         .await
         .unwrap();
     assert!(images.get("a:1").await.unwrap().is_none());
@@ -269,4 +269,44 @@ async fn the_record_of_a_damaged_image_is_kept_until_the_image_is_here_again() {
     let lab = Lab { images, ..lab };
     lab.import("a:1").await;
     assert_eq!(names(), [record]);
+}
+
+#[tokio::test]
+#[ignore = "needs root"]
+async fn archives_of_a_folder_are_read_once() {
+    let lab = Lab::new().await;
+    let folder = lab.folder.path().join("archives");
+    std::fs::create_dir(&folder).unwrap();
+    let put = |file: &str, name: &str, content: &[u8]| {
+        let archive = lab.archive(name, &[tar(&[("file", content)])]);
+        std::fs::rename(archive, folder.join(file)).unwrap();
+    };
+    put("a.tar", "a:1", b"a");
+    put("b.tar", "b:1", b"b");
+    std::fs::write(folder.join("c.tar"), "no archive").unwrap();
+    let came = async || {
+        let mut all = Vec::new();
+        let tell = |_: &Path, came| {
+            all.push(match came {
+                Came::Imported(names) => names.join(","),
+                Came::Known => "known".to_owned(),
+                Came::Failed(_) => "failed".to_owned(),
+            });
+        };
+        lab.images.import_folder(&folder, tell).await.unwrap();
+        all
+    };
+    let (a, b) = ("docker.io/library/a:1", "docker.io/library/b:1");
+    assert_eq!(came().await, [a, b, "failed"]);
+    assert_eq!(came().await, ["known", "known", "failed"]);
+    // An image that has gone, and an archive that has changed.
+    lab.images.remove("a:1").await.unwrap();
+    put("b.tar", "b:1", b"other");
+    assert_eq!(came().await, [a, b, "failed"]);
+    // A record that cannot be read costs reading the archives again.
+    std::fs::write(lab.images.dir().join("imported.json"), "{").unwrap();
+    std::fs::remove_file(folder.join("c.tar")).unwrap();
+    assert_eq!(came().await, [a, b]);
+    let missing = lab.images.import_folder(&folder.join("x"), |_, _| {}).await;
+    assert!(missing.is_err());
 }

@@ -8,6 +8,7 @@ pub mod node_affinity;
 pub mod ports;
 pub mod spread;
 pub mod taints;
+pub mod volumes;
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -29,6 +30,7 @@ impl Plugins {
     pub const FIT: Self = Self(1 << 5);
     pub const SPREAD: Self = Self(1 << 6);
     pub const INTERPOD: Self = Self(1 << 7);
+    pub const VOLUMES: Self = Self(1 << 8);
     pub const ALL: Self = Self(u16::MAX);
 
     pub fn intersects(self, other: Self) -> bool {
@@ -73,6 +75,7 @@ pub type NamespaceLabels<'a> = &'a dyn Fn(&str) -> Option<BTreeMap<String, Strin
 pub struct Filters {
     spread: spread::Filter,
     interpod: interpod::Filter,
+    volumes: volumes::Filter,
 }
 
 impl Filters {
@@ -80,6 +83,7 @@ impl Filters {
         Self {
             spread: spread::Filter::new(pod, cluster),
             interpod: interpod::Filter::new(pod, cluster, labels),
+            volumes: volumes::Filter::new(pod, cluster),
         }
     }
 
@@ -91,6 +95,7 @@ impl Filters {
             .or_else(|| node_affinity::filter(pod, node))
             .or_else(|| ports::filter(pod, node))
             .or_else(|| fit::filter(pod, node))
+            .or_else(|| self.volumes.check(pod, node))
             .or_else(|| self.spread.check(node))
             .or_else(|| self.interpod.check(node))
     }

@@ -448,6 +448,9 @@ fn counted_rows(objects: &dyn Objects, hard: &Amounts) -> Vec<&'static Resource>
     let plural = |name: &str| match name.strip_prefix("count/") {
         Some(plural) => plural.to_owned(),
         None if name.starts_with("services") => "services".to_owned(),
+        None if name == "requests.storage" || name.contains(".storageclass.storage.k8s.io/") => {
+            "persistentvolumeclaims".to_owned()
+        }
         None => match name {
             "configmaps"
             | "persistentvolumeclaims"

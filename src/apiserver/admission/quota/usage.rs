@@ -42,8 +42,10 @@ pub fn of(row: &Resource, object: &Value) -> Amounts {
     if COUNTED.contains(&&*name) {
         used.insert(name.clone(), one);
     }
-    if name == "services" {
-        service(object, &mut used);
+    match &*name {
+        "services" => service(object, &mut used),
+        "persistentvolumeclaims" => claim(object, &mut used),
+        _ => {}
     }
     used
 }
@@ -71,6 +73,30 @@ fn service(service: &Value, used: &mut Amounts) {
         _ => return,
     };
     used.insert("services.nodeports".to_owned(), Quantity::from_value(count));
+}
+
+/// Its size, and both again by the name of its class. What it was given counts while it shrinks.
+fn claim(claim: &Value, used: &mut Amounts) {
+    let amount = |path: &str| Quantity::parse(text(claim, path)).ok();
+    let asked = amount("spec.resources.requests.storage");
+    let size = asked.max(amount("status.allocatedResources.storage"));
+    let class = claim["metadata"]["annotations"]["volume.beta.kubernetes.io/storage-class"]
+        .as_str()
+        .unwrap_or_else(|| text(claim, "spec.storageClassName"));
+    let prefix = format!("{class}.storageclass.storage.k8s.io/");
+    if !class.is_empty() {
+        used.insert(
+            format!("{prefix}persistentvolumeclaims"),
+            Quantity::from_value(1),
+        );
+    }
+    let Some(size) = size else {
+        return;
+    };
+    used.insert("requests.storage".to_owned(), size);
+    if !class.is_empty() {
+        used.insert(format!("{prefix}requests.storage"), size);
+    }
 }
 
 /// Requests and limits: of the containers together, or of the greediest moment of the start.
@@ -284,6 +310,20 @@ mod tests {
                 "services",
                 &service,
                 "count/services=1 services=1 services.loadbalancers=1 services.nodeports=2",
+            ),
+            (
+                "persistentvolumeclaims",
+                &json!({"spec": {"storageClassName": "local", "resources": {"requests": {"storage": "1Gi"}}}}),
+                "count/persistentvolumeclaims=1 \
+                 local.storageclass.storage.k8s.io/persistentvolumeclaims=1 \
+                 local.storageclass.storage.k8s.io/requests.storage=1Gi \
+                 persistentvolumeclaims=1 requests.storage=1Gi",
+            ),
+            (
+                "persistentvolumeclaims",
+                &json!({"spec": {"storageClassName": "", "resources": {"requests": {"storage": "1Gi"}}},
+                    "status": {"allocatedResources": {"storage": "2Gi"}}}),
+                "count/persistentvolumeclaims=1 persistentvolumeclaims=1 requests.storage=2Gi",
             ),
             ("replicasets", &json!({}), "count/replicasets.apps=1"),
             ("secrets", &json!({}), "count/secrets=1 secrets=1"),

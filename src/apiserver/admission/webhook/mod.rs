@@ -1,7 +1,7 @@
 //! MutatingAdmissionWebhook and ValidatingAdmissionWebhook: programs of users that change or
 //! refuse what is written.
 //!
-//! `rules.rs` says who is asked, `review.rs` what, [`crate::apiserver::callout`] calls. The
+//! [`super::matching`] and `matchConditions` say who is asked, `review.rs` what, [`crate::apiserver::callout`] calls. The
 //! configurations are compiled when they have changed and not with each request.
 //! Always true:
 //! - Configurations themselves are never shown to a webhook: nobody can lock himself in.
@@ -9,7 +9,6 @@
 //!   at once, and the first refusal in that order counts.
 
 mod review;
-mod rules;
 
 use std::{
     collections::BTreeSet,
@@ -19,47 +18,38 @@ use std::{
 
 use serde_json::Value;
 
-use self::{
-    review::{Shown, Verdict},
-    rules::Asked,
+use self::review::Verdict;
+use super::{
+    Authority, Operation, Plugin, Request,
+    evaluation::{Conditions, Facts, OnFailure},
+    matching::Matching,
+    shown::{Shown, View, taken_back},
 };
-use super::{Operation, Plugin, Request};
 use crate::apiserver::{
+    authz::Authorizer,
     callout::Caller,
     objects::Lookup,
     patch::{self, PatchType},
     registry::{
-        Resource, ScalePaths, Subresource, custom,
+        Resource,
         kinds::{
             groups::admissionregistration::{REVIEW_VERSIONS, is_configuration},
-            selector,
             value::{items, number, text, texts},
         },
     },
     status::Status,
-    verbs, write,
 };
 
 const MUTATING: &str = "mutatingwebhookconfigurations.admissionregistration.k8s.io";
 const VALIDATING: &str = "validatingwebhookconfigurations.admissionregistration.k8s.io";
-
-/// What a webhook that cannot be asked means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum OnFailure {
-    Refuse,
-    GoOn,
-}
 
 /// One webhook, ready to be asked.
 struct Hook {
     /// Configuration and name: what tells it from others.
     id: String,
     name: String,
-    rules: Vec<Value>,
-    /// Whether other versions of a rule's kind count too.
-    equivalent: bool,
-    namespaces: Value,
-    objects: Value,
+    matching: Matching,
+    conditions: Option<Conditions>,
     on_failure: OnFailure,
     timeout: Duration,
     version: &'static str,
@@ -79,7 +69,6 @@ struct Hooks {
 /// Who of the mutating webhooks is to be asked in the second round of one request.
 #[derive(Debug, Default)]
 pub struct Rounds {
-    second: bool,
     /// Were asked, and want to be again if something changes after them.
     eligible: BTreeSet<String>,
     due: BTreeSet<String>,
@@ -90,6 +79,7 @@ pub struct Rounds {
 #[derive(Default)]
 pub struct Webhooks {
     compiled: RwLock<Arc<Hooks>>,
+    authority: Authority,
 }
 
 impl Webhooks {
@@ -141,14 +131,9 @@ fn compiled(configuration: &str, hook: &Value) -> Hook {
     Hook {
         id: format!("{configuration}/{name}"),
         name: name.to_owned(),
-        rules: items(hook, "rules").to_vec(),
-        equivalent: text(hook, "matchPolicy") != "Exact",
-        namespaces: hook["namespaceSelector"].clone(),
-        objects: hook["objectSelector"].clone(),
-        on_failure: match text(hook, "failurePolicy") {
-            "Ignore" => OnFailure::GoOn,
-            _ => OnFailure::Refuse,
-        },
+        matching: Matching::of_webhook(hook),
+        conditions: Conditions::new(hook, false),
+        on_failure: OnFailure::of(hook),
         timeout: Duration::from_secs(u64::try_from(seconds).unwrap_or(10)),
         version: version.unwrap_or("v1"),
         again: text(hook, "reinvocationPolicy") == "IfNeeded",
@@ -162,54 +147,22 @@ impl Hook {
         &self,
         request: &Request<'a>,
         object: Option<&Value>,
+        authority: &Authority,
         lookup: &dyn Lookup,
-    ) -> Option<&'a Resource> {
-        let asked = |row| Asked {
-            operation: request.operation,
-            row,
-            subresource: request.subresource,
+    ) -> Result<Option<&'a Resource>, Status> {
+        let Some(row) = self.matching.row(request, object, lookup).await else {
+            return Ok(None);
         };
-        let fits = |row| self.rules.iter().any(|rule| asked(row).fits(rule));
-        let row = match fits(request.resource) {
-            true => request.resource,
-            false if self.equivalent => lookup
-                .rows_of(request.resource.storage)
-                .into_iter()
-                .find(|row| fits(row))?,
-            false => return None,
+        let Some(conditions) = &self.conditions else {
+            return Ok(Some(row));
         };
-        let labels = |object: Option<&'a Value>| object.map(|one| one["metadata"].get("labels"));
-        let chosen = selector::is_empty(&self.objects)
-            || object.is_some_and(|object| {
-                selector::matches(&self.objects, object["metadata"].get("labels"))
-            })
-            || labels(request.old).is_some_and(|labels| selector::matches(&self.objects, labels));
-        let here = chosen && self.in_namespace(request, object, lookup).await;
-        here.then_some(row)
-    }
-
-    async fn in_namespace(
-        &self,
-        request: &Request<'_>,
-        object: Option<&Value>,
-        lookup: &dyn Lookup,
-    ) -> bool {
-        if selector::is_empty(&self.namespaces) {
-            return true;
+        let view = View::new(request, row, object, lookup).await?;
+        let shown = View::shown(view.as_ref(), row, object, request.old);
+        let facts = Facts::new(request, &shown, authority, lookup).await?;
+        match conditions.hold(&facts, &shown, None, self.on_failure) {
+            Ok(holds) => Ok(holds.then_some(row)),
+            Err(why) => Err(request.forbidden(&why)),
         }
-        if request.resource.plural == "namespaces" && request.resource.group.is_empty() {
-            let own = object.or(request.old);
-            let labels = own.and_then(|own| own["metadata"].get("labels"));
-            return selector::matches(&self.namespaces, labels);
-        }
-        if request.namespace.is_empty() {
-            return true;
-        }
-        let namespace = lookup.get("namespaces", "", request.namespace).await;
-        let labels = namespace
-            .as_ref()
-            .and_then(|one| one["metadata"].get("labels"));
-        selector::matches(&self.namespaces, labels)
     }
 
     /// Asks; `Ok(None)`: it could not be asked, and that does not matter.
@@ -245,87 +198,26 @@ impl Hook {
     }
 }
 
-/// A write through the scale endpoint is shown as a Scale.
-fn scale_paths(request: &Request<'_>) -> Option<&'static ScalePaths> {
-    let asked = request.subresource == Some("scale");
-    let mut all = request.resource.subresources.iter().filter(|_| asked);
-    all.find_map(|subresource| match subresource {
-        Subresource::Scale(paths) => Some(*paths),
-        _ => None,
-    })
-}
-
-/// The objects of a request in the version of `row`.
-struct View {
-    object: Option<Value>,
-    old: Option<Value>,
-}
-
-impl View {
-    async fn new(
-        request: &Request<'_>,
-        row: &Resource,
-        object: Option<&Value>,
-        lookup: &dyn Lookup,
-    ) -> Result<Option<Self>, Status> {
-        if let Some(paths) = scale_paths(request) {
-            return Ok(Some(Self {
-                object: object.map(|object| verbs::scale_of(paths, object)),
-                old: request.old.map(|old| verbs::scale_of(paths, old)),
-            }));
-        }
-        if std::ptr::eq(row, request.resource) || request.operation == Operation::Connect {
-            return Ok(None);
-        }
-        let mut view = Self {
-            object: None,
-            old: None,
-        };
-        for (from, to) in [(object, &mut view.object), (request.old, &mut view.old)] {
-            if let Some(from) = from {
-                *to = Some(custom::converted(lookup, request.resource, row, from).await?);
-            }
-        }
-        Ok(Some(view))
-    }
-
-    fn shown<'a>(
-        view: Option<&'a Self>,
-        row: &'a Resource,
-        object: Option<&'a Value>,
-        old: Option<&'a Value>,
-    ) -> Shown<'a> {
-        match view {
-            Some(view) => Shown {
-                row,
-                object: view.object.as_ref(),
-                old: view.old.as_ref(),
-            },
-            None => Shown { row, object, old },
-        }
-    }
-}
-
 /// Lets every mutating webhook that is due change the object.
 async fn mutate_all(
     hooks: &[Hook],
     request: &mut Request<'_>,
     mut object: Option<&mut Value>,
+    authority: &Authority,
     lookup: &dyn Lookup,
 ) -> Result<(), Status> {
-    if request.round.webhooks.second {
+    if request.round.second {
         let rounds = &mut request.round.webhooks;
         if rounds.left.as_ref() != object.as_deref() {
             rounds.due.append(&mut rounds.eligible);
         }
     }
-    let mut changed = false;
     for hook in hooks {
-        let rounds = &request.round.webhooks;
-        if rounds.second && !rounds.due.contains(&hook.id) {
+        if request.round.second && !request.round.webhooks.due.contains(&hook.id) {
             continue;
         }
-        let Some(row) = hook.wants(request, object.as_deref(), lookup).await else {
+        let wants = hook.wants(request, object.as_deref(), authority, lookup);
+        let Some(row) = wants.await? else {
             continue;
         };
         let view = View::new(request, row, object.as_deref(), lookup).await?;
@@ -347,7 +239,7 @@ async fn mutate_all(
         let different = patched.filter(|new| Some(new) != object.as_deref());
         if let (Some(new), Some(object)) = (different, object.as_deref_mut()) {
             *object = new;
-            changed = true;
+            request.round.changed = true;
             let rounds = &mut request.round.webhooks;
             rounds.due.append(&mut rounds.eligible);
         }
@@ -355,11 +247,8 @@ async fn mutate_all(
             request.round.webhooks.eligible.insert(hook.id.clone());
         }
     }
-    let rounds = &mut request.round.webhooks;
-    if changed && !rounds.second {
-        rounds.second = true;
-        rounds.left = object.as_deref().cloned();
-        request.round.again = true;
+    if !request.round.second {
+        request.round.webhooks.left = object.as_deref().cloned();
     }
     Ok(())
 }
@@ -375,19 +264,8 @@ async fn patched(
     lookup: &dyn Lookup,
 ) -> Result<Option<Value>, Status> {
     let after = async {
-        let mut new = patch::apply(PatchType::Json, None, before, patch)?;
-        if let (Some(paths), Some(whole)) = (scale_paths(request), whole) {
-            let mut scaled = whole.clone();
-            let replicas = new["spec"]["replicas"].as_i64().unwrap_or(0);
-            verbs::put_replicas(paths, &mut scaled, replicas);
-            return Ok(scaled);
-        }
-        if !std::ptr::eq(row, request.resource) {
-            new = custom::converted(lookup, row, request.resource, &new).await?;
-        }
-        write::fit(request.resource, &mut new)?;
-        request.resource.default_values(&mut new)?;
-        Ok::<_, Status>(new)
+        let new = patch::apply(PatchType::Json, None, before, patch)?;
+        taken_back(request, row, whole, new, lookup).await
     };
     match after.await {
         Ok(new) => Ok(Some(new)),
@@ -400,14 +278,18 @@ async fn validate_all(
     hooks: &[Hook],
     request: &mut Request<'_>,
     object: Option<&Value>,
+    authority: &Authority,
     lookup: &dyn Lookup,
 ) -> Result<(), Status> {
+    let mut wanted = Vec::new();
+    for hook in hooks {
+        if let Some(row) = hook.wants(request, object, authority, lookup).await? {
+            wanted.push((hook, row));
+        }
+    }
     let asked = {
         let request = &*request;
-        let each = hooks.iter().map(|hook| async move {
-            let Some(row) = hook.wants(request, object, lookup).await else {
-                return Ok(None);
-            };
+        let each = wanted.into_iter().map(|(hook, row)| async move {
             let view = View::new(request, row, object, lookup).await?;
             let shown = View::shown(view.as_ref(), row, object, request.old);
             hook.ask(request, &shown, lookup).await
@@ -440,6 +322,10 @@ impl Plugin for Webhooks {
         true
     }
 
+    fn authorizer(&self, authorizer: &Arc<Authorizer>) {
+        self.authority.set(authorizer);
+    }
+
     async fn mutate(
         &self,
         request: &mut Request<'_>,
@@ -447,10 +333,12 @@ impl Plugin for Webhooks {
         lookup: &dyn Lookup,
     ) -> Result<(), Status> {
         let hooks = self.hooks(lookup).await;
-        if hooks.mutating.is_empty() || is_configuration(request.resource) {
-            return Ok(());
+        if !hooks.mutating.is_empty() && !is_configuration(request.resource) {
+            let all = &hooks.mutating;
+            mutate_all(all, request, Some(object), &self.authority, lookup).await?;
         }
-        mutate_all(&hooks.mutating, request, Some(object), lookup).await
+        request.round.end();
+        Ok(())
     }
 
     async fn validate(
@@ -465,11 +353,13 @@ impl Plugin for Webhooks {
         }
         // A deletion has nothing to change, but those who change may refuse.
         if request.operation == Operation::Delete && !hooks.mutating.is_empty() {
-            mutate_all(&hooks.mutating, request, None, lookup).await?;
+            let all = &hooks.mutating;
+            mutate_all(all, request, None, &self.authority, lookup).await?;
         }
         if hooks.validating.is_empty() {
             return Ok(());
         }
-        validate_all(&hooks.validating, request, object, lookup).await
+        let all = &hooks.validating;
+        validate_all(all, request, object, &self.authority, lookup).await
     }
 }

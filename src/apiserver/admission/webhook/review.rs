@@ -3,89 +3,21 @@
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 
-use super::rules::operation;
 use crate::apiserver::{
-    admission::{Operation, Request},
-    registry::{Resource, kinds::value::text},
+    admission::{
+        Request,
+        shown::{Shown, described},
+    },
+    registry::kinds::value::text,
     status::{Reason, Status},
 };
 
-/// What one webhook is shown: the objects in the version that its rule names.
-#[derive(Clone, Copy, Debug)]
-pub struct Shown<'a> {
-    pub row: &'a Resource,
-    pub object: Option<&'a Value>,
-    pub old: Option<&'a Value>,
-}
-
-/// `{group, version, <name>}`.
-fn named(row: &Resource, what: &str, name: &str) -> Value {
-    json!({"group": row.group, "version": row.version, what: name})
-}
-
-/// A kind, or that of a body with a kind of its own: a Scale, the options of a connection.
-fn kind(row: &Resource, object: Option<&Value>) -> Value {
-    let (version, own) = match object {
-        Some(object) => (text(object, "apiVersion"), text(object, "kind")),
-        None => ("", ""),
-    };
-    match own {
-        "" => named(row, "kind", row.kind),
-        own if own == row.kind => named(row, "kind", own),
-        own => {
-            let (group, version) = version.split_once('/').unwrap_or(("", version));
-            json!({"group": group, "version": version, "kind": own})
-        }
-    }
-}
-
 /// The question. `version` is that of AdmissionReview.
 pub fn question(request: &Request<'_>, shown: &Shown<'_>, version: &str, uid: &str) -> Value {
-    let user = request.user;
-    let own = match (request.resource.group, request.resource.plural) {
-        // A namespace is inside itself.
-        ("", "namespaces") => request.name,
-        _ => request.namespace,
-    };
-    let either = shown.object.or(shown.old);
-    let options = match request.operation {
-        Operation::Create => json!({"kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1"}),
-        Operation::Update => json!({"kind": "UpdateOptions", "apiVersion": "meta.k8s.io/v1"}),
-        Operation::Delete => json!({"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1"}),
-        Operation::Connect => Value::Null,
-    };
-    let mut ask = json!({
-        "uid": uid,
-        "kind": kind(shown.row, either),
-        "resource": named(shown.row, "resource", shown.row.plural),
-        "requestKind": kind(request.resource, either.filter(|object| text(object, "kind") != shown.row.kind)),
-        "requestResource": named(request.resource, "resource", request.resource.plural),
-        "operation": operation(request.operation),
-        "userInfo": {"username": user.name, "groups": user.groups},
-        "object": shown.object,
-        "oldObject": shown.old,
-        "dryRun": request.dry_run,
-        "options": options,
-    });
-    for (field, value) in [
-        ("subResource", request.subresource.unwrap_or_default()),
-        (
-            "requestSubResource",
-            request.subresource.unwrap_or_default(),
-        ),
-        ("name", request.name),
-        ("namespace", own),
-    ] {
-        if !value.is_empty() {
-            ask[field] = value.into();
-        }
-    }
-    if let Some(uid) = &user.uid {
-        ask["userInfo"]["uid"] = uid.as_str().into();
-    }
-    if !user.extra.is_empty() {
-        ask["userInfo"]["extra"] = json!(user.extra);
-    }
+    let mut ask = described(request, shown);
+    ask["uid"] = uid.into();
+    ask["object"] = json!(shown.object);
+    ask["oldObject"] = json!(shown.old);
     json!({
         "kind": "AdmissionReview",
         "apiVersion": format!("admission.k8s.io/{version}"),
@@ -175,7 +107,7 @@ fn refusal(name: &str, status: &Value) -> Status {
 mod tests {
     use super::*;
     use crate::apiserver::{
-        admission::{Round, testing::row},
+        admission::{Operation, Round, testing::row},
         request::User,
     };
 

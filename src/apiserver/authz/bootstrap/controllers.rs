@@ -258,6 +258,15 @@ pub const ROLES: &[(&str, &[Row])] = &[
         ],
     ),
     (
+        // Ours: nodes remove the folders behind volumes that go.
+        "system:controller:local-volumes",
+        &[
+            on("get list update watch", "core", "persistentvolumes"),
+            on("list watch", "core", "nodes"),
+            EVENTS,
+        ],
+    ),
+    (
         "system:controller:namespace-controller",
         &[
             on("delete get list watch", "core", "namespaces"),

@@ -2,7 +2,10 @@
 //! Pure. Always true: parts are looked up by their step, so that the work grows with the size of
 //! the objects and not with its square.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::LazyLock,
+};
 
 use proto::{Field, ListType, Shape, Type};
 use serde_json::{Map, Value, json};
@@ -21,6 +24,11 @@ pub enum Node<'a> {
     /// The root of a custom resource: its metadata is everyone's.
     Root(&'a Tree),
     Unknown,
+}
+
+/// Members that every object with a kind has.
+fn is_meta(name: &str) -> bool {
+    matches!(name, "apiVersion" | "kind" | "metadata")
 }
 
 /// How a place is owned.
@@ -69,6 +77,36 @@ impl<'a> Node<'a> {
             }
             Self::Field(_) | Self::Unknown => Self::Unknown,
         }
+    }
+
+    /// Whether a member of this name is declared, rather than one of a map.
+    fn declares(self, name: &str) -> bool {
+        match self {
+            Self::Type(ty) => ty.field(name).is_some(),
+            Self::Element(shape) => shape.message().is_some_and(|ty| ty.field(name).is_some()),
+            Self::Root(_) if is_meta(name) => true,
+            Self::Root(schema) | Self::Schema(schema) => schema["properties"].get(name).is_some(),
+            Self::Field(_) | Self::Unknown => false,
+        }
+    }
+
+    /// Whether Go writes the member whatever it is: structs that are no pointers, and objects and
+    /// lists that are not left out when empty.
+    fn is_always_there(self, name: &str) -> bool {
+        let field = match self {
+            Self::Type(ty) => ty.field(name),
+            Self::Element(shape) => shape.message().and_then(|ty| ty.field(name)),
+            // Metadata counts as there, always.
+            Self::Root(_) => return name == "metadata",
+            _ => None,
+        };
+        field.is_some_and(|field| match field.shape {
+            Shape::Message(_) => {
+                !field.pointer && field.shape.message().is_some_and(|ty| !ty.atomic)
+            }
+            Shape::List(_) | Shape::Map(_) => !field.omit_empty,
+            _ => false,
+        })
     }
 
     /// What a key is when an item leaves it out.
@@ -133,7 +171,7 @@ fn of_schema(schema: &Tree) -> Kind<'_> {
     }
 }
 
-fn step_of_item(keys: &[String], node: Node<'_>, item: &Value) -> String {
+pub fn step_of_item(keys: &[String], node: Node<'_>, item: &Value) -> String {
     let key: Map<String, Value> = keys
         .iter()
         .filter_map(|key| {
@@ -147,7 +185,7 @@ fn step_of_item(keys: &[String], node: Node<'_>, item: &Value) -> String {
     format!("k:{}", Value::Object(key))
 }
 
-fn step_of_value(value: &Value) -> String {
+pub fn step_of_value(value: &Value) -> String {
     format!("v:{value}")
 }
 
@@ -172,15 +210,17 @@ fn parts<'a, 'v>(node: Node<'a>, value: &'v Value) -> Parts<'a, 'v> {
     }
 }
 
-/// The fields that `value` sets.
+/// The fields that `value` sets, as one who applies it owns them.
 pub fn fields(node: Node<'_>, value: &Value) -> Set {
     let mut set = Set::default();
     match parts(node, value) {
         Parts::Whole => set.here = true,
         Parts::Members(inner, map) => {
-            set.here = map.is_empty();
             for (name, member) in map {
-                set.put(step_of_member(name), fields(inner.member(name), member));
+                let mut of_member = fields(inner.member(name), member);
+                let empty = member.as_object().is_some_and(Map::is_empty);
+                of_member.here |= empty || !inner.declares(name);
+                set.put(step_of_member(name), of_member);
             }
         }
         Parts::Items(keys, inner, list) => {
@@ -201,63 +241,177 @@ pub fn fields(node: Node<'_>, value: &Value) -> Set {
     set
 }
 
-/// Fields that are new or have another value in `new`, and fields that only `old` has.
-pub fn compare(node: Node<'_>, old: &Value, new: &Value) -> (Set, Set) {
-    if old == new {
-        return (Set::default(), Set::default());
-    }
-    let (mut changed, mut removed) = (Set::default(), Set::default());
-    let (before, after) = (steps(node, old), steps(node, new));
-    let (Some(before), Some(after)) = (before, after) else {
-        return (fields(node, new), Set::default());
-    };
-    // Of a step that stands twice the first counts.
-    let mut held_by = HashMap::with_capacity(before.len());
-    for (step, _, value) in &before {
-        held_by.entry(step.as_str()).or_insert(*value);
-    }
-    let kept: HashSet<&str> = after.iter().map(|(step, ..)| step.as_str()).collect();
-    for (step, inner, value) in &after {
-        match held_by.get(step.as_str()) {
-            Some(held) => {
-                let (more, less) = compare(*inner, held, value);
-                changed.put(step.clone(), more);
-                removed.put(step.clone(), less);
+/// All fields of a value that came or went as a whole: every object and list on the way too.
+fn everything(node: Node<'_>, value: &Value) -> Set {
+    let mut set = Set::leaf();
+    match parts(node, value) {
+        Parts::Whole => {}
+        Parts::Members(inner, map) => {
+            for (name, member) in map {
+                set.put(step_of_member(name), everything(inner.member(name), member));
             }
-            None => {
-                let mut added = fields(*inner, value);
-                added.here |= step.starts_with("k:");
-                changed.put(step.clone(), added);
+        }
+        Parts::Items(keys, inner, list) => {
+            for item in list {
+                set.put(step_of_item(&keys, inner, item), everything(inner, item));
+            }
+        }
+        Parts::Values(list) => {
+            for item in list {
+                set.put(step_of_value(item), Set::leaf());
             }
         }
     }
-    for (step, inner, value) in &before {
-        if !kept.contains(step.as_str()) {
-            let mut gone = fields(*inner, value);
-            gone.here = true;
-            removed.put(step.clone(), gone);
-        }
-    }
-    (changed, removed)
+    set
 }
 
-/// The parts of a value with the steps to them; `None` if it is owned as one.
-fn steps<'a, 'v>(node: Node<'a>, value: &'v Value) -> Option<Vec<(String, Node<'a>, &'v Value)>> {
-    Some(match parts(node, value) {
-        Parts::Whole => return None,
-        Parts::Members(inner, map) => map
-            .iter()
-            .map(|(name, value)| (step_of_member(name), inner.member(name), value))
-            .collect(),
-        Parts::Items(keys, inner, list) => list
-            .iter()
-            .map(|item| (step_of_item(&keys, inner, item), inner, item))
-            .collect(),
-        Parts::Values(list) => list
-            .iter()
-            .map(|item| (step_of_value(item), Node::Unknown, item))
-            .collect(),
-    })
+/// Fields that are new or have another value, and fields that are gone.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Difference {
+    pub changed: Set,
+    pub removed: Set,
+}
+
+impl Difference {
+    fn put(&mut self, step: String, inner: Self) {
+        if !inner.removed.is_empty() {
+            self.removed.put(step.clone(), inner.removed);
+        }
+        self.changed.put(step, inner.changed);
+    }
+}
+
+/// What `new` is besides `old`. What names an object and what the server alone writes counts for
+/// nothing.
+pub fn compare(node: Node<'_>, old: &Value, new: &Value) -> Difference {
+    let (old, new) = (members(old), members(new));
+    let mut found = Difference::default();
+    for name in names(old, new) {
+        match name {
+            "apiVersion" | "kind" => {}
+            "metadata" => {
+                let none = Value::Null;
+                let old = members(old.get(name).unwrap_or(&none));
+                let new = members(new.get(name).unwrap_or(&none));
+                let mut inner = Difference::default();
+                for name in names(old, new).filter(|name| !UNOWNED.contains(name)) {
+                    compare_member(node.member("metadata"), name, (old, new), &mut inner);
+                }
+                found.put(step_of_member(name), inner);
+            }
+            name => compare_member(node, name, (old, new), &mut found),
+        }
+    }
+    found
+}
+
+/// Members of metadata that nobody owns.
+pub const UNOWNED: [&str; 10] = [
+    "name",
+    "namespace",
+    "creationTimestamp",
+    "selfLink",
+    "uid",
+    "generation",
+    "managedFields",
+    "resourceVersion",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+];
+
+fn members(value: &Value) -> &Map<String, Value> {
+    static NONE: LazyLock<Map<String, Value>> = LazyLock::new(Map::new);
+    value.as_object().unwrap_or(&NONE)
+}
+
+/// The names in either, each once.
+fn names<'a>(
+    old: &'a Map<String, Value>,
+    new: &'a Map<String, Value>,
+) -> impl Iterator<Item = &'a str> {
+    let gone = old.keys().filter(|name| !new.contains_key(*name));
+    new.keys().chain(gone).map(String::as_str)
+}
+
+fn compare_member(
+    node: Node<'_>,
+    name: &str,
+    (old, new): (&Map<String, Value>, &Map<String, Value>),
+    found: &mut Difference,
+) {
+    let (old, new) = (old.get(name), new.get(name));
+    if old == new {
+        return;
+    }
+    // What Go writes whether it is empty or not is never new as such.
+    let absent = node.is_always_there(name).then_some(&Value::Null);
+    let inner = difference(node.member(name), old.or(absent), new.or(absent));
+    found.put(step_of_member(name), inner);
+}
+
+fn difference(node: Node<'_>, old: Option<&Value>, new: Option<&Value>) -> Difference {
+    let mut found = Difference::default();
+    match (old, new) {
+        (Some(old), Some(new)) if old == new => {}
+        (Some(old), Some(new)) => compare_both(node, old, new, &mut found),
+        (None, Some(new)) => found.changed = everything(node, new),
+        (Some(old), None) => found.removed = everything(node, old),
+        (None, None) => {}
+    }
+    found
+}
+
+fn compare_both(node: Node<'_>, old: &Value, new: &Value, found: &mut Difference) {
+    let some = if new.is_null() { old } else { new };
+    let same_shape = |value: &Value| {
+        value.is_null() || std::mem::discriminant(value) == std::mem::discriminant(some)
+    };
+    let parts = parts(node, some);
+    match parts {
+        Parts::Members(inner, _) if same_shape(old) && same_shape(new) => {
+            let both = (members(old), members(new));
+            for name in names(both.0, both.1) {
+                compare_member(inner, name, both, found);
+            }
+        }
+        Parts::Items(keys, inner, _) if same_shape(old) && same_shape(new) => {
+            let step = |item: &Value| step_of_item(&keys, inner, item);
+            compare_items(inner, &step, (old, new), found);
+        }
+        Parts::Values(_) if same_shape(old) && same_shape(new) => {
+            compare_items(Node::Unknown, &step_of_value, (old, new), found);
+        }
+        _ if new.is_null() => found.removed.here = true,
+        _ => found.changed = fields(node, new),
+    }
+}
+
+/// Of items with the same step the first counts.
+fn compare_items(
+    inner: Node<'_>,
+    step: &dyn Fn(&Value) -> String,
+    (old, new): (&Value, &Value),
+    found: &mut Difference,
+) {
+    let list = |value| -> &[Value] { Value::as_array(value).map_or(&[], Vec::as_slice) };
+    let (old, new) = (list(old), list(new));
+    let mut held_by: HashMap<String, &Value> = HashMap::with_capacity(old.len());
+    for item in old {
+        held_by.entry(step(item)).or_insert(item);
+    }
+    let mut kept: HashSet<String> = HashSet::with_capacity(new.len());
+    for item in new {
+        let step = step(item);
+        if kept.insert(step.clone()) {
+            let held = held_by.get(&step).copied();
+            found.put(step, difference(inner, held, Some(item)));
+        }
+    }
+    for (step, item) in held_by {
+        if !kept.contains(&step) {
+            found.put(step, difference(inner, Some(item), None));
+        }
+    }
 }
 
 /// What is applied over what is there. Items keep their order; new ones follow.
@@ -347,5 +501,26 @@ pub fn remove(node: Node<'_>, value: &mut Value, gone: &Set, kept: &Set) {
             list.retain(|item| !drop_steps.contains(&step_of_value(item)));
         }
         _ => {}
+    }
+}
+
+/// Paths of what an applied configuration sets as one, in a list, map or object that is owned as one:
+/// members that are left out would be lost.
+pub fn atomics(node: Node<'_>, value: &Value, path: &str, found: &mut Vec<String>) {
+    match parts(node, value) {
+        Parts::Whole if value.is_object() || value.is_array() => {
+            found.push(path.to_owned());
+        }
+        Parts::Whole | Parts::Values(_) => {}
+        Parts::Members(inner, map) => {
+            for (name, member) in map {
+                atomics(inner.member(name), member, &format!("{path}.{name}"), found);
+            }
+        }
+        Parts::Items(_, inner, list) => {
+            for (index, item) in list.iter().enumerate() {
+                atomics(inner, item, &format!("{path}[{index}]"), found);
+            }
+        }
     }
 }

@@ -59,6 +59,22 @@ impl Set {
         Value::Object(map)
     }
 
+    /// Whether a value is a set as `fieldsV1` writes it.
+    pub fn is_written(value: &Value) -> bool {
+        let Value::Object(map) = value else {
+            return false;
+        };
+        let is_step = |step: &str| match step.split_once(':') {
+            Some(("f", _)) => true,
+            Some(("k", key)) => serde_json::from_str::<Map<String, Value>>(key).is_ok(),
+            Some(("v", value)) => serde_json::from_str::<Value>(value).is_ok(),
+            Some(("i", index)) => index.parse::<u64>().is_ok(),
+            _ => step == ".",
+        };
+        map.iter()
+            .all(|(step, inner)| is_step(step) && Self::is_written(inner))
+    }
+
     pub fn put(&mut self, step: String, inner: Self) {
         if !inner.is_empty() {
             self.inner.insert(step, inner);
@@ -150,22 +166,39 @@ impl Set {
             if all.len() >= limit {
                 return;
             }
-            let next = match step.split_once(':') {
-                Some(("f", name)) => format!("{path}.{name}"),
-                Some(("k", keys)) => {
-                    let keys: Map<String, Value> = serde_json::from_str(keys).unwrap_or_default();
-                    let keys: Vec<String> = keys
-                        .iter()
-                        .map(|(key, value)| format!("{key}={value}"))
-                        .collect();
-                    format!("{path}[{}]", keys.join(","))
-                }
-                Some((_, value)) => format!("{path}[={value}]"),
-                None => path.to_owned(),
-            };
-            inner.collect(&next, limit, all);
+            inner.collect(&format!("{path}{}", readable(step)), limit, all);
         }
     }
+}
+
+/// A step as people read it: `.name`, `[name="a"]`, `[="v"]`.
+pub fn readable(step: &str) -> String {
+    match step.split_once(':') {
+        Some(("f", name)) => format!(".{name}"),
+        Some(("k", keys)) => {
+            let keys: Map<String, Value> = serde_json::from_str(keys).unwrap_or_default();
+            let keys: Vec<String> = keys
+                .iter()
+                .map(|(key, value)| format!("{key}={value}"))
+                .collect();
+            format!("[{}]", keys.join(","))
+        }
+        Some(("i", index)) => format!("[{index}]"),
+        Some((_, value)) => format!("[={value}]"),
+        None => String::new(),
+    }
+}
+
+/// Whether a set, as written, has a field in common with another.
+pub fn meets(written: &Value, set: &Set) -> bool {
+    let Value::Object(map) = written else {
+        return false;
+    };
+    if set.here && (map.is_empty() || map.contains_key(".")) {
+        return true;
+    }
+    let mut inner = set.inner.iter();
+    inner.any(|(step, inner)| map.get(step).is_some_and(|written| meets(written, inner)))
 }
 
 #[cfg(test)]
@@ -190,6 +223,19 @@ mod tests {
         let labels = Set::parse(&json!({"f:metadata": {"f:labels": {"f:a": {}}}}));
         assert_eq!(set.common(&labels), labels);
         assert_eq!(set.minus(&labels).union(&labels), set);
+        for (fields, met) in [
+            (json!({"f:metadata": {"f:labels": {"f:a": {}}}}), true),
+            (json!({"f:metadata": {"f:labels": {}}}), true),
+            (json!({"f:metadata": {"f:labels": {"f:b": {}}}}), false),
+            (json!({"f:metadata": {}}), false),
+            (
+                json!({"f:spec": {"f:containers": {"k:{\"name\":\"c\"}": {}}}}),
+                true,
+            ),
+        ] {
+            assert_eq!(meets(&json, &Set::parse(&fields)), met, "{fields}");
+            assert!(Set::is_written(&fields));
+        }
         let mut cut = set.clone();
         cut.cut(&["f:spec", "f:containers"]);
         assert_eq!(

@@ -236,9 +236,13 @@ impl Resource {
         }
     }
 
+    pub fn validate_new(&self, object: &Value, causes: &mut Causes) {
+        (self.behaviour.validate_new)(object, causes);
+    }
+
     pub fn validate(&self, object: &Value, causes: &mut Causes) {
         (self.behaviour.validate)(object, causes);
-        (self.behaviour.validate_create)(object, causes);
+        (self.behaviour.validate_new)(object, causes);
         self.validate_custom(object, None, None, causes);
     }
 

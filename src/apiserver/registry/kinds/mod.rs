@@ -47,6 +47,7 @@ pub fn table() -> &'static [Resource] {
 /// Every row there is, served or not.
 pub const ALL: &[Resource] = &[
     core::small::BINDING,
+    core::small::COMPONENTSTATUS,
     core::config::CONFIGMAP,
     core::small::ENDPOINTS,
     core::event::CORE,
@@ -96,7 +97,11 @@ pub const ALL: &[Resource] = &[
     groups::storage::STORAGECLASS,
     groups::storage::ATTACHMENT,
     groups::storage::VOLUMEATTRIBUTESCLASS,
+    groups::admissionregistration::MUTATING_POLICY,
+    groups::admissionregistration::MUTATING_BINDING,
     groups::admissionregistration::MUTATING,
+    groups::admissionregistration::VALIDATING_POLICY,
+    groups::admissionregistration::VALIDATING_BINDING,
     groups::admissionregistration::VALIDATING,
     groups::apiextensions::DEFINITION,
     groups::scheduling::PRIORITYCLASS,

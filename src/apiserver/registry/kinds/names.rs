@@ -50,6 +50,18 @@ pub fn dns_subdomain(name: &str) -> Vec<String> {
     errors
 }
 
+/// A label that begins with a letter: names of services and of versions.
+pub fn dns_1035_label(name: &str) -> Vec<String> {
+    let mut errors = Vec::new();
+    if name.len() > 63 {
+        errors.push("must be no more than 63 characters".to_owned());
+    }
+    if !is_label(name) || !name.starts_with(|first: char| first.is_ascii_lowercase()) {
+        errors.push("a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')".to_owned());
+    }
+    errors
+}
+
 /// RBAC names: anything that can be one segment of a path.
 pub fn path_segment(name: &str) -> Vec<String> {
     match name {

@@ -2,7 +2,8 @@
 //!
 //! Always true: an address is judged after its name was resolved, on what is connected to, so that
 //! no name, spelling or changed answer of a name server leads elsewhere. Only the registry that the
-//! image's name gives may lie on this host or in a private network, for its owner asked for that.
+//! image's name gives, and hosts that the node's owner has written down, may lie on this host or in a
+//! private network. Plain HTTP is for loopback, and for where the owner wrote it.
 
 use std::{
     collections::HashSet,
@@ -24,63 +25,125 @@ use hyper_util::{
     },
     rt::TokioIo,
 };
+use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tower::Service;
 
+use super::super::hosts::Asked;
 use crate::addresses::{Scope, scope};
-
-pub type Connector = HttpsConnector<Dialer>;
 
 /// One address of several gets so long.
 const ONE_ADDRESS: Duration = Duration::from_secs(10);
+/// On loopback a server that says nothing to a greeting of TLS does not speak it.
+const TLS_ON_LOOPBACK: Duration = Duration::from_secs(3);
 
-/// Connects on behalf of one pull.
+/// Connects on behalf of one pull to one host, and to where that sends us.
 #[derive(Clone)]
 pub struct Dialer {
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    /// The registry itself.
+    /// The host itself.
     home: Uri,
-    /// Where the registry was found.
+    asked: Asked,
+    /// Where the host was found.
     reached: Mutex<HashSet<IpAddr>>,
+    /// Other hosts that the node's owner has written down: `host:port`.
+    known: Mutex<HashSet<String>>,
     /// The proxies that the daemon's environment names.
     proxies: Matcher,
     deadline: Duration,
 }
 
-/// Blocking: reads the host's certificates.
-pub fn connector(home: Uri, deadline: Duration) -> Result<Connector, String> {
-    let mut authorities = rustls::RootCertStore::empty();
-    authorities.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(authorities)
-        .with_no_client_auth();
-    let dialer = Dialer {
-        shared: Arc::new(Shared {
-            home,
-            reached: Mutex::default(),
-            proxies: Matcher::from_env(),
-            deadline,
-        }),
-    };
-    Ok(HttpsConnectorBuilder::new()
-        .with_tls_config(tls)
-        .https_or_http()
-        .enable_http1()
-        .wrap_connector(dialer))
+impl Dialer {
+    pub fn new(home: Uri, asked: Asked, deadline: Duration) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                home,
+                asked,
+                reached: Mutex::default(),
+                known: Mutex::default(),
+                proxies: Matcher::from_env(),
+                deadline,
+            }),
+        }
+    }
+
+    /// For the host itself.
+    pub fn to_home(&self, tls: ClientConfig) -> Connector {
+        let deadline = match self.shared.asked {
+            Asked::OnLoopback => self.shared.deadline.min(TLS_ON_LOOPBACK),
+            _ => self.shared.deadline,
+        };
+        self.connector(tls, deadline)
+    }
+
+    /// For where the host sends us.
+    pub fn to_elsewhere(&self, tls: ClientConfig) -> Connector {
+        self.connector(tls, self.shared.deadline)
+    }
+
+    fn connector(&self, tls: ClientConfig, deadline: Duration) -> Connector {
+        let https = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(self.clone());
+        Connector { https, deadline }
+    }
+
+    /// From now on this place may be on a private network too.
+    pub fn know(&self, uri: &Uri) {
+        let known = self.shared.known.lock();
+        let mut known = known.unwrap_or_else(PoisonError::into_inner);
+        known.insert(key(uri));
+    }
+}
+
+/// Connects, and greets with TLS, within a deadline.
+#[derive(Clone)]
+pub struct Connector {
+    https: HttpsConnector<Dialer>,
+    deadline: Duration,
+}
+
+impl Service<Uri> for Connector {
+    type Response = <HttpsConnector<Dialer> as Service<Uri>>::Response;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.https.poll_ready(context)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let (connecting, deadline) = (self.https.call(uri), self.deadline);
+        Box::pin(async move {
+            let late = |_| {
+                let text = format!("no connection within {deadline:?}");
+                Err(io::Error::new(io::ErrorKind::TimedOut, text).into())
+            };
+            tokio::time::timeout(deadline, connecting)
+                .await
+                .unwrap_or_else(late)
+        })
+    }
+}
+
+fn key(uri: &Uri) -> String {
+    let host = uri.host().unwrap_or_default().to_ascii_lowercase();
+    format!("{host}:{}", port(uri))
 }
 
 /// How the place of a request relates to the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// The registry itself, over plain HTTP.
+    /// The host itself, over plain HTTP.
     PlainHome,
     Home,
+    /// Another host that the node's owner has written down.
+    Known,
     /// Another port of the registry's host.
     SameHost,
     Elsewhere,
@@ -132,14 +195,23 @@ pub fn may_be_asked(home: &Uri, uri: &Uri) -> Result<(), String> {
     }
 }
 
-/// Whether an address may be connected to, for a place.
-fn may_be_reached(place: Place, address: IpAddr, reached: &HashSet<IpAddr>, literal: bool) -> bool {
+/// Whether an address may be connected to, for a place. `literal`: it is written in the URL itself.
+fn may_be_reached(
+    place: Place,
+    asked: Asked,
+    address: IpAddr,
+    reached: &HashSet<IpAddr>,
+    literal: bool,
+) -> bool {
     match (place, scope(address)) {
         (_, Scope::Unspecified | Scope::Multicast | Scope::Broadcast) => false,
-        // Plain HTTP leaves this host under no name.
-        (Place::PlainHome, scope) => scope == Scope::Loopback,
-        (Place::Home, Scope::LinkLocal) => literal,
-        (Place::Home, _) => true,
+        (Place::PlainHome | Place::Home, scope) => match asked {
+            Asked::Configured => true,
+            // What nobody proves who it is leaves this host under no name.
+            Asked::OnLoopback | Asked::InPlain => scope == Scope::Loopback,
+            Asked::ByName => place == Place::Home && (scope != Scope::LinkLocal || literal),
+        },
+        (Place::Known, scope) => scope != Scope::LinkLocal,
         (Place::SameHost, Scope::Private) => reached.contains(&address),
         (_, scope) => scope == Scope::Global,
     }
@@ -148,10 +220,11 @@ fn may_be_reached(place: Place, address: IpAddr, reached: &HashSet<IpAddr>, lite
 impl Shared {
     async fn connect(&self, uri: Uri) -> io::Result<TokioIo<TcpStream>> {
         let connecting = async {
-            let place = place(&self.home, &uri)
+            let place = self
+                .place(&uri)
                 .ok_or_else(|| io::Error::other("only HTTPS is allowed there"))?;
             match self.proxies.intercept(&uri) {
-                Some(proxy) if place != Place::PlainHome => self.tunnel(&proxy, place, uri).await,
+                Some(proxy) if self.may_use_proxy(place) => self.tunnel(&proxy, place, uri).await,
                 _ => self.direct(place, &uri).await,
             }
         };
@@ -162,6 +235,24 @@ impl Shared {
                 format!("no connection within {:?}", self.deadline),
             )),
         }
+    }
+
+    fn place(&self, uri: &Uri) -> Option<Place> {
+        match place(&self.home, uri)? {
+            Place::SameHost | Place::Elsewhere if self.is_known(uri) => Some(Place::Known),
+            place => Some(place),
+        }
+    }
+
+    fn is_known(&self, uri: &Uri) -> bool {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.contains(&key(uri))
+    }
+
+    /// What must be this machine is not asked for elsewhere.
+    fn may_use_proxy(&self, place: Place) -> bool {
+        let home = matches!(place, Place::Home | Place::PlainHome);
+        !(home && matches!(self.asked, Asked::OnLoopback | Asked::InPlain))
     }
 
     async fn direct(&self, place: Place, uri: &Uri) -> io::Result<TokioIo<TcpStream>> {
@@ -224,7 +315,7 @@ impl Shared {
     }
 
     fn may_reach(&self, place: Place, address: IpAddr, literal: bool) -> bool {
-        may_be_reached(place, address, &self.reached(), literal)
+        may_be_reached(place, self.asked, address, &self.reached(), literal)
     }
 
     fn reached(&self) -> std::sync::MutexGuard<'_, HashSet<IpAddr>> {
@@ -347,9 +438,35 @@ mod tests {
         ] {
             let (home, uri): (Uri, Uri) = (home.parse().unwrap(), uri.parse().unwrap());
             let address = address.parse().unwrap();
+            let asked = match home.scheme_str() {
+                Some("http") => Asked::InPlain,
+                _ => Asked::ByName,
+            };
             let got = place(&home, &uri)
-                .is_some_and(|place| may_be_reached(place, address, &reached, false));
+                .is_some_and(|place| may_be_reached(place, asked, address, &reached, false));
             assert_eq!(got, want, "{home} {uri} {address}");
+        }
+    }
+
+    #[test]
+    fn what_the_owner_has_written_down_may_be_anywhere() {
+        let nowhere = HashSet::new();
+        for (place, asked, address, want) in [
+            (Place::PlainHome, Asked::Configured, "10.0.0.1", true),
+            (Place::PlainHome, Asked::Configured, "8.8.8.8", true),
+            (Place::PlainHome, Asked::Configured, "0.0.0.0", false),
+            (Place::Home, Asked::Configured, "127.0.0.1", true),
+            (Place::Home, Asked::OnLoopback, "127.0.0.1", true),
+            // Its certificate is not checked, so it must be this machine.
+            (Place::Home, Asked::OnLoopback, "10.0.0.1", false),
+            (Place::PlainHome, Asked::ByName, "127.0.0.1", false),
+            (Place::Known, Asked::ByName, "10.0.0.1", true),
+            (Place::Known, Asked::ByName, "169.254.169.254", false),
+            (Place::Elsewhere, Asked::Configured, "10.0.0.1", false),
+        ] {
+            let address = address.parse().unwrap();
+            let got = may_be_reached(place, asked, address, &nowhere, false);
+            assert_eq!(got, want, "{place:?} {asked:?} {address}");
         }
     }
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::*;
+use crate::runtime::image::Credentials;
 
 /// A registry on loopback: one answer per request, by path; what the requests said.
 fn server(answer: fn(&str, &mut TcpStream)) -> (u16, mpsc::Receiver<String>) {
@@ -62,8 +63,12 @@ fn quick() -> Patience {
 }
 
 async fn ask(port: u16, repository: &str, credentials: &Credentials) -> Result<Digest, Error> {
-    let name = Name::parse(&format!("127.0.0.1:{port}/{repository}")).unwrap();
-    let registry = Registry::new(&name, credentials, quick()).await?;
+    let registry = format!("127.0.0.1:{port}");
+    let name = Name::parse(&format!("{registry}/{repository}")).unwrap();
+    let settings = Arc::new(Settings::default());
+    let hosts = settings.hosts(&registry).unwrap();
+    let keyring = Keyring::given(credentials.clone());
+    let registry = Registry::new(&name, hosts, settings, &keyring, quick()).await?;
     let (_, digest) = registry.manifest(name.version(), None).await?;
     Ok(digest)
 }
@@ -185,10 +190,13 @@ async fn passwords_go_to_the_registry_and_its_tokens_back_to_it() {
         password: "p".to_owned(),
     };
     let error = ask(port, "closed", &credentials).await.unwrap_err();
-    assert!(error.to_string().contains("access denied"), "{error}");
+    let error = error.to_string();
+    assert!(error.contains("access denied"), "{error}");
+    assert!(error.contains("asked as user \"u\""), "{error}");
     let heads: Vec<String> = heads.try_iter().collect();
     let sent = |head: &String, what: &str| head.to_lowercase().contains(what);
-    assert_eq!(heads.len(), 3, "{heads:?}");
+    // With the password, and then without one.
+    assert_eq!(heads.len(), 6, "{heads:?}");
     assert!(!sent(&heads[0], "authorization"), "{heads:?}");
     assert!(
         sent(&heads[1], "/good-token?scope=repository%3aclosed%3apull"),
@@ -196,22 +204,115 @@ async fn passwords_go_to_the_registry_and_its_tokens_back_to_it() {
     );
     assert!(sent(&heads[1], "authorization: basic dtpw"), "{heads:?}");
     assert!(sent(&heads[2], "authorization: bearer t0k"), "{heads:?}");
+    assert!(!sent(&heads[4], "authorization"), "{heads:?}");
 }
 
-#[test]
-fn locations_are_taken_from_where_they_are_given() {
-    let from: Uri = "https://a.b:5000/v2/x/manifests/y".parse().unwrap();
-    for (location, want) in [
-        ("/z?q=1#f", "https://a.b:5000/z?q=1"),
-        ("z", "https://a.b:5000/v2/x/manifests/z"),
-        ("//c.d/z", "https://c.d/z"),
-        ("https://c.d/z?u=http://e", "https://c.d/z?u=http://e"),
-        ("/z?u=http://e", "https://a.b:5000/z?u=http://e"),
-        ("file:///etc/passwd", ""),
-        ("https://", ""),
-        ("https://a b/", ""),
+/// Pulls `r.example/closed` as a `hosts.toml` has it; the credentials are for `places`.
+async fn ask_configured(toml: &str, places: &str, image: &str) -> Result<Digest, Error> {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("_default");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("hosts.toml"), toml).unwrap();
+    let settings = Settings {
+        dirs: vec![dir.path().to_owned()],
+        credentials: None,
+    };
+    let name = Name::parse(image).unwrap();
+    let hosts = settings.hosts(name.registry()).unwrap();
+    let of = |host: &Host| host.credentials_for(name.registry(), name.path());
+    let targets: Vec<String> = hosts.iter().map(of).collect();
+    let mut keyring = Keyring::default();
+    let form = crate::runtime::image::keyring::Form::Cfg;
+    keyring.add(places.as_bytes(), form, &targets).unwrap();
+    let registry = Registry::new(&name, hosts, Arc::new(settings), &keyring, quick()).await?;
+    let (_, digest) = registry.manifest(name.version(), None).await?;
+    Ok(digest)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_of_a_registry_do_not_go_to_its_mirrors() {
+    let (mirror, of_mirror) = server(hostile);
+    let (plain, of_plain) = server(hostile);
+    let toml = format!(
+        "server = \"http://127.0.0.1:{plain}\"\n[host.\"http://127.0.0.1:{mirror}\"]\n\
+         [host.\"http://127.0.0.1:{mirror}\".header]\nx-own = \"h\"\n"
+    );
+    let registry = format!("127.0.0.1:{plain}");
+    let auths = format!(r#"{{"{registry}": {{"username": "u", "password": "p"}}}}"#);
+    let image = format!("{registry}/closed:1");
+    let error = ask_configured(&toml, &auths, &image).await.unwrap_err();
+    let error = error.to_string();
+    let (first, second) = error.split_once("; ").unwrap();
+    let asked = format!(
+        "GET http://127.0.0.1:{mirror}/v2/closed/manifests/1?ns=127.0.0.1%3A{plain}: \
+         the registry answers 401"
+    );
+    assert!(first.contains(&asked), "{error}");
+    assert!(first.contains("asked without credentials"), "{error}");
+    assert!(second.contains("asked as user \"u\""), "{error}");
+    let lower = |heads: mpsc::Receiver<String>| -> Vec<String> {
+        heads.try_iter().map(|head| head.to_lowercase()).collect()
+    };
+    let (of_mirror, of_plain) = (lower(of_mirror), lower(of_plain));
+    let basic = |heads: &[String]| heads.iter().any(|head| head.contains("basic"));
+    assert!(
+        !basic(&of_mirror) && basic(&of_plain),
+        "{of_mirror:?} {of_plain:?}"
+    );
+    let own = |heads: &[String]| heads.iter().all(|head| head.contains("x-own: h"));
+    assert!(own(&of_mirror) && !own(&of_plain), "{of_mirror:?}");
+    // Those for the mirror go to the mirror.
+    let auths = format!(r#"{{"127.0.0.1:{mirror}": {{"username": "m", "password": "p"}}}}"#);
+    let error = ask_configured(&toml, &auths, &image).await.unwrap_err();
+    assert!(error.to_string().contains("asked as user \"m\""), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_identity_token_is_posted_to_the_server_for_tokens() {
+    let (port, heads) = server(hostile);
+    let toml = format!("server = \"http://127.0.0.1:{port}\"\n");
+    let auths = format!(r#"{{"127.0.0.1:{port}": {{"identitytoken": "i"}}}}"#);
+    let image = format!("127.0.0.1:{port}/closed:1");
+    let error = ask_configured(&toml, &auths, &image).await.unwrap_err();
+    assert!(
+        error.to_string().contains("asked with an identity token"),
+        "{error}"
+    );
+    let heads: Vec<String> = heads.try_iter().collect();
+    assert!(heads[1].starts_with("POST /good-token"), "{heads:?}");
+    assert!(
+        heads[2]
+            .to_lowercase()
+            .contains("authorization: bearer t0k"),
+        "{heads:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_host_does_not_have_the_next_one_has() {
+    let (port, _) = server(|path, stream| match path.contains("ns=") {
+        true => say(stream, "404 Not Found", "", ""),
+        false => {
+            let manifest = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
+            say(stream, "200 OK", "", manifest);
+        }
+    });
+    let image = format!("127.0.0.1:{port}/a:1");
+    for bad in [
+        // Has nothing, is not there, is no registry.
+        format!("http://localhost:{port}"),
+        "http://127.0.0.1:1".to_owned(),
+        "https://nowhere.invalid".to_owned(),
     ] {
-        let got = target(&from, location).map(|uri| uri.to_string());
-        assert_eq!(got.unwrap_or_default(), want, "{location}");
+        let toml = format!("server = \"http://127.0.0.1:{port}\"\n[host.\"{bad}\"]\n");
+        let found = ask_configured(&toml, "{}", &image).await;
+        assert!(found.is_ok(), "{bad}: {found:?}");
     }
+    let toml = "[host.\"http://127.0.0.1:1\"]\ncapabilities = [\"pull\"]\n";
+    let toml = format!("capabilities = [\"pull\"]\n{toml}");
+    let error = ask_configured(&toml, "{}", &image).await.unwrap_err();
+    assert!(
+        error.to_string().contains("see the capabilities"),
+        "{error}"
+    );
 }

@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 
 pub use correlate::{Items, member, same};
 pub use defaults::default;
-pub use embedded::embedded;
+pub use embedded::{embedded, prune_embedded};
 pub use lists::unique;
 pub use prune::{prune, prune_part};
 pub use strings::compiled;

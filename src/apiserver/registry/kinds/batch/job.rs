@@ -51,6 +51,7 @@ pub const ROW: Resource = Resource {
         validate,
         validate_update,
         generation: true,
+        orphans: true,
         ..PLAIN
     },
     ..row::namespaced(

@@ -38,7 +38,8 @@ pub const CONFIGMAP: Resource = Resource {
                     );
                 }
             }
-            size(map, &["data", "binaryData"], causes);
+            // In the original the place has no name.
+            size(map, ("data", "binaryData"), "[]", causes);
         },
         validate_update: |new, old, causes| immutable(new, old, &["data", "binaryData"], causes),
         ..PLAIN
@@ -96,7 +97,7 @@ fn default_secret(secret: &mut Value) {
 fn validate_secret(secret: &Value, causes: &mut Causes) {
     names::object_name(secret, names::dns_subdomain, causes);
     keys(secret, "data", causes);
-    size(secret, &["data"], causes);
+    size(secret, ("", "data"), "data", causes);
     let mut need = |key: &str| {
         if members(secret, "data").is_none_or(|data| !data.contains_key(key)) {
             causes.required(format!("data[{key}]"), "");
@@ -156,16 +157,21 @@ fn keys(object: &Value, field: &str, causes: &mut Causes) {
     }
 }
 
-fn size(object: &Value, fields: &[&str], causes: &mut Causes) {
-    let total: usize = fields
-        .iter()
-        .flat_map(|field| members(object, field).into_iter().flatten())
-        .map(|(_, value)| value.as_str().map_or(0, str::len))
-        .sum();
-    if total > MAX_SIZE * 4 / 3 {
+/// Bytes that base64 stands for.
+fn decoded_len(text: &str) -> usize {
+    let padding = text.bytes().rev().take_while(|byte| *byte == b'=').count();
+    (text.len() / 4 * 3).saturating_sub(padding)
+}
+
+/// The values of `plain` and those of `encoded`, which are base64, hold no more than they may.
+fn size(object: &Value, (plain, encoded): (&str, &str), field: &str, causes: &mut Causes) {
+    let values = |field: &str| members(object, field).into_iter().flatten();
+    let plain = values(plain).map(|(_, value)| value.as_str().map_or(0, str::len));
+    let encoded = values(encoded).map(|(_, value)| value.as_str().map_or(0, decoded_len));
+    if plain.sum::<usize>() + encoded.sum::<usize>() > MAX_SIZE {
         causes.push(
             crate::apiserver::status::CauseType::FieldValueTooLong,
-            fields[0],
+            field,
             format!("Too long: may not be more than {MAX_SIZE} bytes"),
         );
     }
@@ -199,6 +205,57 @@ mod tests {
             secret,
             json!({"type": "Opaque", "data": {"a": "aGk=", "b": "eQ=="}})
         );
+    }
+
+    #[test]
+    fn the_bytes_of_the_values_are_limited() {
+        let text = |bytes: usize| "x".repeat(bytes);
+        let base64 = |bytes: usize| BASE64_STANDARD.encode(vec![0; bytes]);
+        let most = MAX_SIZE;
+        for (row, object, field) in [
+            (&CONFIGMAP, json!({"data": {"k": text(most)}}), ""),
+            (&CONFIGMAP, json!({"data": {"k": text(most + 1)}}), "[]"),
+            (&CONFIGMAP, json!({"binaryData": {"k": base64(most)}}), ""),
+            (
+                &CONFIGMAP,
+                json!({"binaryData": {"k": base64(most + 1)}}),
+                "[]",
+            ),
+            (
+                &CONFIGMAP,
+                json!({"data": {"k": text(most - 4)}, "binaryData": {"b": base64(5)}}),
+                "[]",
+            ),
+            (&SECRET, json!({"data": {"k": base64(most)}}), ""),
+            (
+                &SECRET,
+                json!({"data": {"k": base64(most - 1), "l": base64(1)}}),
+                "",
+            ),
+            (
+                &SECRET,
+                json!({"data": {"k": base64(most - 1), "l": base64(2)}}),
+                "data",
+            ),
+        ] {
+            let mut object = object;
+            object["metadata"] = json!({"name": "x"});
+            object["type"] = json!("Opaque");
+            let mut causes = Causes::default();
+            (row.behaviour.validate)(&object, &mut causes);
+            let found: Vec<&str> = causes.0.iter().map(|cause| &*cause.field).collect();
+            let want: Vec<&str> = [field]
+                .into_iter()
+                .filter(|field| !field.is_empty())
+                .collect();
+            assert_eq!(found, want);
+            if let Some(cause) = causes.0.first() {
+                assert_eq!(
+                    cause.message,
+                    "Too long: may not be more than 1048576 bytes"
+                );
+            }
+        }
     }
 
     #[test]

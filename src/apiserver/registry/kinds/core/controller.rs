@@ -59,6 +59,7 @@ pub const ROW: Resource = Resource {
             validate_template(object, "spec.template", Restarts::Always, causes);
         },
         generation: true,
+        orphans: true,
         ..PLAIN
     },
     ..row::namespaced(

@@ -11,7 +11,7 @@ use crate::apiserver::registry::{
         pods::{
             defaults, qos,
             references::{MIRROR, is_mirror},
-            validate,
+            validate, whole,
         },
         row::{self, field, read, read_flag, special},
         twins::POD_IPS,
@@ -79,6 +79,7 @@ pub const ROW: Resource = Resource {
         default,
         prepare_create,
         validate: validate_pod,
+        validate_new: whole::validate_new,
         validate_update: pod_update::validate_update,
         generation: true,
         graceful: Some(grace),

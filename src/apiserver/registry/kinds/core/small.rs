@@ -198,6 +198,46 @@ pub const BINDING: Resource = Resource {
     )
 };
 
+/// Of a healthy component its condition says so.
+fn component_condition<'a>(status: &'a Value, field: &str) -> Option<&'a str> {
+    let mut conditions = items(status, "conditions").iter();
+    let healthy = conditions.find(|condition| text(condition, "type") == "Healthy");
+    healthy.map(|condition| text(condition, field))
+}
+
+/// Read only, and not stored: the parts of the daemon.
+pub const COMPONENTSTATUS: Resource = Resource {
+    verbs: &["get", "list"],
+    short_names: &["cs"],
+    columns: &[
+        column("Status", |status| {
+            match component_condition(status, "status") {
+                Some("True") => "Healthy".into(),
+                Some("False") => "Unhealthy".into(),
+                _ => "Unknown".into(),
+            }
+        }),
+        column("Message", |status| {
+            component_condition(status, "message")
+                .unwrap_or_default()
+                .into()
+        }),
+        column("Error", |status| {
+            component_condition(status, "error")
+                .unwrap_or_default()
+                .into()
+        }),
+    ],
+    ..row::cluster(
+        "",
+        "v1",
+        "ComponentStatus",
+        "componentstatuses",
+        "componentstatus",
+        "io.k8s.api.core.v1.ComponentStatus",
+    )
+};
+
 /// A container's default limit is its maximum, its default request the limit or the minimum.
 fn default_limits(range: &mut Value) {
     for limit in items_mut(range, "spec.limits") {

@@ -224,10 +224,12 @@ fn claim_update(new: &Value, old: &Value, causes: &mut Causes) {
     for free in ["spec.resources", "spec.volumeAttributesClassName"] {
         keep(&mut wanted, old, free);
     }
-    for once in ["spec.volumeName", "spec.storageClassName"] {
-        if text(old, once).is_empty() {
-            keep(&mut wanted, old, once);
-        }
+    if text(old, "spec.volumeName").is_empty() {
+        keep(&mut wanted, old, "spec.volumeName");
+    }
+    // The empty class is one too: none.
+    if !has(old, "spec.storageClassName") {
+        keep(&mut wanted, old, "spec.storageClassName");
     }
     if wanted["spec"] != old["spec"] {
         causes.forbidden(

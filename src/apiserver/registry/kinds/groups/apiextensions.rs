@@ -47,7 +47,7 @@ pub const DEFINITION: Resource = Resource {
                 json!({"conditions": [], "acceptedNames": names, "storedVersions": stored}),
             );
         },
-        validate_create: |definition, causes| validate(definition, &Before::default(), causes),
+        validate_new: |definition, causes| validate(definition, &Before::default(), causes),
         validate_update,
         generation: true,
         unconditional_update: false,

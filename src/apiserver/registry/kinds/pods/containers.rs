@@ -61,6 +61,99 @@ pub fn validate<'a>(
     }
 }
 
+/// When a container starts again, where it says so itself.
+fn restarts(container: &Value, list: List, path: &str, causes: &mut Causes) {
+    const POLICIES: [&str; 3] = ["Always", "Never", "OnFailure"];
+    let policy = text(container, "restartPolicy");
+    if list == List::Ephemeral {
+        return;
+    }
+    if !policy.is_empty() && !POLICIES.contains(&policy) {
+        causes.unsupported(format!("{path}.restartPolicy"), policy, &POLICIES);
+    }
+    if policy.is_empty() && !items(container, "restartPolicyRules").is_empty() {
+        causes.required(
+            format!("{path}.restartPolicy"),
+            "must specify restartPolicy when restart rules are used",
+        );
+    }
+}
+
+fn resize_policies(container: &Value, path: &str, causes: &mut Causes) {
+    let mut seen = Vec::new();
+    for (index, policy) in items(container, "resizePolicy").iter().enumerate() {
+        if causes.is_full() {
+            break;
+        }
+        let path = format!("{path}.resizePolicy[{index}]");
+        let resource = text(policy, "resourceName");
+        match resource {
+            "" => causes.required(format!("{path}.resourceName"), ""),
+            "cpu" | "memory" if seen.contains(&resource) => {
+                causes.duplicate(format!("{path}.resourceName"), resource);
+            }
+            "cpu" | "memory" => {}
+            other => {
+                causes.unsupported(format!("{path}.resourceName"), other, &["cpu", "memory"]);
+            }
+        }
+        seen.push(resource);
+        match text(policy, "restartPolicy") {
+            "NotRequired" | "RestartContainer" => {}
+            "" => causes.required(format!("{path}.restartPolicy"), ""),
+            other => causes.unsupported(
+                format!("{path}.restartPolicy"),
+                other,
+                &["NotRequired", "RestartContainer"],
+            ),
+        }
+    }
+}
+
+fn devices(spec: &Value, container: &Value, path: &str, causes: &mut Causes) {
+    let mounts = items(container, "volumeMounts");
+    let mut paths = Vec::new();
+    for (index, device) in items(container, "volumeDevices").iter().enumerate() {
+        if causes.is_full() {
+            break;
+        }
+        let path = format!("{path}.volumeDevices[{index}]");
+        let (name, target) = (text(device, "name"), text(device, "devicePath"));
+        let mut volumes = items(spec, "volumes").iter();
+        let volume = volumes.find(|volume| text(volume, "name") == name);
+        let own = format!("{path}.name");
+        match volume {
+            _ if name.is_empty() => causes.required(own, ""),
+            None => causes.not_found(own, name),
+            Some(volume) if !has(volume, "persistentVolumeClaim") && !has(volume, "ephemeral") => {
+                causes.invalid(own, name, "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode");
+            }
+            Some(_) if mounts.iter().any(|mount| text(mount, "name") == name) => {
+                causes.invalid(own, name, "must not already exist in volumeMounts");
+            }
+            Some(_) => {}
+        }
+        let own = format!("{path}.devicePath");
+        if target.is_empty() {
+            causes.required(&own, "");
+        } else if paths.contains(&target) {
+            causes.invalid(&own, target, "must be unique");
+        } else if mounts
+            .iter()
+            .any(|mount| text(mount, "mountPath") == target)
+        {
+            causes.invalid(
+                &own,
+                target,
+                "must not already exist as a path in volumeMounts",
+            );
+        } else if target.split('/').any(|part| part == "..") {
+            causes.invalid(&own, target, "must not contain '..'");
+        }
+        paths.push(target);
+    }
+}
+
 fn one(spec: &Value, container: &Value, list: List, path: &str, causes: &mut Causes) {
     let image = text(container, "image");
     if image.is_empty() {
@@ -87,6 +180,9 @@ fn one(spec: &Value, container: &Value, list: List, path: &str, causes: &mut Cau
     ports(container, path, causes);
     env(container, path, causes);
     mounts(spec, container, path, causes);
+    devices(spec, container, path, causes);
+    restarts(container, list, path, causes);
+    resize_policies(container, path, causes);
     resources::validate(
         &container["resources"],
         &format!("{path}.resources"),
@@ -95,8 +191,8 @@ fn one(spec: &Value, container: &Value, list: List, path: &str, causes: &mut Cau
     security_context(spec, container, path, causes);
     let sidecar = text(container, "restartPolicy") == "Always";
     match list {
-        List::Regular => probes::validate(container, path, causes),
-        List::Init if sidecar => probes::validate(container, path, causes),
+        List::Regular => probes::validate(spec, container, path, causes),
+        List::Init if sidecar => probes::validate(spec, container, path, causes),
         List::Init => {
             for field in [
                 "lifecycle",
@@ -228,8 +324,9 @@ fn env(container: &Value, path: &str, causes: &mut Causes) {
                 causes,
             );
         }
-        if has(from, "resourceFieldRef") && text(from, "resourceFieldRef.resource").is_empty() {
-            causes.required(format!("{path}.resourceFieldRef.resource"), "");
+        if has(from, "resourceFieldRef") {
+            let path = format!("{path}.resourceFieldRef.resource");
+            resource_field(text(from, "resourceFieldRef.resource"), path, causes);
         }
     }
     for (index, source) in items(container, "envFrom").iter().enumerate() {
@@ -237,6 +334,16 @@ fn env(container: &Value, path: &str, causes: &mut Causes) {
             break;
         }
         let path = format!("{path}.envFrom[{index}]");
+        let prefix = text(source, "prefix");
+        if !prefix.is_empty() {
+            let path = format!("{path}.prefix");
+            names::report(names::env_name(prefix), prefix, &path, causes);
+        }
+        for reference in ["configMapRef", "secretRef"] {
+            if has(source, reference) && text(&source[reference], "name").is_empty() {
+                causes.required(format!("{path}.{reference}.name"), "");
+            }
+        }
         match (has(source, "configMapRef"), has(source, "secretRef")) {
             (false, false) => causes.invalid(
                 path,
@@ -250,6 +357,23 @@ fn env(container: &Value, path: &str, causes: &mut Causes) {
             ),
             _ => {}
         }
+    }
+}
+
+fn resource_field(resource: &str, path: String, causes: &mut Causes) {
+    const KNOWN: [&str; 6] = [
+        "limits.cpu",
+        "limits.ephemeral-storage",
+        "limits.memory",
+        "requests.cpu",
+        "requests.ephemeral-storage",
+        "requests.memory",
+    ];
+    let pages = ["limits.hugepages-", "requests.hugepages-"];
+    if resource.is_empty() {
+        causes.required(path, "");
+    } else if !KNOWN.contains(&resource) && !pages.iter().any(|page| resource.starts_with(page)) {
+        causes.unsupported(path, resource, &KNOWN);
     }
 }
 
@@ -297,6 +421,7 @@ fn mounts(spec: &Value, container: &Value, path: &str, causes: &mut Causes) {
             causes.invalid(format!("{path}.mountPath"), target, "must be unique");
         }
         paths.push(target);
+        propagation(container, mount, &path, causes);
         if !text(mount, "subPath").is_empty() && !text(mount, "subPathExpr").is_empty() {
             causes.invalid(
                 format!("{path}.subPathExpr"),
@@ -313,6 +438,37 @@ fn mounts(spec: &Value, container: &Value, path: &str, causes: &mut Causes) {
                 causes.invalid(format!("{path}.{field}"), inner, "must not contain '..'");
             }
         }
+    }
+}
+
+/// What a mount shows of mounts below it, and lets through to the host.
+fn propagation(container: &Value, mount: &Value, path: &str, causes: &mut Causes) {
+    const KNOWN: [&str; 3] = ["Bidirectional", "HostToContainer", "None"];
+    let propagation = text(mount, "mountPropagation");
+    let own = format!("{path}.mountPropagation");
+    if !propagation.is_empty() && !KNOWN.contains(&propagation) {
+        causes.unsupported(own, propagation, &KNOWN);
+    } else if propagation == "Bidirectional" && !flag(container, "securityContext.privileged") {
+        causes.forbidden(
+            own,
+            "Bidirectional mount propagation is available only to privileged containers",
+        );
+    }
+    let own = format!("{path}.recursiveReadOnly");
+    match text(mount, "recursiveReadOnly") {
+        "" | "Disabled" => {}
+        "Enabled" | "IfPossible" => {
+            if !flag(mount, "readOnly") {
+                causes.forbidden(&own, "may only be specified when readOnly is true");
+            }
+            if !matches!(propagation, "" | "None") {
+                causes.forbidden(
+                    &own,
+                    "may only be specified when mountPropagation is None or not specified",
+                );
+            }
+        }
+        other => causes.unsupported(own, other, &["Disabled", "Enabled", "IfPossible"]),
     }
 }
 

@@ -3,6 +3,7 @@
 //! Called by the `core::pod` row and by every row with a template. Paths in causes start with the
 //! path handed in, so that the same rules serve `spec` and `spec.template.spec`.
 
+mod affinity;
 pub mod containers;
 pub mod defaults;
 mod dns;
@@ -14,3 +15,4 @@ mod security;
 pub mod template;
 pub mod validate;
 pub mod volumes;
+pub mod whole;

@@ -12,7 +12,7 @@ use crate::apiserver::registry::{
 
 const HANDLERS: [&str; 5] = ["exec", "httpGet", "tcpSocket", "grpc", "sleep"];
 
-pub fn validate(container: &Value, path: &str, causes: &mut Causes) {
+pub fn validate(spec: &Value, container: &Value, path: &str, causes: &mut Causes) {
     for name in ["livenessProbe", "readinessProbe", "startupProbe"] {
         let Some(probe) = at(container, name) else {
             continue;
@@ -56,8 +56,25 @@ pub fn validate(container: &Value, path: &str, causes: &mut Causes) {
     }
     for name in ["postStart", "preStop"] {
         if let Some(hook) = at(container, &format!("lifecycle.{name}")) {
-            handler(hook, &format!("{path}.lifecycle.{name}"), causes);
+            let path = format!("{path}.lifecycle.{name}");
+            handler(hook, &path, causes);
+            sleep(spec, hook, &path, causes);
         }
+    }
+}
+
+/// A hook sleeps no longer than the pod has time to end.
+fn sleep(spec: &Value, hook: &Value, path: &str, causes: &mut Causes) {
+    let Some(seconds) = number(hook, "sleep.seconds").or(has(hook, "sleep").then_some(0)) else {
+        return;
+    };
+    let Some(grace) = number(spec, "terminationGracePeriodSeconds") else {
+        return;
+    };
+    if !(0..=grace).contains(&seconds) {
+        let detail =
+            format!("must be non-negative and less than terminationGracePeriodSeconds ({grace})");
+        causes.invalid(format!("{path}.sleep"), seconds, &detail);
     }
 }
 

@@ -31,13 +31,29 @@ pub fn of_pod(context: &Value, path: &str, causes: &mut Causes) {
         }
     }
     seccomp(context, path, causes);
+    app_armor(context, path, causes);
     sysctls(context, path, causes);
+    for (field, known) in [
+        ("fsGroupChangePolicy", ["Always", "OnRootMismatch"]),
+        ("supplementalGroupsPolicy", ["Merge", "Strict"]),
+    ] {
+        let policy = text(context, field);
+        if !policy.is_empty() && !known.contains(&policy) {
+            causes.unsupported(format!("{path}.{field}"), policy, &known);
+        }
+    }
 }
 
 /// A container's `securityContext` found at `path`.
 pub fn of_container(context: &Value, path: &str, causes: &mut Causes) {
     ids(context, &["runAsUser", "runAsGroup"], path, causes);
     seccomp(context, path, causes);
+    app_armor(context, path, causes);
+    let proc = text(context, "procMount");
+    if !matches!(proc, "" | "Default" | "Unmasked") {
+        let known = ["Default", "Unmasked"];
+        causes.unsupported(format!("{path}.procMount"), proc, &known);
+    }
 }
 
 fn ids(context: &Value, fields: &[&str], path: &str, causes: &mut Causes) {
@@ -87,6 +103,44 @@ fn seccomp(context: &Value, path: &str, causes: &mut Causes) {
                 causes.invalid(path, name, "must not contain '..'");
             }
         }
+    }
+}
+
+/// Bytes of a profile's name: a path's, less the zero.
+const LONGEST_PROFILE: usize = 4095;
+
+fn app_armor(context: &Value, path: &str, causes: &mut Causes) {
+    const TYPES: [&str; 3] = ["Localhost", "RuntimeDefault", "Unconfined"];
+    let Some(profile) = at(context, "appArmorProfile") else {
+        return;
+    };
+    let path = format!("{path}.appArmorProfile");
+    let name = text(profile, "localhostProfile");
+    let given = has(profile, "localhostProfile");
+    let own = format!("{path}.localhostProfile");
+    match text(profile, "type") {
+        "Localhost" => {
+            if name.trim().is_empty() {
+                causes.required(own, "must be set when AppArmor type is Localhost");
+            } else if name.trim() != name {
+                causes.invalid(own, name, "must not be padded with whitespace");
+            } else if name.len() > LONGEST_PROFILE {
+                causes.push(
+                    crate::apiserver::status::CauseType::FieldValueTooLong,
+                    own,
+                    format!("Too long: may not be more than {LONGEST_PROFILE} bytes"),
+                );
+            }
+        }
+        "RuntimeDefault" | "Unconfined" if given => {
+            causes.invalid(own, name, "can only be set when AppArmor type is Localhost");
+        }
+        "RuntimeDefault" | "Unconfined" => {}
+        "" => causes.required(
+            format!("{path}.type"),
+            "type is required when appArmorProfile is set",
+        ),
+        other => causes.unsupported(format!("{path}.type"), other, &TYPES),
     }
 }
 

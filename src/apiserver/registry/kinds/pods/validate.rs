@@ -47,7 +47,8 @@ pub fn spec(spec: &Value, path: &str, causes: &mut Causes) {
             "must provide at least one DNS nameserver when `dnsPolicy` is None",
         );
     }
-    if let Some(seconds) = number(spec, "activeDeadlineSeconds").filter(|seconds| *seconds < 1) {
+    let deadline = number(spec, "activeDeadlineSeconds");
+    if let Some(seconds) = deadline.filter(|seconds| !(1..=i64::from(i32::MAX)).contains(seconds)) {
         causes.invalid(
             format!("{path}.activeDeadlineSeconds"),
             seconds,
@@ -85,7 +86,14 @@ pub fn spec(spec: &Value, path: &str, causes: &mut Causes) {
         causes,
     );
     tolerations(spec, path, causes);
-    spread(spec, path, causes);
+    super::affinity::validate(spec, path, causes);
+    super::affinity::spread(spec, path, causes);
+    super::whole::validate(spec, path, causes);
+    for (index, gate) in items(spec, "readinessGates").iter().enumerate() {
+        let name = text(gate, "conditionType");
+        let path = format!("{path}.readinessGates[{index}].conditionType");
+        names::report(names::qualified_name(name), name, &path, causes);
+    }
     for (index, secret) in items(spec, "imagePullSecrets").iter().enumerate() {
         if text(secret, "name").is_empty() {
             causes.required(format!("{path}.imagePullSecrets[{index}].name"), "");
@@ -184,30 +192,6 @@ fn tolerations(spec: &Value, path: &str, causes: &mut Causes) {
                 format!("{path}.effect"),
                 effect,
                 "effect must be 'NoExecute' when `tolerationSeconds` is set",
-            );
-        }
-    }
-}
-
-fn spread(spec: &Value, path: &str, causes: &mut Causes) {
-    for (index, constraint) in items(spec, "topologySpreadConstraints").iter().enumerate() {
-        let path = format!("{path}.topologySpreadConstraints[{index}]");
-        if number(constraint, "maxSkew").unwrap_or_default() <= 0 {
-            causes.invalid(
-                format!("{path}.maxSkew"),
-                number(constraint, "maxSkew").unwrap_or_default(),
-                "must be greater than zero",
-            );
-        }
-        if text(constraint, "topologyKey").is_empty() {
-            causes.required(format!("{path}.topologyKey"), "can not be empty");
-        }
-        let action = text(constraint, "whenUnsatisfiable");
-        if !matches!(action, "DoNotSchedule" | "ScheduleAnyway") {
-            causes.unsupported(
-                format!("{path}.whenUnsatisfiable"),
-                action,
-                &["DoNotSchedule", "ScheduleAnyway"],
             );
         }
     }
@@ -321,6 +305,102 @@ mod tests {
                 json!(-1),
                 "spec.terminationGracePeriodSeconds",
                 "Invalid value: -1: must be greater than or equal to 0",
+            ),
+            (
+                "activeDeadlineSeconds",
+                json!(1_i64 << 31),
+                "spec.activeDeadlineSeconds",
+                "Invalid value: 2147483648: must be between 1 and 2147483647, inclusive",
+            ),
+            (
+                "readinessGates",
+                json!([{"conditionType": "a b"}]),
+                "spec.readinessGates[0].conditionType",
+                "Invalid value: \"a b\": name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')",
+            ),
+            (
+                "containers",
+                json!([{"name": "c", "image": "i", "envFrom": [{"prefix": "a=", "configMapRef": {"name": "m"}}]}]),
+                "spec.containers[0].envFrom[0].prefix",
+                "Invalid value: \"a=\": a valid environment variable name must consist only of printable ASCII characters other than '='",
+            ),
+            (
+                "containers",
+                json!([{"name": "c", "image": "i", "envFrom": [{"secretRef": {}}]}]),
+                "spec.containers[0].envFrom[0].secretRef.name",
+                "Required value",
+            ),
+            (
+                "initContainers",
+                json!([{"name": "i", "image": "i", "restartPolicy": "Sometimes"}]),
+                "spec.initContainers[0].restartPolicy",
+                "Unsupported value: \"Sometimes\": supported values: \"Always\", \"Never\", \"OnFailure\"",
+            ),
+            (
+                "containers",
+                json!([{"name": "c", "image": "i", "volumeMounts": [{"name": "v", "mountPath": "/v", "recursiveReadOnly": "Enabled"}]}]),
+                "spec.containers[0].volumeMounts[0].recursiveReadOnly",
+                "Forbidden: may only be specified when readOnly is true",
+            ),
+            (
+                "containers",
+                json!([{"name": "c", "image": "i", "volumeMounts": [{"name": "v", "mountPath": "/v", "mountPropagation": "Bidirectional"}]}]),
+                "spec.containers[0].volumeMounts[0].mountPropagation",
+                "Forbidden: Bidirectional mount propagation is available only to privileged containers",
+            ),
+            (
+                "containers",
+                json!([{"name": "c", "image": "i", "volumeMounts": [{"name": "v", "mountPath": "/v", "mountPropagation": "Sideways"}]}]),
+                "spec.containers[0].volumeMounts[0].mountPropagation",
+                "Unsupported value: \"Sideways\": supported values: \"Bidirectional\", \"HostToContainer\", \"None\"",
+            ),
+            (
+                "containers",
+                json!([{"name": "c", "image": "i", "lifecycle": {"preStop": {"sleep": {"seconds": 31}}}}]),
+                "spec.containers[0].lifecycle.preStop.sleep",
+                "Invalid value: 31: must be non-negative and less than terminationGracePeriodSeconds (30)",
+            ),
+            (
+                "containers",
+                json!([{"name": "c", "image": "i", "securityContext": {"appArmorProfile": {"type": "Localhost"}}}]),
+                "spec.containers[0].securityContext.appArmorProfile.localhostProfile",
+                "Required value: must be set when AppArmor type is Localhost",
+            ),
+            (
+                "securityContext",
+                json!({"appArmorProfile": {"type": "RuntimeDefault", "localhostProfile": "x"}}),
+                "spec.securityContext.appArmorProfile.localhostProfile",
+                "Invalid value: \"x\": can only be set when AppArmor type is Localhost",
+            ),
+            (
+                "securityContext",
+                json!({"supplementalGroupsPolicy": "Some"}),
+                "spec.securityContext.supplementalGroupsPolicy",
+                "Unsupported value: \"Some\": supported values: \"Merge\", \"Strict\"",
+            ),
+            (
+                "securityContext",
+                json!({"fsGroupChangePolicy": "Some"}),
+                "spec.securityContext.fsGroupChangePolicy",
+                "Unsupported value: \"Some\": supported values: \"Always\", \"OnRootMismatch\"",
+            ),
+            (
+                "containers",
+                json!([{"name": "c", "image": "i", "resizePolicy": [{"resourceName": "disk", "restartPolicy": "NotRequired"}]}]),
+                "spec.containers[0].resizePolicy[0].resourceName",
+                "Unsupported value: \"disk\": supported values: \"cpu\", \"memory\"",
+            ),
+            (
+                "containers",
+                json!([{"name": "c", "image": "i", "volumeDevices": [{"name": "v", "devicePath": "/dev/x"}]}]),
+                "spec.containers[0].volumeDevices[0].name",
+                "Invalid value: \"v\": can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode",
+            ),
+            (
+                "containers",
+                json!([{"name": "c", "image": "i", "env": [{"name": "A", "valueFrom": {"resourceFieldRef": {"resource": "limits.gpu"}}}]}]),
+                "spec.containers[0].env[0].valueFrom.resourceFieldRef.resource",
+                "Unsupported value: \"limits.gpu\": supported values: \"limits.cpu\", \"limits.ephemeral-storage\", \"limits.memory\", \"requests.cpu\", \"requests.ephemeral-storage\", \"requests.memory\"",
             ),
             (
                 "tolerations",

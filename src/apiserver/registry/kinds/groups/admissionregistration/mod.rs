@@ -1,6 +1,20 @@
-//! Configurations of admission webhooks.
+//! Configurations of admission: webhooks here, policies and their bindings beside.
+
+mod bindings;
+mod expressions;
+mod policies;
+mod rules;
 
 use serde_json::{Value, json};
+
+pub use self::{
+    bindings::{MUTATING_BINDING, VALIDATING_BINDING},
+    policies::{MUTATING_POLICY, VALIDATING_POLICY},
+};
+use self::{
+    expressions::match_conditions,
+    rules::{Operations, default_rule, rule},
+};
 
 use crate::apiserver::registry::{
     Behaviour, Causes, PLAIN, Resource,
@@ -14,13 +28,24 @@ use crate::apiserver::registry::{
 };
 
 const GROUP: &str = "admissionregistration.k8s.io";
-const OPERATIONS: [&str; 5] = ["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
+const CATEGORIES: &[&str] = &["api-extensions"];
 /// The forms of AdmissionReview that this server speaks, best first.
 pub const REVIEW_VERSIONS: [&str; 2] = ["v1", "v1beta1"];
 
 /// Whether these are objects that no webhook may see: it could lock itself in.
 pub fn is_configuration(row: &Resource) -> bool {
     row.group == GROUP
+}
+
+/// Whether these are objects that no policy may judge, for the same reason.
+pub fn is_policy(row: &Resource) -> bool {
+    const PLURALS: [&str; 4] = [
+        VALIDATING_POLICY.plural,
+        VALIDATING_BINDING.plural,
+        MUTATING_POLICY.plural,
+        MUTATING_BINDING.plural,
+    ];
+    row.group == GROUP && PLURALS.contains(&row.plural)
 }
 
 const BEHAVIOUR: Behaviour = Behaviour {
@@ -32,6 +57,7 @@ const BEHAVIOUR: Behaviour = Behaviour {
 };
 
 pub const MUTATING: Resource = Resource {
+    categories: CATEGORIES,
     columns: &[count("Webhooks", |all| len(all, "webhooks").into()), AGE],
     behaviour: BEHAVIOUR,
     ..row::cluster(
@@ -45,6 +71,7 @@ pub const MUTATING: Resource = Resource {
 };
 
 pub const VALIDATING: Resource = Resource {
+    categories: CATEGORIES,
     columns: &[count("Webhooks", |all| len(all, "webhooks").into()), AGE],
     behaviour: BEHAVIOUR,
     ..row::cluster(
@@ -72,7 +99,7 @@ fn default(configuration: &mut Value) {
             default_to(hook, "clientConfig.service.port", 443);
         }
         for rule in items_mut(hook, "rules") {
-            default_text(rule, "scope", "*");
+            default_rule(rule);
         }
     }
 }
@@ -143,46 +170,19 @@ fn webhook(hook: &Value, path: &str, causes: &mut Causes) {
             "must include at least one of v1, v1beta1",
         );
     }
-    if !items(hook, "matchConditions").is_empty() {
-        causes.forbidden(
-            format!("{path}.matchConditions"),
-            "match conditions (CEL) are not supported by this server yet",
-        );
-    }
     for field in ["namespaceSelector", "objectSelector"] {
         selector::validate(&hook[field], &format!("{path}.{field}"), causes);
     }
     for (index, rule) in items(hook, "rules").iter().enumerate() {
-        one_rule(rule, &format!("{path}.rules[{index}]"), causes);
+        let path = format!("{path}.rules[{index}]");
+        self::rule(rule, &path, Operations::All, causes);
     }
     client_config(
         &hook["clientConfig"],
         &format!("{path}.clientConfig"),
         causes,
     );
-}
-
-fn one_rule(rule: &Value, path: &str, causes: &mut Causes) {
-    for field in ["operations", "apiGroups", "apiVersions", "resources"] {
-        let all = texts(rule, field);
-        if all.is_empty() {
-            causes.required(format!("{path}.{field}"), "");
-        }
-        if all.len() > 1 && all.contains(&"*") && field != "resources" {
-            causes.invalid(
-                format!("{path}.{field}"),
-                &all,
-                "if '*' is present, must not specify other values",
-            );
-        }
-    }
-    for operation in texts(rule, "operations") {
-        if !OPERATIONS.contains(&operation) {
-            causes.unsupported(format!("{path}.operations"), operation, &OPERATIONS);
-        }
-    }
-    let scopes = ["*", "Cluster", "Namespaced"];
-    one_of(rule, path, "scope", &scopes, causes);
+    match_conditions(hook, path, false, causes);
 }
 
 /// How a webhook is reached; also of conversion webhooks.
@@ -271,7 +271,7 @@ mod tests {
             (
                 "/webhooks/0/rules/0/operations",
                 json!(["GET"]),
-                "webhooks[0].rules[0].operations",
+                "webhooks[0].rules[0].operations[0]",
             ),
             (
                 "/webhooks/0/rules/0/apiGroups",
