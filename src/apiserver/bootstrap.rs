@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::{
     admission, authz,
-    objects::Named,
+    objects::{Lookup as _, Named},
     registry::{Resource, kinds, table},
     server::ApiServer,
     start::{Config, Error},
@@ -58,7 +58,7 @@ pub async fn write(
         "data": extension(authorities),
     }));
     if is_new {
-        objects.push(default_class());
+        objects.push(local_class(!has_default_class(server).await));
     }
     // All at once, so that the store syncs them together.
     let own = ensure_all(server, objects, Roles::Stay);
@@ -95,13 +95,25 @@ const LAST: Named<'static> = Named {
     name: "vetch-bootstrap",
 };
 
-/// What claims get that name no class: folders of the node that their pod goes to.
-fn default_class() -> Value {
+const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
+
+/// Whether a cluster from before has a default class already: the newest one would win.
+async fn has_default_class(server: &ApiServer) -> bool {
+    let classes = server.list("storageclasses.storage.k8s.io", "").await;
+    classes.iter().any(|class| {
+        class
+            .pointer("/metadata/annotations")
+            .is_some_and(|all| all[DEFAULT_CLASS] == "true")
+    })
+}
+
+/// Folders of the node that the claim's pod goes to. The default: what claims get that name no class.
+fn local_class(is_default: bool) -> Value {
     json!({
         "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
         "metadata": {
             "name": "local",
-            "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
+            "annotations": {DEFAULT_CLASS: is_default.to_string()},
         },
         "provisioner": "vetch.io/local",
         "reclaimPolicy": "Delete",

@@ -3,6 +3,9 @@
 //! A folder is made when the first pod comes that mounts the volume, and removed when the volume goes, if
 //! its policy says so: a finalizer holds the object until then. Nothing else is ever removed, neither
 //! what has no volume nor what lies elsewhere; whatever is mounted in a folder is not entered.
+//!
+//! Always true: a folder that was made and is missing is an error, never an empty volume. That it was made
+//! is recorded beside the folders' own folder, which may be a disk that is not mounted today.
 
 use std::{
     fs,
@@ -34,11 +37,27 @@ const AT_ONCE: usize = 2;
 /// Whoever runs in a pod may write; nobody else comes past the folder above.
 const MODE: u32 = 0o777;
 const MODE_ABOVE: u32 = 0o700;
+/// An empty file for each folder that was made, of the folder's name.
+const RECORDS: &str = "volumes-made";
 
-/// Makes the volume's folder unless it is there.
+fn record(folder: &Path) -> Option<PathBuf> {
+    let beside = folder.parent()?.parent()?.join(RECORDS);
+    Some(beside.join(folder.file_name()?))
+}
+
+/// Makes the volume's folder if nobody has yet.
 pub fn make(folder: &Path) -> Result<(), String> {
     let failed =
         |what: &str, error: std::io::Error| format!("{what} {}: {error}", folder.display());
+    let record = record(folder).ok_or_else(|| format!("{} is no place", folder.display()))?;
+    if record.exists()
+        && matches!(fs::symlink_metadata(folder), Err(error) if error.kind() == ErrorKind::NotFound)
+    {
+        return Err(format!(
+            "the folder {} of this volume is gone, and with it the data; make an empty one there to go on without",
+            folder.display()
+        ));
+    }
     if let Some(above) = folder.parent() {
         let mut builder = fs::DirBuilder::new();
         let made = builder.recursive(true).mode(MODE_ABOVE).create(above);
@@ -47,15 +66,44 @@ pub fn make(folder: &Path) -> Result<(), String> {
     match fs::DirBuilder::new().mode(MODE).create(folder) {
         // The umask took something away.
         Ok(()) => fs::set_permissions(folder, fs::Permissions::from_mode(MODE))
-            .map_err(|error| failed("set the mode of", error)),
+            .map_err(|error| failed("set the mode of", error))?,
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
             let found = fs::symlink_metadata(folder).map_err(|error| failed("find", error))?;
-            match found.is_dir() {
-                true => Ok(()),
-                false => Err(format!("{} is not a folder", folder.display())),
+            if !found.is_dir() {
+                return Err(format!("{} is not a folder", folder.display()));
             }
         }
-        Err(error) => Err(failed("create", error)),
+        Err(error) => return Err(failed("create", error)),
+    }
+    remember(&record).map_err(|error| format!("record {}: {error}", record.display()))
+}
+
+/// On disk before anybody writes into the folder.
+fn remember(record: &Path) -> std::io::Result<()> {
+    if record.exists() {
+        return Ok(());
+    }
+    let Some(above) = record.parent() else {
+        return Ok(());
+    };
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(MODE_ABOVE).create(above)?;
+    fs::File::create(record)?;
+    fs::File::open(above)?.sync_all()
+}
+
+/// Removes the folder and what is in it; one that is gone is fine.
+fn remove(folder: &Path) -> Result<(), String> {
+    let gone_is_fine = |path: &Path, done: std::io::Result<()>| match done {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(format!("remove {}: {error}", path.display()))
+        }
+        _ => Ok(()),
+    };
+    gone_is_fine(folder, files::remove_tree(folder))?;
+    match record(folder) {
+        Some(record) => gone_is_fine(&record, fs::remove_file(&record)),
+        None => Ok(()),
     }
 }
 
@@ -204,11 +252,7 @@ impl Remover {
 
     async fn remove(&self, volume: &PersistentVolume) -> Result<(), String> {
         let folder = place(volume, &self.folders)?;
-        let removing = tokio::task::spawn_blocking(move || match files::remove_tree(&folder) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(format!("remove {}: {error}", folder.display())),
-            Ok(()) => Ok(()),
-        });
+        let removing = tokio::task::spawn_blocking(move || remove(&folder));
         removing.await.map_err(|error| causes(&error))?
     }
 }
@@ -233,6 +277,15 @@ mod tests {
         make(&folder).unwrap();
         assert_eq!(mode(&folder), 0o700);
         assert!(folder.join("kept").exists());
+        // A disk that is not mounted is no empty volume.
+        fs::rename(dir.path().join("volumes"), dir.path().join("elsewhere")).unwrap();
+        assert!(make(&folder).unwrap_err().contains("is gone"));
+        fs::rename(dir.path().join("elsewhere"), dir.path().join("volumes")).unwrap();
+        make(&folder).unwrap();
+        remove(&folder).unwrap();
+        remove(&folder).unwrap();
+        make(&folder).unwrap();
+        assert!(!folder.join("kept").exists());
         let link = dir.path().join("volumes/pvc-l_n_c");
         std::os::unix::fs::symlink("/etc", &link).unwrap();
         assert!(make(&link).unwrap_err().contains("is not a folder"));

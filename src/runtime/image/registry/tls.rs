@@ -198,7 +198,11 @@ impl ServerCertVerifier for Anybody {
 pub fn is_no_tls(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut error = Some(error);
     while let Some(one) = error {
-        if let Some(io) = one.downcast_ref::<std::io::Error>() {
+        if let Some(mut io) = one.downcast_ref::<std::io::Error>() {
+            // The source of one within another is not the other, but what that comes from.
+            while let Some(inner) = io.get_ref().and_then(|inner| inner.downcast_ref()) {
+                io = inner;
+            }
             match io
                 .get_ref()
                 .and_then(|cause| cause.downcast_ref::<rustls::Error>())
