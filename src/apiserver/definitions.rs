@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -46,12 +46,55 @@ const PART: &str = "poststarthook/start-apiextensions-controllers";
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
+/// Requests that began with the rows of a definition as it was before a change may go on that long.
+const UNDER_WAY: Duration = Duration::from_secs(60);
+
 pub struct Keeper {
     server: Weak<ApiServer>,
-    /// Rows made, by the definition's uid, with the generation and names they were made of.
-    made: Mutex<HashMap<String, (String, Vec<&'static Resource>)>>,
+    /// What was read of each definition, by key: all but what is large.
+    read: Mutex<HashMap<Arc<str>, (Revision, Arc<Value>)>>,
+    /// Rows made, by the definition's uid.
+    made: Mutex<HashMap<String, Made>>,
     /// Definitions whose objects are being deleted, by uid, with why that did not work the last time.
     emptying: Mutex<HashMap<String, Option<String>>>,
+}
+
+/// The rows of one definition.
+#[derive(Default)]
+struct Made {
+    /// Generation and names that they were made of.
+    of: String,
+    rows: Vec<&'static Resource>,
+    /// Those of before, and when they were replaced.
+    former: Vec<(Instant, &'static Resource)>,
+}
+
+impl Made {
+    /// Lets go of what is large of rows that nobody may use any more.
+    fn tidy(&mut self, now: Instant) {
+        self.former.retain(|(since, row)| {
+            let late = now.saturating_duration_since(*since) >= UNDER_WAY;
+            if late {
+                retire(row);
+            }
+            !late
+        });
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        let former = self.former.iter().map(|(_, row)| row);
+        for row in self.rows.iter().chain(former) {
+            retire(row);
+        }
+    }
+}
+
+fn retire(row: &Resource) {
+    if let Some(custom) = row.custom {
+        custom.retire();
+    }
 }
 
 impl Keeper {
@@ -59,6 +102,7 @@ impl Keeper {
     pub async fn start(server: &Arc<ApiServer>, parts: &Parts) {
         let keeper = Arc::new(Self {
             server: Arc::downgrade(server),
+            read: Mutex::default(),
             made: Mutex::default(),
             emptying: Mutex::default(),
         });
@@ -75,33 +119,42 @@ impl Keeper {
     }
 
     async fn follow(self: Arc<Self>, mut changes: watch::Receiver<Revision>) {
-        while changes.changed().await.is_ok() {
-            let Some(server) = self.server.upgrade() else {
-                break;
-            };
-            self.refresh(&server).await;
+        loop {
+            let former = self.made().values().any(|made| !made.former.is_empty());
+            tokio::select! {
+                changed = changes.changed() => {
+                    let Some(server) = self.server.upgrade().filter(|_| changed.is_ok()) else {
+                        break;
+                    };
+                    self.refresh(&server).await;
+                }
+                () = tokio::time::sleep(UNDER_WAY), if former => {}
+            }
+            let now = Instant::now();
+            for made in self.made().values_mut() {
+                made.tidy(now);
+            }
         }
         std::future::pending().await // there is no server
     }
 
     async fn refresh(self: &Arc<Self>, server: &Arc<ApiServer>) {
-        let definitions = server.list(PLURAL, "").await;
+        server.cache.caught_up().await;
+        let stored = server.cache.kind(STORAGE);
+        let objects = stored.list(&cache::key(STORAGE, "", ""), "");
+        let definitions = self.read(&objects);
         let verdicts = judge(&definitions);
         let mut rows = Vec::new();
         let mut held = HashSet::new();
-        for definition in &definitions {
+        for (definition, object) in definitions.iter().zip(&objects) {
             let uid = text(definition, "metadata.uid").to_owned();
             let mut next = (**definition).clone();
             apply(&mut next, verdicts.get(&uid), self.failure(&uid).as_deref());
             if is_established(&next) {
-                rows.extend(self.rows(&uid, &next));
+                rows.extend(self.rows(&uid, &next, object));
             }
             held.insert(uid);
         }
-        self.made
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|uid, _| held.contains(uid));
         let same = {
             let before = server.rows.all();
             let custom: Vec<_> = before.iter().filter(|row| row.custom.is_some()).collect();
@@ -111,24 +164,15 @@ impl Keeper {
         if !same {
             server.rows.set(rows);
         }
+        self.forget(server, &held);
         for definition in &definitions {
             let name = text(definition, "metadata.name");
             let uid = text(definition, "metadata.uid");
             let verdict = verdicts.get(uid);
-            let change = |object: &mut Value| {
-                if text(object, "metadata.uid") == uid {
-                    apply(object, verdict, self.failure(uid).as_deref());
-                }
-                Ok(())
-            };
-            match server
-                .update(&own_user(), named(name, "status"), true, &change)
-                .await
-            {
-                Err(status) if status.reason != Reason::NotFound => {
-                    tracing::warn!(%status, name, "the definition's status is not written");
-                }
-                _ => {}
+            let mut next = (**definition).clone();
+            apply(&mut next, verdict, self.failure(uid).as_deref());
+            if next != **definition {
+                self.tell(server, name, uid, verdict).await;
             }
             if definition["metadata"]["deletionTimestamp"].is_string() {
                 self.clone().empty(name, definition);
@@ -136,22 +180,84 @@ impl Keeper {
         }
     }
 
-    /// The rows of one definition; those made before if nothing has changed.
-    fn rows(&self, uid: &str, definition: &Value) -> Vec<&'static Resource> {
-        let state = format!(
-            "{} {} {}",
-            definition["metadata"]["generation"],
-            definition["metadata"]["deletionTimestamp"],
-            definition["status"]["acceptedNames"]
-        );
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        match made.get(uid) {
-            Some((of, rows)) if *of == state => rows.clone(),
-            _ => {
-                let rows = custom::rows_of(definition);
-                made.insert(uid.to_owned(), (state, rows.clone()));
-                rows
+    /// Writes a definition's status.
+    async fn tell(&self, server: &ApiServer, name: &str, uid: &str, verdict: Option<&Verdict>) {
+        let change = |object: &mut Value| {
+            if text(object, "metadata.uid") == uid {
+                apply(object, verdict, self.failure(uid).as_deref());
             }
+            Ok(())
+        };
+        let told = server
+            .update(&own_user(), named(name, "status"), true, &change)
+            .await;
+        match told {
+            Err(status) if status.reason != Reason::NotFound => {
+                tracing::warn!(%status, name, "the definition's status is not written");
+            }
+            _ => {}
+        }
+    }
+
+    /// What is of interest here of each definition; parsed only if it has changed.
+    fn read(&self, objects: &[Arc<Object>]) -> Vec<Arc<Value>> {
+        let mut known = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = HashMap::with_capacity(objects.len());
+        let read = objects.iter().map(|object| {
+            let lean = match known.remove(&object.key) {
+                Some((revision, lean)) if revision == object.revision => lean,
+                _ => Arc::new(lean(&object.value())),
+            };
+            next.insert(object.key.clone(), (object.revision, lean.clone()));
+            lean
+        });
+        let read = read.collect();
+        *known = next;
+        read
+    }
+
+    fn made(&self) -> MutexGuard<'_, HashMap<String, Made>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The rows of one definition; those made before if nothing has changed. `lean`: as it will be.
+    fn rows(&self, uid: &str, lean: &Value, object: &Object) -> Vec<&'static Resource> {
+        let of = format!(
+            "{} {} {}",
+            lean["metadata"]["generation"],
+            lean["metadata"]["deletionTimestamp"],
+            lean["status"]["acceptedNames"]
+        );
+        let mut made = self.made();
+        let made = made.entry(uid.to_owned()).or_default();
+        if made.of != of {
+            let rows = custom::rows_of(&object.value(), &lean["status"]["acceptedNames"]);
+            let now = Instant::now();
+            let former = std::mem::replace(&mut made.rows, rows);
+            made.former.extend(former.into_iter().map(|row| (now, row)));
+            made.of = of;
+        }
+        made.rows.clone()
+    }
+
+    /// Lets go of all that belongs to definitions that are gone.
+    fn forget(&self, server: &ApiServer, held: &HashSet<String>) {
+        let mut made = self.made();
+        let mut storages: BTreeSet<&'static str> = BTreeSet::new();
+        made.retain(|uid, made| {
+            let stays = held.contains(uid);
+            if !stays {
+                storages.extend(made.rows.iter().map(|row| row.storage));
+            }
+            stays
+        });
+        for made in made.values() {
+            for row in &made.rows {
+                storages.remove(row.storage);
+            }
+        }
+        for storage in storages {
+            server.cache.forget_kind(storage);
         }
     }
 
@@ -216,7 +322,7 @@ impl Keeper {
 
 /// One pass, and the wait for what finalizers hold; an error says what stands in the way.
 async fn delete_all(server: &Arc<ApiServer>, name: &str, uid: &str) -> Result<(), String> {
-    if let Some(row) = row_of(server, name, uid).await {
+    if let Some((row, _made)) = row_of(server, name, uid).await {
         let kind = server.cache.kind(row.storage);
         let mut changes = kind.changes();
         loop {
@@ -257,16 +363,58 @@ async fn delete_all(server: &Arc<ApiServer>, name: &str, uid: &str) -> Result<()
     }
 }
 
-/// The row of a definition's objects, also if none of its versions is served.
-async fn row_of(server: &ApiServer, name: &str, uid: &str) -> Option<&'static Resource> {
+/// The row of a definition's objects, also if none of its versions is served: then it is made for this.
+async fn row_of(
+    server: &ApiServer,
+    name: &str,
+    uid: &str,
+) -> Option<(&'static Resource, Option<Made>)> {
     if let Some(row) = server.rows.by_plural(name) {
-        return Some(row);
+        return Some((row, None));
     }
     let definition = server.get(PLURAL, "", name).await?;
     if text(&definition, "metadata.uid") != uid || !is_established(&definition) {
         return None;
     }
-    custom::stored_row(&definition)
+    let row = custom::stored_row(&definition)?;
+    let mut made = Made::default();
+    made.rows.push(row);
+    Some((row, Some(made)))
+}
+
+/// A definition without what is large in it: schemas, annotations, who owns which field.
+fn lean(definition: &Value) -> Value {
+    let mut lean = json!({});
+    for part in ["spec", "status"] {
+        let Some(members) = definition[part].as_object() else {
+            continue;
+        };
+        let members = members.iter().filter(|(name, _)| *name != "versions");
+        let members = members.map(|(name, value)| (name.clone(), value.clone()));
+        lean[part] = Value::Object(members.collect());
+    }
+    let versions = items(definition, "spec.versions").iter();
+    let versions: Vec<Value> = versions
+        .map(|version| {
+            let kept =
+                ["name", "served", "storage"].map(|name| (name.to_owned(), version[name].clone()));
+            Value::Object(kept.into_iter().collect())
+        })
+        .collect();
+    lean["spec"]["versions"] = versions.into();
+    for name in [
+        "name",
+        "uid",
+        "generation",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "finalizers",
+    ] {
+        if let Some(value) = definition["metadata"].get(name) {
+            lean["metadata"][name] = value.clone();
+        }
+    }
+    lean
 }
 
 /// Asks for the end of every object, also of those after one that is refused.

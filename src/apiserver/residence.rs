@@ -44,7 +44,7 @@ pub async fn guards(
         let key = cache::key(DEFINITIONS, "", row.storage);
         let found = server.cache.kind(DEFINITIONS).get(&key);
         let value = found.as_ref().map(|found| found.value());
-        if let Some(status) = undefined(custom.definition, value.as_deref()) {
+        if let Some(status) = undefined(&custom.definition, value.as_deref()) {
             return Err(status);
         }
         guards.extend(found.map(|found| Guard {

@@ -83,7 +83,10 @@ impl Selector {
                 || row
                     .fields
                     .iter()
-                    .any(|field| field.label == requirement.label);
+                    .any(|field| field.label == requirement.label)
+                || row
+                    .custom
+                    .is_some_and(|custom| custom.selectable(&requirement.label).is_some());
             if !known {
                 return Err(Status::bad_request(format!(
                     "field label not supported: {}",
@@ -159,6 +162,7 @@ fn field_value(row: &Resource, value: &Value, label: &str) -> String {
             .iter()
             .find(|field| field.label == label)
             .map(|field| (field.value)(value))
+            .or_else(|| Some(row.custom?.selectable(label)?.value(value).into_owned()))
             .unwrap_or_default(),
     }
 }

@@ -10,7 +10,10 @@ use super::{
     metadata,
     patch::managed::{self, Manager},
     query::FieldValidation,
-    registry::{Causes, Resource, custom::schema},
+    registry::{
+        Causes, Resource,
+        custom::{self, schema},
+    },
     request::User,
     server::ApiServer,
     status::Status,
@@ -176,7 +179,10 @@ pub fn fit(row: &Resource, object: &mut Value) -> Result<Vec<String>, Status> {
     bounded(row, object)?;
     let (ty, mut unknown) = match row.custom {
         // Of a custom resource only the metadata has a type; the schema knows the rest.
-        Some(custom) => (None, schema::prune(&custom.schema, object)),
+        Some(custom) => {
+            let content = custom.content().ok_or_else(custom::gone)?;
+            (None, schema::prune(&content.schema, object))
+        }
         None => (Some(type_of(row)?), Vec::new()),
     };
     let holder = proto::schema()
@@ -206,8 +212,8 @@ pub fn fit(row: &Resource, object: &mut Value) -> Result<Vec<String>, Status> {
             let more = proto::prune(holder, metadata);
             unknown.extend(more.into_iter().map(|path| format!("metadata.{path}")));
             proto::normalize(holder, metadata);
-            if let Some(custom) = row.custom {
-                unknown.extend(schema::prune_embedded(&custom.schema, object));
+            if let Some(content) = row.custom.and_then(|custom| custom.content()) {
+                unknown.extend(schema::prune_embedded(&content.schema, object));
             }
         }
     }
@@ -389,7 +395,9 @@ impl ApiServer {
         let mut causes = Causes::default();
         metadata::validate(row, &object, &mut causes);
         added_finalizers(&object, &was, &mut causes);
-        row.validate(&object, &mut causes);
+        let part = writing.subresource.as_deref();
+        let told = row.validate_changed(&object, &was, part, &mut causes);
+        request.warnings.extend(told);
         if !causes.0.is_empty() && row.custom.is_none() {
             // What an older version of this program took, and nobody touches now, may stay.
             let mut before = Causes::default();
@@ -397,7 +405,7 @@ impl ApiServer {
             row.validate(&was, &mut before);
             causes.0.retain(|cause| !before.0.contains(cause));
         }
-        match writing.subresource.as_deref() {
+        match part {
             None => (row.behaviour.validate_update)(&object, &was, &mut causes),
             Some(part) => {
                 (row.behaviour.validate_subresource)(part, &object, &was, &mut causes);

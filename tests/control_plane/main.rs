@@ -2,6 +2,7 @@
 //! kubelet that only reports: what is created settles as users expect.
 
 mod collecting;
+mod custom;
 mod extending;
 mod field_validation;
 mod order;

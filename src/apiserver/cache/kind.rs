@@ -16,6 +16,8 @@ use crate::store::Revision;
 const KEPT: Duration = Duration::from_secs(300);
 /// Changes kept of a kind that changes rarely, however old they are.
 const LEAST: usize = 100;
+/// Bytes of memory of objects that only these hold, at most.
+const LEAST_BYTES: usize = 4 << 20;
 /// Changes kept at most.
 const MOST: usize = 4096;
 /// Bytes of memory of objects that only changes hold, at most.
@@ -44,7 +46,8 @@ impl State {
     fn forget(&mut self, now: Instant) {
         while let Some((came, oldest)) = self.history.front() {
             let count = self.history.len();
-            let old = now.saturating_duration_since(*came) > KEPT && count > LEAST;
+            let spare = count > LEAST || self.history_bytes > LEAST_BYTES;
+            let old = now.saturating_duration_since(*came) > KEPT && spare;
             if !old && count <= MOST && self.history_bytes <= MOST_BYTES {
                 break;
             }
@@ -247,6 +250,9 @@ mod tests {
         }
         let kept = 100 - (MOST_BYTES >> 21) as Revision;
         assert!(told(&kind, kept).is_none() && told(&kind, kept + 1).is_some());
+        // Old ones even if they are few.
+        kind.forget(Instant::now() + 2 * KEPT);
+        assert!(told(&kind, 96).is_none() && told(&kind, 99).is_some());
     }
 
     #[test]

@@ -108,6 +108,14 @@ impl Cache {
             .clone()
     }
 
+    /// Lets go of a kind that is not served any more and has no objects, with its history.
+    pub fn forget_kind(&self, storage: &str) {
+        let mut kinds = self.kinds.write().unwrap_or_else(PoisonError::into_inner);
+        if kinds.get(storage).is_some_and(|kind| kind.count() == 0) {
+            kinds.remove(storage);
+        }
+    }
+
     /// The revision that everything here is as of.
     pub fn revision(&self) -> Revision {
         *self.applied.borrow()

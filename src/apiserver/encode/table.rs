@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::apiserver::{
     cache::Object,
-    registry::{Column, Resource},
+    registry::{Column, Resource, custom::Custom},
     response::Page,
 };
 
@@ -35,7 +35,8 @@ fn table(row: &Resource, metadata: Value, rows: Vec<Value>) -> Value {
         columns.push(json!({"name": "Name", "type": "string", "format": "name", "priority": 0, "description": "Name of the object"}));
     }
     columns.extend(row.columns.iter().map(definition));
-    for column in row.custom.iter().flat_map(|custom| &custom.columns) {
+    let content = row.custom.and_then(Custom::content);
+    for column in content.iter().flat_map(|content| &content.columns) {
         columns.push(
             json!({"name": column.name, "type": column.kind, "format": column.format,
             "priority": column.priority, "description": column.description}),
@@ -63,7 +64,8 @@ pub(super) fn line(row: &Resource, object: &Object, include: Include) -> Value {
             .iter()
             .map(|column| (column.cell)(&object.value())),
     );
-    let custom = row.custom.iter().flat_map(|custom| &custom.columns);
+    let content = row.custom.and_then(Custom::content);
+    let custom = content.iter().flat_map(|content| &content.columns);
     cells.extend(custom.map(|column| column.cell(&object.value())));
     match include {
         Include::None => json!({"cells": cells}),

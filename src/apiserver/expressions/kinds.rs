@@ -16,7 +16,8 @@ use crate::{
 /// `None`: nothing is known of it that expressions could use.
 pub fn schema_of(row: &Resource) -> Option<Arc<Schema>> {
     if let Some(custom) = row.custom {
-        return Schema::from_json(&with_metadata(&custom.schema), row.kind, true);
+        let schema = custom.content()?.schema.to_value();
+        return Schema::from_json(&with_metadata(schema), row.kind, true);
     }
     let mut known = Known::default();
     proto::schema()
@@ -25,13 +26,12 @@ pub fn schema_of(row: &Resource) -> Option<Arc<Schema>> {
 }
 
 /// Schemas of custom resources say little of what every object has.
-fn with_metadata(schema: &Value) -> Value {
+fn with_metadata(mut schema: Value) -> Value {
     let text = || json!({"type": "string"});
     let time = || json!({"type": "string", "format": "date-time"});
     let pairs = || json!({"type": "object", "additionalProperties": {"type": "string"}});
     let number = || json!({"type": "integer"});
     let open = |schema: Value| json!({"type": "array", "items": schema});
-    let mut schema = schema.clone();
     if !schema["properties"].is_object() {
         schema["properties"] = json!({});
     }

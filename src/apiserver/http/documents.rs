@@ -53,6 +53,8 @@ impl Documents {
             .iter()
             .map(|byte| format!("{byte:02X}"))
             .collect();
+        // Those of before would only be made anew.
+        made.retain(|_, (of, ..)| *of == changes);
         made.insert(name.to_owned(), (changes, bytes.clone(), hash.clone()));
         (bytes, hash)
     }

@@ -59,6 +59,9 @@ pub fn v3_hash<R: Borrow<Resource>>(rows: &[R], group: &str, version: &str) -> S
             "\n{} {} {} {:?} {:?}",
             row.plural, row.kind, row.type_name, row.scope, row.verbs
         ));
+        if let Some(custom) = row.custom {
+            digest.update(format!(" {} {}", custom.definition, custom.made_of));
+        }
         for subresource in row.subresources {
             let part = part(row, subresource);
             digest.update(format!(

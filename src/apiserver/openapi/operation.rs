@@ -14,6 +14,8 @@ const MEDIA: &[&str] = &[
     "application/yaml",
     "application/vnd.kubernetes.protobuf",
 ];
+/// What custom resources are given in.
+const CUSTOM_MEDIA: &[&str] = &["application/json", "application/yaml"];
 
 /// What an operation does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +96,8 @@ pub(super) struct Operation<'a> {
     pub(super) object: &'a str,
     /// Type of the answer; `None`: text.
     pub(super) answer: Option<&'a str>,
+    /// Of a custom resource, which takes fewer forms of patches.
+    pub(super) custom: bool,
 }
 
 impl Operation<'_> {
@@ -114,7 +118,7 @@ impl Operation<'_> {
         let body = self.body(schemas);
         match form {
             Form::V2 => {
-                put("produces", json!(MEDIA));
+                put("produces", json!(self.media()));
                 put("consumes", self.consumes());
                 put("schemes", json!(["https"]));
                 if let Some(schema) = body {
@@ -150,17 +154,30 @@ impl Operation<'_> {
         Some(schemas.reference(name))
     }
 
+    fn media(&self) -> &'static [&'static str] {
+        if self.custom { CUSTOM_MEDIA } else { MEDIA }
+    }
+
+    /// The forms of patches that are taken: kubectl sends the first that it knows.
+    fn patches(&self) -> Vec<&'static str> {
+        let served = PatchType::SERVED.into_iter();
+        let taken = served.filter(|one| !self.custom || *one != PatchType::Strategic);
+        taken.map(PatchType::content_type).collect()
+    }
+
     fn consumes(&self) -> Value {
         match self.action {
-            Action::Patch => json!(PatchType::SERVED.map(PatchType::content_type)),
+            Action::Patch => json!(self.patches()),
+            _ if self.custom => json!(CUSTOM_MEDIA),
             _ => json!(["*/*"]),
         }
     }
 
     fn content(&self, schema: &Value) -> Value {
-        let media: &[&str] = match self.action {
-            Action::Patch => &PatchType::SERVED.map(PatchType::content_type),
-            _ => &["*/*"],
+        let media = match self.action {
+            Action::Patch => self.patches(),
+            _ if self.custom => CUSTOM_MEDIA.to_vec(),
+            _ => vec!["*/*"],
         };
         let each = media
             .iter()
@@ -177,7 +194,7 @@ impl Operation<'_> {
             Form::V2 => json!({"description": text, "schema": schema}),
             Form::V3 => {
                 let media: &[&str] = if self.answer.is_some() {
-                    MEDIA
+                    self.media()
                 } else {
                     &["*/*"]
                 };

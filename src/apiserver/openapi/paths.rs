@@ -74,6 +74,7 @@ impl Path<'_, '_> {
                 kind: (row.group, row.version, row.kind),
                 object: row.type_name,
                 answer: Some(answer),
+                custom: row.custom.is_some(),
             },
         );
     }
@@ -109,6 +110,7 @@ impl Path<'_, '_> {
                     kind: (part.group, part.version, part.kind),
                     object: &object,
                     answer: (!text).then_some(object.as_str()),
+                    custom: row.custom.is_some(),
                 },
             );
         }

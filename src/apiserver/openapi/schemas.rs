@@ -148,13 +148,21 @@ impl<'a> Schemas<'a> {
             return list.as_object().cloned();
         }
         let custom = kinds.custom.get(name)?.custom?;
-        let free = custom.schema["x-kubernetes-preserve-unknown-fields"] == true;
+        let document = custom.content()?.document();
+        let free = document["x-kubernetes-preserve-unknown-fields"] == true;
         let mut schema = match self.form {
             // Clients that check with version 2 would refuse what is not named.
             Form::V2 if free => return json!({"type": "object"}).as_object().cloned(),
-            Form::V2 => schema::for_v2(&custom.schema),
-            Form::V3 => custom.schema.clone(),
+            Form::V2 => schema::for_v2(&document),
+            Form::V3 => document,
         };
+        if !custom.selectable.is_empty() {
+            let fields = custom.selectable.iter();
+            let fields: Value = fields
+                .map(|field| json!({"fieldPath": field.label}))
+                .collect();
+            schema["x-kubernetes-selectable-fields"] = fields;
+        }
         let metadata = self.reference(&format!("{META}.ObjectMeta"));
         let metadata = match self.form {
             Form::V2 => {

@@ -157,6 +157,27 @@ impl Schema {
         })
     }
 
+    /// The schema of the items of a list, or of the values of a map.
+    pub fn elements(&self) -> Option<&Arc<Schema>> {
+        match &self.shape {
+            Shape::List { items, .. } => Some(items),
+            Shape::Map(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    /// The schema of a property by its name in JSON. `None`: expressions have no name for it;
+    /// `Some(None)`: they do not see it.
+    pub fn member(&self, json: &str) -> Option<Option<&Arc<Schema>>> {
+        let name = escape(json)?;
+        let Shape::Object(object) = &self.shape else {
+            return Some(None);
+        };
+        let property = object.property(&name);
+        let schema = property.map(|property| &property.schema);
+        Some(schema.filter(|schema| !matches!(schema.shape, Shape::Unseen)))
+    }
+
     /// The schema behind one step of a path: a field, `@items`, `@values` or `@keys`.
     pub(crate) fn step(&self, name: &str) -> Option<Step<'_>> {
         match (&self.shape, name) {

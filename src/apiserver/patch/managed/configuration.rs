@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::{
+    content,
     node::{atomics, merge},
     root,
 };
@@ -21,13 +22,15 @@ pub fn configured(
     if let Some(path) = unknown.first() {
         return Err(format!("{TYPED}: .{path}: field not declared in schema"));
     }
+    let content = content(row);
+    let node = root(row, content.as_deref());
     let mut whole = Vec::new();
-    atomics(root(row), &configuration, "", &mut whole);
+    atomics(node, &configuration, "", &mut whole);
     if !whole.is_empty() {
         let all = whole.join(", ");
         return Err(format!(
             "invalid ApplyConfiguration: may not mutate atomic arrays, maps or structs: {all}"
         ));
     }
-    Ok(merge(root(row), live, &configuration))
+    Ok(merge(node, live, &configuration))
 }

@@ -12,7 +12,7 @@ use super::{
     node::{Node, step_of_item, step_of_value},
     set::readable,
 };
-use crate::apiserver::registry::Resource;
+use crate::apiserver::registry::{Resource, custom::schema::Tree};
 
 /// Faults named at most.
 const MAX_NAMED: usize = 100;
@@ -23,7 +23,11 @@ const MAX_PATH: usize = 1024;
 pub fn faults(row: &Resource, config: &Value) -> Vec<String> {
     let mut found = Found::default();
     match row.custom {
-        Some(custom) => found.schema(&custom.schema, config, true),
+        Some(custom) => {
+            if let Some(content) = custom.content() {
+                found.schema(&content.schema, config, true);
+            }
+        }
         None => {
             if let Some(ty) = proto::schema().get(row.type_name) {
                 found.of_type(ty, config);
@@ -107,7 +111,7 @@ impl Found {
         }
     }
 
-    fn schema(&mut self, schema: &Value, value: &Value, root: bool) {
+    fn schema(&mut self, schema: &Tree, value: &Value, root: bool) {
         match value {
             Value::Object(map) => self.members(schema, map, root),
             Value::Array(items) => {
@@ -116,8 +120,7 @@ impl Found {
                     Some("set") => ListType::Set,
                     _ => ListType::Unset,
                 };
-                let keys = schema["x-kubernetes-list-map-keys"].as_array();
-                let keys = keys.into_iter().flatten().filter_map(Value::as_str);
+                let keys = schema.texts("x-kubernetes-list-map-keys");
                 let keys: Vec<String> = keys.map(str::to_owned).collect();
                 let inner = &schema["items"];
                 let steps = self.steps(list, &keys, Node::Schema(inner), items);
@@ -129,7 +132,7 @@ impl Found {
         }
     }
 
-    fn members(&mut self, schema: &Value, map: &Map<String, Value>, root: bool) {
+    fn members(&mut self, schema: &Tree, map: &Map<String, Value>, root: bool) {
         let whole = root || schema["x-kubernetes-embedded-resource"] == true;
         // Without either, nothing is declared and anything may stand there.
         let open = schema["x-kubernetes-preserve-unknown-fields"] == true
@@ -304,7 +307,7 @@ mod tests {
             ),
         ] {
             let mut found = Found::default();
-            found.schema(&schema, &object, true);
+            found.schema(&Tree::schema(&schema), &object, true);
             assert_eq!(found.faults, want, "{object}");
         }
     }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Difference, conflict::Conflict, difference, fields, root, set::Set, strip};
+use super::{Difference, conflict::Conflict, content, difference, fields, root, set::Set, strip};
 use crate::apiserver::{registry::Resource, write::api_version};
 
 /// The one whose annotation counts.
@@ -31,7 +31,8 @@ fn allowed(row: &Resource, live: &Value) -> Option<Set> {
     if !last.is_object() || last["apiVersion"] != api_version(row) {
         return None;
     }
-    let mut set = fields(root(row), &last);
+    let content = content(row);
+    let mut set = fields(root(row, content.as_deref()), &last);
     strip(row, "", &mut set);
     let Difference { changed, removed } = difference(row, "", &last, live);
     Some(set.minus(&changed).minus(&removed))

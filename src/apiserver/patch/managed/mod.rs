@@ -27,7 +27,10 @@ use self::{
 };
 use crate::apiserver::{
     metadata,
-    registry::{Resource, Subresource},
+    registry::{
+        Resource, Subresource,
+        custom::{Content, Custom},
+    },
     status::Status,
     write::api_version,
 };
@@ -72,9 +75,16 @@ fn write(object: &mut Value, entries: Vec<Entry>) {
     };
 }
 
-fn root(row: &Resource) -> Node<'static> {
-    match row.custom {
-        Some(custom) => Node::Root(&custom.schema),
+/// What is known of a custom resource.
+fn content(row: &Resource) -> Option<std::sync::Arc<Content>> {
+    row.custom.and_then(Custom::content)
+}
+
+/// `content`: of a custom resource.
+fn root<'a>(row: &Resource, content: Option<&'a Content>) -> Node<'a> {
+    match content {
+        Some(content) => Node::Root(&content.schema),
+        None if row.custom.is_some() => Node::Unknown,
         None => proto::schema()
             .get(row.type_name)
             .map_or(Node::Unknown, Node::Type),
@@ -110,7 +120,8 @@ fn strip(row: &Resource, subresource: &str, set: &mut Set) {
 
 /// What changed and is gone, as far as the endpoint writes it.
 fn difference(row: &Resource, subresource: &str, old: &Value, new: &Value) -> Difference {
-    let mut found = compare(root(row), old, new);
+    let content = content(row);
+    let mut found = compare(root(row, content.as_deref()), old, new);
     strip(row, subresource, &mut found.changed);
     strip(row, subresource, &mut found.removed);
     found
@@ -256,7 +267,8 @@ fn applied(
     manager: Manager<'_>,
     force: bool,
 ) -> Result<Value, Vec<Conflict>> {
-    let node = root(row);
+    let content = content(row);
+    let node = root(row, content.as_deref());
     let mut owned = fields(node, config);
     strip(row, manager.subresource, &mut owned);
     let own = manager.owner(row, Operation::Apply);

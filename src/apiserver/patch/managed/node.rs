@@ -11,6 +11,7 @@ use proto::{Field, ListType, Shape, Type};
 use serde_json::{Map, Value, json};
 
 use super::set::Set;
+use crate::apiserver::registry::custom::schema::Tree;
 
 /// What is known of a place in an object.
 #[derive(Clone, Copy)]
@@ -19,9 +20,9 @@ pub enum Node<'a> {
     Field(&'static Field),
     Element(&'static Shape),
     /// A custom resource's schema.
-    Schema(&'a Value),
+    Schema(&'a Tree),
     /// The root of a custom resource: its metadata is everyone's.
-    Root(&'a Value),
+    Root(&'a Tree),
     Unknown,
 }
 
@@ -116,7 +117,7 @@ impl<'a> Node<'a> {
                 .and_then(|ty| ty.field(key))
                 .and_then(|field| serde_json::from_str(field.default).ok())
                 .unwrap_or(Value::Null),
-            Self::Schema(schema) => schema["properties"][key]["default"].clone(),
+            Self::Schema(schema) => schema["properties"][key]["default"].to_value(),
             _ => Value::Null,
         }
     }
@@ -147,7 +148,7 @@ fn of_shape(shape: &'static Shape, list: ListType, keys: &'static [&'static str]
     }
 }
 
-fn of_schema(schema: &Value) -> Kind<'_> {
+fn of_schema(schema: &Tree) -> Kind<'_> {
     if schema["x-kubernetes-map-type"] == "atomic" {
         return Kind::Whole;
     }
@@ -159,8 +160,7 @@ fn of_schema(schema: &Value) -> Kind<'_> {
     ) {
         ("object", _) => Kind::Members(Node::Schema(schema)),
         ("array", "map") => {
-            let keys = schema["x-kubernetes-list-map-keys"].as_array();
-            let keys = keys.into_iter().flatten().filter_map(Value::as_str);
+            let keys = schema.texts("x-kubernetes-list-map-keys");
             Kind::Items(
                 keys.map(str::to_owned).collect(),
                 Node::Schema(&schema["items"]),

@@ -1,27 +1,35 @@
 //! Custom resources: rows made at run time from their definitions.
 //!
-//! `convert.rs` asks webhooks, `schema/` prunes, defaults and validates, `path.rs` reads printer columns, `rows.rs` holds
-//! the rows that are served now. A row lives as long as the process: a definition that changes
-//! leaves its former rows behind (some kilobytes each), so that requests under way keep theirs.
+//! `content.rs` is what a version is, `convert.rs` asks webhooks, `definition/` checks definitions,
+//! `schema/` prunes, defaults and validates, `rules/` evaluates validation rules, `path.rs` reads printer
+//! columns, `rows.rs` holds the rows that are served now. A row's names live as long as the process (about
+//! a kilobyte for each change of a definition), so that requests under way keep theirs; what is large
+//! goes with the definition.
 
+mod content;
 pub mod convert;
+pub mod definition;
 pub mod path;
 mod rows;
+pub mod rules;
 pub mod schema;
 
 use std::{
+    collections::HashSet,
     hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use self::convert::Converter;
-pub use self::rows::Rows;
+pub use self::{
+    content::{Content, Custom, PrinterColumn, SelectableField},
+    rows::Rows,
+};
 use super::{
     Behaviour, Causes, PLAIN, Resource, ScalePaths, Scope, StatusMetadata, Subresource,
     kinds::{
-        cells,
         row::{self, NO_COLLECTION_DELETE},
         value::{flag, items, text, texts},
     },
@@ -29,60 +37,56 @@ use super::{
 use crate::apiserver::{
     cache::Object,
     objects::Lookup,
-    status::{Reason, Status, qualified},
+    status::{CauseType, Reason, Status, qualified},
 };
 
-/// What a row of a custom resource has besides.
-#[derive(Debug)]
-pub struct Custom {
-    /// The uid of the definition.
-    pub definition: &'static str,
-    /// Stands for what the definition said when the row was made.
-    pub made_of: u64,
-    pub list_kind: &'static str,
-    /// The schema of this version.
-    pub schema: Value,
-    pub columns: Vec<PrinterColumn>,
-    /// `group/version` of objects that are stored now; older ones may have another.
-    stored_as: String,
-    /// Absent: versions differ in nothing but their names.
-    converter: Option<Arc<Converter>>,
-}
-
-#[derive(Debug)]
-pub struct PrinterColumn {
-    pub name: String,
-    /// `integer`, `number`, `string`, `boolean` or `date`.
-    pub kind: String,
-    pub format: String,
-    pub description: String,
-    pub priority: i64,
-    path: String,
-}
-
-impl PrinterColumn {
-    pub fn cell(&self, object: &Value) -> Value {
-        let Some(found) = path::find(object, &self.path) else {
-            return Value::Null;
-        };
-        match (self.kind.as_str(), &found) {
-            ("date", Value::String(time)) => cells::since_time(time, jiff::Timestamp::now()).into(),
-            ("integer", Value::Number(_))
-            | ("number", Value::Number(_))
-            | ("boolean", Value::Bool(_)) => found,
-            ("string", Value::String(_)) => found,
-            ("string", other) => other.to_string().into(),
-            _ => Value::Null,
-        }
-    }
+/// For who holds a row whose definition has gone, or says something else by now.
+pub fn gone() -> Status {
+    let message = "the server could not find the requested resource";
+    Status::new(Reason::NotFound, message)
 }
 
 impl Custom {
     /// The form in which objects are stored.
     pub async fn to_stored(&self, lookup: &dyn Lookup, object: Value) -> Result<Value, Status> {
-        self.convert_one(lookup, &self.stored_as, object).await
+        let content = self.content().ok_or_else(gone)?;
+        content
+            .convert_one(lookup, &content.stored_as, object)
+            .await
     }
 
+    /// Objects from the store in the form of this version; a webhook is asked once for all.
+    pub async fn shown_all(
+        &self,
+        lookup: &dyn Lookup,
+        row: &Resource,
+        mut objects: Vec<Arc<Object>>,
+    ) -> Result<Vec<Arc<Object>>, Status> {
+        let content = self.content().ok_or_else(gone)?;
+        let version = format!("{}/{}", row.group, row.version);
+        let foreign = |object: &Arc<Object>| text(&object.value(), "apiVersion") != version;
+        if let Some(converter) = &content.converter {
+            let values: Vec<Value> = objects
+                .iter()
+                .filter(|object| foreign(object))
+                .map(|object| (*object.value()).clone())
+                .collect();
+            if !values.is_empty() {
+                let made = converter.convert(lookup, &version, values).await?;
+                let places = objects.iter_mut().filter(|object| foreign(object));
+                for (place, value) in places.zip(made) {
+                    *place = Arc::new(place.converted(value));
+                }
+            }
+        }
+        Ok(objects
+            .into_iter()
+            .map(|object| content.shown(&version, object))
+            .collect())
+    }
+}
+
+impl Content {
     async fn convert_one(
         &self,
         lookup: &dyn Lookup,
@@ -105,39 +109,10 @@ impl Custom {
         }
     }
 
-    /// Objects from the store in the form of this version; a webhook is asked once for all.
-    pub async fn shown_all(
-        &self,
-        lookup: &dyn Lookup,
-        row: &Resource,
-        mut objects: Vec<Arc<Object>>,
-    ) -> Result<Vec<Arc<Object>>, Status> {
-        let version = format!("{}/{}", row.group, row.version);
-        let foreign = |object: &Arc<Object>| text(&object.value(), "apiVersion") != version;
-        if let Some(converter) = &self.converter {
-            let values: Vec<Value> = objects
-                .iter()
-                .filter(|object| foreign(object))
-                .map(|object| (*object.value()).clone())
-                .collect();
-            if !values.is_empty() {
-                let made = converter.convert(lookup, &version, values).await?;
-                let places = objects.iter_mut().filter(|object| foreign(object));
-                for (place, value) in places.zip(made) {
-                    *place = Arc::new(place.converted(value));
-                }
-            }
-        }
-        Ok(objects
-            .into_iter()
-            .map(|object| self.shown(row, object))
-            .collect())
-    }
-
     /// Pruned and defaulted anew, since its definition may have changed since it was written.
-    fn shown(&self, row: &Resource, object: Arc<Object>) -> Arc<Object> {
+    fn shown(&self, version: &str, object: Arc<Object>) -> Arc<Object> {
         let mut value = (*object.value()).clone();
-        value["apiVersion"] = format!("{}/{}", row.group, row.version).into();
+        value["apiVersion"] = version.into();
         schema::prune(&self.schema, &mut value);
         if let Err(error) = schema::default(&self.schema, &mut value) {
             // It was stored when its definition had other defaults; hiding it would hide it from
@@ -149,13 +124,101 @@ impl Custom {
             false => Arc::new(object.converted(value)),
         }
     }
+
+    /// `old`: of an update; `part`: its subresource.
+    fn validate(
+        &self,
+        row: &Resource,
+        object: &Value,
+        old: Option<&Value>,
+        part: Option<&str>,
+        causes: &mut Causes,
+    ) -> Vec<String> {
+        let schema = &self.schema;
+        match part {
+            Some("status") => {
+                let own = &schema["properties"]["status"];
+                if let Some(status) = object.get("status").filter(|_| own.is_object()) {
+                    let old = old.and_then(|old| old.get("status"));
+                    schema::check(own, status, old, "status", causes);
+                }
+            }
+            _ => {
+                schema::validate(schema, object, old, causes);
+                schema::embedded(schema, object, "", causes);
+            }
+        }
+        scale(row, object, part, causes);
+        let had_duplicates =
+            old.is_some_and(|old| !causes.probe(|inner| schema::unique(schema, old, "", inner)));
+        if !had_duplicates {
+            schema::unique(schema, object, "", causes);
+        }
+        let Some(rules) = self.rules() else {
+            return Vec::new();
+        };
+        // Rules may count on what the schema says.
+        if causes.0.iter().any(|cause| blocks(cause.reason)) {
+            let message = "Invalid value: \"null\": some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
+            causes.push(CauseType::FieldValueInvalid, "<nil>", message.to_owned());
+            return Vec::new();
+        }
+        rules::evaluate(rules, schema, object, old, causes)
+    }
+}
+
+fn blocks(reason: CauseType) -> bool {
+    use CauseType::*;
+    matches!(
+        reason,
+        FieldValueNotSupported
+            | FieldValueRequired
+            | FieldValueTooLong
+            | FieldValueTooMany
+            | FieldValueTypeInvalid
+    )
+}
+
+/// The numbers that the scale subresource shows are small and not negative.
+fn scale(row: &Resource, object: &Value, part: Option<&str>, causes: &mut Causes) {
+    let scales = row.subresources.iter().find_map(|one| match one {
+        Subresource::Scale(paths) => Some(paths),
+        _ => None,
+    });
+    let Some(paths) = scales else {
+        return;
+    };
+    for (pointer, of_spec) in [(paths.spec_replicas, true), (paths.status_replicas, false)] {
+        if of_spec && part == Some("status") {
+            continue;
+        }
+        let Some(value) = object.pointer(pointer).filter(|value| !value.is_null()) else {
+            continue;
+        };
+        let path = pointer.replace('/', ".");
+        match value.as_i64() {
+            Some(number) if number < 0 => {
+                causes.invalid(path, number, "should be a non-negative integer");
+            }
+            Some(number) if number > i64::from(i32::MAX) => {
+                let detail = format!("should be less than or equal to {}", i32::MAX);
+                causes.invalid(path, number, &detail);
+            }
+            Some(_) => {}
+            None => {
+                let detail = format!("{path} accessor error: {value} is not an integer");
+                causes.invalid(path, 0, &detail);
+            }
+        }
+    }
 }
 
 impl Resource {
     pub fn default_values(&self, object: &mut Value) -> Result<(), Status> {
         (self.behaviour.default)(object);
         if let Some(custom) = self.custom {
-            schema::default(&custom.schema, object).map_err(|error| {
+            let content = custom.content().ok_or_else(gone)?;
+            schema::default(&content.schema, object).map_err(|error| {
                 let what = format!("Request entity too large: {error}");
                 Status::new(Reason::RequestEntityTooLarge, what)
             })?;
@@ -179,8 +242,39 @@ impl Resource {
 
     pub fn validate(&self, object: &Value, causes: &mut Causes) {
         (self.behaviour.validate)(object, causes);
-        if let Some(custom) = self.custom {
-            schema::validate(&custom.schema, object, causes);
+        (self.behaviour.validate_new)(object, causes);
+        self.validate_custom(object, None, None, causes);
+    }
+
+    /// As [`Resource::validate`], of an update through the object's main endpoint or `part`: what has
+    /// not changed may be as a new object may not. Answers with warnings.
+    pub fn validate_changed(
+        &self,
+        object: &Value,
+        old: &Value,
+        part: Option<&str>,
+        causes: &mut Causes,
+    ) -> Vec<String> {
+        (self.behaviour.validate)(object, causes);
+        self.validate_custom(object, Some(old), part, causes)
+    }
+
+    fn validate_custom(
+        &self,
+        object: &Value,
+        old: Option<&Value>,
+        part: Option<&str>,
+        causes: &mut Causes,
+    ) -> Vec<String> {
+        let Some(custom) = self.custom else {
+            return Vec::new();
+        };
+        match custom.content() {
+            Some(content) => content.validate(self, object, old, part, causes),
+            None => {
+                causes.forbidden("", "the definition of this resource has changed meanwhile");
+                Vec::new()
+            }
         }
     }
 }
@@ -195,7 +289,8 @@ pub async fn converted(
     let mut object = object.clone();
     if let Some(custom) = to.custom {
         let version = format!("{}/{}", to.group, to.version);
-        return custom.convert_one(lookup, &version, object).await;
+        let content = custom.content().ok_or_else(gone)?;
+        return content.convert_one(lookup, &version, object).await;
     }
     if let Some(convert) = from.convert {
         (convert.to_stored)(&mut object);
@@ -206,8 +301,16 @@ pub async fn converted(
     Ok(object)
 }
 
+/// A text that stays; the same one is kept once, however often its definition comes and goes.
 fn leak(text: &str) -> &'static str {
-    Box::leak(text.to_owned().into_boxed_str())
+    static KEPT: LazyLock<Mutex<HashSet<&'static str>>> = LazyLock::new(Mutex::default);
+    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = kept.get(text) {
+        return known;
+    }
+    let made: &'static str = Box::leak(text.to_owned().into_boxed_str());
+    kept.insert(made);
+    made
 }
 
 fn leak_all(texts: Vec<&str>) -> &'static [&'static str] {
@@ -221,8 +324,8 @@ fn type_name(group: &str, version: &str, kind: &str) -> String {
     format!("{}.{version}.{kind}", parts.join("."))
 }
 
-/// The rows of a definition whose names are accepted, a row for each served version.
-pub fn rows_of(definition: &Value) -> Vec<&'static Resource> {
+/// The rows of a definition with its accepted names, a row for each served version.
+pub fn rows_of(definition: &Value, names: &Value) -> Vec<&'static Resource> {
     let spec = &definition["spec"];
     let group = leak(text(spec, "group"));
     let versions = items(spec, "versions");
@@ -232,12 +335,11 @@ pub fn rows_of(definition: &Value) -> Vec<&'static Resource> {
         .map_or("", |version| text(version, "name"));
     let converter = Converter::new(definition).map(Arc::new);
     let stored_as = format!("{group}/{stored}");
-    let names = &definition["status"]["acceptedNames"];
     let plural = leak(text(names, "plural"));
     let storage = leak(&qualified(group, plural));
     let kind = leak(text(names, "kind"));
     let list_kind = leak(text(names, "listKind"));
-    let uid = leak(text(definition, "metadata.uid"));
+    let uid = text(definition, "metadata.uid");
     let made_of = {
         let mut hasher = DefaultHasher::new();
         (spec.to_string(), names.to_string()).hash(&mut hasher);
@@ -258,21 +360,8 @@ pub fn rows_of(definition: &Value) -> Vec<&'static Resource> {
     served
         .map(|version| {
             let name = leak(text(version, "name"));
-            let schema = version["schema"]["openAPIV3Schema"].clone();
-            let schema = if schema.is_object() {
-                schema
-            } else {
-                schema::anything()
-            };
-            let custom = Custom {
-                definition: uid,
-                made_of,
-                list_kind,
-                schema,
-                columns: columns(version),
-                stored_as: stored_as.clone(),
-                converter: converter.clone(),
-            };
+            let content = Content::new(version, stored_as.clone(), converter.clone());
+            let custom = Custom::new(uid, made_of, list_kind, version, content);
             let made: &'static Resource = Box::leak(Box::new(Resource {
                 scope: match text(spec, "scope") {
                     "Cluster" => Scope::Cluster,
@@ -313,28 +402,9 @@ pub fn stored_row(definition: &Value) -> Option<&'static Resource> {
     for version in versions {
         version["served"] = version["storage"].clone();
     }
-    rows_of(&definition).into_iter().next()
-}
-
-fn columns(version: &Value) -> Vec<PrinterColumn> {
-    let own = items(version, "additionalPrinterColumns");
-    let age = json!({"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp",
-        "description": "CreationTimestamp is a timestamp representing the server time when this object was created."});
-    let all = if own.is_empty() {
-        std::slice::from_ref(&age)
-    } else {
-        own
-    };
-    all.iter()
-        .map(|column| PrinterColumn {
-            name: text(column, "name").to_owned(),
-            kind: text(column, "type").to_owned(),
-            format: text(column, "format").to_owned(),
-            description: text(column, "description").to_owned(),
-            priority: column["priority"].as_i64().unwrap_or(0),
-            path: text(column, "jsonPath").to_owned(),
-        })
-        .collect()
+    rows_of(&definition, &definition["status"]["acceptedNames"])
+        .into_iter()
+        .next()
 }
 
 fn subresources(version: &Value) -> &'static [Subresource] {
@@ -357,6 +427,8 @@ fn subresources(version: &Value) -> &'static [Subresource] {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -368,7 +440,7 @@ mod tests {
                     "additionalPrinterColumns": [{"name": "N", "type": "integer", "jsonPath": ".spec.n"}]},
                 {"name": "v0", "served": false, "storage": false},
             ]}, "status": {"acceptedNames": {"plural": "tabs", "kind": "Tab", "listKind": "TabList", "singular": "tab"}}});
-        let rows = rows_of(&definition);
+        let rows = rows_of(&definition, &definition["status"]["acceptedNames"]);
         let [row] = rows.as_slice() else {
             panic!("one served version")
         };
@@ -380,7 +452,10 @@ mod tests {
         let Some(custom) = row.custom else {
             panic!("custom")
         };
-        assert_eq!(custom.columns[0].cell(&json!({"spec": {"n": 3}})), 3);
-        assert_eq!(custom.columns[0].cell(&json!({})), Value::Null);
+        let content = custom.content().expect("it is served");
+        assert_eq!(content.columns[0].cell(&json!({"spec": {"n": 3}})), 3);
+        assert_eq!(content.columns[0].cell(&json!({})), Value::Null);
+        custom.retire();
+        assert!(custom.content().is_none());
     }
 }

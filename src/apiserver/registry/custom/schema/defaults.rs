@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::is;
+use super::{Tree, is};
 
 /// Memory that defaults may add to one object: much more than can be stored.
 pub(super) const MAX_DEFAULTED: usize = 16 << 20;
@@ -12,35 +12,64 @@ pub(super) const MAX_DEFAULTED: usize = 16 << 20;
 #[error("its defaults add more than {MAX_DEFAULTED} bytes to it")]
 pub struct TooLarge;
 
-/// Fills in what is absent, also a `null` that may not be there. Idempotent. On error the object
-/// has some of its defaults.
-pub fn default(schema: &Value, value: &mut Value) -> Result<(), TooLarge> {
+/// Fills in what is absent, also a `null` that may not be there; one without a default goes. Idempotent. On error the object has some of its defaults.
+pub fn default(schema: &Tree, value: &mut Value) -> Result<(), TooLarge> {
     let mut left = MAX_DEFAULTED;
+    drop_nulls(schema, value);
     fill(schema, value, &mut left)
 }
 
-fn fill(schema: &Value, value: &mut Value, left: &mut usize) -> Result<(), TooLarge> {
+/// Takes away each `null` that may not be there and has no default, as the original does before it
+/// fills in defaults.
+fn drop_nulls(schema: &Tree, value: &mut Value) {
+    match value {
+        Value::Object(map) => map.retain(|name, member| {
+            let own = &schema["properties"][name.as_str()];
+            let inner = match own.is_object() {
+                true => own,
+                false => &schema["additionalProperties"],
+            };
+            if !inner.is_object() {
+                return true;
+            }
+            drop_nulls(inner, member);
+            !member.is_null() || is(inner, "nullable") || !inner["default"].is_null()
+        }),
+        Value::Array(list) => {
+            for item in list {
+                drop_nulls(&schema["items"], item);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn fill(schema: &Tree, value: &mut Value, left: &mut usize) -> Result<(), TooLarge> {
     match value {
         Value::Object(map) => {
             for (name, inner) in schema["properties"].as_object().into_iter().flatten() {
-                let absent = match map.get(name) {
+                let absent = match map.get(&**name) {
                     None => true,
                     Some(Value::Null) => !is(inner, "nullable"),
                     Some(_) => false,
                 };
                 if absent && let Some(default) = inner.get("default").filter(|one| !one.is_null()) {
-                    let weight = proto::weight(default) + name.len();
+                    let default = default.to_value();
+                    let weight = proto::weight(&default) + name.len();
                     *left = left.checked_sub(weight).ok_or(TooLarge)?;
-                    map.insert(name.clone(), default.clone());
+                    map.insert(name.to_string(), default);
                 }
-                if let Some(member) = map.get_mut(name) {
+                if let Some(member) = map.get_mut(&**name) {
                     fill(inner, member, left)?;
                 }
             }
-            if schema["additionalProperties"].is_object() {
+            let others = &schema["additionalProperties"];
+            if others.is_object() {
+                let properties = &schema["properties"];
+                let declared = |name: &str| properties.get(name).is_some();
                 for (name, member) in map.iter_mut() {
-                    if schema["properties"].get(name).is_none() {
-                        fill(&schema["additionalProperties"], member, left)?;
+                    if !declared(name) {
+                        fill(others, member, left)?;
                     }
                 }
             }

@@ -1,18 +1,20 @@
 //! Structural schemas at work: pruning, defaults and validation. Pure.
 //!
-//! A schema is kept as the JSON it was written in; what may stand in it was checked by `structure.rs`
-//! when its definition was taken.
+//! A schema is kept as a [`Tree`]; what may stand in it was checked by `definition/` when its
+//! definition was taken. What is as it was before an update is not held against it (`correlate.rs`).
 //!
 //! Always true: the work is linear in the object, or counted ([`Causes::spend`]) where a schema has
 //! alternatives; defaults make an object grow by a bounded amount of memory.
 //!
 //! [`Causes::spend`]: crate::apiserver::registry::Causes::spend
 
+mod correlate;
 mod defaults;
 mod embedded;
+mod lists;
 mod prune;
 mod strings;
-mod structure;
+mod tree;
 mod validate;
 
 #[cfg(test)]
@@ -20,25 +22,29 @@ mod tests;
 
 use serde_json::{Value, json};
 
+pub use correlate::{Items, member, same};
 pub use defaults::default;
-pub use embedded::prune_embedded;
-pub use prune::prune;
-pub use structure::check_structure;
-pub use validate::validate;
+pub use embedded::{embedded, prune_embedded};
+pub use lists::unique;
+pub use prune::{prune, prune_part};
+pub use strings::compiled;
+pub use tree::Tree;
+pub use validate::{check, validate};
 
-const PRESERVE: &str = "x-kubernetes-preserve-unknown-fields";
-const EMBEDDED: &str = "x-kubernetes-embedded-resource";
+pub const PRESERVE: &str = "x-kubernetes-preserve-unknown-fields";
+pub const EMBEDDED: &str = "x-kubernetes-embedded-resource";
 pub const INT_OR_STRING: &str = "x-kubernetes-int-or-string";
-const LIST_TYPE: &str = "x-kubernetes-list-type";
+pub const LIST_TYPE: &str = "x-kubernetes-list-type";
+pub const LIST_KEYS: &str = "x-kubernetes-list-map-keys";
 /// Paths are cut here: a member's name can be as long as the body, and stands in all paths below.
-const MAX_PATH: usize = 1024;
+pub const MAX_PATH: usize = 1024;
 
-fn is(schema: &Value, flag: &str) -> bool {
+fn is(schema: &Tree, flag: &str) -> bool {
     schema[flag] == true
 }
 
 /// Members that every object with a kind has.
-fn is_meta(name: &str) -> bool {
+pub fn is_meta(name: &str) -> bool {
     matches!(name, "apiVersion" | "kind" | "metadata")
 }
 
@@ -70,18 +76,19 @@ pub fn for_v2(schema: &Value) -> Value {
     for name in ["default", "allOf", "anyOf", "oneOf", "not", "nullable"] {
         out.remove(name);
     }
-    if is(schema, "nullable") {
+    let is = |flag: &str| schema[flag] == true;
+    if is("nullable") {
         for name in ["type", "items", "properties"] {
             out.remove(name);
         }
     }
-    if is(schema, PRESERVE) {
+    if is(PRESERVE) {
         // With a type, kubectl would refuse members that are null.
         for name in ["type", "items", "properties"] {
             out.remove(name);
         }
     }
-    if is(schema, INT_OR_STRING) {
+    if is(INT_OR_STRING) {
         out.remove("type");
     }
     if let Some(properties) = out.get_mut("properties").and_then(Value::as_object_mut) {

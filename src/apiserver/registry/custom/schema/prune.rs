@@ -2,20 +2,25 @@
 
 use serde_json::Value;
 
-use super::{EMBEDDED, PRESERVE, at, is, is_meta, join};
+use super::{EMBEDDED, PRESERVE, Tree, at, is, is_meta, join};
 
 /// Unknown members named at most.
 const MAX_NAMED: usize = 100;
 
 /// Removes what the schema does not know; returns the paths. The root's own metadata is kept.
-pub fn prune(schema: &Value, object: &mut Value) -> Vec<String> {
+pub fn prune(schema: &Tree, object: &mut Value) -> Vec<String> {
     let mut unknown = Vec::new();
     prune_value(schema, object, "", true, &mut unknown);
     unknown
 }
 
+/// As [`prune`], of a part of an object.
+pub fn prune_part(schema: &Tree, part: &mut Value) {
+    prune_value(schema, part, "", false, &mut Vec::new());
+}
+
 fn prune_value(
-    schema: &Value,
+    schema: &Tree,
     value: &mut Value,
     path: &str,
     root: bool,

@@ -4,16 +4,18 @@ use super::{
 };
 use crate::apiserver::registry::Causes;
 
-fn cron() -> Value {
-    json!({"type": "object", "properties": {"spec": {"type": "object", "required": ["image"],
-    "properties": {
-        "image": {"type": "string", "pattern": "^[a-z]+$", "maxLength": 5},
-        "replicas": {"type": "integer", "minimum": 1, "maximum": 10, "default": 1},
-        "port": {INT_OR_STRING: true},
-        "free": {"type": "object", PRESERVE: true},
-        "tags": {"type": "array", LIST_TYPE: "set", "items": {"type": "string"}},
-        "by": {"type": "object", "additionalProperties": {"type": "object", "properties": {"a": {"type": "boolean", "default": true}}}},
-    }}}})
+fn cron() -> Tree {
+    Tree::schema(
+        &json!({"type": "object", "properties": {"spec": {"type": "object", "required": ["image"],
+        "properties": {
+            "image": {"type": "string", "pattern": "^[a-z]+$", "maxLength": 5},
+            "replicas": {"type": "integer", "minimum": 1, "maximum": 10, "default": 1},
+            "port": {INT_OR_STRING: true},
+            "free": {"type": "object", PRESERVE: true},
+            "tags": {"type": "array", LIST_TYPE: "set", "items": {"type": "string"}},
+            "by": {"type": "object", "additionalProperties": {"type": "object", "properties": {"a": {"type": "boolean", "default": true}}}},
+        }}}}),
+    )
 }
 
 #[test]
@@ -38,7 +40,9 @@ fn large_objects_are_little_work() {
     let kind = |properties: Value| json!({"type": "object", "properties": properties});
     let validated = |schema: &Value, object: &Value| {
         let mut causes = Causes::default();
-        validate(schema, object, &mut causes);
+        let schema = Tree::schema(schema);
+        validate(&schema, object, None, &mut causes);
+        unique(&schema, object, "", &mut causes);
         causes.0
     };
     // Names of 50,000 items, of which the last stands twice, each held against a pattern.
@@ -72,7 +76,7 @@ fn large_objects_are_little_work() {
     let large = kind(json!({"list": {"type": "array", "items":
         {"type": "object", "properties": {"a": {"type": "string", "default": "x".repeat(100_000)}}}}}));
     let mut object = json!({"list": vec![json!({}); 10_000]});
-    assert_eq!(default(&large, &mut object), Err(TooLarge));
+    assert_eq!(default(&Tree::schema(&large), &mut object), Err(TooLarge));
     assert!(proto::weight(&object) < 2 * MAX_DEFAULTED);
     let took = crate::testing::cpu_time() - begun;
     assert!(took.as_secs() < 30, "{took:?}");
@@ -105,7 +109,9 @@ fn violations() {
         ),
     ] {
         let mut causes = Causes::default();
-        validate(&cron(), &json!({"spec": spec}), &mut causes);
+        let object = json!({"spec": spec});
+        validate(&cron(), &object, None, &mut causes);
+        unique(&cron(), &object, "", &mut causes);
         let found: Vec<String> = causes
             .0
             .iter()
@@ -116,27 +122,68 @@ fn violations() {
 }
 
 #[test]
-fn structure() {
-    for (schema, fine) in [
-        (cron(), true),
-        (json!({"type": "string"}), false),
-        (json!({}), false),
-        (json!({"type": "object", "properties": {"a": {}}}), false),
+fn nulls_that_may_not_be_there() {
+    let schema = Tree::schema(&json!({"type": "object", "properties": {
+        "plain": {"type": "string"}, "defaulted": {"type": "string", "default": "d"},
+        "nullable": {"type": "string", "nullable": true},
+        "both": {"type": "string", "nullable": true, "default": "d"},
+        "free": {"type": "object", PRESERVE: true},
+        "map": {"type": "object", "additionalProperties": {"type": "string"}},
+        "list": {"type": "array", "items": {"type": "object", "properties": {"a": {"type": "string"}}}},
+    }}));
+    let mut object = json!({"plain": null, "defaulted": null, "nullable": null, "both": null,
+        "free": {"x": null}, "map": {"x": null, "y": "z"}, "list": [{"a": null}]});
+    assert_eq!(default(&schema, &mut object), Ok(()));
+    let want = json!({"defaulted": "d", "nullable": null, "both": null, "free": {"x": null},
+        "map": {"y": "z"}, "list": [{}]});
+    assert_eq!(object, want);
+}
+
+#[test]
+fn embedded_objects_have_a_kind() {
+    let schema = Tree::schema(
+        &json!({"type": "object", "properties": {"t": {"type": "object",
+        EMBEDDED: true, PRESERVE: true}}}),
+    );
+    for (object, want) in [
+        (json!({"t": {"apiVersion": "v1", "kind": "Pod"}}), ""),
+        (json!({}), ""),
         (
-            json!({"type": "object", "properties": {"a": {"type": "array"}}}),
-            false,
+            json!({"t": {}}),
+            "t.apiVersion: Required value; t.kind: Required value",
         ),
         (
-            json!({"type": "object", "x-kubernetes-validations": [{"rule": "true"}]}),
-            false,
+            json!({"t": {"apiVersion": "", "kind": 3}}),
+            "t.apiVersion: Invalid value: \"\": must not be empty; t.kind: Invalid value: 3: must be a string",
         ),
         (
-            json!({"type": "object", "properties": {"a": {"type": "integer", "default": "x"}}}),
-            false,
+            json!({"t": {"apiVersion": "a/b/c", "kind": "Pod"}}),
+            "t.apiVersion: Invalid value: \"a/b/c\": unexpected GroupVersion string: a/b/c",
         ),
     ] {
         let mut causes = Causes::default();
-        check_structure(&schema, "s", true, &mut causes);
-        assert_eq!(causes.0.is_empty(), fine, "{schema} {:?}", causes.0);
+        embedded(&schema, &object, "", &mut causes);
+        let found = causes.0.iter();
+        let found: Vec<String> = found
+            .map(|cause| format!("{}: {}", cause.field, cause.message))
+            .collect();
+        assert_eq!(found.join("; "), want);
     }
+}
+
+#[test]
+fn what_has_not_changed_is_taken_as_it_was() {
+    let old = json!({"spec": {"image": "TOO LONG", "tags": ["a"], "replicas": 99}});
+    let check = |new: &Value| {
+        let mut causes = Causes::default();
+        validate(&cron(), new, Some(&old), &mut causes);
+        let causes = causes.0.into_iter();
+        causes.map(|cause| cause.field).collect::<Vec<_>>()
+    };
+    let mut new = old.clone();
+    assert_eq!(check(&new), [""; 0]);
+    new["spec"]["tags"] = json!(["b"]);
+    assert_eq!(check(&new), [""; 0]);
+    new["spec"]["image"] = json!("OTHER");
+    assert_eq!(check(&new), ["spec.image"]);
 }

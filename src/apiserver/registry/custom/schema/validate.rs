@@ -4,17 +4,27 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value};
 
-use super::{INT_OR_STRING, LIST_TYPE, at, is, is_meta, join, strings::strings};
-use crate::apiserver::registry::Causes;
+use super::{
+    INT_OR_STRING, Tree, at,
+    correlate::{Items, member, same},
+    is, is_meta, join,
+    strings::strings,
+};
+use crate::apiserver::{registry::Causes, status::CauseType};
 
-/// Every violation of the schema, with its path.
-pub fn validate(schema: &Value, object: &Value, causes: &mut Causes) {
-    check(schema, object, "", causes);
+/// Every violation of the schema, with its path. What is as it was in `old` is taken as it is: it was
+/// accepted, maybe by another schema.
+pub fn validate(schema: &Tree, object: &Value, old: Option<&Value>, causes: &mut Causes) {
+    check(schema, object, old, "", causes);
 }
 
-pub(super) fn check(schema: &Value, value: &Value, path: &str, causes: &mut Causes) {
+/// As [`validate`], of the part at `path`.
+pub fn check(schema: &Tree, value: &Value, old: Option<&Value>, path: &str, causes: &mut Causes) {
     causes.spend(1);
-    if causes.is_full() || value.is_null() && is(schema, "nullable") {
+    if causes.is_full()
+        || value.is_null() && is(schema, "nullable")
+        || old.is_some_and(|old| same(schema, value, old))
+    {
         return;
     }
     let said = |what: &str| format!("{path} in body {what}");
@@ -25,13 +35,14 @@ pub(super) fn check(schema: &Value, value: &Value, path: &str, causes: &mut Caus
         };
         let have = type_name(value);
         let detail = said(&format!("must be of type {want}: {have:?}"));
-        causes.invalid(path, have, &detail);
+        let message = format!("Invalid value: {have:?}: {detail}");
+        causes.push(CauseType::FieldValueTypeInvalid, path, message);
         return;
     }
     let values = schema["enum"].as_array();
-    causes.spend(values.map_or(0, Vec::len));
-    if let Some(all) = values.filter(|all| !all.contains(value)) {
-        let texts: Vec<String> = all.iter().map(plain).collect();
+    causes.spend(values.map_or(0, <[Tree]>::len));
+    if let Some(all) = values.filter(|all| !all.iter().any(|one| one == value)) {
+        let texts: Vec<String> = all.iter().map(|one| plain(&one.to_value())).collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
         causes.unsupported(path, &plain(value), &texts);
     }
@@ -44,44 +55,35 @@ pub(super) fn check(schema: &Value, value: &Value, path: &str, causes: &mut Caus
             causes,
         ),
         Value::String(text) => strings(schema, text, path, causes),
-        Value::Array(list) => lists(schema, list, value, path, causes),
-        Value::Object(map) => objects(schema, map, value, path, causes),
+        Value::Array(list) => lists(schema, list, old, value, path, causes),
+        Value::Object(map) => objects(schema, map, old, value, path, causes),
         _ => {}
     }
-    for part in schema["allOf"].as_array().into_iter().flatten() {
-        check(part, value, path, causes);
+    let parts = |name: &str| schema[name].as_array();
+    for part in parts("allOf").into_iter().flatten() {
+        check(part, value, old, path, causes);
     }
-    if let Some(any) = schema["anyOf"].as_array()
-        && !any
-            .iter()
-            .any(|part| causes.probe(|inner| check(part, value, path, inner)))
+    let fits = |part: &Tree, causes: &mut Causes| {
+        causes.probe(|inner| check(part, value, old, path, inner))
+    };
+    if let Some(any) = parts("anyOf")
+        && !any.iter().any(|part| fits(part, causes))
     {
-        causes.invalid(
-            path,
-            value,
-            &said("must validate at least one schema (anyOf)"),
-        );
+        let detail = said("must validate at least one schema (anyOf)");
+        causes.invalid(path, value, &detail);
     }
-    if let Some(one) = schema["oneOf"].as_array()
-        && one
-            .iter()
-            .filter(|part| causes.probe(|inner| check(part, value, path, inner)))
-            .count()
-            != 1
+    if let Some(one) = parts("oneOf")
+        && one.iter().filter(|part| fits(part, causes)).count() != 1
     {
-        causes.invalid(
-            path,
-            value,
-            &said("must validate one and only one schema (oneOf)"),
-        );
+        let detail = said("must validate one and only one schema (oneOf)");
+        causes.invalid(path, value, &detail);
     }
-    if schema["not"].is_object() && causes.probe(|inner| check(&schema["not"], value, path, inner))
-    {
+    if schema["not"].is_object() && fits(&schema["not"], causes) {
         causes.invalid(path, value, &said("must not validate the schema (not)"));
     }
 }
 
-fn type_fits(schema: &Value, value: &Value) -> bool {
+fn type_fits(schema: &Tree, value: &Value) -> bool {
     if is(schema, INT_OR_STRING) {
         return value.is_i64() || value.is_u64() || value.is_string();
     }
@@ -119,12 +121,15 @@ fn plain(value: &Value) -> String {
         .map_or_else(|| value.to_string(), str::to_owned)
 }
 
-fn numbers(schema: &Value, number: f64, value: &Value, path: &str, causes: &mut Causes) {
-    let mut refuse = |words: &str, bound: &Value| {
+fn numbers(schema: &Tree, number: f64, value: &Value, path: &str, causes: &mut Causes) {
+    let mut refuse = |words: &str, bound: &Tree| {
         causes.invalid(
             path,
             value,
-            &format!("{path} in body should be {words} {bound}"),
+            &format!(
+                "{path} in body should be {words} {}",
+                plain(&bound.to_value())
+            ),
         );
     };
     if let Some(bound) = schema["maximum"].as_f64() {
@@ -165,13 +170,20 @@ fn numbers(schema: &Value, number: f64, value: &Value, path: &str, causes: &mut 
     }
 }
 
-fn lists(schema: &Value, list: &[Value], value: &Value, path: &str, causes: &mut Causes) {
+fn lists(
+    schema: &Tree,
+    list: &[Value],
+    old: Option<&Value>,
+    value: &Value,
+    path: &str,
+    causes: &mut Causes,
+) {
     let length = u64::try_from(list.len()).unwrap_or(u64::MAX);
     if let Some(most) = schema["maxItems"].as_u64().filter(|most| length > *most) {
-        causes.invalid(
+        causes.too_many(
             path,
-            length,
-            &format!("{path} in body should have at most {most} items"),
+            list.len(),
+            usize::try_from(most).unwrap_or(usize::MAX),
         );
     }
     if let Some(least) = schema["minItems"].as_u64().filter(|least| length < *least) {
@@ -189,53 +201,30 @@ fn lists(schema: &Value, list: &[Value], value: &Value, path: &str, causes: &mut
             &format!("{path} in body shouldn't contain duplicates"),
         );
     }
-    let keys: Vec<&str> = schema["x-kubernetes-list-map-keys"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect();
-    let identity = |item: &Value| -> Option<String> {
-        match schema[LIST_TYPE].as_str()? {
-            "set" => Some(plain(item)),
-            "map" => {
-                let keys: Value = keys.iter().map(|key| (*key, item[*key].clone())).collect();
-                Some(plain(&keys))
-            }
-            _ => None,
-        }
-    };
-    let mut seen = HashSet::new();
+    let items = &schema["items"];
+    if !items.is_object() {
+        return;
+    }
+    let before = Items::of(schema, old);
     for (index, item) in list.iter().enumerate() {
         if causes.is_full() {
             return;
         }
-        let inner = at(path, index);
-        if let Some(identity) = identity(item)
-            && let Some(twice) = seen.replace(identity)
-        {
-            causes.duplicate(&inner, &twice);
-        }
-        if schema["items"].is_object() {
-            check(&schema["items"], item, &inner, causes);
-        }
+        check(items, item, before.find(item), &at(path, index), causes);
     }
 }
 
 fn objects(
-    schema: &Value,
+    schema: &Tree,
     map: &Map<String, Value>,
+    old: Option<&Value>,
     value: &Value,
     path: &str,
     causes: &mut Causes,
 ) {
     let size = u64::try_from(map.len()).unwrap_or(u64::MAX);
     if let Some(most) = schema["maxProperties"].as_u64().filter(|most| size > *most) {
-        causes.invalid(
-            path,
-            value,
-            &format!("{path} in body should have at most {most} properties"),
-        );
+        causes.too_many(path, map.len(), usize::try_from(most).unwrap_or(usize::MAX));
     }
     if let Some(least) = schema["minProperties"]
         .as_u64()
@@ -247,32 +236,29 @@ fn objects(
             &format!("{path} in body should have at least {least} properties"),
         );
     }
-    for name in schema["required"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-    {
+    for name in schema.texts("required") {
         if !map.contains_key(name) {
             causes.required(join(path, name), "");
         }
     }
-    for (name, member) in map {
+    for (name, value) in map {
         if causes.is_full() {
             return;
         }
         let own = &schema["properties"][name.as_str()];
-        let inner = join(path, name);
-        if path.is_empty() && is_meta(name) {
+        // Of what every object has, a schema may restrict the name only; the server knows the rest.
+        if path.is_empty() && is_meta(name) && name != "metadata" {
             continue;
         }
+        let old = old.and_then(|old| member(old, name));
+        let inner = join(path, name);
         if own.is_object() {
             // A null that may not be there counts as absent.
-            if !member.is_null() || is(own, "nullable") {
-                check(own, member, &inner, causes);
+            if !value.is_null() || is(own, "nullable") {
+                check(own, value, old, &inner, causes);
             }
         } else if schema["additionalProperties"].is_object() {
-            check(&schema["additionalProperties"], member, &inner, causes);
+            check(&schema["additionalProperties"], value, old, &inner, causes);
         }
     }
 }

@@ -7,7 +7,10 @@ use serde_json::{Value, json};
 use crate::apiserver::registry::{
     Behaviour, Causes, PLAIN, Resource, StatusMetadata,
     Subresource::Status,
-    custom::{convert::REVIEW_VERSIONS, schema::check_structure},
+    custom::{
+        convert::REVIEW_VERSIONS,
+        definition::{self, Before},
+    },
     kinds::{
         groups::admissionregistration::client_config,
         names,
@@ -44,7 +47,7 @@ pub const DEFINITION: Resource = Resource {
                 json!({"conditions": [], "acceptedNames": names, "storedVersions": stored}),
             );
         },
-        validate,
+        validate_new: |definition, causes| validate(definition, &Before::default(), causes),
         validate_update,
         generation: true,
         unconditional_update: false,
@@ -85,7 +88,7 @@ fn default(definition: &mut Value) {
     }
 }
 
-fn validate(definition: &Value, causes: &mut Causes) {
+fn validate(definition: &Value, before: &Before<'_>, causes: &mut Causes) {
     let (group, plural) = (
         text(definition, "spec.group"),
         text(definition, "spec.names.plural"),
@@ -101,7 +104,7 @@ fn validate(definition: &Value, causes: &mut Causes) {
     if group.is_empty() {
         causes.required("spec.group", "");
     } else {
-        each(names::dns_subdomain(group), group, "spec.group", causes);
+        joined(names::dns_subdomain(group), group, "spec.group", causes);
     }
     if !group.is_empty() && !group.contains('.') {
         causes.invalid(
@@ -116,20 +119,7 @@ fn validate(definition: &Value, causes: &mut Causes) {
         "Cluster" | "Namespaced" => {}
         other => causes.unsupported("spec.scope", other, &["Cluster", "Namespaced"]),
     }
-    for field in ["plural", "singular", "kind", "listKind"] {
-        let path = format!("spec.names.{field}");
-        let value = text(definition, &path);
-        if value.is_empty() {
-            causes.required(&path, "");
-        } else {
-            each(
-                names::dns_label(&value.to_lowercase()),
-                value,
-                &path,
-                causes,
-            );
-        }
-    }
+    all_names(definition, causes);
     if text(definition, "spec.names.kind") == text(definition, "spec.names.listKind") {
         let kind = text(definition, "spec.names.listKind");
         causes.invalid(
@@ -146,7 +136,38 @@ fn validate(definition: &Value, causes: &mut Causes) {
         "Webhook" => webhook(definition, causes),
         other => causes.unsupported("spec.conversion.strategy", other, &["None", "Webhook"]),
     }
-    versions(definition, causes);
+    versions(definition, before, causes);
+}
+
+fn all_names(definition: &Value, causes: &mut Causes) {
+    for field in ["plural", "singular", "kind", "listKind"] {
+        let path = format!("spec.names.{field}");
+        let value = text(definition, &path);
+        let mixed = field.ends_with("ind");
+        if value.is_empty() {
+            causes.required(&path, "");
+            continue;
+        }
+        let problems = match mixed {
+            true => names::dns_label_1035(&value.to_lowercase()),
+            false => names::dns_label_1035(value),
+        };
+        if !problems.is_empty() {
+            let said = problems.join(",");
+            let detail = match mixed {
+                true => format!("may have mixed case, but should otherwise match: {said}"),
+                false => said,
+            };
+            causes.invalid(&path, value, &detail);
+        }
+    }
+    for field in ["shortNames", "categories"] {
+        let names = texts(definition, &format!("spec.names.{field}"));
+        for (index, name) in names.into_iter().enumerate() {
+            let path = format!("spec.names.{field}[{index}]");
+            joined(names::dns_label_1035(name), name, path, causes);
+        }
+    }
 }
 
 fn webhook(definition: &Value, causes: &mut Causes) {
@@ -182,38 +203,37 @@ fn approved(definition: &Value, group: &str, causes: &mut Causes) {
     }
 }
 
-fn versions(definition: &Value, causes: &mut Causes) {
+fn versions(definition: &Value, before: &Before<'_>, causes: &mut Causes) {
     let versions = items(definition, "spec.versions");
     if versions.is_empty() {
         causes.required("spec.versions", "must have at least one version");
     }
     let mut seen = BTreeSet::new();
+    let mut unique = true;
     for (index, version) in versions.iter().enumerate() {
         let path = format!("spec.versions[{index}]");
         let name = text(version, "name");
-        each(names::dns_label(name), name, format!("{path}.name"), causes);
-        if !seen.insert(name) {
-            causes.duplicate(format!("{path}.name"), name);
-        }
+        let at = format!("{path}.name");
+        joined(names::dns_label_1035(name), name, at, causes);
+        unique &= seen.insert(name);
+        deprecation(version, &path, causes);
         if !has(version, "schema.openAPIV3Schema") {
             causes.required(
                 format!("{path}.schema.openAPIV3Schema"),
                 "schemas are required",
             );
         } else {
-            check_structure(
+            let was = before.version(name);
+            definition::schema(
                 &version["schema"]["openAPIV3Schema"],
                 &format!("{path}.schema.openAPIV3Schema"),
-                true,
+                has(version, "subresources.status"),
+                before,
+                was.is_some_and(|was| was["schema"] == version["schema"]),
                 causes,
             );
         }
-        if !items(version, "selectableFields").is_empty() {
-            causes.forbidden(
-                format!("{path}.selectableFields"),
-                "selectable fields are not supported by this server yet",
-            );
-        }
+        definition::selectable_fields(version, &path, before, causes);
         let scale = &version["subresources"]["scale"];
         for (field, prefix) in [
             ("specReplicasPath", ".spec."),
@@ -232,13 +252,19 @@ fn versions(definition: &Value, causes: &mut Causes) {
             .iter()
             .enumerate()
         {
-            let path = format!("{path}.additionalPrinterColumns[{at}]");
-            for field in ["name", "type", "jsonPath"] {
-                if text(column, field).is_empty() {
-                    causes.required(format!("{path}.{field}"), "");
-                }
-            }
+            printer_column(
+                column,
+                &format!("{path}.additionalPrinterColumns[{at}]"),
+                causes,
+            );
         }
+    }
+    if !unique {
+        causes.invalid(
+            "spec.versions",
+            versions,
+            "must contain unique version names",
+        );
     }
     let stored = versions
         .iter()
@@ -259,27 +285,96 @@ fn versions(definition: &Value, causes: &mut Causes) {
             causes.invalid(
                 format!("status.storedVersions[{index}]"),
                 version,
-                "must appear in spec.versions",
+                &missing(version.as_str().unwrap_or_default()),
             );
         }
     }
 }
 
-fn each(problems: Vec<String>, value: &str, path: impl Into<String>, causes: &mut Causes) {
-    let path = path.into();
-    for problem in problems {
-        causes.invalid(&path, value, &problem);
+fn missing(version: &str) -> String {
+    format!(
+        "missing from spec.versions; {version} was previously a storage version, and must remain in spec.versions until a storage migration ensures no data remains persisted in {version} and removes {version} from status.storedVersions"
+    )
+}
+
+fn deprecation(version: &Value, path: &str, causes: &mut Causes) {
+    let Some(warning) = version["deprecationWarning"].as_str() else {
+        return;
+    };
+    let path = format!("{path}.deprecationWarning");
+    if !flag(version, "deprecated") {
+        causes.invalid(&path, warning, "can only be set for deprecated versions");
+    }
+    if warning.len() > 256 {
+        causes.invalid(&path, warning, "must be <= 256 characters long");
+    }
+    if warning.is_empty() {
+        causes.invalid(&path, warning, "must not be an empty string");
+    }
+    if let Some((index, _)) = warning.char_indices().find(|(_, one)| one.is_control()) {
+        let detail = format!(
+            "must only contain printable UTF-8 characters; non-printable character found at index {index}"
+        );
+        causes.invalid(&path, warning, &detail);
+    }
+}
+
+fn printer_column(column: &Value, path: &str, causes: &mut Causes) {
+    const TYPES: [&str; 5] = ["boolean", "date", "integer", "number", "string"];
+    const FORMATS: [&str; 9] = [
+        "byte",
+        "date",
+        "date-time",
+        "double",
+        "float",
+        "int32",
+        "int64",
+        "name",
+        "password",
+    ];
+    let [name, kind, format, at] =
+        ["name", "type", "format", "jsonPath"].map(|one| text(column, one));
+    if name.is_empty() {
+        causes.required(format!("{path}.name"), "");
+    }
+    let one_of = |all: &[&str]| format!("must be one of {}", all.join(","));
+    if kind.is_empty() {
+        causes.required(format!("{path}.type"), &one_of(&TYPES));
+    } else if !TYPES.contains(&kind) {
+        causes.invalid(format!("{path}.type"), kind, &one_of(&TYPES));
+    }
+    if !format.is_empty() && !FORMATS.contains(&format) {
+        causes.invalid(format!("{path}.format"), format, &one_of(&FORMATS));
+    }
+    if at.is_empty() {
+        causes.required(format!("{path}.JSONPath"), "");
+    } else if !at.starts_with('.') {
+        let detail = "must be a simple json path starting with .";
+        causes.invalid(format!("{path}.JSONPath"), at, detail);
+    }
+}
+
+fn joined(problems: Vec<String>, value: &str, path: impl Into<String>, causes: &mut Causes) {
+    if !problems.is_empty() {
+        causes.invalid(path, value, &problems.join(","));
     }
 }
 
 fn validate_update(new: &Value, old: &Value, causes: &mut Causes) {
-    for path in [
-        "spec.group",
-        "spec.scope",
-        "spec.names.plural",
-        "spec.names.kind",
+    // What was accepted stays so: nobody else can have changed what it is held against.
+    if new["spec"] != old["spec"] {
+        validate(new, &Before::of(Some(old)), causes);
+    }
+    let established = items(old, "status.conditions")
+        .iter()
+        .any(|one| text(one, "type") == "Established" && text(one, "status") == "True");
+    for (path, always) in [
+        ("spec.scope", false),
+        ("spec.names.kind", false),
+        ("spec.group", true),
+        ("spec.names.plural", true),
     ] {
-        if !same(new, old, path) {
+        if (always || established) && !same(new, old, path) {
             causes.invalid(path, text(new, path), "field is immutable");
         }
     }
