@@ -73,8 +73,7 @@ fn tab(group: &str, name: &str, rest: Value) -> Result<DynamicObject, serde_json
 fn refused<T>(result: Result<T, kube::Error>) -> Result<Vec<String>, String> {
     match result {
         Err(kube::Error::Api(status)) if status.code == 422 => {
-            let details = status.details.clone().unwrap_or_default();
-            let causes = details.causes.iter();
+            let causes = status.details.iter().flat_map(|details| &details.causes);
             Ok(causes
                 .map(|one| format!("{}: {}", one.field, one.message))
                 .collect())
