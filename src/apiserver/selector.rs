@@ -119,6 +119,18 @@ impl Selector {
         if self.is_empty() {
             return true;
         }
+        // What its key says is asked first: a large object would be parsed for the rest.
+        let by_key = |label: &str| match label {
+            "metadata.name" => Some(&*object.name),
+            "metadata.namespace" => Some(&*object.namespace),
+            _ => None,
+        };
+        let differs = |field: &FieldTerm| {
+            by_key(&field.label).is_some_and(|is| (is == field.value) != field.equal)
+        };
+        if self.fields.iter().any(differs) {
+            return false;
+        }
         let value = object.value();
         let labels = value["metadata"]["labels"].as_object();
         self.matches_value(row, &value, labels)

@@ -3,6 +3,8 @@
 //!
 //! Shared by `tests/fuzz/run`, which searches, and `tests/fuzz_seeds.rs`, which replays.
 
+mod definitions;
+mod expressions;
 mod images;
 mod patches;
 mod requests;
@@ -15,6 +17,8 @@ pub const ALL: &[(&str, Target)] = &[
     ("strategic_merge", patches::strategic_merge),
     ("server_side_apply", patches::server_side_apply),
     ("json_patch", patches::json_patch),
+    ("expression", expressions::expression),
+    ("definition", definitions::definition),
     ("request", requests::request),
     ("selector", requests::selector),
     ("manifest", images::manifest),
