@@ -9,8 +9,10 @@
 //! - A pod goes by its uid: what was found out or begun for one never counts for the next of its name.
 //! - Whatever frees room, the end of a promise too, wakes those that had none.
 
+mod changes;
 mod cluster;
 mod cycle;
+mod owners;
 mod plugins;
 mod pod;
 mod preempt;
@@ -18,18 +20,20 @@ mod promises;
 mod queue;
 mod report;
 mod statuses;
+#[cfg(test)]
+mod tests;
 mod volumes;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
 };
 
 use k8s_openapi::api::{
     apps::v1::ReplicaSet,
-    core::v1::{Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, Service},
+    core::v1::{Namespace, Node, Pod, ReplicationController, Service},
 };
-use kube::{Client, ResourceExt, core::Selector};
+use kube::{Client, ResourceExt};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until},
@@ -39,7 +43,7 @@ use tokio_util::sync::CancellationToken;
 use self::{
     cluster::Cluster,
     plugins::{Plugins, volumes::Storage},
-    pod::{PodInfo, Uid, nominated, uid_of},
+    pod::{PodInfo, Uid, uid_of},
     preempt::{Preemption, Refusal, preempt},
     queue::Queue,
     statuses::{Nomination, Statuses, Wish},
@@ -47,7 +51,7 @@ use self::{
 use crate::{
     events::{Level, Recorder},
     informer::{Change, Informer, Informers, Key},
-    placement::volumes::{is_bound, phase},
+    placement::volumes::phase,
     queue::LOOK_AGAIN,
     supervision::{caught, caught_here, pulse},
 };
@@ -199,150 +203,6 @@ impl Scheduler {
             controllers: informers.get(),
             volumes: volumes::Caches::new(informers),
             in_flight: HashMap::new(),
-        }
-    }
-
-    /// Compares everything: after changes were missed, and in case some were.
-    fn resync(&mut self, pods: &Informer<Pod>, nodes: &Informer<Node>) {
-        let names: Vec<String> = self
-            .cluster
-            .nodes
-            .iter()
-            .map(|node| node.name.clone())
-            .filter(|name| nodes.get(&Key::new("", name)).is_none())
-            .collect();
-        for name in names {
-            self.cluster.remove_node(&name);
-        }
-        let all = pods.list();
-        let live: HashSet<Uid> = all.iter().map(|pod| uid_of(pod)).collect();
-        let mut known = self.cluster.pods();
-        known.extend(self.queue.pods());
-        known.extend(self.cluster.promises.pods());
-        for uid in known.iter().filter(|uid| !live.contains(*uid)) {
-            self.pod_gone(uid);
-        }
-        for node in nodes.list() {
-            self.cluster.set_node(node);
-        }
-        for pod in all {
-            if !self.cluster.counts(&pod) {
-                self.pod_applied(None, pod);
-            }
-        }
-        self.queue.wake(Plugins::ALL, Instant::now());
-    }
-
-    fn node_applied(&mut self, old: Option<&Node>, new: Arc<Node>) {
-        let helps = old.is_none_or(|old| matters(old, &new));
-        self.cluster.set_node(new);
-        if helps {
-            self.queue.wake(Plugins::ALL, Instant::now());
-        }
-    }
-
-    /// Pods that waited for a claim which has come, or has its volume now, are tried at once.
-    fn claim_applied(&mut self, old: Option<&PersistentVolumeClaim>, new: &PersistentVolumeClaim) {
-        let same = old.is_some_and(|old| {
-            is_bound(old) == is_bound(new)
-                && old.spec == new.spec
-                && old.metadata.annotations == new.metadata.annotations
-        });
-        if same {
-            return;
-        }
-        let key = Key::of(new);
-        self.queue.wake_at_once(Plugins::VOLUMES, |pod| {
-            pod.key.namespace == key.namespace
-                && pod.claims.iter().any(|(name, _)| *name == key.name)
-        });
-    }
-
-    fn pod_applied(&mut self, old: Option<&Pod>, new: Arc<Pod>) {
-        let uid = uid_of(&new);
-        let status = new.status.as_ref();
-        let phase = status.and_then(|status| status.phase.as_deref());
-        if matches!(phase, Some("Succeeded" | "Failed")) {
-            return self.pod_gone(&uid);
-        }
-        let spec = new.spec.as_ref();
-        let node = spec
-            .and_then(|spec| spec.node_name.clone())
-            .filter(|node| !node.is_empty());
-        if let Some(node) = node {
-            self.queue.remove(&uid);
-            self.in_flight.remove(&uid);
-            let elsewhere = self.cluster.promises.end(&uid);
-            if elsewhere.is_some_and(|promised| promised != node) {
-                self.queue.wake(ON_POD_GONE, Instant::now());
-            }
-            let changed = old.is_none_or(|old| {
-                old.spec != new.spec || old.metadata.labels != new.metadata.labels
-            });
-            // What is known to be there already is not placed again for each status.
-            if changed || !self.cluster.has_pod(&uid) || self.cluster.is_assumed(&uid) {
-                self.cluster.set_pod(Arc::new(PodInfo::new(new)), &node);
-                self.queue.wake(ON_POD_PLACED, Instant::now());
-            } else {
-                self.cluster.refresh_pod(&uid, new);
-            }
-            return;
-        }
-        let ours = spec
-            .and_then(|spec| spec.scheduler_name.as_deref())
-            .unwrap_or("default-scheduler")
-            == self.config.scheduler_name;
-        let gated = spec
-            .and_then(|spec| spec.scheduling_gates.as_ref())
-            .is_some_and(|gates| !gates.is_empty());
-        if !ours || gated || new.metadata.deletion_timestamp.is_some() {
-            self.queue.remove(&uid);
-            self.end_promise(&uid);
-            return;
-        }
-        if self.cluster.is_assumed(&uid) {
-            return; // its binding is on the way
-        }
-        let changed = old.is_none_or(|old| {
-            old.spec != new.spec
-                || old.metadata.labels != new.metadata.labels
-                || old.metadata.annotations != new.metadata.annotations
-        });
-        let pod = Arc::new(PodInfo::new(new));
-        self.follow_nomination(old, &pod);
-        self.queue.add(pod, changed);
-    }
-
-    /// What a pod's status says of the node it was promised is known here before, unless the status is
-    /// of before a restart, or somebody else has changed it.
-    fn follow_nomination(&mut self, old: Option<&Pod>, pod: &Arc<PodInfo>) {
-        if self.statuses.is_pending(&pod.uid) {
-            return;
-        }
-        let Some(old) = old else {
-            return self.cluster.promises.take_over(pod);
-        };
-        match pod.nominated() {
-            now if now == nominated(old) => {}
-            None => self.end_promise(&pod.uid),
-            Some(node) if self.cluster.promises.of(&pod.uid) == Some(node) => {}
-            Some(_) => {
-                self.end_promise(&pod.uid);
-                self.cluster.promises.take_over(pod);
-            }
-        }
-    }
-
-    fn pod_gone(&mut self, uid: &Uid) {
-        self.queue.remove(uid);
-        if let Some(binding) = self.in_flight.remove(uid) {
-            binding.cancel();
-        }
-        self.statuses.forget(uid);
-        let was_there = self.cluster.remove_pod(uid).is_some();
-        let was_promised = self.cluster.promises.end(uid).is_some();
-        if was_there || was_promised {
-            self.queue.wake(ON_POD_GONE, Instant::now());
         }
     }
 
@@ -527,185 +387,5 @@ impl Scheduler {
                 nomination: Nomination::Nothing,
             });
         }
-    }
-
-    /// Selects the pods of the same service and owner, over which a pod spreads by default.
-    fn spread_defaults(&self, pod: &PodInfo) -> Option<Selector> {
-        if self.cluster.nodes.len() < 2 {
-            return None;
-        }
-        let mut selector = Selector::default();
-        for service in self.services.list_in(&pod.key.namespace) {
-            let wanted = service.spec.as_ref().and_then(|spec| spec.selector.clone());
-            let wanted = wanted.filter(|wanted| !wanted.is_empty());
-            if let Some(wanted) = wanted
-                && wanted
-                    .iter()
-                    .all(|(key, value)| pod.pod.labels().get(key) == Some(value))
-            {
-                selector.extend(wanted.into_iter().collect::<Selector>());
-            }
-        }
-        if let Some(of_owner) = self.owner_selector(pod) {
-            selector.extend(of_owner);
-        }
-        (!selector.selects_all()).then_some(selector)
-    }
-
-    fn owner_selector(&self, pod: &PodInfo) -> Option<Selector> {
-        let owners = pod.pod.owner_references();
-        let owner = owners.iter().find(|owner| owner.controller == Some(true))?;
-        let key = Key::new(pod.key.namespace.clone(), owner.name.clone());
-        match owner.kind.as_str() {
-            "ReplicaSet" => {
-                let selector = self.sets.get(&key)?.spec.selector.clone();
-                selector.try_into().ok()
-            }
-            "ReplicationController" => {
-                let owner = self.controllers.get(&key)?;
-                let selector = owner.spec.as_ref()?.selector.clone()?;
-                Some(selector.into_iter().collect())
-            }
-            _ => None,
-        }
-    }
-}
-
-/// True if a node's change may make room or lift an objection. Heartbeats do not.
-fn matters(old: &Node, new: &Node) -> bool {
-    let allocatable = |node: &Node| {
-        let status = node.status.as_ref();
-        status.and_then(|status| status.allocatable.clone())
-    };
-    let spec = |node: &Node| {
-        let spec = node.spec.clone().unwrap_or_default();
-        (spec.taints, spec.unschedulable)
-    };
-    old.metadata.labels != new.metadata.labels
-        || spec(old) != spec(new)
-        || allocatable(old) != allocatable(new)
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    /// A scheduler whose API answers nothing.
-    fn scheduler() -> (Scheduler, mpsc::UnboundedReceiver<Failure>) {
-        let refuse = |_: http::Request<kube::client::Body>| async {
-            Err::<http::Response<kube::client::Body>, _>(std::io::Error::other("no server"))
-        };
-        let client = Client::new(tower::service_fn(refuse), "default");
-        let (failures, failed) = mpsc::unbounded_channel();
-        let informers = Informers::new(client);
-        let mut scheduler = Scheduler::new(&informers, Config::default(), failures);
-        let node = cluster::tests::node("a", json!({}), json!({}));
-        scheduler.node_applied(None, node);
-        (scheduler, failed)
-    }
-
-    fn pod(uid: &str, cpu: &str, priority: i32, node: &str, status: Value) -> Arc<Pod> {
-        let name = uid.split('.').next();
-        Arc::new(
-            serde_json::from_value(json!({
-                "metadata": {"name": name, "namespace": "default", "uid": uid},
-                "spec": {"priority": priority, "nodeName": node, "containers": [
-                    {"name": "c", "resources": {"requests": {"cpu": cpu}}}]},
-                "status": status,
-            }))
-            .expect("a pod"),
-        )
-    }
-
-    fn uid(text: &str) -> Uid {
-        text.into()
-    }
-
-    #[tokio::test]
-    async fn the_end_of_a_promise_wakes_those_that_had_no_room() {
-        let (mut scheduler, _failed) = scheduler();
-        // Promised, and nobody on the node: only the promise is in the way.
-        let high = Arc::new(PodInfo::new(pod("high", "4", 10, "", json!({}))));
-        scheduler.cluster.promises.make(&high, "a");
-        scheduler.pod_applied(None, pod("low", "1", 1, "", json!({})));
-        scheduler.attempt();
-        assert!(!scheduler.cluster.is_assumed("low"));
-        scheduler.pod_gone(&uid("high"));
-        let deadline = scheduler.queue.deadline().expect("it is to be tried again");
-        assert!(deadline < Instant::now() + std::time::Duration::from_secs(10));
-    }
-
-    #[tokio::test]
-    async fn what_nobody_told_is_found_by_comparing() {
-        let (mut scheduler, _failed) = scheduler();
-        for missed in ["gone", "grown"] {
-            scheduler.pod_applied(None, pod(missed, "1", 1, "a", json!({})));
-        }
-        let (pods, nodes) = (Informer::by_hand(), Informer::by_hand());
-        nodes.slip_in((*cluster::tests::node("a", json!({}), json!({}))).clone());
-        let version = |mut pod: Arc<Pod>, version: &str| {
-            Arc::make_mut(&mut pod).metadata.resource_version = Some(version.into());
-            (*pod).clone()
-        };
-        pods.slip_in(version(pod("grown", "2", 1, "a", json!({})), "2"));
-        pods.slip_in(version(pod("new", "500m", 1, "a", json!({})), "3"));
-        pods.slip_in(version(pod("waits", "1", 1, "", json!({})), "4"));
-        scheduler.resync(&pods, &nodes);
-        let used = |scheduler: &Scheduler| scheduler.cluster.nodes[0].requested.milli_cpu;
-        assert_eq!(used(&scheduler), 2500);
-        assert!(scheduler.queue.has_active());
-        // What is as it should be is left alone.
-        let before = scheduler.cluster.nodes[0].pods[&uid("new")].clone();
-        scheduler.resync(&pods, &nodes);
-        assert!(Arc::ptr_eq(
-            &before,
-            &scheduler.cluster.nodes[0].pods[&uid("new")]
-        ));
-        assert_eq!(used(&scheduler), 2500);
-    }
-
-    #[tokio::test]
-    async fn promises_outlive_a_restart() {
-        let (mut scheduler, _failed) = scheduler();
-        let promised = json!({"nominatedNodeName": "a"});
-        scheduler.pod_applied(None, pod("high", "3", 10, "", promised.clone()));
-        assert_eq!(scheduler.cluster.promises.of("high"), Some("a"));
-        // Taken back by somebody else.
-        let old = pod("high", "3", 10, "", promised);
-        scheduler.pod_applied(Some(&old), pod("high", "3", 10, "", json!({})));
-        assert_eq!(scheduler.cluster.promises.of("high"), None);
-    }
-
-    #[tokio::test]
-    async fn a_pod_of_the_same_name_is_another_pod() {
-        let (mut scheduler, _failed) = scheduler();
-        scheduler.pod_applied(None, pod("p.1", "3", 1, "", json!({})));
-        scheduler.attempt();
-        assert!(scheduler.cluster.is_assumed("p.1"));
-        // Deleted and made again while its binding is on the way.
-        scheduler.pod_gone(&uid("p.1"));
-        scheduler.pod_applied(None, pod("p.2", "3", 1, "", json!({})));
-        scheduler.failed(&Failure::Binding(uid("p.1")));
-        scheduler.attempt();
-        assert!(scheduler.cluster.is_assumed("p.2"));
-    }
-
-    #[tokio::test]
-    async fn a_preemption_that_failed_is_tried_again() {
-        let (mut scheduler, mut failed) = scheduler();
-        scheduler.pod_applied(None, pod("victim", "3", 1, "a", json!({})));
-        scheduler.pod_applied(None, pod("high", "4", 10, "", json!({})));
-        scheduler.attempt();
-        let patience = Instant::now() + std::time::Duration::from_secs(100);
-        assert!(scheduler.queue.deadline().is_some_and(|at| at > patience));
-        // The API answers nothing, so the victim was not asked to leave.
-        let failure = failed.recv().await.expect("a failure");
-        assert_eq!(failure, Failure::Preemption(uid("high")));
-        scheduler.failed(&failure);
-        let soon = Instant::now() + std::time::Duration::from_secs(10);
-        assert!(scheduler.queue.deadline().is_some_and(|at| at < soon));
-        assert_eq!(scheduler.cluster.promises.of("high"), Some("a"));
     }
 }
