@@ -24,6 +24,9 @@ pub enum View {
 pub struct Wanted {
     pub format: Format,
     pub view: View,
+    /// Whether `metadata.managedFields` are wanted: nobody in this program looks at them, and they may be
+    /// larger than the rest.
+    pub owners: bool,
 }
 
 /// What an endpoint can give.
@@ -68,6 +71,7 @@ pub fn negotiate(accept: Option<&str>, pretty: bool, offer: Offer) -> Result<Wan
     let json = Wanted {
         format: Format::Json { pretty },
         view: View::Whole,
+        owners: true,
     };
     let Some(accept) = accept.filter(|accept| !accept.trim().is_empty()) else {
         return Ok(json);
@@ -129,8 +133,11 @@ fn serve(clause: &str, pretty: bool, offer: Offer) -> Option<Wanted> {
     };
     // Metadata has a type also where the whole object has none.
     let has_type = offer.protobuf || view == View::Metadata;
-    (offer.views.contains(&view) && (format != Format::Protobuf || has_type))
-        .then_some(Wanted { format, view })
+    (offer.views.contains(&view) && (format != Format::Protobuf || has_type)).then_some(Wanted {
+        format,
+        view,
+        owners: true,
+    })
 }
 
 impl Format {

@@ -11,7 +11,7 @@ mod object;
 
 pub use kind::{Change, Kind, Past};
 use object::Recent;
-pub use object::{LARGE, Object};
+pub use object::{JsonForm, LARGE, Object};
 
 use std::{
     collections::HashMap,

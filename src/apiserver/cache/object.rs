@@ -2,11 +2,12 @@
 
 use std::{
     collections::VecDeque,
+    ops::Range,
     sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
 };
 
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::store::Revision;
 
@@ -25,6 +26,38 @@ struct Json {
     bytes: Bytes,
     /// Where the other members begin.
     rest: usize,
+    /// Where `metadata.managedFields` stand, with the comma; empty where there are none.
+    owners: Range<usize>,
+}
+
+/// The bytes of an object as it is written in JSON.
+#[derive(Debug)]
+pub struct JsonForm {
+    bytes: Bytes,
+    rest: usize,
+    owners: Range<usize>,
+}
+
+impl JsonForm {
+    pub fn whole(&self) -> Bytes {
+        self.bytes.clone()
+    }
+
+    /// In pieces. `kind`: with kind and apiVersion, else what follows them, as items of a list are written
+    /// after an opening brace. `owners`: with `metadata.managedFields`.
+    pub fn pieces(&self, kind: bool, owners: bool) -> [Bytes; 2] {
+        let end = self.bytes.len();
+        let begin = if kind { 0 } else { self.rest.min(end) };
+        if owners || self.owners.is_empty() {
+            return [self.bytes.slice(begin..), Bytes::new()];
+        }
+        let cut = &self.owners;
+        // The metadata comes after what names the kind.
+        [
+            self.bytes.slice(begin.min(cut.start)..cut.start),
+            self.bytes.slice(cut.end..),
+        ]
+    }
 }
 
 #[derive(Debug)]
@@ -173,20 +206,18 @@ impl Object {
 
     /// Compact JSON, encoded on first use and shared from then on.
     pub fn json(&self) -> Bytes {
-        self.encoded().0
+        self.json_form().bytes
     }
 
-    /// The members besides kind and apiVersion, and the closing brace: as items of a list are
-    /// written, after an opening brace.
-    pub fn json_rest(&self) -> Bytes {
-        let (bytes, rest) = self.encoded();
-        bytes.slice(rest.min(bytes.len())..)
-    }
-
-    fn encoded(&self) -> (Bytes, usize) {
+    pub fn json_form(&self) -> JsonForm {
+        let of = |json: &Json, bytes: Bytes| JsonForm {
+            bytes,
+            rest: json.rest,
+            owners: json.owners.clone(),
+        };
         if !self.is_large() {
             let json = self.json.get_or_init(|| encode(&self.value()));
-            return (json.bytes.clone(), json.rest);
+            return of(json, json.bytes.clone());
         }
         let lock = || {
             self.large_json
@@ -199,8 +230,8 @@ impl Object {
             *lock() = Arc::downgrade(&made);
             made
         });
-        let rest = json.rest;
-        (Bytes::from_owner(Shared(json)), rest)
+        let bytes = Bytes::from_owner(Shared(json.clone()));
+        of(&json, bytes)
     }
 
     /// The bare protobuf message, without an envelope.
@@ -253,39 +284,72 @@ fn encode(value: &Value) -> Json {
         return Json {
             bytes: bytes.into_boxed_slice().into(),
             rest: 1,
+            owners: 0..0,
         };
     };
     let mut out = vec![b'{'];
-    let mut put = |name: &str, value: &Value| {
-        if out.len() > 1 {
-            out.push(b',');
-        }
-        // Values of JSON always become JSON, and a vector takes every write.
-        let _ = serde_json::to_writer(&mut out, name);
-        out.push(b':');
-        let _ = serde_json::to_writer(&mut out, value);
-        out.len()
-    };
-    let mut rest = 1;
+    let mut owners = 0..0;
     for name in ["kind", "apiVersion"] {
         if let Some(value) = map.get(name) {
-            rest = put(name, value) + 1;
+            put(&mut out, name, value);
         }
     }
-    let mut others = false;
+    let named = out.len() > 1;
+    let mut rest = out.len();
     for (name, value) in map {
-        if !matches!(name.as_str(), "kind" | "apiVersion") {
-            put(name, value);
-            others = true;
+        match (name.as_str(), value) {
+            ("kind" | "apiVersion", _) => {}
+            ("metadata", Value::Object(metadata)) => {
+                put_name(&mut out, name);
+                owners = put_metadata(&mut out, metadata);
+            }
+            _ => put(&mut out, name, value),
         }
     }
-    let rest = if others { rest } else { out.len() };
+    if named && out.len() > rest {
+        rest += 1; // the comma
+    }
     out.push(b'}');
     Json {
         // Without the room that the vector had to grow.
         bytes: out.into_boxed_slice().into(),
         rest,
+        owners,
     }
+}
+
+/// Adds a member to an object that was begun.
+fn put(out: &mut Vec<u8>, name: &str, value: &Value) {
+    put_name(out, name);
+    // Values of JSON always become JSON, and a vector takes every write.
+    let _ = serde_json::to_writer(out, value);
+}
+
+fn put_name(out: &mut Vec<u8>, name: &str) {
+    if out.last() != Some(&b'{') {
+        out.push(b',');
+    }
+    let _ = serde_json::to_writer(&mut *out, name);
+    out.push(b':');
+}
+
+/// Answers where the owners of fields stand.
+fn put_metadata(out: &mut Vec<u8>, metadata: &Map<String, Value>) -> Range<usize> {
+    out.push(b'{');
+    let mut owners = 0..0;
+    for (name, value) in metadata {
+        let start = out.len();
+        put(out, name, value);
+        if name == "managedFields" {
+            owners = start..out.len();
+        }
+    }
+    // Where they come first the comma after them goes with them.
+    if out.get(owners.start) == Some(&b'"') && owners.end < out.len() {
+        owners.end += 1;
+    }
+    out.push(b'}');
+    owners
 }
 
 #[cfg(test)]
@@ -336,6 +400,45 @@ mod tests {
             let json = encode(&value);
             assert_eq!(json.bytes, whole);
             assert_eq!(&json.bytes[json.rest..], rest.as_bytes());
+        }
+    }
+
+    #[test]
+    fn owners_can_be_left_out() {
+        let owners = json!([{"manager": "m"}]);
+        for (metadata, left) in [
+            (json!({"managedFields": owners}), r#"{}"#),
+            (
+                json!({"managedFields": owners, "name": "n"}),
+                r#"{"name":"n"}"#,
+            ),
+            (
+                json!({"labels": {}, "managedFields": owners}),
+                r#"{"labels":{}}"#,
+            ),
+            (
+                json!({"labels": {}, "managedFields": owners, "name": "n"}),
+                r#"{"labels":{},"name":"n"}"#,
+            ),
+            (json!({"name": "n"}), r#"{"name":"n"}"#),
+            (json!({}), "{}"),
+        ] {
+            let value =
+                json!({"kind": "K", "apiVersion": "v1", "a": 1, "metadata": metadata, "z": 2});
+            let key = "/registry/x/d/n".into();
+            let form = Object::answered(key, "d/n", value.clone(), 7).json_form();
+            let text = |kind, owners| {
+                let pieces = form.pieces(kind, owners);
+                String::from_utf8(pieces.concat()).unwrap()
+            };
+            let rest = format!(r#""a":1,"metadata":{left},"z":2}}"#);
+            assert_eq!(
+                text(true, false),
+                format!(r#"{{"kind":"K","apiVersion":"v1",{rest}"#)
+            );
+            assert_eq!(text(false, false), rest);
+            let whole: Value = serde_json::from_str(&text(true, true)).unwrap();
+            assert_eq!(whole, value);
         }
     }
 

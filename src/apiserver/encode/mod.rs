@@ -34,14 +34,16 @@ pub fn object(
     include: Include,
 ) -> Result<Encoded, Status> {
     let bytes = match (wanted.format, wanted.view) {
-        (Format::Json { pretty: false }, View::Whole) => newline(&object.json()),
+        (Format::Json { pretty: false }, View::Whole) => {
+            newline(&object.json_form().pieces(true, wanted.owners))
+        }
         (format, View::Whole) => match format {
             Format::Protobuf => envelope(row, object)?,
             _ => text(format, &*object.value())?,
         },
         (format, View::Table) => text(format, &table::of_object(row, object, include))?,
         (Format::Protobuf, _) => partial_envelope(object)?,
-        (format, _) => text(format, &partial(object))?,
+        (format, _) => text(format, &partial(object, wanted.owners))?,
     };
     Ok(Encoded {
         content_type: wanted.format.content_type(),
@@ -56,7 +58,7 @@ pub fn list(
     include: Include,
 ) -> Result<Encoded, Status> {
     let bytes = match (wanted.format, wanted.view) {
-        (Format::Json { pretty: false }, View::Whole) => json_list(row, page),
+        (Format::Json { pretty: false }, View::Whole) => json_list(row, page, wanted.owners),
         (Format::Protobuf, View::Whole) => protobuf_list(row, page)?,
         (format, View::Whole) => text(format, &whole_list(row, page))?,
         (format, View::Table) => text(format, &table::of_page(row, page, include))?,
@@ -77,7 +79,7 @@ pub fn list(
 pub struct Pieces {
     row: &'static Resource,
     page: Page,
-    view: View,
+    wanted: Wanted,
     include: Include,
     head: Option<String>,
     next: usize,
@@ -106,7 +108,7 @@ pub fn pieces(
     Ok(Pieces {
         row,
         page,
-        view: wanted.view,
+        wanted,
         include,
         head: Some(head),
         next: 0,
@@ -116,14 +118,11 @@ pub fn pieces(
 
 impl Pieces {
     fn put(&self, object: &Object, out: &mut BytesMut) {
-        let value = match self.view {
-            View::Whole if self.row.names_kind_in_lists() => return out.put_slice(&object.json()),
-            View::Whole => {
-                out.put_u8(b'{');
-                return out.put_slice(&object.json_rest());
-            }
+        let owners = self.wanted.owners;
+        let value = match self.wanted.view {
+            View::Whole => return put_item(self.row, object, owners, out),
             View::Table => table::line(self.row, object, self.include),
-            View::Metadata | View::Discovery => partial(object),
+            View::Metadata | View::Discovery => partial(object, owners),
         };
         // Values of JSON always become JSON, and a buffer takes every write.
         let _ = serde_json::to_writer(out.writer(), &value);
@@ -217,11 +216,25 @@ pub fn is_plain_json(wanted: Wanted) -> bool {
     )
 }
 
-fn newline(json: &Bytes) -> Bytes {
-    let mut bytes = BytesMut::with_capacity(json.len() + 1);
-    bytes.put_slice(json);
+fn newline(pieces: &[Bytes]) -> Bytes {
+    let size: usize = pieces.iter().map(Bytes::len).sum();
+    let mut bytes = BytesMut::with_capacity(size + 1);
+    for piece in pieces {
+        bytes.put_slice(piece);
+    }
     bytes.put_u8(b'\n');
     bytes.freeze()
+}
+
+/// An item of a list.
+fn put_item(row: &Resource, object: &Object, owners: bool, out: &mut BytesMut) {
+    let kind = row.names_kind_in_lists();
+    if !kind {
+        out.put_u8(b'{');
+    }
+    for piece in object.json_form().pieces(kind, owners) {
+        out.put_slice(&piece);
+    }
 }
 
 fn type_of(name: &str) -> Result<&'static proto::Type, Status> {
@@ -264,7 +277,7 @@ fn list_metadata(page: &Page) -> Map<String, Value> {
 }
 
 /// The items' shared bytes, strung together.
-fn json_list(row: &Resource, page: &Page) -> Bytes {
+fn json_list(row: &Resource, page: &Page, owners: bool) -> Bytes {
     let head = list_head(&list_kind(row), &api_version(row), page);
     let size: usize = page
         .objects
@@ -277,12 +290,7 @@ fn json_list(row: &Resource, page: &Page) -> Bytes {
         if index > 0 {
             bytes.put_u8(b',');
         }
-        if row.names_kind_in_lists() {
-            bytes.put_slice(&object.json());
-        } else {
-            bytes.put_u8(b'{');
-            bytes.put_slice(&object.json_rest());
-        }
+        put_item(row, object, owners, &mut bytes);
     }
     bytes.put_slice(b"]}\n");
     bytes.freeze()
@@ -317,18 +325,29 @@ fn protobuf_list(row: &Resource, page: &Page) -> Result<Bytes, Status> {
     Ok(proto::wrap_envelope(&api_version(row), &format!("{}List", row.kind), &raw).into())
 }
 
-fn partial(object: &Object) -> Value {
-    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object.value()["metadata"]})
+fn partial(object: &Object, owners: bool) -> Value {
+    let value = object.value();
+    let mut metadata = Map::new();
+    for (name, member) in value["metadata"].as_object().into_iter().flatten() {
+        if owners || name != "managedFields" {
+            metadata.insert(name.clone(), member.clone());
+        }
+    }
+    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
 }
 
 fn partial_envelope(object: &Object) -> Result<Bytes, Status> {
-    let raw = proto::encode(meta_type("PartialObjectMetadata")?, &partial(object))
+    let raw = proto::encode(meta_type("PartialObjectMetadata")?, &partial(object, true))
         .map_err(Status::internal)?;
     Ok(proto::wrap_envelope("meta.k8s.io/v1", "PartialObjectMetadata", &raw).into())
 }
 
 fn partial_list(page: &Page) -> Value {
-    let items: Vec<Value> = page.objects.iter().map(|object| partial(object)).collect();
+    let items: Vec<Value> = page
+        .objects
+        .iter()
+        .map(|object| partial(object, true))
+        .collect();
     json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": list_metadata(page), "items": items})
 }
 
@@ -367,11 +386,11 @@ impl Frames {
             _ => return Ok(vec![self.encode(event)?]),
         };
         match (self.wanted.format, self.wanted.view) {
-            (Format::Json { .. }, View::Whole) if object.is_large() => Ok(vec![
-                format!("{{\"type\":\"{word}\",\"object\":").into(),
-                object.json(),
-                Bytes::from_static(b"}\n"),
-            ]),
+            (Format::Json { .. }, View::Whole) if object.is_large() => {
+                let [begin, end] = object.json_form().pieces(true, self.wanted.owners);
+                let head = format!("{{\"type\":\"{word}\",\"object\":").into();
+                Ok(vec![head, begin, end, Bytes::from_static(b"}\n")])
+            }
             _ => Ok(vec![self.encode(event)?]),
         }
     }
@@ -397,13 +416,16 @@ impl Frames {
             (_, View::Table) => {
                 let mut value = table::of_object(self.row, object, self.include);
                 self.tell_columns_once(&mut value);
-                json_frame(word, &serde_json::to_vec(&value).map_err(Status::internal)?)
+                let bytes = serde_json::to_vec(&value).map_err(Status::internal)?;
+                json_frame(word, &[bytes.into()])
             }
             (_, View::Metadata) => json_frame(
                 word,
-                &serde_json::to_vec(&partial(object)).map_err(Status::internal)?,
+                &[serde_json::to_vec(&partial(object, self.wanted.owners))
+                    .map_err(Status::internal)?
+                    .into()],
             ),
-            _ => json_frame(word, &object.json()),
+            _ => json_frame(word, &object.json_form().pieces(true, self.wanted.owners)),
         }
     }
 
@@ -433,10 +455,8 @@ impl Frames {
             value = table::of_bookmark(self.row, &value, revision);
             self.tell_columns_once(&mut value);
         }
-        json_frame(
-            "BOOKMARK",
-            &serde_json::to_vec(&value).map_err(Status::internal)?,
-        )
+        let bytes = serde_json::to_vec(&value).map_err(Status::internal)?;
+        json_frame("BOOKMARK", &[bytes.into()])
     }
 
     fn error(&self, status: &Status) -> Result<Bytes, Status> {
@@ -449,7 +469,7 @@ impl Frames {
         }
         let ordered = status::Ordered::Status(&value);
         let bytes = serde_json::to_vec(&ordered).map_err(Status::internal)?;
-        json_frame("ERROR", &bytes)
+        json_frame("ERROR", &[bytes.into()])
     }
 
     /// Only the first frame of a watch says what the columns are.
@@ -461,12 +481,15 @@ impl Frames {
     }
 }
 
-fn json_frame(word: &str, object: &[u8]) -> Result<Bytes, Status> {
-    let mut bytes = BytesMut::with_capacity(object.len() + word.len() + 24);
+fn json_frame(word: &str, object: &[Bytes]) -> Result<Bytes, Status> {
+    let size: usize = object.iter().map(Bytes::len).sum();
+    let mut bytes = BytesMut::with_capacity(size + word.len() + 24);
     bytes.put_slice(b"{\"type\":\"");
     bytes.put_slice(word.as_bytes());
     bytes.put_slice(b"\",\"object\":");
-    bytes.put_slice(object);
+    for piece in object {
+        bytes.put_slice(piece);
+    }
     bytes.put_slice(b"}\n");
     Ok(bytes.freeze())
 }

@@ -70,7 +70,7 @@ pub(super) fn line(row: &Resource, object: &Object, include: Include) -> Value {
     match include {
         Include::None => json!({"cells": cells}),
         Include::Object => json!({"cells": cells, "object": &*object.value()}),
-        Include::Metadata => json!({"cells": cells, "object": super::partial(object)}),
+        Include::Metadata => json!({"cells": cells, "object": super::partial(object, true)}),
     }
 }
 

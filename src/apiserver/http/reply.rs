@@ -41,7 +41,12 @@ impl Incoming {
             "" => browser(),
             text => matches!(text, "1" | "t" | "T" | "true" | "TRUE" | "True"),
         };
-        negotiate::negotiate(header_text(&self.headers, &header::ACCEPT), pretty, offer)
+        let accept = header_text(&self.headers, &header::ACCEPT);
+        let wanted = negotiate::negotiate(accept, pretty, offer)?;
+        Ok(negotiate::Wanted {
+            owners: self.component.is_none(),
+            ..wanted
+        })
     }
 
     pub(super) fn include(&self) -> Result<Include, Status> {

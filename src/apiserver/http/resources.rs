@@ -265,7 +265,9 @@ impl Frontend {
         if object.is_large() && encode::is_plain_json(wanted) {
             // One copy for all who read it at the same time.
             let end = std::iter::once(Bytes::from_static(b"\n"));
-            let pieces = cut(object.json(), None).chain(end);
+            let pieces = object.json_form().pieces(true, wanted.owners);
+            let pieces = pieces.into_iter().flat_map(|piece| cut(piece, None));
+            let pieces = pieces.chain(end);
             return Ok(in_pieces(incoming, wanted.format.content_type(), pieces));
         }
         one(
