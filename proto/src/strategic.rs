@@ -14,19 +14,21 @@ use super::{Error, Field, PatchFault, Shape, Type, prune::shortened, wire::MAX_D
 
 mod order;
 
+use order::Places;
+
 const DIRECTIVE: &str = "$patch";
 const RETAIN_KEYS: &str = "$retainKeys";
 const SET_ORDER: &str = "$setElementOrder/";
 const DELETE_FROM: &str = "$deleteFromPrimitiveList/";
 
 /// Applies `patch` to `original`, an object of type `ty`. The result is not pruned.
-pub fn strategic_merge(ty: &Type, original: &Value, patch: &Value) -> Result<Value, Error> {
+pub fn strategic_merge(ty: &Type, original: &Value, patch: Value) -> Result<Value, Error> {
     let (Value::Object(original), Value::Object(patch)) = (original, patch) else {
         return Err(format_error(
             "strategic merge patch format is not supported",
         ));
     };
-    let merged = merge_map(original.clone(), patch.clone(), Node::Object(ty), 0)?;
+    let merged = merge_map(original.clone(), patch, Node::Object(ty), 0)?;
     Ok(Value::Object(merged))
 }
 
@@ -188,17 +190,16 @@ fn merge_list(
     }
     let objects = same_kind(&original, &patch)?;
     if !objects {
-        let order = patch.clone();
-        let server_order = original.clone();
-        let merged = union(original, patch);
-        return order::arrange(merged, &order, &server_order, "");
+        let order = Places::of(&patch, "")?;
+        let server = Places::of(&original, "")?;
+        return order::arrange(union(original, patch), &order, &server, "");
     }
     if meta.key.is_empty() {
         return Err(content_error("cannot merge lists without merge key"));
     }
     let (mut merged, patch) = special_elements(original, patch, meta.key)?;
-    let server_order = merged.clone();
-    let order = patch.clone();
+    let server = Places::of(&merged, meta.key)?;
+    let order = Places::of(&patch, meta.key)?;
     let mut places = HashMap::new();
     for (at, old) in merged.iter().enumerate() {
         if let Some(value) = old.get(meta.key) {
@@ -227,7 +228,7 @@ fn merge_list(
             None => merged.push(Value::Object(clean_map(item, depth)?)),
         }
     }
-    order::arrange(merged, &order, &server_order, meta.key)
+    order::arrange(merged, &order, &server, meta.key)
 }
 
 fn no_merge_key(item: &Object, key: &str) -> Error {

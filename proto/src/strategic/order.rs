@@ -37,14 +37,15 @@ pub(super) fn apply(
         let old = take_list(original, name)?;
         let new = take_list(patch, name)?;
         validate(new.as_deref().unwrap_or_default(), &order, meta.key)?;
-        let server_order = old.clone().unwrap_or_default();
+        let server = Places::of(old.as_deref().unwrap_or_default(), meta.key)?;
         let merged = match (old, new) {
             (None, None) => continue,
             (Some(old), None) => old,
             (None, Some(new)) => clean_list(new, depth)?,
             (Some(old), Some(new)) => merge_list(old, new, meta, depth)?,
         };
-        let merged = arrange(merged, &order, &server_order, meta.key)?;
+        let order = Places::of(&order, meta.key)?;
+        let merged = arrange(merged, &order, &server, meta.key)?;
         original.insert(name.to_owned(), Value::Array(merged));
     }
     Ok(())
@@ -89,29 +90,33 @@ fn identity<'v>(item: &'v Value, key: &str) -> Result<&'v Value, Error> {
     }
 }
 
-/// Orders `merged`: elements named in `order` come in that order; the others keep the server's
-/// order; the two are interleaved by the places they had on the server.
-pub(super) fn arrange(
-    merged: Vec<Value>,
-    order: &[Value],
-    server_order: &[Value],
-    key: &str,
-) -> Result<Vec<Value>, Error> {
-    let places = |list: &[Value]| -> Result<HashMap<String, usize>, Error> {
+/// Where each element of a list first stands, by what it is told apart by.
+pub(super) struct Places(HashMap<String, usize>);
+
+impl Places {
+    pub(super) fn of(list: &[Value], key: &str) -> Result<Self, Error> {
         let mut places = HashMap::with_capacity(list.len());
         for (at, item) in list.iter().enumerate() {
             places.entry(lookup(identity(item, key)?)).or_insert(at);
         }
-        Ok(places)
-    };
-    let order = places(order)?;
-    let server = places(server_order)?;
+        Ok(Self(places))
+    }
+}
+
+/// Orders `merged`: elements named in `order` come in that order; the others keep the server's
+/// order; the two are interleaved by the places they had on the server.
+pub(super) fn arrange(
+    merged: Vec<Value>,
+    order: &Places,
+    server: &Places,
+    key: &str,
+) -> Result<Vec<Value>, Error> {
     let mut named = Vec::new();
     let mut others = Vec::new();
     for item in merged {
         let value = lookup(identity(&item, key)?);
-        let on_server = server.get(&value).copied();
-        match order.get(&value).copied() {
+        let on_server = server.0.get(&value).copied();
+        match order.0.get(&value).copied() {
             Some(at) => named.push((at, on_server, item)),
             None => others.push((on_server.unwrap_or(usize::MAX), on_server, item)),
         }

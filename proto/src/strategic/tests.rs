@@ -10,7 +10,7 @@ fn merge(original: &Value, patch: &Value) -> Result<Value, Error> {
     let ty = crate::schema()
         .get("io.k8s.api.apps.v1.Deployment")
         .expect("exists");
-    strategic_merge(ty, original, patch)
+    strategic_merge(ty, original, patch.clone())
 }
 
 #[test]

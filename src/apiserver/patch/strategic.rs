@@ -13,7 +13,7 @@ pub(super) fn apply(
     body: &[u8],
 ) -> Result<(Value, Vec<String>), Status> {
     let (patch, complaints) = super::object(body)?;
-    let merged = proto::strategic_merge(ty, current, &patch);
+    let merged = proto::strategic_merge(ty, current, patch);
     let merged = merged.map_err(|error| match error {
         proto::Error::Patch {
             fault: PatchFault::Format,

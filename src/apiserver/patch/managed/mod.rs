@@ -14,6 +14,7 @@ mod entry;
 mod last_applied;
 mod node;
 mod set;
+mod steps;
 #[cfg(test)]
 mod tests;
 
@@ -113,7 +114,7 @@ fn strip(row: &Resource, subresource: &str, set: &mut Set) {
         match subresource {
             "status" => {
                 set.inner
-                    .retain(|step, _| step == "f:status" || step == "f:metadata");
+                    .retain(|step| step == "f:status" || step == "f:metadata");
             }
             _ => set.cut(&["f:status"]),
         }

@@ -462,11 +462,11 @@ pub fn merge(node: Node<'_>, live: &Value, applied: &Value) -> Value {
 
 /// Takes `gone` out of a value. What `kept` has stays, with all that leads to it.
 pub fn remove(node: Node<'_>, value: &mut Value, gone: &Set, kept: &Set) {
-    let drop_steps: BTreeSet<String> = gone
+    let drop_steps: BTreeSet<&str> = gone
         .inner
         .iter()
         .filter(|(step, inner)| inner.here && !kept.inner.contains_key(*step))
-        .map(|(step, _)| step.clone())
+        .map(|(step, _)| step)
         .collect();
     let none = Set::default();
     let inside = |step: &str| {
@@ -475,7 +475,7 @@ pub fn remove(node: Node<'_>, value: &mut Value, gone: &Set, kept: &Set) {
     };
     match (node.kind(), value) {
         (Kind::Members(inner), Value::Object(map)) => {
-            map.retain(|name, _| !drop_steps.contains(&step_of_member(name)));
+            map.retain(|name, _| !drop_steps.contains(&*step_of_member(name)));
             for (name, member) in map.iter_mut() {
                 if let Some((gone, kept)) = inside(&step_of_member(name)) {
                     remove(inner.member(name), member, gone, kept);
@@ -490,7 +490,7 @@ pub fn remove(node: Node<'_>, value: &mut Value, gone: &Set, kept: &Set) {
             });
         }
         (Kind::Items(keys, inner), Value::Array(list)) => {
-            list.retain(|item| !drop_steps.contains(&step_of_item(&keys, inner, item)));
+            list.retain(|item| !drop_steps.contains(&*step_of_item(&keys, inner, item)));
             for item in list.iter_mut() {
                 if let Some((gone, kept)) = inside(&step_of_item(&keys, inner, item)) {
                     remove(inner, item, gone, kept);
@@ -498,7 +498,7 @@ pub fn remove(node: Node<'_>, value: &mut Value, gone: &Set, kept: &Set) {
             }
         }
         (Kind::Values, Value::Array(list)) => {
-            list.retain(|item| !drop_steps.contains(&step_of_value(item)));
+            list.retain(|item| !drop_steps.contains(&*step_of_value(item)));
         }
         _ => {}
     }

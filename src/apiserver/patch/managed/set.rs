@@ -1,8 +1,8 @@
 //! Sets of fields, as `managedFields` writes them. Pure.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Map, Value, json};
+
+use super::steps::Steps;
 
 /// Fields of an object: a tree whose steps are written as in `fieldsV1` (`f:name`,
 /// `k:{"name":"a"}`, `v:1`).
@@ -10,14 +10,14 @@ use serde_json::{Map, Value, json};
 pub struct Set {
     /// The field itself is in the set.
     pub here: bool,
-    pub inner: BTreeMap<String, Set>,
+    pub inner: Steps<Set>,
 }
 
 impl Set {
     pub fn leaf() -> Self {
         Self {
             here: true,
-            inner: BTreeMap::new(),
+            inner: Steps::default(),
         }
     }
 
@@ -43,7 +43,7 @@ impl Set {
             if inner.as_object().is_some_and(Map::is_empty) {
                 child.here = true;
             }
-            set.inner.insert(step.clone(), child);
+            set.inner.insert(step.as_str().into(), child);
         }
         set
     }
@@ -53,8 +53,8 @@ impl Set {
         if self.here && !self.inner.is_empty() {
             map.insert(".".to_owned(), json!({}));
         }
-        for (step, inner) in &self.inner {
-            map.insert(step.clone(), inner.to_json());
+        for (step, inner) in self.inner.iter() {
+            map.insert(step.to_owned(), inner.to_json());
         }
         Value::Object(map)
     }
@@ -75,9 +75,9 @@ impl Set {
             .all(|(step, inner)| is_step(step) && Self::is_written(inner))
     }
 
-    pub fn put(&mut self, step: String, inner: Self) {
+    pub fn put(&mut self, step: impl Into<Box<str>>, inner: Self) {
         if !inner.is_empty() {
-            self.inner.insert(step, inner);
+            self.inner.insert(step.into(), inner);
         }
     }
 
@@ -90,11 +90,11 @@ impl Set {
     /// [`Set::union`] in place: what is not in `other` is not touched.
     pub fn add(&mut self, other: &Self) {
         self.here |= other.here;
-        for (step, inner) in &other.inner {
+        for (step, inner) in other.inner.iter() {
             match self.inner.get_mut(step) {
                 Some(own) => own.add(inner),
                 None => {
-                    self.inner.insert(step.clone(), inner.clone());
+                    self.inner.insert(step.into(), inner.clone());
                 }
             }
         }
@@ -103,14 +103,14 @@ impl Set {
     pub fn minus(&self, other: &Self) -> Self {
         let mut left = Self {
             here: self.here && !other.here,
-            inner: BTreeMap::new(),
+            inner: Steps::default(),
         };
-        for (step, inner) in &self.inner {
+        for (step, inner) in self.inner.iter() {
             let rest = match other.inner.get(step) {
                 Some(theirs) => inner.minus(theirs),
                 None => inner.clone(),
             };
-            left.put(step.clone(), rest);
+            left.put(step, rest);
         }
         left
     }
@@ -118,11 +118,11 @@ impl Set {
     pub fn common(&self, other: &Self) -> Self {
         let mut both = Self {
             here: self.here && other.here,
-            inner: BTreeMap::new(),
+            inner: Steps::default(),
         };
-        for (step, inner) in &self.inner {
+        for (step, inner) in self.inner.iter() {
             if let Some(theirs) = other.inner.get(step) {
-                both.put(step.clone(), inner.common(theirs));
+                both.put(step, inner.common(theirs));
             }
         }
         both
@@ -152,7 +152,12 @@ impl Set {
 
     /// How many fields are in the set.
     pub fn count(&self) -> usize {
-        usize::from(self.here) + self.inner.values().map(Self::count).sum::<usize>()
+        usize::from(self.here)
+            + self
+                .inner
+                .iter()
+                .map(|(_, inner)| inner.count())
+                .sum::<usize>()
     }
 
     fn collect(&self, path: &str, limit: usize, all: &mut Vec<String>) {
@@ -162,7 +167,7 @@ impl Set {
         if self.here {
             all.push(path.to_owned());
         }
-        for (step, inner) in &self.inner {
+        for (step, inner) in self.inner.iter() {
             if all.len() >= limit {
                 return;
             }
