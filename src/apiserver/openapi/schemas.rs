@@ -16,6 +16,9 @@ pub(super) const STATUS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Status";
 pub(super) const DELETE_OPTIONS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
 pub(super) const PATCH: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Patch";
 
+/// Any JSON value, which on the wire is a message with its bytes.
+const ANY: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON";
+
 /// Group, version and kind.
 pub(super) type Kind<'a> = (&'a str, &'a str, &'a str);
 
@@ -118,7 +121,8 @@ impl<'a> Schemas<'a> {
     pub(super) fn finish(mut self) -> Map<String, Value> {
         let mut all = Map::new();
         while let Some(name) = self.wanted.pop() {
-            let mut schema = match proto::schema().get(&name) {
+            let of_type = proto::schema().get(&name).filter(|_| name != ANY);
+            let mut schema = match of_type {
                 Some(ty) => self.object(ty),
                 None => match self.custom(&name) {
                     Some(schema) => schema,
@@ -249,7 +253,7 @@ impl<'a> Schemas<'a> {
             Shape::IntOrString => self.reference("io.k8s.apimachinery.pkg.util.intstr.IntOrString"),
             Shape::Raw => self.reference("io.k8s.apimachinery.pkg.runtime.RawExtension"),
             Shape::Any | Shape::SchemaOrArray | Shape::SchemaOrBool | Shape::SchemaOrStrings => {
-                self.reference("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON")
+                self.reference(ANY)
             }
             Shape::List(element) | Shape::NamedList(element) => {
                 json!({"type": "array", "items": self.shape(element)})

@@ -128,3 +128,21 @@ fn v2_and_its_protobuf() {
     assert_eq!(bytes, want);
     assert!(v2_protobuf(&document).len() > 10_000);
 }
+
+#[test]
+fn any_json_value_is_of_no_type() {
+    let row = crate::apiserver::registry::table::find(
+        "apiextensions.k8s.io",
+        "v1",
+        "customresourcedefinitions",
+    );
+    let rows = [row.expect("served")];
+    let name = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON";
+    for schemas in [
+        &v2(&rows)["definitions"],
+        &v3(&rows, "apiextensions.k8s.io", "v1")["components"]["schemas"],
+    ] {
+        let members = schemas[name].as_object().expect("it is referred to");
+        assert_eq!(members.keys().collect::<Vec<_>>(), ["description"]);
+    }
+}

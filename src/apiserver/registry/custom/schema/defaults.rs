@@ -69,6 +69,7 @@ fn fill(schema: &Tree, value: &mut Value, left: &mut usize) -> Result<(), TooLar
                 let declared = |name: &str| properties.get(name).is_some();
                 for (name, member) in map.iter_mut() {
                     if !declared(name) {
+                        replace_null(others, member, left)?;
                         fill(others, member, left)?;
                     }
                 }
@@ -76,10 +77,24 @@ fn fill(schema: &Tree, value: &mut Value, left: &mut usize) -> Result<(), TooLar
         }
         Value::Array(list) if schema["items"].is_object() => {
             for item in list {
+                replace_null(&schema["items"], item, left)?;
                 fill(&schema["items"], item, left)?;
             }
         }
         _ => {}
+    }
+    Ok(())
+}
+
+/// A null that may not be there becomes the default, if there is one.
+fn replace_null(schema: &Tree, value: &mut Value, left: &mut usize) -> Result<(), TooLarge> {
+    if value.is_null()
+        && !is(schema, "nullable")
+        && let Some(default) = schema.get("default").filter(|one| !one.is_null())
+    {
+        let default = default.to_value();
+        *left = left.checked_sub(proto::weight(&default)).ok_or(TooLarge)?;
+        *value = default;
     }
     Ok(())
 }

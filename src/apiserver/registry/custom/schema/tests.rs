@@ -122,6 +122,19 @@ fn violations() {
 }
 
 #[test]
+fn nulls_of_maps_and_lists_become_defaults() {
+    let element = json!({"type": "string", "default": "d"});
+    let schema = Tree::schema(&json!({"type": "object", "properties": {
+        "map": {"type": "object", "additionalProperties": element},
+        "list": {"type": "array", "items": element},
+        "may": {"type": "array", "items": {"type": "string", "nullable": true, "default": "d"}}}}));
+    let mut object = json!({"map": {"a": null, "b": "x"}, "list": [null, "x"], "may": [null]});
+    default(&schema, &mut object).expect("it is small");
+    let want = json!({"map": {"a": "d", "b": "x"}, "list": ["d", "x"], "may": [null]});
+    assert_eq!(object, want);
+}
+
+#[test]
 fn nulls_that_may_not_be_there() {
     let schema = Tree::schema(&json!({"type": "object", "properties": {
         "plain": {"type": "string"}, "defaulted": {"type": "string", "default": "d"},
