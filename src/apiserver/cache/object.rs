@@ -18,7 +18,7 @@ pub const LARGE: usize = 64 << 10;
 /// its bytes.
 const HEAVY: usize = 64 << 10;
 /// Heavy objects that are kept parsed for a while, in bytes of memory.
-const RECENT: usize = 16 << 20;
+const RECENT: usize = 8 << 20;
 
 /// Compact JSON that begins with kind and apiVersion.
 #[derive(Debug)]
