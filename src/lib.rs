@@ -5,6 +5,7 @@
 mod accepting;
 pub mod addresses;
 pub mod allocator;
+mod any_certificate;
 pub mod apiserver;
 pub mod backoff;
 pub mod causes;

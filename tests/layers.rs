@@ -7,13 +7,22 @@ use std::{
 };
 
 /// What each part of `src` may use of the others. `cli` may use everything.
-const ALLOWED: [(&str, &[&str]); 19] = [
+const ALLOWED: [(&str, &[&str]); 20] = [
     ("accepting", &[]),
     ("addresses", &[]),
     ("allocator", &[]),
+    ("any_certificate", &[]),
     (
         "apiserver",
-        &["addresses", "allocator", "cel", "listener", "store", "pki"],
+        &[
+            "addresses",
+            "allocator",
+            "any_certificate",
+            "cel",
+            "listener",
+            "store",
+            "pki",
+        ],
     ),
     ("cel", &[]),
     ("controllers", &["events", "informer", "placement"]),
@@ -26,6 +35,7 @@ const ALLOWED: [(&str, &[&str]); 19] = [
         &[
             "accepting",
             "addresses",
+            "any_certificate",
             "own_ports",
             "repair",
             "runtime",
@@ -52,7 +62,7 @@ const ALLOWED: [(&str, &[&str]); 19] = [
         ],
     ),
     ("repair", &[]),
-    ("runtime", &["addresses"]),
+    ("runtime", &["addresses", "any_certificate"]),
     ("scheduler", &["events", "informer", "placement"]),
     ("store", &[]),
 ];

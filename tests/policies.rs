@@ -4,6 +4,7 @@
 mod lab;
 
 use std::{
+    io::{BufRead, BufReader},
     process::Output,
     time::{Duration, Instant},
 };
@@ -253,14 +254,16 @@ fn all_operations(cluster: &Cluster, plural: &str, object: &Value) {
         .args([
             "get",
             one,
-            "--watch-only",
+            "--watch",
             "-o",
             "jsonpath={.metadata.annotations}{\"\\n\"}",
         ])
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    std::thread::sleep(Duration::from_millis(500));
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    // The state it begins with: from here on every change is seen.
+    lines.next().unwrap().unwrap();
     let patch = r#"{"metadata":{"annotations":{"patched":"true"}}}"#;
     cluster.ok_with(&["patch", one, "--type=merge", "-p", patch]);
     let mut changed = read(cluster, one);
@@ -268,14 +271,9 @@ fn all_operations(cluster: &Cluster, plural: &str, object: &Value) {
     changed["metadata"]["annotations"]["updated"] = "true".into();
     let output = written(cluster, "replace", &changed, "");
     assert!(output.status.success(), "{}", text(&output));
-    let seen = {
-        use std::io::{BufRead, BufReader};
-        let lines = BufReader::new(watch.stdout.take().unwrap()).lines();
-        let seen: Vec<String> = lines.take(2).map(Result::unwrap).collect();
-        watch.kill().unwrap();
-        watch.wait().unwrap();
-        seen
-    };
+    let seen: Vec<String> = lines.take(2).map(Result::unwrap).collect();
+    watch.kill().unwrap();
+    watch.wait().unwrap();
     assert!(
         seen[0].contains("patched") && seen[1].contains("updated"),
         "{seen:?}"

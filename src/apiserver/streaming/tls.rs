@@ -8,11 +8,11 @@ use rustls::{
         WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
-    crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
+    crypto::ring,
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
 };
 
-use crate::pki;
+use crate::{any_certificate::AnyCertificate, pki};
 
 /// Encrypts, but takes any certificate: as with `kubectl proxy` everywhere, a pod behind
 /// `https:name:port` proves nothing but that it holds its own key.
@@ -30,7 +30,7 @@ pub fn trusting_anyone() -> ClientConfig {
 
 /// Takes any certificate from now on.
 pub fn trust_anyone(config: &mut ClientConfig) {
-    let verifier = Arc::new(Anyone(Arc::new(ring::default_provider())));
+    let verifier = Arc::new(AnyCertificate::new(&ring::default_provider()));
     config.dangerous().set_certificate_verifier(verifier);
 }
 
@@ -107,46 +107,6 @@ fn is_kubelet(certificate: &CertificateDer<'_>) -> bool {
     };
     let mut organizations = parsed.subject().iter_organization();
     organizations.any(|organization| organization.as_str() == Ok(NODES))
-}
-
-#[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls12_signature(message, cert, signed, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls13_signature(message, cert, signed, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[cfg(test)]

@@ -3,14 +3,11 @@
 use std::{path::Path, sync::Arc};
 
 use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::{
-        ResolvesClientCert,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    },
-    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
+    ClientConfig, RootCertStore, SignatureScheme,
+    client::ResolvesClientCert,
+    crypto::CryptoProvider,
     pki_types::{
-        CertificateDer, PrivateKeyDer, ServerName, UnixTime,
+        CertificateDer, PrivateKeyDer,
         pem::{self, PemObject},
     },
     sign::CertifiedKey,
@@ -20,6 +17,7 @@ use super::super::{
     Error,
     hosts::{self, Tls},
 };
+use crate::any_certificate::AnyCertificate;
 
 /// The configurations for one host.
 #[derive(Clone)]
@@ -59,7 +57,7 @@ pub fn configs(tls: &Tls, mut authorities: RootCertStore) -> Result<Configs, Err
     if tls.skip_verify {
         home = begin()?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anybody(provider.clone())))
+            .with_custom_certificate_verifier(Arc::new(AnyCertificate::new(&provider)))
             .with_no_client_auth();
     }
     if !tls.client.is_empty() {
@@ -150,47 +148,6 @@ impl ResolvesClientCert for Ours {
 
     fn has_certs(&self) -> bool {
         !self.0.is_empty()
-    }
-}
-
-/// Any certificate will do, as the node's owner has said.
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 
