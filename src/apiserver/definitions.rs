@@ -49,10 +49,13 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 /// Requests that began with the rows of a definition as it was before a change may go on that long.
 const UNDER_WAY: Duration = Duration::from_secs(60);
 
+/// A definition without what is large, as of a revision.
+type AsRead = (Revision, Arc<Value>);
+
 pub struct Keeper {
     server: Weak<ApiServer>,
     /// What was read of each definition, by key: all but what is large.
-    read: Mutex<HashMap<Arc<str>, (Revision, Arc<Value>)>>,
+    read: Mutex<HashMap<Arc<str>, AsRead>>,
     /// Rows made, by the definition's uid.
     made: Mutex<HashMap<String, Made>>,
     /// Definitions whose objects are being deleted, by uid, with why that did not work the last time.

@@ -1,7 +1,5 @@
 //! Custom resources: their rules, their fields in selectors, what their documents say.
 
-use std::future::Future;
-
 use futures::{StreamExt, TryStreamExt};
 use kube::{
     api::WatchParams,
@@ -45,19 +43,14 @@ fn definition(group: &str, version: Value) -> Result<CustomResourceDefinition, s
     )
 }
 
-fn established<'a>(
-    definitions: &'a Api<CustomResourceDefinition>,
-    name: &'a str,
-) -> impl Future<Output = Result<bool, kube::Error>> + 'a {
-    async move {
-        let status = definitions.get(name).await?.status.unwrap_or_default();
-        let conditions = status.conditions.unwrap_or_default();
-        let holds = |kind: &str| {
-            let mut all = conditions.iter();
-            all.any(|one| one.type_ == kind && one.status == "True")
-        };
-        Ok(holds("Established"))
-    }
+async fn established(
+    definitions: &Api<CustomResourceDefinition>,
+    name: &str,
+) -> Result<bool, kube::Error> {
+    let status = definitions.get(name).await?.status.unwrap_or_default();
+    let conditions = status.conditions.unwrap_or_default();
+    let mut all = conditions.iter();
+    Ok(all.any(|one| one.type_ == "Established" && one.status == "True"))
 }
 
 fn tab(group: &str, name: &str, rest: Value) -> Result<DynamicObject, serde_json::Error> {

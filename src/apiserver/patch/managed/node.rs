@@ -465,7 +465,7 @@ pub fn remove(node: Node<'_>, value: &mut Value, gone: &Set, kept: &Set) {
     let drop_steps: BTreeSet<&str> = gone
         .inner
         .iter()
-        .filter(|(step, inner)| inner.here && !kept.inner.contains_key(*step))
+        .filter(|(step, inner)| inner.here && !kept.inner.contains_key(step))
         .map(|(step, _)| step)
         .collect();
     let none = Set::default();

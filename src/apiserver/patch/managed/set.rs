@@ -134,11 +134,11 @@ impl Set {
             return;
         };
         if rest.is_empty() {
-            self.inner.remove(*first);
-        } else if let Some(inner) = self.inner.get_mut(*first) {
+            self.inner.remove(first);
+        } else if let Some(inner) = self.inner.get_mut(first) {
             inner.cut(rest);
             if inner.is_empty() {
-                self.inner.remove(*first);
+                self.inner.remove(first);
             }
         }
     }

@@ -178,7 +178,7 @@ impl Builder {
             return self.raw(schema);
         };
         let told = map.iter().filter(|(name, inner)| {
-            !PROSE.contains(&name.as_str()) && !(inner.is_null() && *name != "default")
+            !PROSE.contains(&name.as_str()) && (!inner.is_null() || *name == "default")
         });
         let members = told
             .map(|(name, inner)| {
