@@ -116,7 +116,6 @@ fn a_charts_whole_life(helm: &Helm) {
         ("text=three,broken=true", "must be an absolute path"),
         ("text=longer-than-twenty-characters", "Too long"),
     ] {
-        let before = helm.names("pods");
         let flags = format!("--set widget=true,{flags} --timeout=60s {}", helm.atomic);
         helm.refused(&helm.chart("upgrade", "shop", &flags), because);
         assert_eq!(helm.text_of("deployment/shop", environment), "two");
@@ -124,10 +123,8 @@ fn a_charts_whole_life(helm: &Helm) {
         assert_eq!(helm.text_of("gadget/shop", ".spec.text"), "two");
         assert_eq!(helm.text_of("widget/shop", ".spec.size"), "1");
         assert_eq!(helm.names("ingresses"), Vec::<String>::new());
-        until_none("pods of the failed release", || {
-            let pods = helm.names("pods").into_iter();
-            pods.filter(|pod| !before.contains(pod)).collect()
-        });
+        let texts = "get pods -o jsonpath={.items[*].spec.containers[0].env[0].value}";
+        helm.cluster.wait(texts, "two");
     }
 
     helm.ok(&helm.run("rollback shop 1 --wait --timeout=60s"));

@@ -99,8 +99,8 @@ async fn define(client: &Client) {
         },
     });
     let how = PatchParams::apply(MANAGER);
-    let applied = definitions.patch(name, &how, &Patch::Apply(&definition));
-    applied.await.unwrap();
+    let definition = Patch::Apply(&definition);
+    definitions.patch(name, &how, &definition).await.unwrap();
     let established = await_condition(definitions, name, conditions::is_crd_established());
     established.await.unwrap();
 }
@@ -185,8 +185,9 @@ async fn live(client: &Client, name: &str) {
     let api = things(client);
     let how = PatchParams::apply("user");
     for text in ["one", "two", "three"] {
-        let applied = api.patch(name, &how, &Patch::Apply(thing(name, text)));
-        assert_eq!(applied.await.unwrap().data["spec"]["text"], text);
+        let wanted = Patch::Apply(thing(name, text));
+        let applied = api.patch(name, &how, &wanted).await.unwrap();
+        assert_eq!(applied.data["spec"]["text"], text);
         settled(client, name, text).await;
     }
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
