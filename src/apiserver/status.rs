@@ -167,6 +167,17 @@ impl Status {
         Self::new(Reason::BadRequest, message)
     }
 
+    /// 415: the body has a media type that is not taken here.
+    pub fn unknown_format(accepted: &[&str]) -> Self {
+        Self::new(
+            Reason::UnsupportedMediaType,
+            format!(
+                "the body of the request was in an unknown format - accepted media types include: {}",
+                accepted.join(", ")
+            ),
+        )
+    }
+
     pub fn internal(message: impl std::fmt::Display) -> Self {
         Self::new(
             Reason::InternalError,

@@ -18,6 +18,7 @@ mod der;
 mod files;
 mod kubeconfig;
 mod leaf;
+mod leisure;
 mod live;
 mod renewal;
 mod request;

@@ -19,13 +19,11 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use x509_parser::public_key::PublicKey;
 
-use super::{Error, files};
+use super::{Error, files, leisure::Leisure};
 use crate::supervision::caught_here;
 
 /// Of a new RSA key.
 const BITS: usize = 2048;
-/// Of the thread that looks for one: it gets what others leave.
-const NICE: i32 = 19;
 
 /// How tokens are signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,6 +57,8 @@ pub struct TokenKey {
 pub struct TokenKeys {
     /// Filled by a thread if the key has to be made.
     signing: Arc<OnceLock<Result<Arc<TokenKey>, String>>>,
+    /// Of that thread: the daemon starts meanwhile, and its first pods are far off.
+    leisure: Arc<Leisure>,
     older: Vec<Arc<TokenKey>>,
 }
 
@@ -74,20 +74,25 @@ impl TokenKeys {
             signing = load(&path)?;
         }
         let cell = Arc::new(OnceLock::new());
+        let leisure = Arc::new(Leisure::new());
         match signing {
             Some(key) => {
                 let _ = cell.set(Ok(Arc::new(key)));
             }
-            None => make(path, cell.clone())?,
+            None => make(path, cell.clone(), leisure.clone())?,
         }
         Ok(Self {
             signing: cell,
+            leisure,
             older,
         })
     }
 
     /// The key that signs. Waits while it is being made: not on a thread that others need.
     pub fn signing(&self) -> Result<Arc<TokenKey>, Error> {
+        if self.signing.get().is_none() {
+            self.leisure.hurry();
+        }
         self.signing.wait().clone().map_err(Error::TokenKey)
     }
 
@@ -106,15 +111,16 @@ fn load(path: &Path) -> Result<Option<TokenKey>, Error> {
 }
 
 /// Fills `cell` from a thread, with a new key that is in its file by then.
-fn make(path: PathBuf, cell: Arc<OnceLock<Result<Arc<TokenKey>, String>>>) -> Result<(), Error> {
+fn make(
+    path: PathBuf,
+    cell: Arc<OnceLock<Result<Arc<TokenKey>, String>>>,
+    leisure: Arc<Leisure>,
+) -> Result<(), Error> {
     let making = path.clone();
     let made = std::thread::Builder::new()
         .name("token-key".to_owned())
         .spawn(move || {
-            // The daemon starts meanwhile, and its first pods are far off.
-            if let Err(error) = rustix::process::setpriority_process(None, NICE) {
-                tracing::debug!(%error, "the search for a token key is as important as others");
-            }
+            leisure.begin();
             // Whoever waits for the cell must not wait for ever.
             let made = caught_here(|| new(&making));
             let made = made.map_err(|panic| panic.to_string()).and_then(|made| {
@@ -125,6 +131,7 @@ fn make(path: PathBuf, cell: Arc<OnceLock<Result<Arc<TokenKey>, String>>>) -> Re
                 })
             });
             let _ = cell.set(made.map(Arc::new));
+            leisure.end();
         });
     made.map(drop).map_err(|source| Error::Io {
         action: "start a thread that makes",

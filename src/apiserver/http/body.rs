@@ -137,12 +137,11 @@ pub(super) fn decode(
             fill_kind(&mut value, &envelope.api_version, &envelope.kind);
             Ok((value, Vec::new()))
         }
-        other => Err(Status::new(
-            Reason::UnsupportedMediaType,
-            format!(
-                "the body of the request was in an unknown format {other:?} - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf"
-            ),
-        )),
+        _ => Err(Status::unknown_format(&[
+            "application/json",
+            "application/yaml",
+            "application/vnd.kubernetes.protobuf",
+        ])),
     }
 }
 

@@ -193,9 +193,7 @@ impl Frontend {
             }
             (Operation::Patch, None) => {
                 self.allow(&path, "patch")?;
-                let kind = PatchType::parse(
-                    header_text(&incoming.headers, &header::CONTENT_TYPE).unwrap_or_default(),
-                )?;
+                let kind = kind_of_patch(&incoming, path.row)?;
                 if kind == PatchType::Apply {
                     return self.apply(&incoming, writing, &body).await;
                 }
@@ -578,9 +576,7 @@ impl Frontend {
                     verbs::update_scale(server, writing, paths, &value).await?
                 }
                 Operation::Patch => {
-                    let kind = PatchType::parse(
-                        header_text(&incoming.headers, &header::CONTENT_TYPE).unwrap_or_default(),
-                    )?;
+                    let kind = kind_of_patch(incoming, path.row)?;
                     if kind == PatchType::Apply {
                         named_manager(incoming)?;
                         let writing = Writing {
@@ -626,9 +622,7 @@ impl Frontend {
                 verbs::update(server, writing, value, complaints, Missing::Refuse).await?
             }
             _ => {
-                let kind = PatchType::parse(
-                    header_text(&incoming.headers, &header::CONTENT_TYPE).unwrap_or_default(),
-                )?;
+                let kind = kind_of_patch(incoming, path.row)?;
                 if kind == PatchType::Apply {
                     return self.apply(incoming, writing.clone(), &body).await;
                 }
@@ -670,6 +664,12 @@ fn named_manager(incoming: &Incoming) -> Result<(), Status> {
         reason,
         message,
     ))
+}
+
+/// By the Content-Type.
+fn kind_of_patch(incoming: &Incoming, row: &Resource) -> Result<PatchType, Status> {
+    let header = header_text(&incoming.headers, &header::CONTENT_TYPE);
+    PatchType::parse(header.unwrap_or_default(), row.custom.is_some())
 }
 
 /// Only who applies may force.

@@ -160,9 +160,9 @@ impl Operation<'_> {
 
     /// The forms of patches that are taken: kubectl sends the first that it knows.
     fn patches(&self) -> Vec<&'static str> {
-        let served = PatchType::SERVED.into_iter();
-        let taken = served.filter(|one| !self.custom || *one != PatchType::Strategic);
-        taken.map(PatchType::content_type).collect()
+        PatchType::served(self.custom)
+            .map(PatchType::content_type)
+            .collect()
     }
 
     fn consumes(&self) -> Value {

@@ -31,8 +31,11 @@ pub enum PatchType {
 impl PatchType {
     const ALL: [Self; 4] = [Self::Json, Self::Merge, Self::Strategic, Self::Apply];
 
-    /// What OpenAPI and 415 answers list.
-    pub const SERVED: [Self; 4] = Self::ALL;
+    /// What OpenAPI and 415 answers list: custom resources have no lists that merge by a key.
+    pub fn served(custom: bool) -> impl Iterator<Item = Self> {
+        let kinds = Self::ALL.into_iter();
+        kinds.filter(move |kind| !custom || *kind != Self::Strategic)
+    }
 
     pub const fn content_type(self) -> &'static str {
         match self {
@@ -44,17 +47,13 @@ impl PatchType {
     }
 
     /// From a Content-Type header; its parameters are ignored. Anything else is 415.
-    pub fn parse(header: &str) -> Result<Self, Status> {
+    pub fn parse(header: &str, custom: bool) -> Result<Self, Status> {
         let media = header.split(';').next().unwrap_or_default().trim();
-        Self::ALL
-            .into_iter()
+        Self::served(custom)
             .find(|kind| media.eq_ignore_ascii_case(kind.content_type()))
             .ok_or_else(|| {
-                let accepted = Self::SERVED.map(Self::content_type);
-                unsupported(format!(
-                    "the body of the request was in an unknown format - accepted media types include: {}",
-                    accepted.join(", ")
-                ))
+                let accepted: Vec<_> = Self::served(custom).map(Self::content_type).collect();
+                Status::unknown_format(&accepted)
             })
     }
 }
@@ -82,15 +81,16 @@ pub fn apply_and_complain(
         PatchType::Merge => merge::apply(current, body)?,
         PatchType::Strategic => {
             let ty = ty.ok_or_else(|| {
-                unsupported(format!(
-                    "{} is not supported for custom resources",
-                    kind.content_type()
-                ))
+                let accepted: Vec<_> = PatchType::served(true)
+                    .map(PatchType::content_type)
+                    .collect();
+                Status::unknown_format(&accepted)
             })?;
             strategic::apply(ty, current, body)?
         }
         PatchType::Apply => {
-            return Err(unsupported(
+            return Err(Status::new(
+                Reason::UnsupportedMediaType,
                 "server-side apply (application/apply-patch+yaml) is not supported here",
             ));
         }
@@ -123,10 +123,6 @@ fn object(body: &[u8]) -> Result<(Value, Vec<String>), Status> {
 
 fn malformed(error: impl std::fmt::Display) -> Status {
     Status::bad_request(format!("error decoding patch: {error}"))
-}
-
-fn unsupported(message: impl Into<String>) -> Status {
-    Status::new(Reason::UnsupportedMediaType, message)
 }
 
 /// 422: well-formed, but it does not fit this object.
@@ -169,12 +165,22 @@ mod tests {
             ("application/json", None),
             ("", None),
         ] {
-            let found = PatchType::parse(header);
+            let found = PatchType::parse(header, false);
             assert_eq!(found.as_ref().ok(), want.as_ref(), "{header}");
             if let Err(status) = found {
                 assert_eq!(status.code, 415);
             }
         }
+        let strategic = PatchType::Strategic.content_type();
+        let status = PatchType::parse(strategic, true).expect_err("of a custom resource");
+        assert_eq!(
+            (status.code, status.message.as_str()),
+            (
+                415,
+                "the body of the request was in an unknown format - accepted media types include: \
+                 application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml"
+            )
+        );
     }
 
     #[test]

@@ -1,0 +1,27 @@
+//! Programs that others wrote, unchanged, against a whole cluster: what people build on a cluster and
+//! install into it must find what they know.
+
+mod helm;
+mod kube_rs;
+#[path = "../lab/mod.rs"]
+mod lab;
+mod python;
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// A file of this folder.
+fn file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/clients")
+        .join(name)
+}
+
+/// Where the client lies that `tests/clients/install` knows by this name.
+fn installed(client: &str) -> PathBuf {
+    let output = Command::new(file("install")).arg(client).output().unwrap();
+    assert!(output.status.success(), "{}", lab::text(&output));
+    String::from_utf8(output.stdout).unwrap().trim().into()
+}
