@@ -4,15 +4,19 @@
 //! its policy says so: a finalizer holds the object until then. Nothing else is ever removed, neither
 //! what has no volume nor what lies elsewhere; whatever is mounted in a folder is not entered.
 //!
-//! Always true: a folder that was made and is missing is an error, never an empty volume. That it was made
-//! is recorded beside the folders' own folder, which may be a disk that is not mounted today.
+//! Always true:
+//! - A folder that was made and is missing is an error, never an empty volume. That it was made is
+//!   recorded beside the folders' own folder, which may be a disk that is not mounted today.
+//! - A folder whose removal has begun is not made again, however long a pod's start was on its way: its
+//!   name holds the uid of a claim, and comes never again.
 
 use std::{
+    collections::VecDeque,
     fs,
     io::ErrorKind,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use k8s_openapi::api::core::v1::{Node, PersistentVolume};
@@ -40,6 +44,27 @@ const MODE_ABOVE: u32 = 0o700;
 /// An empty file for each folder that was made, of the folder's name.
 const RECORDS: &str = "volumes-made";
 
+/// Folders whose removal has begun; starts that were on their way then are over long before this many
+/// have followed. A daemon that starts has no pod's start on its way.
+static REMOVED: Mutex<VecDeque<PathBuf>> = Mutex::new(VecDeque::new());
+const REMEMBERED: usize = 4096;
+
+fn removed() -> MutexGuard<'static, VecDeque<PathBuf>> {
+    REMOVED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Makes one thing of the folder, unless its removal has begun, which does not begin meanwhile.
+fn unless_removed<T>(folder: &Path, make: impl FnOnce() -> T) -> Result<T, String> {
+    let removed = removed();
+    match removed.iter().any(|one| one == folder) {
+        false => Ok(make()),
+        true => Err(format!(
+            "the volume is being deleted, and its folder {} with it",
+            folder.display()
+        )),
+    }
+}
+
 fn record(folder: &Path) -> Option<PathBuf> {
     let beside = folder.parent()?.parent()?.join(RECORDS);
     Some(beside.join(folder.file_name()?))
@@ -50,7 +75,8 @@ pub fn make(folder: &Path) -> Result<(), String> {
     let failed =
         |what: &str, error: std::io::Error| format!("{what} {}: {error}", folder.display());
     let record = record(folder).ok_or_else(|| format!("{} is no place", folder.display()))?;
-    if record.exists()
+    let recorded = record.exists();
+    if recorded
         && matches!(fs::symlink_metadata(folder), Err(error) if error.kind() == ErrorKind::NotFound)
     {
         return Err(format!(
@@ -63,9 +89,10 @@ pub fn make(folder: &Path) -> Result<(), String> {
         let made = builder.recursive(true).mode(MODE_ABOVE).create(above);
         made.map_err(|error| format!("create {}: {error}", above.display()))?;
     }
-    match fs::DirBuilder::new().mode(MODE).create(folder) {
+    match unless_removed(folder, || fs::DirBuilder::new().mode(MODE).create(folder))? {
         // The umask took something away.
         Ok(()) => fs::set_permissions(folder, fs::Permissions::from_mode(MODE))
+            .and_then(|()| sync(folder.parent()))
             .map_err(|error| failed("set the mode of", error))?,
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
             let found = fs::symlink_metadata(folder).map_err(|error| failed("find", error))?;
@@ -75,21 +102,24 @@ pub fn make(folder: &Path) -> Result<(), String> {
         }
         Err(error) => return Err(failed("create", error)),
     }
-    remember(&record).map_err(|error| format!("record {}: {error}", record.display()))
-}
-
-/// On disk before anybody writes into the folder.
-fn remember(record: &Path) -> std::io::Result<()> {
-    if record.exists() {
+    if recorded {
         return Ok(());
     }
-    let Some(above) = record.parent() else {
-        return Ok(());
-    };
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true).mode(MODE_ABOVE).create(above)?;
-    fs::File::create(record)?;
-    fs::File::open(above)?.sync_all()
+    let failed = |error: std::io::Error| format!("record {}: {error}", record.display());
+    if let Some(above) = record.parent() {
+        let mut builder = fs::DirBuilder::new();
+        let made = builder.recursive(true).mode(MODE_ABOVE).create(above);
+        made.map_err(failed)?;
+    }
+    unless_removed(folder, || fs::File::create(&record))?.map_err(failed)?;
+    // On disk before anybody writes into the folder.
+    sync(record.parent()).map_err(failed)
+}
+
+/// The folder's entries are on disk. A record must not outlive its folder in a crash: it would lock the
+/// volume.
+fn sync(folder: Option<&Path>) -> std::io::Result<()> {
+    folder.map_or(Ok(()), |folder| fs::File::open(folder)?.sync_all())
 }
 
 /// Removes the folder and what is in it; one that is gone is fine.
@@ -100,6 +130,14 @@ fn remove(folder: &Path) -> Result<(), String> {
         }
         _ => Ok(()),
     };
+    let mut removed = removed();
+    if !removed.iter().any(|one| one == folder) {
+        removed.push_back(folder.to_owned());
+        if removed.len() > REMEMBERED {
+            removed.pop_front();
+        }
+    }
+    drop(removed);
     gone_is_fine(folder, files::remove_tree(folder))?;
     match record(folder) {
         Some(record) => gone_is_fine(&record, fs::remove_file(&record)),
@@ -284,8 +322,9 @@ mod tests {
         make(&folder).unwrap();
         remove(&folder).unwrap();
         remove(&folder).unwrap();
-        make(&folder).unwrap();
-        assert!(!folder.join("kept").exists());
+        // A start that was on its way must not leave a folder that nobody removes.
+        assert!(make(&folder).unwrap_err().contains("is being deleted"));
+        assert!(!folder.exists());
         let link = dir.path().join("volumes/pvc-l_n_c");
         std::os::unix::fs::symlink("/etc", &link).unwrap();
         assert!(make(&link).unwrap_err().contains("is not a folder"));

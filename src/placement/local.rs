@@ -17,9 +17,11 @@ pub const FOLDER: &str = "volumes";
 /// The longest name that file systems take.
 const NAME_MAX: usize = 255;
 
+/// Whether the provisioner made it. One mark is enough: who takes the annotation away by mistake must not
+/// leave a volume that its finalizer holds for ever.
 pub fn is_local(volume: &PersistentVolume) -> bool {
     let by = volume.annotations().get(PROVISIONED_BY);
-    by.is_some_and(|by| by == PROVISIONER)
+    by.is_some_and(|by| by == PROVISIONER) || volume.finalizers().iter().any(|one| one == FINALIZER)
 }
 
 /// The name of a claim's folder: unique by the uid, and for people to read.

@@ -70,6 +70,19 @@ pub fn waits(class: &StorageClass) -> bool {
     class.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer")
 }
 
+/// Whether the class' topologies let volumes be made on a node with these labels.
+pub fn is_allowed(class: &StorageClass, labels: &BTreeMap<String, String>) -> bool {
+    let terms = class.allowed_topologies.as_deref().unwrap_or_default();
+    let meets = terms.iter().any(|term| {
+        let mut rules = term.match_label_expressions.iter().flatten();
+        rules.all(|rule| {
+            let held = labels.get(&rule.key);
+            held.is_some_and(|held| rule.values.contains(held))
+        })
+    });
+    terms.is_empty() || meets
+}
+
 /// The newest class that says it is the default; of equally old ones the first by name.
 pub fn default_class(classes: &[Arc<StorageClass>]) -> Option<&StorageClass> {
     let is_default = |class: &&StorageClass| {
@@ -128,23 +141,42 @@ pub fn request(claim: &PersistentVolumeClaim) -> Option<Quantity> {
 
 /// Whether a volume is what the claim asks for.
 pub fn fits(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
-    let (Some(has), Some(wants)) = (&volume.spec, &claim.spec) else {
-        return false;
-    };
-    let text = |one: &Option<String>| one.clone().unwrap_or_default();
-    let mode = |one: &Option<String>| one.clone().unwrap_or_else(|| "Filesystem".to_owned());
-    let modes = has.access_modes.as_deref().unwrap_or_default();
-    let asked = wants.access_modes.as_deref().unwrap_or_default();
-    let selected = wants.selector.as_ref().is_none_or(|selector| {
+    let selector = claim.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+    let selected = selector.is_none_or(|selector| {
         Selector::try_from(selector.clone()).is_ok_and(|selector| selector.matches(volume.labels()))
     });
-    volume.metadata.deletion_timestamp.is_none()
-        && text(&has.storage_class_name) == text(&wants.storage_class_name)
-        && text(&has.volume_attributes_class_name) == text(&wants.volume_attributes_class_name)
-        && mode(&has.volume_mode) == mode(&wants.volume_mode)
-        && asked.iter().all(|mode| modes.contains(mode))
-        && capacity(volume) >= request(claim)
-        && selected
+    selected && mismatch(volume, claim).is_none()
+}
+
+/// Why a volume is not what the claim asks for, even if the claim names it. A selector is for claims
+/// that name none.
+pub fn mismatch(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Option<String> {
+    let (Some(has), Some(wants)) = (&volume.spec, &claim.spec) else {
+        return Some("it has no spec".to_owned());
+    };
+    fn text(one: &Option<String>) -> &str {
+        one.as_deref().unwrap_or_default()
+    }
+    let mode = |one: &Option<String>| one.as_deref() == Some("Block");
+    let modes = has.access_modes.as_deref().unwrap_or_default();
+    let asked = wants.access_modes.as_deref().unwrap_or_default();
+    let why = if volume.metadata.deletion_timestamp.is_some() {
+        let name = volume.name_any();
+        return Some(format!("the volume is marked for deletion {name:?}"));
+    } else if capacity(volume) < request(claim) {
+        "requested PV is too small"
+    } else if text(&has.storage_class_name) != text(&wants.storage_class_name) {
+        "storageClassName does not match"
+    } else if text(&has.volume_attributes_class_name) != text(&wants.volume_attributes_class_name) {
+        "volumeAttributesClassName does not match"
+    } else if mode(&has.volume_mode) != mode(&wants.volume_mode) {
+        "incompatible volumeMode"
+    } else if !asked.iter().all(|mode| modes.contains(mode)) {
+        "incompatible accessMode"
+    } else {
+        return None;
+    };
+    Some(why.to_owned())
 }
 
 /// The least volume that is free and fits, among those that `which` lets in.

@@ -2,10 +2,12 @@
 //! `cargo bench --bench cluster`. Needs the images of `tests/images/build`, and crun and runc for
 //! the comparison. Units are printed; figures are medians unless said otherwise.
 //!
-//! Cases: exec to node Ready; one pod, create to Ready; 50 pods at once; memory (PSS) idle and per
+//! Cases: exec to node Ready; one pod, create to Ready; 50 pods at once; claims with their pods, one
+//! and 100 at once, beside pods without; memory (PSS) idle and per
 //! pod; CPU and disk writes while idle; creations under three policies; bytes a second between two
 //! pods; a container of `true` beside crun and runc.
 
+mod claims;
 mod containers;
 #[path = "../lab/mod.rs"]
 mod lab;
@@ -65,6 +67,9 @@ fn main() {
         }
         if wanted("many") {
             many_pods(&pods, &cluster).await;
+        }
+        if wanted("claim") {
+            claims::bound(client(&cluster).await).await;
         }
         if wanted("policies") {
             policies::judged(&pods, &cluster).await;

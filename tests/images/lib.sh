@@ -50,15 +50,16 @@ tree() {
 		nobody:x:65534:65534::/:/bin/false >"$root/etc/passwd"
 	printf '%s\n' root:x:0: tty:x:5: www-data:x:33: nogroup:x:65534: >"$root/etc/group"
 	echo 'hosts: files dns' >"$root/etc/nsswitch.conf"
-	wanted=$(printf '%s|' busybox-static "$@")'zlib1g|lib[^_]*|[^_]*-libs|nginx[^_]*'
+	wanted=$(printf '%s|' busybox-static "$@")'zlib1g|lib[^_]*|[^_]*-libs|nginx[^_]*|postgresql-client-15'
 	mkdir -p "$cache/apt/none/partial" # (the list has only what is not in the cache)
 	files=$(apt_get -y -o Dir::Cache::archives="$cache/apt/none" --print-uris install busybox-static "$@" |
-		awk '{ print $2 }' | grep -E "^($wanted)_" | grep -vE '^lib(perl|[^_]*-perl)')
+		awk '{ print $2 }' | grep -E "^($wanted)_" | grep -vE '^lib(perl|llvm|z3|[^_]*-perl)')
 	apt_get -y --download-only install busybox-static "$@" >&2
 	for file in $files; do
 		dpkg-deb --fsys-tarfile "$cache/apt/cache/archives/$file" |
 			tar -x -C "$root" --keep-directory-symlink --no-same-owner \
-				--exclude './usr/share/[dmlb]*' --exclude './usr/share/zoneinfo' --exclude './usr/lib/*/gconv'
+				--exclude './usr/share/[dmlb]*' --exclude './usr/share/zoneinfo' --exclude './usr/lib/*/gconv' \
+				--exclude './usr/lib/postgresql/*/lib/bitcode'
 	done
 	for applet in $("$root/bin/busybox" --list); do
 		[ -e "$root/bin/$applet" ] || [ -e "$root/sbin/$applet" ] || ln -s busybox "$root/bin/$applet"
@@ -102,6 +103,18 @@ nginx_tree() {
 			http { access_log ACCESS; server { listen 80; root /usr/share/nginx/html; } }
 		END
 		sed -i "s#ACCESS#${1:-off}#" "$root/etc/nginx/nginx.conf"
+	fi
+	echo "$root"
+}
+
+# The folder that postgres is made in. It never compiles a query: that library is larger than all the rest.
+postgres_tree() {
+	local root
+	if root=$(tree postgres postgresql-15); then
+		echo postgres:x:999:999::/tmp:/bin/sh >>"$root/etc/passwd"
+		echo postgres:x:999: >>"$root/etc/group"
+		mkdir -p -m 1777 "$root/var/run/postgresql"
+		rm -f "$root"/usr/lib/postgresql/15/lib/llvmjit*
 	fi
 	echo "$root"
 }

@@ -20,7 +20,7 @@ use kube::ResourceExt;
 
 use crate::placement::{
     local::{FINALIZER, PROVISIONER, folder_name},
-    volumes::{PROVISIONED_BY, phase, request_text},
+    volumes::{PROVISIONED_BY, is_allowed, phase, request_text},
 };
 
 const HOSTNAME: &str = "kubernetes.io/hostname";
@@ -45,6 +45,14 @@ pub fn volume(
         let node = node.name_any();
         format!("node {node:?} has no label {HOSTNAME}")
     })?;
+    // The scheduler has seen to it, unless somebody else has chosen the node.
+    if !is_allowed(class, node.labels()) {
+        return Err(format!(
+            "node {:?} is not among the allowedTopologies of storageclass {:?}",
+            node.name_any(),
+            class.name_any()
+        ));
+    }
     let name = format!("pvc-{uid}");
     let folder = folder_name(
         &name,
@@ -226,6 +234,10 @@ mod tests {
         let bare: Node = made(json!({"metadata": {"name": "a"}}));
         let refused = volume(&claim(json!({})), &class(json!({})), &bare, Path::new("/d"));
         assert!(refused.unwrap_err().contains("has no label"));
+        let elsewhere = json!({"allowedTopologies": [{"matchLabelExpressions":
+            [{"key": HOSTNAME, "values": ["host-b"]}]}]});
+        let refused = volume(&claim(json!({})), &class(elsewhere), &node, Path::new("/d"));
+        assert!(refused.unwrap_err().contains("allowedTopologies"));
     }
 
     #[test]

@@ -73,16 +73,7 @@ pub async fn run(
     };
     let (waiting, unbound) = (claims.clone(), claims.clone());
     let binding = Loop::new(binder, &claims)
-        .watch(&volumes, move |volume| {
-            // Who waits may want it; who has it wants to know.
-            let mut held = waiting.list();
-            let of = volume
-                .spec
-                .as_ref()
-                .and_then(|spec| spec.claim_ref.as_ref());
-            held.retain(|claim| !is_bound(claim) || of.is_some_and(|of| pairs::is_of(of, claim)));
-            held.iter().map(|claim| Key::of(claim.as_ref())).collect()
-        })
+        .watch(&volumes, move |volume| concerned(volume, &waiting.list()))
         .watch(&classes, move |_| {
             let mut held = unbound.list();
             held.retain(|claim| !is_bound(claim));
@@ -106,6 +97,21 @@ pub async fn run(
         })
         .run(AT_ONCE, shutdown);
     tokio::try_join!(binding, telling, provisioning).map(|_| ())
+}
+
+/// The claims that a change of the volume may help: who has it or names it and, if it is free, whoever
+/// waits. A volume that was made for one claim concerns no other.
+fn concerned(volume: &PersistentVolume, claims: &[Arc<PersistentVolumeClaim>]) -> Vec<Key> {
+    let of = pairs::reference(volume);
+    let concerned = claims.iter().filter(|claim| {
+        let named = claim
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.volume_name.as_ref());
+        let names = named.is_some() && named == volume.metadata.name.as_ref();
+        names || of.map_or(!is_bound(claim), |of| pairs::is_of(of, claim))
+    });
+    concerned.map(|claim| Key::of(claim.as_ref())).collect()
 }
 
 /// Whether the volume's reference is to a claim of this name.
@@ -141,11 +147,8 @@ impl Controller for Claims {
             return Ok(Next::Settled); // it comes back with its class
         }
         let class = class_of(&claim).and_then(|name| self.classes.get(&Key::new("", name)));
-        let users = match is_bound(&claim) {
-            true => Vec::new(),
-            false => protect::unscheduled_users(&claim, &self.pods.list_in(&key.namespace)),
-        };
-        match plan::claim(&claim, &self.volumes.list(), class.as_deref(), &users) {
+        let users = || protect::unscheduled_users(&claim, &self.pods.list_in(&key.namespace));
+        match plan::claim(&claim, &self.volumes.list(), class.as_deref(), users) {
             ClaimStep::Bind(name) => {
                 told().remove(key);
                 self.bind(key, &claim, &name).await?;
@@ -413,5 +416,40 @@ impl Controller for Volumes {
             .or_gone()
             .doing(|| format!("tell volume {key} that it is {phase}"))?;
         Ok(Next::Settled)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn whom_a_volume_concerns() {
+        let claim = |name: &str, volume: &str, annotations: Value| -> Arc<PersistentVolumeClaim> {
+            let object = json!({"metadata": {"name": name, "namespace": "n", "uid": name, "annotations": annotations},
+                "spec": {"volumeName": volume}});
+            Arc::new(serde_json::from_value(object).unwrap())
+        };
+        let done = json!({COMPLETED: "yes"});
+        let claims = [
+            claim("waits", "", json!({})),
+            claim("names", "v", json!({})),
+            claim("has", "v", done.clone()),
+            claim("has-another", "w", done),
+        ];
+        let of = |name: &str| json!({"name": name, "namespace": "n", "uid": name});
+        for (reference, want) in [
+            (Value::Null, vec!["waits", "names", "has"]),
+            (of("has"), vec!["names", "has"]),
+            (of("waits"), vec!["waits", "names", "has"]),
+            (of("gone"), vec!["names", "has"]),
+        ] {
+            let object = json!({"metadata": {"name": "v"}, "spec": {"claimRef": reference}});
+            let found = concerned(&serde_json::from_value(object).unwrap(), &claims);
+            let names: Vec<&str> = found.iter().map(|key| key.name.as_str()).collect();
+            assert_eq!(names, want, "{reference}");
+        }
     }
 }

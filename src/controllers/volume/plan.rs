@@ -10,7 +10,7 @@ use crate::{
     events::Level,
     placement::volumes::{
         BY_CONTROLLER, COMPLETED, NO_PROVISIONER, PROVISIONED_BY, SELECTED_NODE, class_of, fits,
-        free_for, is_of, reference, waits,
+        free_for, is_of, mismatch, reference, waits,
     },
 };
 
@@ -68,13 +68,13 @@ pub enum VolumeStep {
     },
 }
 
-/// `class`: the one that the claim names, if it is there; `users`: the
-/// pods without a node that want it.
+/// `class`: the one that the claim names, if it is there; `users`: finds the pods without a node that
+/// want it, which is not asked unless the claim waits for one.
 pub fn claim(
     claim: &PersistentVolumeClaim,
     volumes: &[impl AsRef<PersistentVolume>],
     class: Option<&StorageClass>,
-    users: &[String],
+    users: impl FnOnce() -> Vec<String>,
 ) -> ClaimStep {
     let spec = claim.spec.clone().unwrap_or_default();
     let named = spec.volume_name.filter(|name| !name.is_empty());
@@ -101,11 +101,18 @@ pub fn claim(
     }
     let failed = |message: &str| Waiting::normal("FailedBinding", message);
     if let Some(name) = named {
-        return match find(&name).map(reference) {
+        return match find(&name).map(|volume| (volume, reference(volume))) {
             None => failed("the volume that the claim names does not exist"),
-            Some(None) => ClaimStep::Bind(name),
-            Some(Some(of)) if is_of(of, claim) => ClaimStep::Bind(name),
-            Some(Some(_)) => failed("volume already bound to a different claim."),
+            Some((volume, None)) => match mismatch(volume, claim) {
+                None => ClaimStep::Bind(name),
+                Some(why) => ClaimStep::Wait(Waiting {
+                    level: Level::Warning,
+                    reason: "VolumeMismatch",
+                    message: format!("Cannot bind to requested volume {name:?}: {why}"),
+                }),
+            },
+            Some((_, Some(of))) if is_of(of, claim) => ClaimStep::Bind(name),
+            Some((_, Some(_))) => failed("volume already bound to a different claim."),
         };
     }
     let reserved = volumes
@@ -118,7 +125,7 @@ pub fn claim(
     // The scheduler chooses among the volumes there are: it knows the node.
     let delayed = class.is_some_and(waits);
     if delayed && !claim.annotations().contains_key(SELECTED_NODE) {
-        return match users {
+        return match users().as_slice() {
             [] => Waiting::normal(
                 "WaitForFirstConsumer",
                 "waiting for first consumer to be created before binding",
@@ -230,6 +237,13 @@ mod tests {
         ];
         let bind = |name: &str| ClaimStep::Bind(name.to_owned());
         let wait = |message: &str| Waiting::normal("FailedBinding", message);
+        let mismatch = |name: &str, why: &str| {
+            ClaimStep::Wait(Waiting {
+                level: Level::Warning,
+                reason: "VolumeMismatch",
+                message: format!("Cannot bind to requested volume {name:?}: {why}"),
+            })
+        };
         let gone = || Waiting::unprovisioned("storageclass.storage.k8s.io \"fast\" not found");
         for (spec, want) in [
             (json!({}), bind("right")),
@@ -248,7 +262,26 @@ mod tests {
                 json!({"storageClassName": ""}),
                 wait("no persistent volumes available for this claim and no storage class is set"),
             ),
-            (json!({"volumeName": "small"}), bind("small")),
+            (
+                json!({"volumeName": "small", "resources": {"requests": {"storage": "1Gi"}}}),
+                bind("small"),
+            ),
+            (
+                json!({"volumeName": "small"}),
+                mismatch("small", "requested PV is too small"),
+            ),
+            (
+                json!({"volumeName": "slow"}),
+                mismatch("slow", "storageClassName does not match"),
+            ),
+            (
+                json!({"volumeName": "big", "volumeMode": "Block"}),
+                mismatch("big", "incompatible volumeMode"),
+            ),
+            (
+                json!({"volumeName": "big", "accessModes": ["ReadWriteMany"]}),
+                mismatch("big", "incompatible accessMode"),
+            ),
             (
                 json!({"volumeName": "taken"}),
                 wait("volume already bound to a different claim."),
@@ -259,7 +292,7 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                claim(&pvc(spec.clone(), json!({})), &volumes, None, &[]),
+                claim(&pvc(spec.clone(), json!({})), &volumes, None, Vec::new),
                 want,
                 "{spec}"
             );
@@ -306,21 +339,21 @@ mod tests {
                 ),
             ),
         ] {
-            assert_eq!(claim(of, &volumes, Some(class), &users), want);
+            assert_eq!(claim(of, &volumes, Some(class), || users), want);
         }
         let mine = json!({"name": "c", "namespace": "n"});
         let reserved = [
             pv("a", "9Gi", "fast", Value::Null),
             pv("b", "99Gi", "fast", mine),
         ];
-        assert_eq!(claim(&free, &reserved, Some(&late), &[]), bind("b"));
+        assert_eq!(claim(&free, &reserved, Some(&late), Vec::new), bind("b"));
         let done = json!({COMPLETED: "yes"});
         for (name, want) in [("big", true), ("taken", false), ("gone", false)] {
             let step = claim(
                 &pvc(json!({"volumeName": name}), done.clone()),
                 &volumes,
                 None,
-                &[],
+                Vec::new,
             );
             assert_eq!(step == bind(name), want, "{step:?}");
         }

@@ -12,7 +12,7 @@ mod testing;
 
 use std::{borrow::Cow, time::Duration};
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
 /// Grace period of a pod that names none.
 const GRACE_SECONDS: i64 = 30;
@@ -110,16 +110,6 @@ pub fn unsupported(pod: &Pod, member: &Member<'_>) -> Vec<String> {
         messages.push(message.to_owned());
     }
     let spec = pod.spec.as_ref();
-    let context = spec.and_then(|spec| spec.security_context.as_ref());
-    let volumes = spec.and_then(|spec| spec.volumes.as_ref());
-    let claims = |volume: &Volume| volume.persistent_volume_claim.is_some();
-    if context.is_some_and(|context| context.fs_group.is_some())
-        && volumes.into_iter().flatten().any(claims)
-    {
-        // Nor is the policy of its change: on all other volumes that would have no effect.
-        let message = "fsGroup is not applied to volumes of claims: their files keep their owners";
-        messages.push(message.to_owned());
-    }
     let shared = spec.is_some_and(|spec| spec.share_process_namespace == Some(true));
     let ephemeral = spec.and_then(|spec| spec.ephemeral_containers.as_ref());
     let targeted = ephemeral
@@ -231,22 +221,6 @@ mod tests {
             (
                 json!({"containers": [{"name": "c"}], "securityContext": selinux}),
                 1,
-            ),
-            (
-                json!({
-                    "containers": [{"name": "c"}],
-                    "securityContext": {"fsGroup": 5, "fsGroupChangePolicy": "OnRootMismatch"},
-                    "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "v"}}],
-                }),
-                1,
-            ),
-            (
-                json!({
-                    "containers": [{"name": "c"}],
-                    "securityContext": {"fsGroup": 5},
-                    "volumes": [{"name": "v", "emptyDir": {}}],
-                }),
-                0,
             ),
         ] {
             let pod = pod(spec.clone());

@@ -25,6 +25,7 @@ mod make;
 mod mountinfo;
 mod mounts;
 mod objects;
+mod ownership;
 mod payload;
 mod pod;
 mod refresh;

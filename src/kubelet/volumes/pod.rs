@@ -21,8 +21,8 @@ use oci_spec::runtime::Mount;
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, watch};
 
 use super::{
-    Error, Shared, Volumes, blocking, collect, folder, make, mounts, objects, refresh, removal,
-    user::User,
+    Error, Shared, Volumes, blocking, claims::Asking, collect, folder, make, mounts, objects,
+    refresh, removal, user::User,
 };
 use crate::{
     backoff::Backoff,
@@ -54,7 +54,7 @@ pub struct PodVolumes {
 }
 
 pub(super) struct Life {
-    user: User,
+    pub(super) user: User,
     /// `None` for a UID that cannot name a folder.
     folder: Option<PathBuf>,
     /// The pod as it is wanted now: its labels are what a volume shows.
@@ -64,7 +64,7 @@ pub(super) struct Life {
     /// Held from what is asked for to what is on disk.
     pub(super) turn: tokio::sync::Mutex<Backoff>,
     /// Held to write the folder, and shared to make a container from what is in it.
-    files: Arc<RwLock<()>>,
+    pub(super) files: Arc<RwLock<()>>,
     /// Held to write the files that all containers have: they start side by side.
     managed: Mutex<()>,
     pub(super) news: watch::Sender<News>,
@@ -128,23 +128,27 @@ impl PodVolumes {
     }
 
     /// Makes the pod's folder and all its volumes, and keeps them up to date from then on. Doing it
-    /// twice is fine. An error names a volume; the others are made all the same.
-    pub async fn set_up(&self) -> Result<(), Error> {
+    /// twice is fine. An error names a volume; the others are made all the same. What comes back are
+    /// words about volumes whose group is another than the pod asks for.
+    pub async fn set_up(&self) -> Result<Vec<String>, Error> {
         self.unless_released(async {
             let _turn = self.life.turn.lock().await;
             let pod = self.wanted();
-            let resolved = self.shared.resolved(&pod).await?;
+            let first = match self.life.made.load(Ordering::Acquire) {
+                true => Asking::Again,
+                false => Asking::First,
+            };
+            let resolved = self.shared.resolved(&pod, first).await?;
             let collected = self.collect(&resolved.pod, |_| true).await;
             let failed = self.write(&pod, collected).await?;
-            match failed.into_iter().next() {
-                Some(error) => Err(error),
-                None => {
-                    self.life.made.store(true, Ordering::Release);
-                    reached(Step::VolumesMounted);
-                    self.look_later();
-                    Ok(())
-                }
+            if let Some(error) = failed.into_iter().next() {
+                return Err(error);
             }
+            let shared = self.give_to_group(&pod, resolved.folders).await?;
+            self.life.made.store(true, Ordering::Release);
+            reached(Step::VolumesMounted);
+            self.look_later();
+            Ok(shared)
         })
         .await
     }
@@ -227,7 +231,7 @@ impl PodVolumes {
         environment: &Environment,
     ) -> Result<Mounts, Error> {
         let folder = self.folder()?.to_owned();
-        let resolved = self.shared.resolved(pod).await?;
+        let resolved = self.shared.resolved(pod, Asking::Again).await?;
         let mut container = container.clone();
         for mount in container.volume_mounts.iter_mut().flatten() {
             if resolved.read_only.contains(&mount.name) {
@@ -305,7 +309,7 @@ impl PodVolumes {
         &self.life.user
     }
 
-    fn folder(&self) -> Result<&Path, Error> {
+    pub(super) fn folder(&self) -> Result<&Path, Error> {
         let uid = self.life.user.uid();
         let wrong = || Error::Unsupported(format!("the pod UID {uid:?}"));
         self.life.folder.as_deref().ok_or_else(wrong)

@@ -10,7 +10,9 @@ use crate::{
     backoff::Backoff,
     causes::causes,
     kubelet::{
-        container, network, pod,
+        container,
+        events::Level,
+        network, pod,
         volumes::{self, PodVolumes},
     },
     runtime,
@@ -54,7 +56,10 @@ pub async fn make(
             _ => Failure::Rejected(refused),
         })?;
     let (made, addresses) = tokio::join!(volumes.set_up(), namespaces(context, pod, config));
-    made.map_err(Failure::Volumes)?;
+    for message in made.map_err(Failure::Volumes)? {
+        let events = &context.events;
+        events.pod(pod, Level::Warning, "AlreadyMountedVolume", message);
+    }
     addresses.map_err(Failure::Sandbox)
 }
 

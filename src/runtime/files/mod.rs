@@ -7,8 +7,9 @@
 //! - No file is read whole without a limit.
 //! - Links are never followed and mounts never entered.
 //!
-//! `walk.rs` is the one walk; `remove.rs` and `measure.rs` are its visitors.
+//! `walk.rs` is the one walk; `remove.rs`, `measure.rs` and `group.rs` are its visitors.
 
+mod group;
 mod listing;
 mod measure;
 mod remove;
@@ -17,6 +18,7 @@ mod scratch;
 mod tests;
 mod walk;
 
+pub use group::{Given, give_to_group, lacks_group};
 pub use measure::{Usage, measure_tree};
 pub use remove::{remove_tree, remove_tree_at};
 pub use scratch::Scratch;

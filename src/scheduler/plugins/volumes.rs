@@ -13,7 +13,8 @@ use kube::ResourceExt;
 use super::{Plugins, Reject};
 use crate::{
     placement::volumes::{
-        NO_PROVISIONER, SELECTED_NODE, class_of, free_for, is_bound, is_made_for, reaches, waits,
+        NO_PROVISIONER, SELECTED_NODE, class_of, free_for, is_allowed, is_bound, is_made_for,
+        reaches, waits,
     },
     scheduler::{
         cluster::{Cluster, NodeInfo},
@@ -198,15 +199,7 @@ impl Storage {
 
 /// Whether the class makes volumes, and on this node too.
 fn provisions(class: &StorageClass, node: &NodeInfo) -> bool {
-    let terms = class.allowed_topologies.as_deref().unwrap_or_default();
-    let meets = terms.iter().any(|term| {
-        let mut rules = term.match_label_expressions.iter().flatten();
-        rules.all(|rule| {
-            let held = node.labels().get(&rule.key);
-            held.is_some_and(|held| rule.values.contains(held))
-        })
-    });
-    class.provisioner != NO_PROVISIONER && (terms.is_empty() || meets)
+    class.provisioner != NO_PROVISIONER && is_allowed(class, node.labels())
 }
 
 /// What the filters need to know of other pods.
