@@ -26,7 +26,7 @@ fn cluster(images: &[&str]) -> Cluster {
 
 fn claim(name: &str, more: &str) -> String {
     format!(
-        "{{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {{name: {name}}}, spec: \
+        "---\n{{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {{name: {name}}}, spec: \
          {{accessModes: [ReadWriteOnce], resources: {{requests: {{storage: 1Mi}}}}{more}}}}}\n---\n"
     )
 }
@@ -84,6 +84,15 @@ fn folder_of(cluster: &Cluster, claim: &str) -> PathBuf {
     PathBuf::from(cluster.field(&format!("pv/{volume}"), ".spec.local.path"))
 }
 
+/// Deletes a pod and waits until the node has let go of its volumes: without a grace period the object goes
+/// first, and what another pod still has keeps its group.
+fn let_go(cluster: &Cluster, pod: &str) {
+    let uid = cluster.field(&format!("pod/{pod}"), ".metadata.uid");
+    cluster.ok(&format!("delete pod {pod}"));
+    let folder = cluster.root.path().join("lib/pods").join(uid);
+    lab::until("the pod's folder is gone", || !folder.exists());
+}
+
 #[test]
 #[ignore = "needs root"]
 fn data_outlives_pods_and_daemons_and_is_the_groups() {
@@ -104,7 +113,7 @@ fn data_outlives_pods_and_daemons_and_is_the_groups() {
     let lines = || fs::read_to_string(&log).unwrap().lines().count();
     assert_eq!(lines(), 1);
 
-    cluster.ok("delete pod p");
+    let_go(&cluster, "p");
     // A file that the group may not read, by somebody else.
     let secret = folder.join("secret");
     fs::write(&secret, "s").unwrap();
@@ -122,10 +131,10 @@ fn data_outlives_pods_and_daemons_and_is_the_groups() {
     cluster.kill_daemon();
     cluster.up();
     cluster.ready("p");
-    cluster.ok("delete pod p");
+    let_go(&cluster, "p");
     cluster.apply(&manifest);
     cluster.ready("p");
-    assert_eq!(lines(), 3);
+    assert_eq!(lines(), 4);
     // Another group at the same time is told, and changes nothing.
     let other = "  securityContext: {fsGroup: 3000}";
     cluster.apply(&pod("other", "data", "true", other));
@@ -357,7 +366,7 @@ fn a_tenant_gets_nothing_of_the_node_or_of_others() {
         all += &pod(name, "mine", "true", group)
             .replace("volumeMounts: [{name: v, mountPath: /data}]", &mount);
     }
-    cluster.ok("delete pod writes");
+    let_go(&cluster, "writes");
     cluster.apply(&all);
     for name in ["out", "up", "magic"] {
         let reason = ".status.containerStatuses[0].state.waiting";

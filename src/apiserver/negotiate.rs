@@ -24,8 +24,8 @@ pub enum View {
 pub struct Wanted {
     pub format: Format,
     pub view: View,
-    /// Whether `metadata.managedFields` are wanted: nobody in this program looks at them, and they may be
-    /// larger than the rest.
+    /// Whether `metadata.managedFields` are wanted: the components of this program do not look at them,
+    /// and they may be larger than the rest.
     pub owners: bool,
 }
 

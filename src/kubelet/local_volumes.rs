@@ -29,7 +29,7 @@ use crate::{
     events::{Level, Recorder},
     informer::{Change, Informer, Informers, Key},
     placement::{
-        local::{FINALIZER, is_local, place},
+        local::{FINALIZER, place},
         volumes::reaches,
     },
     queue::{LOOK_AGAIN, Queue},
@@ -159,7 +159,7 @@ enum Step {
 fn step(volume: &PersistentVolume) -> Step {
     let going = volume.metadata.deletion_timestamp.is_some();
     let last = matches!(volume.finalizers(), [one] if one == FINALIZER);
-    if !is_local(volume) || !going || !last {
+    if !going || !last {
         return Step::Nothing;
     }
     let policy = volume
@@ -341,7 +341,9 @@ mod tests {
             (&local, Some(&now), &held, "Retain", Step::Keep),
             (&local, Some(&now), &bound, "Delete", Step::Nothing),
             (&local, None, &held, "Delete", Step::Nothing),
-            (&other, Some(&now), &held, "Delete", Step::Nothing),
+            // Its finalizer would hold it for ever, whatever the annotation says.
+            (&other, Some(&now), &held, "Delete", Step::Remove),
+            (&local, Some(&now), &json!(["x"]), "Delete", Step::Nothing),
         ] {
             let volume = json!({"metadata": {"finalizers": finalizers, "deletionTimestamp": gone,
                 "annotations": {"pv.kubernetes.io/provisioned-by": by}},

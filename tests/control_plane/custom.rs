@@ -301,8 +301,13 @@ async fn what_was_accepted_may_stay() -> TestResult {
         tabs.patch("t", &PatchParams::default(), &Patch::Merge(patch))
             .await
     };
-    until("the stricter definition is served", || async {
-        Ok(patch(json!({"spec": {"a": "longer"}})).await.is_err())
+    // Another value each time: one that was taken before the definition changed may stay.
+    let mut tries = 0;
+    until("the stricter definition is served", || {
+        tries += 1;
+        let longer = json!({"spec": {"a": format!("longer {tries}")}});
+        let patch = &patch;
+        async move { Ok(patch(longer).await.is_err()) }
     })
     .await?;
     patch(json!({"spec": {"b": "new"}})).await?;

@@ -231,6 +231,11 @@ async fn pods_bring_claims_of_their_own_and_share_none_that_one_may_use() -> Tes
         "containers": [{"name": "c", "image": "i"}],
         "volumes": [{"name": "scratch", "ephemeral": {"volumeClaimTemplate": {"spec": {
             "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}}}]}});
+    let accounts: Api<ServiceAccount> = lab.api("default");
+    until("the default account is there", || async {
+        Ok(accounts.get_opt("default").await?.is_some())
+    })
+    .await?;
     pods.create(&params, &object(scratch)?).await?;
     let node_of = async |name: &str| -> Result<Option<String>, kube::Error> {
         Ok(pods.get(name).await?.spec.and_then(|spec| spec.node_name))

@@ -8,6 +8,7 @@ use kube::ResourceExt;
 
 use crate::{
     events::Level,
+    placement::local::is_local,
     placement::volumes::{
         BY_CONTROLLER, COMPLETED, NO_PROVISIONER, PROVISIONED_BY, SELECTED_NODE, class_of, fits,
         free_for, is_of, mismatch, reference, waits,
@@ -169,7 +170,8 @@ pub fn volume(volume: &PersistentVolume, claim: Option<&PersistentVolumeClaim>) 
     let Some(claim) = claim.filter(|claim| is_of(of, claim)) else {
         let policy = volume.spec.as_ref();
         let policy = policy.and_then(|spec| spec.persistent_volume_reclaim_policy.as_deref());
-        let provisioned = volume.annotations().contains_key(PROVISIONED_BY);
+        // Of ours the finalizer tells too.
+        let provisioned = is_local(volume) || volume.annotations().contains_key(PROVISIONED_BY);
         return match policy.unwrap_or("Retain") {
             "Retain" => VolumeStep::Released,
             // Its provisioner deletes it once it is released.
