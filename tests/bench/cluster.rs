@@ -3,14 +3,15 @@
 //! the comparison. Units are printed; figures are medians unless said otherwise.
 //!
 //! Cases: exec to node Ready; one pod, create to Ready; 50 pods at once; claims with their pods, one
-//! and 100 at once, beside pods without; memory (PSS) idle and per
-//! pod; CPU and disk writes while idle; creations under three policies; bytes a second between two
-//! pods; a container of `true` beside crun and runc.
+//! and 100 at once, beside pods without; memory (PSS) idle and per pod; CPU and disk writes while
+//! idle; creations under three policies and two webhooks; bytes a second between two pods; a container of `true` beside crun and runc.
 
 mod claims;
 mod containers;
 #[path = "../lab/mod.rs"]
 mod lab;
+#[path = "../lab/partner.rs"]
+mod partner;
 mod policies;
 mod throughput;
 

@@ -6,6 +6,8 @@ mod custom;
 mod extending;
 mod field_validation;
 mod order;
+#[path = "../lab/partner.rs"]
+mod partner;
 mod tokens;
 mod volumes;
 mod wire;

@@ -30,12 +30,16 @@ use self::plan::{ClaimStep, VolumeStep, Waiting};
 use super::{
     error::{Doing, Error, OrGone},
     shared::{Controller, Loop, Next, Stopped},
+    written::{PATIENCE, Written},
 };
 use crate::{
     events::{Level, Recorder},
     informer::{Informer, Informers, Key},
-    placement::volumes::{
-        self as pairs, BY_CONTROLLER, COMPLETED, PROVISIONER, class_of, default_class, is_bound,
+    placement::{
+        local as local_provisioner,
+        volumes::{
+            self as pairs, BY_CONTROLLER, COMPLETED, PROVISIONER, class_of, default_class, is_bound,
+        },
     },
 };
 
@@ -65,11 +69,13 @@ pub async fn run(
         pods: pods.clone(),
         events: Recorder::start(client.clone(), "persistentvolume-controller"),
         told: Mutex::default(),
+        written: Written::default(),
     };
     let teller = Volumes {
         client,
         claims: claims.clone(),
         volumes: volumes.clone(),
+        written: Written::default(),
     };
     let (waiting, unbound) = (claims.clone(), claims.clone());
     let binding = Loop::new(binder, &claims)
@@ -79,7 +85,14 @@ pub async fn run(
             held.retain(|claim| !is_bound(claim));
             held.iter().map(|claim| Key::of(claim.as_ref())).collect()
         })
-        .watch_changes(&pods, |old, new| old.spec == new.spec, protect::claims_of)
+        .watch_changes(
+            &pods,
+            |old, new| protect::is_kept_waiting(old) == protect::is_kept_waiting(new),
+            |pod| match protect::is_kept_waiting(pod) {
+                true => protect::claims_of(pod),
+                false => Vec::new(),
+            },
+        )
         .run(AT_ONCE, shutdown.clone());
     let named = volumes.clone();
     let telling = Loop::new(teller, &volumes)
@@ -132,6 +145,8 @@ struct Claims {
     events: Recorder,
     /// Why claims wait, as their events have said already.
     told: Mutex<HashMap<Key, String>>,
+    /// Writes of claims that the cache does not show yet: what comes before them is out of date.
+    written: Written,
 }
 
 impl Controller for Claims {
@@ -141,18 +156,24 @@ impl Controller for Claims {
         let told = || self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(claim) = self.claims.get(key) else {
             told().remove(key);
+            self.written.forget(key);
             return Ok(Next::Settled);
         };
+        if !self.written.visible(key, &self.claims) {
+            return Ok(Next::After(PATIENCE));
+        }
         if self.give_class(key, &claim).await? {
             return Ok(Next::Settled); // it comes back with its class
         }
         let class = class_of(&claim).and_then(|name| self.classes.get(&Key::new("", name)));
-        let users = || protect::unscheduled_users(&claim, &self.pods.list_in(&key.namespace));
+        let users = || protect::waiting_users(&claim, &self.pods.list_in(&key.namespace));
         match plan::claim(&claim, &self.volumes.list(), class.as_deref(), users) {
             ClaimStep::Bind(name) => {
                 told().remove(key);
                 self.bind(key, &claim, &name).await?;
             }
+            // Ours sees the claim itself, and the claim says so when it is bound.
+            ClaimStep::Provision(by) if by == local_provisioner::PROVISIONER => {}
             ClaimStep::Provision(by) => self.leave_to(key, &claim, &by).await?,
             ClaimStep::Wait(Waiting {
                 level,
@@ -210,17 +231,14 @@ impl Claims {
         by: &str,
     ) -> Result<(), Error> {
         let mut marked = claim.clone();
-        for name in [PROVISIONER, PROVISIONER_BETA] {
-            marked
-                .annotations_mut()
-                .insert(name.to_owned(), by.to_owned());
-        }
+        mark(&mut marked, by);
         if marked != *claim {
             Api::<PersistentVolumeClaim>::namespaced(self.client.clone(), &key.namespace)
                 .replace(&key.name, &PostParams::default(), &marked)
                 .await
                 .or_gone()
-                .doing(|| format!("leave claim {key} to provisioner {by}"))?;
+                .doing(|| format!("leave claim {key} to provisioner {by}"))?
+                .inspect(|written| self.written.wrote(key, written));
         }
         let message = format!(
             "Waiting for a volume to be created either by the external provisioner '{by}' or manually \
@@ -280,6 +298,9 @@ impl Claims {
         if by_controller {
             marks.insert(BY_CONTROLLER.into(), "yes".into());
         }
+        if local_provisioner::is_local(&taken) {
+            mark(&mut bound, local_provisioner::PROVISIONER);
+        }
         if bound != *claim {
             let written = claims.replace(&key.name, &params, &bound).await;
             let Some(written) = written.or_gone().doing(doing)? else {
@@ -292,6 +313,7 @@ impl Claims {
                 }
                 return Ok(());
             };
+            self.written.wrote(key, &written);
             bound = written;
         }
         let has = taken.spec.unwrap_or_default();
@@ -307,7 +329,8 @@ impl Claims {
                 .replace_status(&key.name, &params, &bound)
                 .await
                 .or_gone()
-                .doing(doing)?;
+                .doing(doing)?
+                .inspect(|written| self.written.wrote(key, written));
         }
         Ok(())
     }
@@ -329,8 +352,18 @@ impl Claims {
             .replace_status(&key.name, &PostParams::default(), &told)
             .await
             .or_gone()
-            .doing(|| format!("tell claim {key} that it is {phase}"))?;
+            .doing(|| format!("tell claim {key} that it is {phase}"))?
+            .inspect(|written| self.written.wrote(key, written));
         Ok(true)
+    }
+}
+
+/// Who makes the claim's volume, for that provisioner and for users.
+fn mark(claim: &mut PersistentVolumeClaim, by: &str) {
+    for name in [PROVISIONER, PROVISIONER_BETA] {
+        claim
+            .annotations_mut()
+            .insert(name.to_owned(), by.to_owned());
     }
 }
 
@@ -352,6 +385,7 @@ struct Volumes {
     client: Client,
     claims: Informer<PersistentVolumeClaim>,
     volumes: Informer<PersistentVolume>,
+    written: Written,
 }
 
 impl Volumes {
@@ -370,8 +404,12 @@ impl Controller for Volumes {
 
     async fn sync(&self, key: &Key) -> Result<Next, Error> {
         let Some(volume) = self.volumes.get(key) else {
+            self.written.forget(key);
             return Ok(Next::Settled);
         };
+        if !self.written.visible(key, &self.volumes) {
+            return Ok(Next::After(PATIENCE));
+        }
         let of = volume
             .spec
             .as_ref()
@@ -414,7 +452,8 @@ impl Controller for Volumes {
             .replace_status(&key.name, &PostParams::default(), &told)
             .await
             .or_gone()
-            .doing(|| format!("tell volume {key} that it is {phase}"))?;
+            .doing(|| format!("tell volume {key} that it is {phase}"))?
+            .inspect(|written| self.written.wrote(key, written));
         Ok(Next::Settled)
     }
 }

@@ -69,7 +69,7 @@ pub enum VolumeStep {
     },
 }
 
-/// `class`: the one that the claim names, if it is there; `users`: finds the pods without a node that
+/// `class`: the one that the claim names, if it is there; `users`: finds the pods kept waiting that
 /// want it, which is not asked unless the claim waits for one.
 pub fn claim(
     claim: &PersistentVolumeClaim,

@@ -69,13 +69,28 @@ pub fn claims_of(pod: &Pod) -> Vec<Key> {
         .collect()
 }
 
-/// The names of the pods without a node that want the claim, among those of its namespace.
-pub fn unscheduled_users(claim: &PersistentVolumeClaim, pods: &[Arc<Pod>]) -> Vec<String> {
+/// Whether the pod has no node although its scheduler has looked at it, or it is another's than ours, of
+/// which nobody knows when it looks.
+pub fn is_kept_waiting(pod: &Pod) -> bool {
+    let spec = pod.spec.as_ref();
+    let node = spec.and_then(|spec| spec.node_name.as_deref());
+    let scheduler = spec.and_then(|spec| spec.scheduler_name.as_deref());
+    let status = pod.status.as_ref();
+    let mut conditions = status
+        .iter()
+        .flat_map(|status| &status.conditions)
+        .flatten();
+    let refused = conditions.any(|one| one.type_ == "PodScheduled" && one.status == "False");
+    node.unwrap_or_default().is_empty()
+        && !is_over(pod)
+        && (refused || scheduler.is_some_and(|name| name != "default-scheduler"))
+}
+
+/// The names of the pods that wait for a node and want the claim, among those of its namespace.
+pub fn waiting_users(claim: &PersistentVolumeClaim, pods: &[Arc<Pod>]) -> Vec<String> {
     let key = Key::of(claim);
-    let using = pods.iter().filter(|pod| {
-        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
-        node.unwrap_or_default().is_empty() && !is_over(pod) && claims_of(pod).contains(&key)
-    });
+    let waiting = pods.iter().filter(|pod| is_kept_waiting(pod));
+    let using = waiting.filter(|pod| claims_of(pod).contains(&key));
     using.map(|pod| pod.name_any()).collect()
 }
 
@@ -170,6 +185,27 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn who_is_kept_waiting() {
+        let condition =
+            |status: &str| json!({"conditions": [{"type": "PodScheduled", "status": status}]});
+        let ours = json!({"containers": [], "schedulerName": "default-scheduler"});
+        let others = json!({"containers": [], "schedulerName": "other"});
+        let placed = json!({"containers": [], "schedulerName": "other", "nodeName": "a"});
+        for (spec, status, want) in [
+            (&ours, json!({}), false),
+            (&ours, condition("False"), true),
+            (&ours, condition("True"), false),
+            (&others, json!({}), true),
+            (&placed, json!({}), false),
+            (&others, json!({"phase": "Failed"}), false),
+        ] {
+            let pod = json!({"metadata": {"name": "p"}, "spec": spec, "status": status});
+            let pod: Pod = serde_json::from_value(pod.clone()).expect("a pod");
+            assert_eq!(is_kept_waiting(&pod), want, "{pod:?}");
+        }
+    }
 
     #[test]
     fn who_uses_a_claim() {
