@@ -31,16 +31,13 @@ use kube::{
 use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 
-use crate::lab::{Cluster, patiently};
+use crate::{
+    churn,
+    lab::{Cluster, patiently},
+};
 
 const MANAGER: &str = "tests.example.com";
 const FINALIZER: &str = "tests.example.com/clean";
-
-/// How long objects come, change and go: `VETCH_TEST_CHURN_S`, by itself a few seconds.
-fn churn() -> Duration {
-    let seconds = std::env::var("VETCH_TEST_CHURN_S");
-    Duration::from_secs(seconds.map_or(4, |seconds| seconds.parse().unwrap()))
-}
 
 /// Runs `work` on the cluster's host, as its administrator.
 fn on_host<Work: Future<Output = ()>>(cluster: &Cluster, work: impl FnOnce(Client) -> Work + Send) {

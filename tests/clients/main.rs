@@ -10,6 +10,7 @@ mod python;
 use std::{
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 /// A file of this folder.
@@ -24,4 +25,10 @@ fn installed(client: &str) -> PathBuf {
     let output = Command::new(file("install")).arg(client).output().unwrap();
     assert!(output.status.success(), "{}", lab::text(&output));
     String::from_utf8(output.stdout).unwrap().trim().into()
+}
+
+/// How long objects come, change and go: `VETCH_TEST_CHURN_S`, by itself a few seconds.
+fn churn() -> Duration {
+    let seconds = std::env::var("VETCH_TEST_CHURN_S");
+    Duration::from_secs(seconds.map_or(4, |seconds| seconds.parse().unwrap()))
 }

@@ -63,7 +63,7 @@ for part in ${1//,/ }; do
 	crates) crates ;;
 	runtime) ok "tests of the runtime" timeout 120 /lab/tests/runtime --include-ignored --test-threads=1 ;;
 	escapes) escapes ;;
-	clock | firewalld | node) . /lab/$part.sh ;;
+	clock | firewalld | node | restart) . /lab/$part.sh ;;
 	esac
 	burden
 done

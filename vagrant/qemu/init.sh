@@ -3,10 +3,11 @@
 # gives their verdict.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C
 
-# QEMU ends when the machine reboots.
+# QEMU ends when the machine is switched off, or reboots.
 verdict() {
 	echo "$1"
 	sync
+	poweroff -f
 	reboot -f
 }
 trap 'verdict FAILED' EXIT

@@ -1,58 +1,39 @@
 //! Requests for resources: from method and path to a verb, from its answer to bytes.
 
+mod deletes;
+mod reads;
+mod subresources;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::StreamExt;
 use http::{Response, header};
-use http_body_util::{BodyExt, StreamBody};
-use serde_json::{Value, json};
 
 use super::{
-    Body, Frontend, Incoming, ResourcePath, answer,
+    Body, Frontend, Incoming, ResourcePath,
     asked::{Operation, Passed},
-    body::{Read, body_type, decode, delete_options, fill_kind, read},
-    components, connect, header_text, not_allowed,
-    reply::{cut, in_pieces, offer, one, respond, warned, watch_offer},
+    body::{Read, body_type, decode, fill_kind, read},
+    connect, header_text, not_allowed,
+    reply::{one, respond, warned},
 };
 use crate::apiserver::{
-    admission,
-    cache::LARGE,
-    encode::{self, Frames},
-    negotiate::{ANSWERS, Format, OBJECTS},
+    admission, encode,
+    negotiate::{ANSWERS, Format},
     patch::PatchType,
     query::{self, FieldValidation, agent_manager},
-    registry::{Resource, Subresource},
+    registry::Resource,
     request::{Attributes, Target},
-    selector::Selection,
-    server::ApiServer,
     special::Call,
-    status::{CauseType, Reason, Status},
+    status::{CauseType, Status},
     streaming::Forward,
-    verbs::{self, Deleted, ListOptions, Missing, WatchOptions},
-    write::{Writing, Written},
+    verbs::{self, Missing},
+    write::Writing,
 };
-
-/// Kinds whose DELETE answers with the object instead of a Status.
-const RETURN_DELETED: [&str; 7] = [
-    "pods",
-    "services",
-    "persistentvolumeclaims",
-    "persistentvolumes",
-    "serviceaccounts",
-    "resourcequotas",
-    "podtemplates",
-];
-
-/// Told to who deletes a Job without a word about its pods.
-const JOB_ORPHANS: &str = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning";
 
 /// A request whose document takes more memory than this, or reads larger objects, is heavy.
 const HEAVY_BYTES: usize = 256 << 10;
 /// About what an object of a list costs.
 const LISTED_BYTES: usize = 512;
-/// Larger lists go out in pieces.
-const LARGE_LIST: usize = 1 << 20;
 
 impl Frontend {
     /// Hands a connection to whoever is at its other end.
@@ -242,130 +223,6 @@ impl Frontend {
         }
     }
 
-    async fn get(
-        &self,
-        incoming: &Incoming,
-        path: &ResourcePath,
-    ) -> Result<Response<Body>, Status> {
-        self.allow(path, "get")?;
-        let name = path.name.as_deref().unwrap_or_default();
-        if components::is_one(path.row) {
-            let page = components::list(path.row, &self.parts.look().await)?;
-            let mut all = page.objects.into_iter();
-            let object = all.find(|object| &*object.name == name);
-            let row = path.row;
-            let object = object.ok_or_else(|| Status::not_found(row.group, row.plural, name))?;
-            let warnings = vec![components::DEPRECATED.to_owned()];
-            return one(incoming, row, 200, Written { object, warnings });
-        }
-        let object = self.server.read(path.row, &path.namespace, name).await?;
-        let wanted = incoming.wanted(offer(path.row))?;
-        if object.is_large() && encode::is_plain_json(wanted) {
-            // One copy for all who read it at the same time.
-            let end = std::iter::once(Bytes::from_static(b"\n"));
-            let pieces = object.json_form().pieces(true, wanted.owners);
-            let pieces = pieces.into_iter().flat_map(|piece| cut(piece, None));
-            let pieces = pieces.chain(end);
-            return Ok(in_pieces(incoming, wanted.format.content_type(), pieces));
-        }
-        one(
-            incoming,
-            path.row,
-            200,
-            Written {
-                object,
-                warnings: Vec::new(),
-            },
-        )
-    }
-
-    async fn list(
-        &self,
-        incoming: &Incoming,
-        path: &ResourcePath,
-        selection: Selection,
-    ) -> Result<Response<Body>, Status> {
-        self.allow(path, "list")?;
-        let options = ListOptions::parse(path.row, selection, &incoming.query)?;
-        let wanted = incoming.wanted(offer(path.row))?;
-        if components::is_one(path.row) {
-            let mut page = components::list(path.row, &self.parts.look().await)?;
-            page.objects
-                .retain(|object| options.selector.matches(path.row, object));
-            let encoded = encode::list(path.row, &page, wanted, incoming.include()?)?;
-            let warnings = [components::DEPRECATED.to_owned()];
-            return Ok(respond(incoming, 200, encoded, &warnings));
-        }
-        let page = verbs::list(&self.server, path.row, &path.namespace, &options).await?;
-        let include = incoming.include()?;
-        let size: usize = page.objects.iter().map(|object| object.size).sum();
-        if size < LARGE_LIST {
-            let encoded = encode::list(path.row, &page, wanted, include)?;
-            return Ok(respond(incoming, 200, encoded, &[]));
-        }
-        let content_type = wanted.format.content_type();
-        match encode::pieces(path.row, page, wanted, include) {
-            Ok(pieces) => Ok(in_pieces(incoming, content_type, pieces)),
-            Err(page) => {
-                // Counted before it is made, and until it has gone out.
-                let memory = self.limits.memory(&incoming.who, size).await?;
-                let encoded = encode::list(path.row, &page, wanted, include)?;
-                drop(page);
-                let pieces = cut(encoded.bytes, memory);
-                Ok(in_pieces(incoming, content_type, pieces))
-            }
-        }
-    }
-
-    async fn watch(
-        &self,
-        incoming: &Incoming,
-        path: &ResourcePath,
-        selection: Selection,
-    ) -> Result<Response<Body>, Status> {
-        self.allow(path, "watch")?;
-        let name = path.name.as_deref();
-        let options = WatchOptions::parse(path.row, selection, &incoming.query, name)?;
-        let wanted = incoming.wanted(watch_offer(path.row))?;
-        let mut frames = Frames::new(path.row, wanted, incoming.include()?);
-        let content_type = frames.content_type();
-        let events = verbs::watch(self.server.clone(), path.row, &path.namespace, options).await?;
-        // What is ready together goes out together, as far as it is small.
-        let chunks = async_stream::stream! {
-            let mut batches = std::pin::pin!(events.ready_chunks(64));
-            let mut chunk = bytes::BytesMut::new();
-            while let Some(events) = batches.next().await {
-                for event in events {
-                    let parts = match frames.parts(&event) {
-                        Ok(parts) => parts,
-                        Err(status) => {
-                            yield Err(crate::apiserver::response::BoxError::from(status));
-                            return;
-                        }
-                    };
-                    for part in parts {
-                        if chunk.len() + part.len() > LARGE && !chunk.is_empty() {
-                            yield Ok(http_body::Frame::data(chunk.split().freeze()));
-                        }
-                        if part.len() > LARGE {
-                            yield Ok(http_body::Frame::data(part));
-                        } else {
-                            chunk.extend_from_slice(&part);
-                        }
-                    }
-                }
-                if !chunk.is_empty() {
-                    yield Ok(http_body::Frame::data(chunk.split().freeze()));
-                }
-            }
-        };
-        Ok(answer(
-            200,
-            content_type,
-            StreamBody::new(chunks).boxed_unsync(),
-        ))
-    }
-
     async fn post(
         &self,
         incoming: &Incoming,
@@ -456,181 +313,6 @@ impl Frontend {
         let force = incoming.query.flag("force");
         let (written, new) = verbs::apply(&self.server, &writing, body, force, missing).await?;
         one(incoming, row, if new { 201 } else { 200 }, written)
-    }
-
-    /// What a deletion is told to do, and the write that it is.
-    fn deletion(
-        &self,
-        incoming: &Incoming,
-        writing: &Writing,
-        verb: &str,
-        body: Bytes,
-    ) -> Result<(Writing, Value), Status> {
-        if !writing.row.verbs.contains(&verb) {
-            return Err(not_allowed(&path_of(writing)));
-        }
-        let options = delete_options(incoming, body)?;
-        let dry_run = writing.dry_run
-            || options["dryRun"]
-                .as_array()
-                .is_some_and(|list| list.iter().any(|all| all == "All"));
-        let writing = Writing {
-            dry_run,
-            ..writing.clone()
-        };
-        Ok((writing, options))
-    }
-
-    async fn delete_collection(
-        &self,
-        incoming: &Incoming,
-        writing: &Writing,
-        selection: Selection,
-        body: Bytes,
-    ) -> Result<Response<Body>, Status> {
-        let row = writing.row;
-        let (writing, options) = self.deletion(incoming, writing, "deletecollection", body)?;
-        let select = ListOptions::parse(row, selection, &incoming.query)?;
-        let objects = verbs::delete_collection(&self.server, &writing, &options, &select).await?;
-        let page = crate::apiserver::response::Page {
-            objects,
-            revision: self.server.cache.revision(),
-            next: String::new(),
-            remaining: None,
-        };
-        let wanted = incoming.wanted(offer(row))?;
-        let encoded = encode::list(row, &page, wanted, incoming.include()?)?;
-        Ok(respond(incoming, 200, encoded, &[]))
-    }
-
-    async fn delete(
-        &self,
-        incoming: &Incoming,
-        writing: &Writing,
-        body: Bytes,
-    ) -> Result<Response<Body>, Status> {
-        let row = writing.row;
-        let (writing, options) = self.deletion(incoming, writing, "delete", body)?;
-        let deleted = verbs::delete(&self.server, &writing, &options).await?;
-        let says = |name: &str| options.get(name).is_some_and(|value| !value.is_null());
-        let unsaid = !says("propagationPolicy") && !says("orphanDependents");
-        let warnings = match row.plural {
-            "jobs" if unsaid => vec![JOB_ORPHANS.to_owned()],
-            _ => Vec::new(),
-        };
-        match deleted {
-            Deleted::Gone(object) if !RETURN_DELETED.contains(&row.plural) => {
-                let status = json!({
-                    "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
-                    "details": {"name": &*object.name, "group": row.group, "kind": row.plural, "uid": object.value()["metadata"]["uid"]},
-                });
-                let encoded = encode::plain(
-                    &status,
-                    "io.k8s.apimachinery.pkg.apis.meta.v1.Status",
-                    incoming.wanted(OBJECTS)?.format,
-                )?;
-                Ok(respond(incoming, 200, encoded, &warnings))
-            }
-            deleted => one(
-                incoming,
-                row,
-                200,
-                Written {
-                    object: deleted.object().clone(),
-                    warnings,
-                },
-            ),
-        }
-    }
-
-    async fn subresource(
-        &self,
-        incoming: &Incoming,
-        body: Bytes,
-        path: &ResourcePath,
-        writing: &Writing,
-        (operation, name): (Operation, &str),
-    ) -> Result<Response<Body>, Status> {
-        let found = path
-            .row
-            .subresources
-            .iter()
-            .find(|subresource| match subresource {
-                Subresource::Status => name == "status",
-                Subresource::Scale(_) => name == "scale",
-                Subresource::Special(special) => special.name == name,
-            });
-        let Some(found) = found else {
-            return Err(Status::new(
-                Reason::NotFound,
-                "the server could not find the requested resource",
-            ));
-        };
-        let server: &ApiServer = &self.server;
-        if let Subresource::Scale(paths) = found {
-            let scale = match operation {
-                Operation::Get => verbs::get_scale(server, writing, paths).await?,
-                Operation::Update => {
-                    let (value, _) =
-                        decode(&incoming.headers, body, "io.k8s.api.autoscaling.v1.Scale")?;
-                    verbs::update_scale(server, writing, paths, &value).await?
-                }
-                Operation::Patch => {
-                    let kind = kind_of_patch(incoming, path.row)?;
-                    if kind == PatchType::Apply {
-                        named_manager(incoming)?;
-                        let writing = Writing {
-                            applies: true,
-                            ..writing.clone()
-                        };
-                        let force = incoming.query.flag("force");
-                        verbs::apply_scale(server, &writing, paths, &body, force).await?
-                    } else {
-                        not_forced(incoming)?;
-                        verbs::patch_scale(server, writing, paths, kind, &body).await?
-                    }
-                }
-                _ => return Err(not_allowed(path)),
-            };
-            let encoded = encode::plain(
-                &scale,
-                "io.k8s.api.autoscaling.v1.Scale",
-                incoming.wanted(OBJECTS)?.format,
-            )?;
-            return Ok(respond(incoming, 200, encoded, &[]));
-        }
-        let verb = match operation {
-            Operation::Get => "get",
-            Operation::Update => "update",
-            Operation::Patch => "patch",
-            _ => return Err(not_allowed(path)),
-        };
-        if let Subresource::Special(special) = found
-            && !special.verbs.contains(&verb)
-        {
-            return Err(not_allowed(path));
-        }
-        let written = match verb {
-            "get" => Written {
-                object: server
-                    .read(path.row, &path.namespace, &writing.name)
-                    .await?,
-                warnings: Vec::new(),
-            },
-            "update" => {
-                let (value, complaints) = decode(&incoming.headers, body, path.row.type_name)?;
-                verbs::update(server, writing, value, complaints, Missing::Refuse).await?
-            }
-            _ => {
-                let kind = kind_of_patch(incoming, path.row)?;
-                if kind == PatchType::Apply {
-                    return self.apply(incoming, writing.clone(), &body).await;
-                }
-                not_forced(incoming)?;
-                verbs::patch(server, writing, kind, &body).await?
-            }
-        };
-        one(incoming, path.row, 200, written)
     }
 }
 

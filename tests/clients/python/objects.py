@@ -1,8 +1,11 @@
 """Reads, writes, applies and watches built-in and custom objects through every interface of the
-Python client. Runs with client 29 and later; ends with an error at the first thing that is not so."""
+Python client. Runs with client 29 and later; ends with an error at the first thing that is not so.
+All of it is done once, and again until VETCH_TEST_CHURN_S seconds are over."""
 
 import json
+import os
 import threading
+import time
 
 import kubernetes
 from kubernetes import client, config, dynamic, watch
@@ -294,6 +297,10 @@ def the_end():
     watcher.types()
 
 
-for step in [built_in_objects, subresources, custom_objects, server_side_apply, the_end]:
-    step()
-    print(step.__name__, "ok", flush=True)
+end = time.monotonic() + float(os.environ.get("VETCH_TEST_CHURN_S", 0))
+while True:
+    for step in [built_in_objects, subresources, custom_objects, server_side_apply, the_end]:
+        step()
+        print(step.__name__, "ok", flush=True)
+    if time.monotonic() >= end:
+        break
