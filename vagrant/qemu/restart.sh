@@ -2,7 +2,7 @@
 # runs, and when it is back, the pods and what they had stored are too.
 
 export KUBECONFIG=/etc/vetch/admin.kubeconfig
-STAGE=/var/lib/restart
+STAGE=/lab/restart
 
 rows() {
 	cat <<-'END'
@@ -43,6 +43,14 @@ identity() {
 	kubectl get "$1" -o jsonpath='{.metadata.uid} {.spec.volumeName} {.status.phase}'
 }
 
+# same OBJECT FILE: it is the one of the first life.
+same() {
+	local now before
+	now=$(identity "$1") before=$(cat "$2")
+	echo "now $now, before $before"
+	[ "$before" ] && [ "$now" = "$before" ]
+}
+
 first_life() {
 	ok "vetch up --detach" timeout 120 vetch up --detach &&
 		ok "import busybox" vetch image import /lab/images/busybox.tar &&
@@ -61,8 +69,8 @@ first_life() {
 second_life() {
 	ok "vetch up --detach after the power came back" timeout 120 vetch up --detach || return
 	ok "the pod runs again, on its volume" ready 2
-	ok "it is the same pod" [ "$(identity pod/rows-0)" = "$(cat $STAGE/pod)" ]
-	ok "its claim has the same volume" [ "$(identity pvc/data-rows-0)" = "$(cat $STAGE/claim)" ]
+	ok "it is the same pod" same pod/rows-0 $STAGE/pod
+	ok "its claim has the same volume" same pvc/data-rows-0 $STAGE/claim
 	ok "the row is there" eval '[ "$(kubectl exec rows-0 -- cat /data/row)" = row ]'
 	ok "another pod gets the volume" eval 'kubectl delete pod rows-0 && ready 3'
 	ok "the row is there still" eval '[ "$(kubectl exec rows-0 -- cat /data/row)" = row ]'
