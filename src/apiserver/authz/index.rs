@@ -29,10 +29,24 @@ pub struct Grant {
     pub why: String,
 }
 
+/// The rules that a role itself has.
+#[derive(Debug)]
+struct Own {
+    /// The role's, when they were read; empty for one that is not stored.
+    version: String,
+    rules: Arc<[Rule]>,
+}
+
 #[derive(Debug, Default)]
 pub struct Index {
+    own: HashMap<RoleKey, Own>,
     roles: HashMap<RoleKey, Arc<[Rule]>>,
     grants: HashMap<Subject, Vec<Grant>>,
+}
+
+fn key_of(role: &Value) -> RoleKey {
+    let part = |key| metadata(role, key).to_owned();
+    (part("namespace"), part("name"))
 }
 
 fn metadata<'a>(object: &'a Value, key: &str) -> &'a str {
@@ -40,24 +54,31 @@ fn metadata<'a>(object: &'a Value, key: &str) -> &'a str {
 }
 
 impl Index {
+    /// `before`: the index of a moment ago, whose roles are not read again if they are the same.
     pub fn new(
+        before: Option<&Self>,
         cluster_roles: &[Arc<Value>],
         roles: &[Arc<Value>],
         cluster_bindings: &[Arc<Value>],
         bindings: &[Arc<Value>],
     ) -> Self {
         let mut index = Self::default();
-        for role in cluster_roles {
-            let rules = aggregated(role, cluster_roles, &mut HashSet::new());
-            let key = (String::new(), metadata(role, "name").to_owned());
-            index.roles.insert(key, rules.into());
+        for role in cluster_roles.iter().chain(roles) {
+            let (key, version) = (key_of(role), metadata(role, "resourceVersion"));
+            let known = before.and_then(|before| before.own.get(&key));
+            let known = known.filter(|own| !version.is_empty() && own.version == version);
+            let own = Own {
+                version: version.to_owned(),
+                rules: known.map_or_else(|| rules_of(role).into(), |own| own.rules.clone()),
+            };
+            index.roles.insert(key.clone(), own.rules.clone());
+            index.own.insert(key, own);
         }
-        for role in roles {
-            let key = (
-                metadata(role, "namespace").to_owned(),
-                metadata(role, "name").to_owned(),
-            );
-            index.roles.insert(key, rules_of(role).into());
+        for role in cluster_roles.iter().filter(|role| aggregates(role)) {
+            let mut all = Aggregation::default();
+            all.add(role, cluster_roles, &index.own);
+            let rules = all.rules.into_iter().cloned().collect();
+            index.roles.insert(key_of(role), rules);
         }
         for binding in cluster_bindings {
             index.bind(binding, None);
@@ -159,32 +180,44 @@ fn parse_subject(subject: &Value, binding_in: Option<&str>) -> Option<(Subject, 
     }
 }
 
-/// A cluster role's own rules and those of the roles that its selectors choose, and so on.
-fn aggregated<'a>(
-    role: &'a Value,
-    all: &'a [Arc<Value>],
-    seen: &mut HashSet<&'a str>,
-) -> Vec<Rule> {
-    let mut rules = rules_of(role);
-    if !seen.insert(metadata(role, "name")) {
-        return rules;
-    }
+fn selectors(role: &Value) -> impl Iterator<Item = &Value> {
     let selectors = role["aggregationRule"]["clusterRoleSelectors"].as_array();
-    for selector in selectors.into_iter().flatten() {
-        for other in all {
-            if !matches(selector, &other["metadata"]["labels"])
-                || seen.contains(metadata(other, "name"))
-            {
-                continue;
-            }
-            for rule in aggregated(other, all, seen) {
-                if !rules.contains(&rule) {
-                    rules.push(rule);
+    selectors.into_iter().flatten()
+}
+
+fn aggregates(role: &Value) -> bool {
+    selectors(role).next().is_some()
+}
+
+/// A cluster role's own rules and those of the roles that its selectors choose, and so on.
+#[derive(Default)]
+struct Aggregation<'a> {
+    roles: HashSet<&'a str>,
+    known: HashSet<&'a Rule>,
+    rules: Vec<&'a Rule>,
+}
+
+impl<'a> Aggregation<'a> {
+    fn add(&mut self, role: &'a Value, all: &'a [Arc<Value>], own: &'a HashMap<RoleKey, Own>) {
+        let mut left = vec![role];
+        self.roles.insert(metadata(role, "name"));
+        while let Some(role) = left.pop() {
+            let rules = own.get(&key_of(role)).into_iter();
+            for rule in rules.flat_map(|own| &*own.rules) {
+                if self.known.insert(rule) {
+                    self.rules.push(rule);
                 }
+            }
+            for selector in selectors(role) {
+                let chosen = all.iter().map(AsRef::as_ref);
+                // Each role once: they may choose each other.
+                left.extend(chosen.filter(|other: &&Value| {
+                    matches(selector, &other["metadata"]["labels"])
+                        && self.roles.insert(metadata(other, "name"))
+                }));
             }
         }
     }
-    rules
 }
 
 /// A label selector; an empty one chooses everything.
@@ -230,4 +263,66 @@ pub fn compact<'a>(rules: impl Iterator<Item = &'a Rule>) -> Vec<Rule> {
         }
     }
     together
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn role(name: &str, version: &str, verb: &str, selects: &str) -> Arc<Value> {
+        let selectors = match selects {
+            "" => json!([]),
+            label => json!([{"matchLabels": {label: "yes"}}]),
+        };
+        Arc::new(json!({
+            "metadata": {"name": name, "resourceVersion": version, "labels": {name: "yes"}},
+            "rules": [{"verbs": [verb], "apiGroups": [""], "resources": ["pods"]}],
+            "aggregationRule": {"clusterRoleSelectors": selectors},
+        }))
+    }
+
+    fn verbs(index: &Index, name: &str) -> Vec<String> {
+        let rules = index.role("", name).unwrap_or_default();
+        let mut verbs: Vec<String> = rules.iter().flat_map(|rule| rule.verbs.clone()).collect();
+        verbs.sort();
+        verbs
+    }
+
+    #[test]
+    fn roles_have_the_rules_of_those_they_choose_and_so_on() {
+        let roles = [
+            role("a", "1", "get", "b"),
+            role("b", "1", "list", "c"),
+            role("c", "1", "watch", "a"),
+            role("same", "1", "get", "a"),
+            role("alone", "1", "update", ""),
+        ];
+        let index = Index::new(None, &roles, &[], &[], &[]);
+        for name in ["a", "b", "c", "same"] {
+            assert_eq!(verbs(&index, name), ["get", "list", "watch"], "{name}");
+        }
+        assert_eq!(verbs(&index, "alone"), ["update"]);
+    }
+
+    #[test]
+    fn only_what_has_changed_is_read_again() {
+        let before = Index::new(
+            None,
+            &[role("a", "1", "get", ""), role("b", "1", "get", "")],
+            &[],
+            &[],
+            &[],
+        );
+        let roles = [role("a", "1", "get", ""), role("b", "2", "list", "")];
+        let after = Index::new(Some(&before), &roles, &[], &[], &[]);
+        let own = |index: &Index, name: &str| index.role("", name).unwrap().as_ptr();
+        assert_eq!(own(&before, "a"), own(&after, "a"));
+        assert_eq!(verbs(&after, "b"), ["list"]);
+        let unstored = [role("a", "", "patch", "")];
+        let after = Index::new(Some(&after), &unstored, &[], &[], &[]);
+        assert_eq!(verbs(&after, "a"), ["patch"]);
+        assert!(after.role("", "b").is_none());
+    }
 }

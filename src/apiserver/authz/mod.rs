@@ -152,7 +152,12 @@ impl Authorizer {
         // Read before the objects: a change in between makes the next call build again.
         let versions = self.versions();
         let [cluster_roles, roles, cluster_bindings, bindings] = PLURALS;
+        let before = {
+            let known = self.index.read().unwrap_or_else(PoisonError::into_inner);
+            known.as_ref().map(|(_, index)| index.clone())
+        };
         let index = Arc::new(Index::new(
+            before.as_deref(),
             &self.lookup.list(cluster_roles, "").await,
             &self.lookup.list(roles, "").await,
             &self.lookup.list(cluster_bindings, "").await,

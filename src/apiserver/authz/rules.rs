@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::apiserver::request::{Attributes, Target};
 
 /// A PolicyRule.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Rule {
     pub verbs: Vec<String>,
