@@ -65,6 +65,12 @@ def is_deleted(event):
     return event["type"] == "DELETED"
 
 
+def from_now(ends, list_call, *arguments):
+    """Misses nothing, however late its thread begins to watch."""
+    version = list_call(*arguments).metadata.resource_version
+    return Watcher(ends, list_call, *arguments, resource_version=version)
+
+
 def wait_for(ends, list_call, *arguments, **named):
     Watcher(ends, list_call, *arguments, **named).types()
 
@@ -136,7 +142,7 @@ def subresources():
     mine = {"status": {"conditions": [{"type": "Mine", "status": "True"}]}}
     merged = apps.patch_namespaced_deployment_status("d", NAMESPACE, mine)
     assert "Mine" in [condition.type for condition in merged.status.conditions]
-    watcher = Watcher(is_deleted, apps.list_namespaced_deployment, NAMESPACE)
+    watcher = from_now(is_deleted, apps.list_namespaced_deployment, NAMESPACE)
     apps.delete_namespaced_deployment("d", NAMESPACE, propagation_policy="Foreground")
     watcher.types()
 
@@ -288,11 +294,11 @@ def server_side_apply():
 
 
 def the_end():
-    watcher = Watcher(is_deleted, definitions.list_custom_resource_definition)
+    watcher = from_now(is_deleted, definitions.list_custom_resource_definition)
     definitions.delete_custom_resource_definition("widgets.example.com")
     watcher.types()
     equal(refused(custom.list_namespaced_custom_object, *WIDGETS)[0], 404)
-    watcher = Watcher(is_deleted, core.list_namespace)
+    watcher = from_now(is_deleted, core.list_namespace)
     core.delete_namespace(NAMESPACE)
     watcher.types()
 
