@@ -192,7 +192,10 @@ mod testing {
 
     use std::{
         collections::BTreeMap,
-        sync::{Arc, Mutex},
+        sync::{
+            Arc, Mutex,
+            atomic::{AtomicUsize, Ordering},
+        },
     };
 
     use serde_json::{Value, json};
@@ -212,8 +215,9 @@ mod testing {
 
     type Key = (String, String, String);
 
+    /// The objects, and how many have been read.
     #[derive(Default)]
-    pub struct Memory(pub Mutex<BTreeMap<Key, Arc<Value>>>);
+    pub struct Memory(pub Mutex<BTreeMap<Key, Arc<Value>>>, pub AtomicUsize);
 
     impl Memory {
         pub fn with(objects: &[(&str, Value)]) -> Arc<Self> {
@@ -250,6 +254,7 @@ mod testing {
     #[async_trait::async_trait]
     impl Lookup for Memory {
         async fn get(&self, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
+            self.1.fetch_add(1, Ordering::Relaxed);
             self.0
                 .lock()
                 .unwrap()
@@ -259,12 +264,15 @@ mod testing {
 
         async fn list(&self, plural: &str, namespace: &str) -> Vec<Arc<Value>> {
             let all = self.0.lock().unwrap();
-            all.iter()
+            let found: Vec<Arc<Value>> = all
+                .iter()
                 .filter(|((kind, place, _), _)| {
                     kind == plural && (namespace.is_empty() || place == namespace)
                 })
                 .map(|(_, object)| object.clone())
-                .collect()
+                .collect();
+            self.1.fetch_add(found.len(), Ordering::Relaxed);
+            found
         }
 
         fn changed(&self, _plural: &str) -> u64 {
