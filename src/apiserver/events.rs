@@ -56,7 +56,7 @@ impl<'a> About<'a> {
 pub struct Said<'a> {
     pub component: &'static str,
     pub action: &'static str,
-    pub reason: &'static str,
+    pub reason: &'a str,
     pub message: &'a str,
 }
 

@@ -6,6 +6,7 @@ mod custom;
 mod extending;
 mod field_validation;
 mod order;
+mod service_ranges;
 mod tokens;
 mod volumes;
 mod wire;

@@ -239,6 +239,13 @@ mod testing {
             self.0.lock().unwrap().insert(key, Arc::new(object));
         }
 
+        /// Gives it a revision that nothing else has.
+        fn number(&self, object: &mut Value) {
+            static LAST: AtomicUsize = AtomicUsize::new(0);
+            let revision = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+            object["metadata"]["resourceVersion"] = revision.to_string().into();
+        }
+
         pub fn late(self: &Arc<Self>) -> Arc<Late> {
             let late = Arc::new(Late::default());
             let objects: Arc<dyn Objects> = self.clone();
@@ -300,6 +307,7 @@ mod testing {
                 return Err(Status::already_exists("", plural, &name));
             }
             object["metadata"]["creationTimestamp"] = jiff::Timestamp::now().to_string().into();
+            self.number(&mut object);
             self.put(plural, object.clone());
             Ok(object)
         }
@@ -315,6 +323,9 @@ mod testing {
             let old = old.ok_or_else(|| Status::not_found("", target.plural, target.name))?;
             let mut new = (*old).clone();
             change(&mut new)?;
+            if new != *old {
+                self.number(&mut new);
+            }
             self.put(target.plural, new.clone());
             Ok(new)
         }

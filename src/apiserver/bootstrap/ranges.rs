@@ -86,15 +86,19 @@ pub async fn settle(server: &Arc<ApiServer>, config: &Config, roles: Roles) {
             .await;
         }
         State::NotReady { reason, message } if is_start => {
-            let message = format!("Configuration matches, but {reason}: {message}");
-            warn(server, about, "KubernetesDefaultServiceCIDRError", &message).await;
+            let message = format!("Configuration matches, but {message}");
+            let reason = match reason.as_str() {
+                "" => "KubernetesDefaultServiceCIDRError",
+                reason => reason,
+            };
+            warn(server, about, reason, &message).await;
         }
         State::New => say_ready(server).await,
         State::Settled | State::Differs | State::NotReady { .. } => {}
     }
 }
 
-async fn warn(server: &ApiServer, about: About<'_>, reason: &'static str, message: &str) {
+async fn warn(server: &ApiServer, about: About<'_>, reason: &str, message: &str) {
     let said = Said {
         component: COMPONENT,
         action: "",

@@ -103,7 +103,7 @@ struct Shared {
     config: ServiceConfig,
     /// Held while the table of node ports is changed: writers of this process wait here for each
     /// other, instead of meeting in the store.
-    table: tokio::sync::Mutex<()>,
+    table: tokio::sync::Mutex<ports::Known>,
     /// When it was last told that there is no address left, in seconds.
     full_since: AtomicI64,
 }

@@ -328,6 +328,50 @@ async fn an_address_costs_the_same_beside_many() {
 }
 
 #[tokio::test]
+async fn a_node_port_costs_the_same_beside_many() {
+    use std::sync::atomic::Ordering;
+    let memory = cluster("10.96.0.0/16");
+    let config = ServiceConfig {
+        node_ports: 30000..=30999,
+        ..allocator(&memory).shared.config.clone()
+    };
+    let plugin = Allocator::new(memory.late(), config);
+    let spec = json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}]});
+    for index in 0..1000 {
+        let mut one = service(&format!("plain{index}"), json!({"type": "ClusterIP"}));
+        create(&plugin, &memory, &mut one).await.unwrap();
+    }
+    let mut costs = Vec::new();
+    for index in 0..100 {
+        let mut one = service(&format!("s{index}"), spec.clone());
+        let before = memory.1.load(Ordering::Relaxed);
+        create(&plugin, &memory, &mut one).await.unwrap();
+        costs.push(memory.1.load(Ordering::Relaxed) - before);
+    }
+    // At first nobody knows whether the table has them all.
+    assert!(costs[0] > 1000, "{costs:?}");
+    assert!(costs[1..].iter().all(|cost| *cost < 20), "{costs:?}");
+    // Somebody has taken the table away: the ports are still the Services'.
+    let key = (
+        "configmaps".into(),
+        "kube-system".into(),
+        "service-node-ports".into(),
+    );
+    memory.0.lock().unwrap().remove(&key);
+    let mut ports = std::collections::HashSet::new();
+    for index in 100..200 {
+        let mut one = service(&format!("s{index}"), spec.clone());
+        create(&plugin, &memory, &mut one).await.unwrap();
+    }
+    for one in memory.list("services", "").await {
+        for port in ports::held(&one) {
+            assert!(ports.insert(port), "{port} twice");
+        }
+    }
+    assert_eq!(ports.len(), 200);
+}
+
+#[tokio::test]
 async fn what_the_repair_tells() {
     let memory = cluster("10.96.0.0/24");
     let plugin = allocator(&memory);
