@@ -55,6 +55,10 @@ impl Ranges {
         Self(sorted.into_values().flat_map(|one| ranges(one)).collect())
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Those of the family that give addresses, each once.
     pub fn ready(&self, family: &str) -> Vec<&Range> {
         let mut ready: Vec<&Range> = Vec::new();

@@ -46,6 +46,10 @@ pub async fn run(shared: Weak<Shared>) {
 /// Whether nothing is left that a later pass could find stale.
 pub async fn pass(shared: &Shared, objects: &dyn Objects) -> bool {
     let ranges = ranges::now(objects).await;
+    if ranges.is_empty() {
+        // That of the configuration comes back soon.
+        return false;
+    }
     for service in &objects.list("services", "").await {
         let pool = shared.addresses(objects, &ranges, Owner::of(service), false);
         for ip in addresses::held(service) {
@@ -113,7 +117,12 @@ async fn restored(pool: &Pool<'_>, service: &Value, ip: &str) -> Option<(&'stati
     if !is_own && !is_settled(&claim) {
         return None;
     }
-    let recreated = pool.delete(&name, &claim).await && pool.restore(&name).await;
+    // What another Service might take up at this very moment goes only while it does not.
+    let removed = match is_for_a_service(&claim) && !is_own {
+        true => pool.remove(&name, &claim).await,
+        false => pool.delete(&name, &claim).await,
+    };
+    let recreated = removed && pool.restore(&name).await;
     (recreated && !is_own).then(|| {
         let (namespace, name) = (text(service, "metadata.namespace"), text(service, "metadata.name"));
         let message = format!(
