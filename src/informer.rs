@@ -7,6 +7,7 @@
 //! - Both sides of a change are the same object, by uid.
 //! - A subscriber that falls behind gets [`Change::Resync`] and must look at the whole cache.
 
+pub mod service_ranges;
 pub mod services;
 
 use std::{

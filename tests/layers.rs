@@ -25,7 +25,10 @@ const ALLOWED: [(&str, &[&str]); 20] = [
         ],
     ),
     ("cel", &[]),
-    ("controllers", &["events", "informer", "placement"]),
+    (
+        "controllers",
+        &["addresses", "events", "informer", "placement"],
+    ),
     ("dns", &["accepting", "addresses", "informer"]),
     ("events", &[]),
     ("informer", &[]),

@@ -489,7 +489,9 @@ fn routes_are_made_where_they_are_missing() -> TestResult {
             connected,
             route(Ipv4Addr::new(10, 96, 0, 0).into(), 12, RouteKind::Link),
         ];
+        assert_eq!(socket.static_routes(link)?, []);
         assert_eq!(socket.ensure_routes(&wanted)?, [wanted[2].to]);
+        assert_eq!(socket.static_routes(link)?, [wanted[2].to]);
         let before = output("ip", &["route", "show", "table", "all"])?;
         assert_eq!(socket.ensure_routes(&wanted)?, []);
         // Flushed, led elsewhere; a narrower one of somebody else's is left alone.

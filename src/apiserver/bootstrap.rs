@@ -3,6 +3,8 @@
 //! Written through the ordinary path of a write, at every start; what is there already stays as
 //! its owner left it, but the server's own address is kept right.
 
+mod ranges;
+
 use std::{net::IpAddr, sync::Arc};
 
 use futures::future::try_join_all;
@@ -49,7 +51,10 @@ pub async fn write(
     let is_new = is_new(server).await;
     let namespaces = NAMESPACES
         .map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
-    ensure_all(server, namespaces.into(), Roles::Stay).await?;
+    let mut first = Vec::from(namespaces);
+    // The Service below gets its address from it.
+    first.push(ranges::of_configuration(config));
+    ensure_all(server, first, Roles::Stay).await?;
     let mut objects = service(config)?.to_vec();
     objects.extend(admission::system_classes());
     objects.push(json!({
@@ -71,6 +76,7 @@ pub async fn write(
         });
         ensure_all(server, vec![marker], Roles::Stay).await?;
     }
+    ranges::settle(server, config, roles).await;
     keep_extension(server, authorities).await?;
     keep_endpoints(server, config).await
 }

@@ -1,5 +1,6 @@
 //! Has what every cluster has there again, soon after somebody has taken it away: the `kubernetes`
-//! Service with what it leads to, the namespaces, the roles, the priority classes.
+//! Service with what it leads to, the range of its address, the namespaces, the roles, the priority
+//! classes.
 //!
 //! Started by [`super::start::Handle::start`]; `bootstrap` says what that is, and writes it.
 //! Always true: what is there stays as its owner left it, but for the Service's endpoints.
@@ -29,7 +30,7 @@ use crate::{
 /// The check, as the original names it.
 const PART: &str = "poststarthook/bootstrap-controller";
 /// The kinds of what is kept, by storage.
-const FOLLOWED: [&str; 10] = [
+const FOLLOWED: [&str; 11] = [
     "namespaces",
     "services",
     "endpoints",
@@ -40,6 +41,7 @@ const FOLLOWED: [&str; 10] = [
     "clusterrolebindings",
     "roles",
     "rolebindings",
+    "servicecidrs",
 ];
 /// Changes that come in this time are looked at together.
 const TOGETHER: Duration = Duration::from_millis(500);

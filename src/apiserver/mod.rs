@@ -21,6 +21,7 @@ mod commit;
 mod definitions;
 pub mod discovery;
 pub mod encode;
+mod events;
 mod expressions;
 pub mod http;
 mod kept;

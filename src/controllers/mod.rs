@@ -32,6 +32,7 @@ mod revisions;
 mod root_ca;
 mod served;
 mod service_account;
+mod service_cidr;
 mod shared;
 mod stateful;
 mod token;
@@ -81,7 +82,7 @@ type Run = fn(Informers, Config, CancellationToken) -> BoxFuture<'static, Result
 
 /// Every controller: its name, the service account of `kube-system` that it acts as (all as the
 /// original has them; `None`: the controller manager itself), and what runs it.
-const CONTROLLERS: [(&str, Option<&str>, Run); 25] = [
+const CONTROLLERS: [(&str, Option<&str>, Run); 26] = [
     (
         "namespace-controller",
         Some("namespace-controller"),
@@ -186,6 +187,11 @@ const CONTROLLERS: [(&str, Option<&str>, Run); 25] = [
         "disruption-controller",
         Some("disruption-controller"),
         |informers, _, until| disruption::run(informers, until).boxed(),
+    ),
+    (
+        "service-cidr-controller",
+        Some("service-cidrs-controller"),
+        |informers, _, until| service_cidr::run(informers, until).boxed(),
     ),
     (
         "persistentvolume-binder-controller",

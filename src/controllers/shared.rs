@@ -178,6 +178,15 @@ impl<C: Controller> Loop<C> {
         self
     }
 
+    /// Lets `task`, which must never end, add keys by itself.
+    pub fn beside<F>(mut self, task: impl FnOnce(Arc<Queue<Key>>) -> F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.tasks.spawn(task(self.queue.clone()));
+        self
+    }
+
     fn add_watch<K>(
         &mut self,
         informer: &Informer<K>,

@@ -1,6 +1,6 @@
 //! The service proxy: Services and EndpointSlices as nf_tables state.
 //!
-//! Owns one nf_tables table and the route to the service range; started by the node. Everything
+//! Owns one nf_tables table and the routes to the ranges of services; started by the node. Everything
 //! is read from informers.
 //! Always true:
 //! - A batch of changes is one transaction: packets see all of it or nothing.
@@ -10,12 +10,13 @@
 //! - The daemon's own ports and the node's addresses are never led elsewhere by what a Service says.
 //!
 //! `model.rs` says what a Service asks for, `health.rs` answers load balancers, `render.rs` which elements that is, `table.rs` has the
-//! rules, `sync.rs` talks to the kernel. IPv4 only, so far. Node ports answer on every address of
+//! rules, `sync.rs` talks to the kernel, `routes.rs` about routes. IPv4 only, so far. Node ports answer on every address of
 //! the node but loopback, which the kernel does not let go elsewhere.
 
 mod health;
 mod model;
 mod render;
+mod routes;
 mod slots;
 mod sync;
 mod table;
@@ -39,6 +40,7 @@ use crate::{
     events::{Level, Recorder, Source},
     informer::{
         Informers, Key,
+        service_ranges::ServiceRanges,
         services::{Joined, Services},
     },
     own_ports::OwnPorts,
@@ -57,7 +59,7 @@ pub struct Config {
     pub node: String,
     /// Clients inside are pods: they are not masqueraded.
     pub cluster_cidr: IpNet,
-    /// Service range and the link (the pods' bridge) that the node's own packets to it are routed
+    /// Configured service range and the link (the pods' bridge) that the node's own packets to it are routed
     /// to, so that they leave with an address that pods can answer.
     pub service_route: Option<(IpNet, String)>,
     /// One bit of the packet mark: [`DEFAULT_MARK`].
@@ -85,7 +87,10 @@ pub async fn run(
     config: Config,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let node = config.node();
+    let mut node = config.node();
+    let configured = node.cluster.clone();
+    let mut ranges = ServiceRanges::start(&informers).await;
+    node.cluster.extend(ranges.told());
     let source = Source {
         component: "kube-proxy",
         host: Some(config.node.clone()),
@@ -95,8 +100,10 @@ pub async fn run(
     let first = plans(services.all(), &node);
     let mut health = HealthChecks::default();
     check(&mut health, &first, &events).await;
+    let told = ranges.told().clone();
     let (own, writer, notices) = blocking(move || {
-        let (writer, notices) = Writer::open(config, first)?;
+        let (mut writer, notices) = Writer::open(config, first)?;
+        writer.set_ranges(told);
         Ok((writer.own_port()?, writer, notices))
     })
     .await?;
@@ -104,12 +111,12 @@ pub async fn run(
     let writer = Shared::new(writer);
     // Of what failed to be written.
     let again = Notify::new();
-    let told = restorations(events.clone(), &node.name);
+    let restored = restorations(events.clone(), &node.name);
     let keeping = repair::keep(
         Arc::new(writer.clone()),
         own,
         &again,
-        told,
+        restored,
         shutdown.clone(),
     );
     let serving = async {
@@ -117,6 +124,15 @@ pub async fn run(
             let changed = tokio::select! {
                 () = pulse::asked() => continue,
                 changed = services.next() => changed,
+                changed = ranges.changed() => match changed {
+                    Some(ranges) => {
+                        node.cluster = configured.iter().chain(ranges).copied().collect();
+                        writer.lock().set_ranges(ranges.clone());
+                        again.notify_one();
+                        Some(services.all())
+                    }
+                    None => None,
+                },
             };
             let Some(changed) = changed else { return };
             let changed = plans(changed, &node);
@@ -140,7 +156,7 @@ pub async fn run(
 }
 
 /// Tells on the Node what of services others had undone on this host.
-fn restorations(events: Recorder, node: &str) -> impl Fn(repair::Told<'_, Error>) {
+fn restorations(events: Recorder, node: &str) -> impl Fn(repair::Told<'_, Error>) + use<> {
     let about = ObjectReference {
         kind: Some("Node".into()),
         name: Some(node.into()),

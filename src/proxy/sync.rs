@@ -9,16 +9,18 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use ipnet::IpNet;
 use netns::{
     monitor::Changes,
     nft,
-    route::{Change, Prefix, RouteKind, Socket, WantedRoute},
+    route::{Change, Prefix, Socket},
 };
 
 use super::{
     Config, Error, blocking,
     model::{Plan, Protocol},
     render::{Notice, State, Step},
+    routes::Routes,
     table,
 };
 use crate::{
@@ -43,8 +45,9 @@ pub struct Writer {
     most_chains: usize,
     /// Fronts whose tracked flows may be older than the rules.
     stale: BTreeSet<Front>,
-    /// The link of the route to the services, when it was there last.
+    /// The link of the routes to the services, when it was there last.
     link: Option<u32>,
+    routes: Routes,
 }
 
 impl Writer {
@@ -63,8 +66,15 @@ impl Writer {
             state,
             most_chains: FEW_CHAINS,
             link: None,
+            routes: Routes::default(),
         };
         Ok((writer, step.notices))
+    }
+
+    /// Services have addresses of these ranges. Those that they had before go with the next
+    /// [`Writer::settle`], and so do what a daemon before this one has left.
+    pub fn set_ranges(&mut self, ranges: BTreeSet<IpNet>) {
+        self.routes.set(ranges);
     }
 
     /// The port of the socket by which the table is written.
@@ -124,37 +134,30 @@ impl Writer {
             restored.push(format!("the nf_tables table {}", self.table.table()));
         }
         let first = self.link.is_none();
-        if self.route()? && !first {
-            restored.extend(
-                (self.config.service_route.iter())
-                    .map(|(range, _)| format!("the route to {range}")),
-            );
+        let made = self.route()?;
+        if !first {
+            restored.extend(made.iter().map(|to| format!("the route to {to}")));
         }
         self.forget_flows()?;
         Ok(restored)
     }
 
-    /// The node itself reaches services even if it has no route to anywhere else. Whether the route had
-    /// to be made; without the link that is for later.
-    fn route(&mut self) -> Result<bool, Error> {
+    /// The node itself reaches services even if it has no route to anywhere else. Which routes were there
+    /// before and had to be made again; without the link that is for later.
+    fn route(&mut self) -> Result<Vec<Prefix>, Error> {
         let Some((range, device)) = &self.config.service_route else {
-            return Ok(false);
+            return Ok(Vec::new());
         };
         let mut socket = Socket::open().map_err(Error::Start)?;
         let link = match socket.link(device) {
             Ok(link) if link.up => link.index,
-            Ok(_) => return Ok(false),
-            Err(error) if error.is_absent() => return Ok(false),
+            Ok(_) => return Ok(Vec::new()),
+            Err(error) if error.is_absent() => return Ok(Vec::new()),
             Err(error) => return Err(Error::Route(error)),
         };
-        let wanted = WantedRoute {
-            to: Prefix::new(range.network(), range.prefix_len()),
-            link,
-            kind: RouteKind::Link,
-        };
-        let made = socket.ensure_routes(&[wanted]).map_err(Error::Route)?;
+        let made = self.routes.settle(&mut socket, link, *range);
         self.link = Some(link);
-        Ok(!made.is_empty())
+        made.map_err(Error::Route)
     }
 
     /// Flows to a backend that went, or begun before there was one. What fails is tried again.
@@ -210,7 +213,7 @@ impl HostState for Shared {
     }
 }
 
-/// Takes table and route away; both may be gone already.
+/// Takes table and routes away; both may be gone already.
 pub fn remove(config: &Config) -> Result<(), Error> {
     let mut batch = nft::Batch::new();
     batch.remove_table(&table::table(config));
@@ -220,10 +223,13 @@ pub fn remove(config: &Config) -> Result<(), Error> {
     let Some((range, device)) = &config.service_route else {
         return Ok(());
     };
-    let to = Prefix::new(range.network(), range.prefix_len());
+    let own = Prefix::new(range.network(), range.prefix_len());
     let removed = Socket::open().and_then(|mut socket| {
-        let link = socket.link(device)?;
-        socket.apply(vec![Change::delete_route(link.index, to)])
+        let link = socket.link(device)?.index;
+        let others = socket.static_routes(link)?.into_iter();
+        let others = others.filter(|to| *to != own);
+        let all = std::iter::once(own).chain(others);
+        socket.apply(all.map(|to| Change::delete_route(link, to)).collect())
     });
     match removed {
         Err(error) if !error.is_absent() => Err(Error::Route(error)),

@@ -465,6 +465,53 @@ fn services_answer_from_everywhere() -> TestResult {
 
 #[test]
 #[ignore = "needs root"]
+fn added_ranges_are_routed_but_not_the_hosts_own() -> TestResult {
+    let lab = Lab::new()?;
+    let ranges = |texts: &[&str]| {
+        let parsed = texts.iter().map(|text| text.parse());
+        parsed.collect::<Result<_, _>>().expect("literal ranges")
+    };
+    let routed = || -> TestResult<Vec<String>> {
+        let mut socket = Socket::open()?;
+        let link = socket.link("br0")?.index;
+        let routes = socket.static_routes(link)?;
+        let mut routes: Vec<String> = routes.iter().map(ToString::to_string).collect();
+        routes.sort();
+        Ok(routes)
+    };
+    lab.node.run(|| -> TestResult {
+        let mut writer = start(lab.config(), Vec::new())?;
+        // The second is inside of the configured range; in the others the host has an address.
+        let added = [
+            "203.0.113.0/24",
+            "10.97.0.0/24",
+            "192.0.2.0/25",
+            "10.8.0.0/16",
+            "0.0.0.0/0",
+            "fd00::/64",
+        ];
+        writer.set_ranges(ranges(&added));
+        assert_eq!(writer.settle()?, Vec::<String>::new());
+        assert_eq!(routed()?, ["10.96.0.0/12", "203.0.113.0/24"]);
+        let mut socket = Socket::open()?;
+        let link = socket.link("br0")?.index;
+        let added = Prefix::new(Ipv4Addr::new(203, 0, 113, 0).into(), 24);
+        socket.apply(vec![Change::delete_route(link, added)])?;
+        assert_eq!(writer.settle()?, ["the route to 203.0.113.0/24"]);
+        // The next daemon finds another range.
+        let (mut writer, _) = Writer::open(lab.config(), Vec::new())?;
+        writer.set_ranges(ranges(&["198.51.100.0/24"]));
+        writer.settle()?;
+        assert_eq!(routed()?, ["10.96.0.0/12", "198.51.100.0/24"]);
+        writer.set_ranges(ranges(&[]));
+        writer.settle()?;
+        assert_eq!(routed()?, ["10.96.0.0/12"]);
+        Ok(())
+    })?
+}
+
+#[test]
+#[ignore = "needs root"]
 fn a_balanced_address_is_for_its_source_ranges() -> TestResult {
     let lab = Lab::new()?;
     lab.serve()?;

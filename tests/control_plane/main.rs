@@ -8,6 +8,7 @@ mod field_validation;
 mod order;
 #[path = "../lab/partner.rs"]
 mod partner;
+mod service_ranges;
 mod tokens;
 mod volumes;
 mod wire;

@@ -22,6 +22,8 @@ pub use change::{Change, Port, RouteKind, Veth, WantedRoute};
 
 const UP: u32 = libc::IFF_UP as u32;
 const INFO_KIND: u16 = 1;
+/// The protocol of routes that programs make.
+const STATIC: u8 = 4;
 
 /// A hardware address.
 pub type Mac = [u8; 6];
@@ -151,6 +153,21 @@ impl Socket {
             made.push(wanted.to);
         }
         Ok(made)
+    }
+
+    /// Where the main table leads straight to this link because a program said so, not the kernel.
+    pub fn static_routes(&mut self, link: u32) -> Result<Vec<Prefix>, Error> {
+        let fixed = [libc::AF_INET as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let what = "list routes";
+        let message = Message::new(libc::RTM_GETROUTE, libc::NLM_F_DUMP, &fixed, what);
+        let mut found = Vec::new();
+        self.0.query(&message, |body| {
+            let header = [4, 5, 6].map(|at| body.get(at).copied().unwrap_or_default());
+            let is_static = header == [libc::RT_TABLE_MAIN, STATIC, libc::RT_SCOPE_LINK];
+            let route = parse_route(body).filter(|route| is_static && route.link == Some(link));
+            found.extend(route.map(|route| route.to));
+        })?;
+        Ok(found)
     }
 
     /// Link and address, for every address of the namespace.

@@ -192,7 +192,10 @@ mod testing {
 
     use std::{
         collections::BTreeMap,
-        sync::{Arc, Mutex},
+        sync::{
+            Arc, Mutex,
+            atomic::{AtomicUsize, Ordering},
+        },
     };
 
     use serde_json::{Value, json};
@@ -212,8 +215,9 @@ mod testing {
 
     type Key = (String, String, String);
 
+    /// The objects, and how many have been read.
     #[derive(Default)]
-    pub struct Memory(pub Mutex<BTreeMap<Key, Arc<Value>>>);
+    pub struct Memory(pub Mutex<BTreeMap<Key, Arc<Value>>>, pub AtomicUsize);
 
     impl Memory {
         pub fn with(objects: &[(&str, Value)]) -> Arc<Self> {
@@ -235,6 +239,13 @@ mod testing {
             self.0.lock().unwrap().insert(key, Arc::new(object));
         }
 
+        /// Gives it a revision that nothing else has.
+        fn number(&self, object: &mut Value) {
+            static LAST: AtomicUsize = AtomicUsize::new(0);
+            let revision = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+            object["metadata"]["resourceVersion"] = revision.to_string().into();
+        }
+
         pub fn late(self: &Arc<Self>) -> Arc<Late> {
             let late = Arc::new(Late::default());
             let objects: Arc<dyn Objects> = self.clone();
@@ -250,6 +261,7 @@ mod testing {
     #[async_trait::async_trait]
     impl Lookup for Memory {
         async fn get(&self, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
+            self.1.fetch_add(1, Ordering::Relaxed);
             self.0
                 .lock()
                 .unwrap()
@@ -259,12 +271,15 @@ mod testing {
 
         async fn list(&self, plural: &str, namespace: &str) -> Vec<Arc<Value>> {
             let all = self.0.lock().unwrap();
-            all.iter()
+            let found: Vec<Arc<Value>> = all
+                .iter()
                 .filter(|((kind, place, _), _)| {
                     kind == plural && (namespace.is_empty() || place == namespace)
                 })
                 .map(|(_, object)| object.clone())
-                .collect()
+                .collect();
+            self.1.fetch_add(found.len(), Ordering::Relaxed);
+            found
         }
 
         fn changed(&self, _plural: &str) -> u64 {
@@ -292,6 +307,7 @@ mod testing {
                 return Err(Status::already_exists("", plural, &name));
             }
             object["metadata"]["creationTimestamp"] = jiff::Timestamp::now().to_string().into();
+            self.number(&mut object);
             self.put(plural, object.clone());
             Ok(object)
         }
@@ -307,6 +323,9 @@ mod testing {
             let old = old.ok_or_else(|| Status::not_found("", target.plural, target.name))?;
             let mut new = (*old).clone();
             change(&mut new)?;
+            if new != *old {
+                self.number(&mut new);
+            }
             self.put(target.plural, new.clone());
             Ok(new)
         }

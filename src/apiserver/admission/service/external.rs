@@ -5,10 +5,9 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
 use serde_json::Value;
 
-use super::{super::Request, ServiceConfig};
+use super::{super::Request, ServiceConfig, ranges};
 use crate::{
     addresses::canonical,
     apiserver::{
@@ -32,14 +31,12 @@ pub enum ExternalIps {
 
 pub struct ExternalIpsCheck {
     policy: ExternalIps,
-    cidrs: Vec<IpNet>,
 }
 
 impl ExternalIpsCheck {
     pub fn new(config: &ServiceConfig) -> Self {
         Self {
             policy: config.external_ips,
-            cidrs: config.cidrs.clone(),
         }
     }
 }
@@ -54,7 +51,7 @@ impl Plugin for ExternalIpsCheck {
         &self,
         request: &mut Request<'_>,
         service: Option<&Value>,
-        _lookup: &dyn Lookup,
+        lookup: &dyn Lookup,
     ) -> Result<(), Status> {
         let written = request.is(Operation::Create, "", "services")
             || request.is(Operation::Update, "", "services");
@@ -69,11 +66,11 @@ impl Plugin for ExternalIpsCheck {
         if self.policy == ExternalIps::Denied {
             return Err(request.forbidden("Use of external IPs is denied by admission control."));
         }
+        let ranges = ranges::now(lookup).await;
         for (index, ip) in new.iter().enumerate() {
-            let of_services = ip.parse::<IpAddr>().is_ok_and(|ip| {
-                let ip = canonical(ip);
-                self.cidrs.iter().any(|cidr| cidr.contains(&ip))
-            });
+            let of_services = ip
+                .parse::<IpAddr>()
+                .is_ok_and(|ip| ranges.cover(canonical(ip)));
             if of_services {
                 request.warnings.push(format!(
                     "{FIELD}[{index}]: {ip} is in the range of cluster addresses: it is not served"
@@ -95,7 +92,6 @@ mod tests {
     async fn what_is_there_may_stay() {
         let denied = ExternalIpsCheck {
             policy: ExternalIps::Denied,
-            cidrs: Vec::new(),
         };
         let service = |ips: &[&str]| json!({"metadata": {"name": "s", "namespace": "n"}, "spec": {"externalIPs": ips}});
         let memory = Memory::default();

@@ -4,6 +4,7 @@
 //! entry in one ConfigMap changed by compare-and-swap: both hold with several API servers.
 //! See docs/decisions/service-allocation.md. Always true:
 //! - Nothing is claimed on a dry run.
+//! - New addresses come from the ranges of ServiceCIDRs that are ready; `ranges.rs` knows them.
 //! - Only the claim of the same service (by uid) is given back.
 //! - A Service is stored only while its claims on addresses are as they were when it got them, and a
 //!   claim is removed only while its Service is as it was when it did not use it: so that neither of
@@ -12,17 +13,25 @@
 //!   old; `repair.rs` tidies those that nobody takes.
 
 mod addresses;
+mod candidates;
 mod carry;
+mod claims;
 mod external;
 mod families;
 mod ports;
+mod ranges;
 mod repair;
 
-use std::{net::IpAddr, ops::RangeInclusive, sync::Arc};
+use std::{
+    net::IpAddr,
+    ops::RangeInclusive,
+    sync::{Arc, atomic::AtomicI64},
+};
 
 use ipnet::IpNet;
 use serde_json::Value;
 
+use self::ranges::Ranges;
 use super::{Late, Operation, Plugin, Request, Reservation};
 use crate::{
     apiserver::{
@@ -43,7 +52,8 @@ const SETTLED_SECONDS: i64 = 60;
 /// What addresses and ports there are to give.
 #[derive(Clone, Debug)]
 pub struct ServiceConfig {
-    /// The first range is that of the default family; a second one is of the other family.
+    /// The first range is that of the default family; a second one is of the other family. Which ranges
+    /// there are besides, ServiceCIDRs say.
     pub cidrs: Vec<IpNet>,
     /// Kept for the Services that everything in the cluster asks by these addresses, also while
     /// they do not exist.
@@ -93,8 +103,13 @@ struct Shared {
     config: ServiceConfig,
     /// Held while the table of node ports is changed: writers of this process wait here for each
     /// other, instead of meeting in the store.
-    table: tokio::sync::Mutex<()>,
+    table: tokio::sync::Mutex<ports::Known>,
+    /// When it was last told that there is no address left, in seconds.
+    full_since: AtomicI64,
 }
+
+/// For those who only give back.
+static NO_RANGES: Ranges = Ranges::none();
 
 impl Allocator {
     pub fn new(objects: Arc<Late>, config: ServiceConfig) -> Self {
@@ -103,6 +118,7 @@ impl Allocator {
                 objects,
                 config,
                 table: tokio::sync::Mutex::default(),
+                full_since: AtomicI64::new(0),
             }),
         }
     }
@@ -112,15 +128,17 @@ impl Shared {
     fn addresses<'a>(
         &'a self,
         objects: &'a dyn Objects,
+        ranges: &'a Ranges,
         owner: Owner,
         dry_run: bool,
     ) -> addresses::Pool<'a> {
         addresses::Pool {
             objects,
-            cidrs: &self.config.cidrs,
+            ranges,
             reserved: &self.config.reserved_addresses,
             owner,
             dry_run,
+            full_since: &self.full_since,
         }
     }
 
@@ -163,7 +181,9 @@ impl Reservation for Claims {
         if let Ok(objects) = self.shared.objects.get() {
             let ports = self.shared.ports(&*objects, self.owner.clone(), false);
             ports.take_back(&self.ports).await;
-            let addresses = self.shared.addresses(&*objects, self.owner, false);
+            let addresses = self
+                .shared
+                .addresses(&*objects, &NO_RANGES, self.owner, false);
             addresses.take_back(&self.ips).await;
         }
     }
@@ -222,7 +242,7 @@ impl Plugin for Allocator {
         let owner = Owner::of(service);
         let ports = self.shared.ports(&*objects, owner.clone(), false);
         ports.take_back_all(&ports::held(service)).await;
-        let addresses = self.shared.addresses(&*objects, owner, false);
+        let addresses = self.shared.addresses(&*objects, &NO_RANGES, owner, false);
         addresses.take_back(&addresses::held(service)).await;
     }
 
@@ -237,7 +257,9 @@ impl Plugin for Allocator {
             return;
         }
         if let Ok(objects) = self.shared.objects.get() {
-            let addresses = self.shared.addresses(&*objects, Owner::of(old), false);
+            let addresses = self
+                .shared
+                .addresses(&*objects, &NO_RANGES, Owner::of(old), false);
             addresses.take_back(&ips).await;
         }
     }
@@ -264,9 +286,10 @@ impl Allocator {
         let refuse = |cause: Cause| Status::invalid("", "Service", &name, vec![cause]);
         families::complete(service, &self.shared.config.cidrs).map_err(refuse)?;
         let owner = Owner::of(service);
+        let ranges = ranges::now(objects).await;
         let addresses = self
             .shared
-            .addresses(objects, owner.clone(), request.dry_run);
+            .addresses(objects, &ranges, owner.clone(), request.dry_run);
         let mut claimed = Vec::new();
         let ips = addresses.give(service, request.old, &mut claimed).await;
         for claim in claimed {

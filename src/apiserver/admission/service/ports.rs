@@ -1,6 +1,10 @@
 //! Node ports: one ConfigMap holds who has which, changed by compare-and-swap.
 
-use std::{collections::BTreeMap, ops::RangeInclusive, sync::Mutex};
+use std::{
+    collections::BTreeMap,
+    ops::RangeInclusive,
+    sync::{Mutex, PoisonError},
+};
 
 use serde_json::{Value, json};
 
@@ -26,10 +30,41 @@ pub struct Pool<'a> {
     pub range: &'a RangeInclusive<u16>,
     /// Never given.
     pub reserved: &'a [u16],
-    pub table: &'a tokio::sync::Mutex<()>,
+    pub table: &'a tokio::sync::Mutex<Known>,
     pub owner: Owner,
     pub dry_run: bool,
 }
+
+/// The revision of the table in which every Service's ports are known to be, so that the Services need not
+/// be looked through. Nobody but this process has changed it since.
+#[derive(Debug, Default)]
+pub struct Known(Option<String>);
+
+impl Known {
+    fn is(&self, revision: &str) -> bool {
+        self.0.as_deref() == Some(revision)
+    }
+
+    /// All ports were in it before, or have been put there now.
+    fn follow(&mut self, changed: &Changed, is_complete: bool) {
+        if is_complete || self.is(&changed.before) {
+            self.0 = Some(changed.after.clone()).filter(|revision| !revision.is_empty());
+        }
+    }
+}
+
+/// The table's revisions.
+#[derive(Debug, Default)]
+struct Changed {
+    before: String,
+    after: String,
+}
+
+/// The ports that Services have, by the service's uid.
+type Used = BTreeMap<u16, String>;
+
+/// Ports and the entries made for them, or why not.
+type Given = (Result<Vec<u16>, Refusal>, Entries);
 
 /// A port the service needs. `path` is where it is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,48 +102,18 @@ impl Pool<'_> {
         if wishes.is_empty() {
             return Ok(Entries::new());
         }
-        let seed: u64 = rand::random();
-        let plan = |table: &Value, used: &BTreeMap<u16, String>| {
-            let now = jiff::Timestamp::now().as_second();
-            plan(
-                &taken(table, used, self.reserved, now),
-                &wishes,
-                &self.owner.uid,
-                self.range,
-                seed,
-            )
+        let mut known = self.table.lock().await;
+        let given = match self.planned(&wishes, None, &mut known).await? {
+            Some(given) => Some(given),
+            // There may be room that only the Services tell of.
+            None => {
+                let used = self.used().await;
+                self.planned(&wishes, Some(&used), &mut known).await?
+            }
         };
-        let (chosen, entries) = if self.dry_run {
-            let used = self.used().await;
-            let table = self
-                .objects
-                .get(TABLE.plural, TABLE.namespace, TABLE.name)
-                .await;
-            let table = table.map(|table| (*table).clone()).unwrap_or_default();
-            (plan(&table, &used), Entries::new())
-        } else {
-            let _changing = self.table.lock().await;
-            let used = self.used().await;
-            let outcome = Mutex::new((Ok(Vec::new()), Entries::new()));
-            self.change(&|table: &mut Value| {
-                let planned = plan(table, &used);
-                let mut made = Entries::new();
-                for port in planned.iter().flatten() {
-                    let now = jiff::Timestamp::now().as_second();
-                    let entry = format!("{} {now} {:08x}", self.owner.uid, rand::random::<u32>());
-                    object_mut(table, "data").insert(port.to_string(), entry.clone().into());
-                    made.insert(*port, entry);
-                }
-                *outcome
-                    .lock()
-                    .unwrap_or_else(std::sync::PoisonError::into_inner) = (planned, made);
-                Ok(())
-            })
-            .await?;
-            outcome
-                .into_inner()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-        };
+        drop(known);
+        let (chosen, entries) =
+            given.ok_or_else(|| Status::internal("the table of node ports cannot be read"))?;
         let ports = chosen.map_err(|refusal| self.refused(refusal))?;
         for (wish, port) in wishes.iter().zip(ports) {
             match wish
@@ -124,6 +129,58 @@ impl Pool<'_> {
             }
         }
         Ok(entries)
+    }
+
+    /// Ports for the wishes, claimed if this is no dry run. Without `used` it is `None` if the table alone
+    /// does not say: it may lack ports, or there is none but of somebody who may be gone.
+    async fn planned(
+        &self,
+        wishes: &[Wish],
+        used: Option<&Used>,
+        known: &mut Known,
+    ) -> Result<Option<Given>, Status> {
+        let seed: u64 = rand::random();
+        let plan = |table: &Value| -> Option<Result<Vec<u16>, Refusal>> {
+            if used.is_none() && !known.is(text(table, "metadata.resourceVersion")) {
+                return None;
+            }
+            let now = jiff::Timestamp::now().as_second();
+            let taken = taken(table, used, self.reserved, now);
+            let planned = plan(&taken, wishes, &self.owner.uid, self.range, seed);
+            Some(planned).filter(|planned| used.is_some() || planned.is_ok())
+        };
+        if self.dry_run {
+            let table = self
+                .objects
+                .get(TABLE.plural, TABLE.namespace, TABLE.name)
+                .await;
+            let table = table.map(|table| (*table).clone()).unwrap_or_default();
+            return Ok(plan(&table).map(|planned| (planned, Entries::new())));
+        }
+        if used.is_none() && known.0.is_none() {
+            return Ok(None);
+        }
+        let outcome = Mutex::new(None);
+        let changed = self
+            .change(&|table: &mut Value| {
+                let planned = plan(table);
+                let now = jiff::Timestamp::now().as_second();
+                if let Some(data) = used.and_then(|used| tidied(table, used, now)) {
+                    set(table, "data", data);
+                }
+                let mut made = Entries::new();
+                for port in planned.iter().flatten().flatten() {
+                    let entry = format!("{} {now} {:08x}", self.owner.uid, rand::random::<u32>());
+                    object_mut(table, "data").insert(port.to_string(), entry.clone().into());
+                    made.insert(*port, entry);
+                }
+                *outcome.lock().unwrap_or_else(PoisonError::into_inner) =
+                    planned.map(|planned| (planned, made));
+                Ok(())
+            })
+            .await?;
+        known.follow(&changed, used.is_some());
+        Ok(outcome.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The entries of ports that only `old` has, as they are before `new` is stored: a later claim of
@@ -166,7 +223,7 @@ impl Pool<'_> {
     }
 
     async fn strike(&self, is: &(dyn Fn(u16, &str) -> bool + Send + Sync)) {
-        let _changing = self.table.lock().await;
+        let mut known = self.table.lock().await;
         let struck = self
             .change(&|table: &mut Value| {
                 object_mut(table, "data").retain(|port, entry| {
@@ -176,15 +233,16 @@ impl Pool<'_> {
                 Ok(())
             })
             .await;
-        if let Err(status) = struck {
+        match struck {
+            Ok(changed) => known.follow(&changed, false),
             // The entries are stale now: they are taken over, or tidied.
-            tracing::debug!(%status, "node ports not given back");
+            Err(status) => tracing::debug!(%status, "node ports not given back"),
         }
     }
 
     /// Makes the table what the Services say: entries of nobody go, and those that are missing come.
     pub async fn tidy(&self) {
-        let _changing = self.table.lock().await;
+        let mut known = self.table.lock().await;
         let used = self.used().await;
         let table = self
             .objects
@@ -203,8 +261,9 @@ impl Pool<'_> {
                 Ok(())
             })
             .await;
-        if let Err(status) = tidied {
-            tracing::debug!(%status, "the table of node ports is not tidied");
+        match tidied {
+            Ok(changed) => known.follow(&changed, true),
+            Err(status) => tracing::debug!(%status, "the table of node ports is not tidied"),
         }
     }
 
@@ -212,11 +271,23 @@ impl Pool<'_> {
     async fn change(
         &self,
         change: &(dyn for<'v> Fn(&'v mut Value) -> Result<(), Status> + Send + Sync),
-    ) -> Result<(), Status> {
+    ) -> Result<Changed, Status> {
+        let before = Mutex::new(String::new());
+        let noting = |table: &mut Value| {
+            let revision = text(table, "metadata.resourceVersion").to_owned();
+            *before.lock().unwrap_or_else(PoisonError::into_inner) = revision;
+            change(table)
+        };
         for _ in 0..2 {
-            match self.objects.update(&user(), TABLE, true, change).await {
+            match self.objects.update(&user(), TABLE, true, &noting).await {
                 Err(status) if status.reason == Reason::NotFound => {}
-                result => return result.map(|_| ()),
+                result => {
+                    let table = result?;
+                    return Ok(Changed {
+                        after: text(&table, "metadata.resourceVersion").to_owned(),
+                        before: before.into_inner().unwrap_or_else(PoisonError::into_inner),
+                    });
+                }
             }
             let empty = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": TABLE.name}, "data": {}});
             match self
@@ -232,7 +303,7 @@ impl Pool<'_> {
     }
 
     /// Ports that services in the store have, by the service's uid.
-    async fn used(&self) -> BTreeMap<u16, String> {
+    async fn used(&self) -> Used {
         let services = self.objects.list("services", "").await;
         services
             .iter()
@@ -280,12 +351,12 @@ fn since(entry: &str) -> i64 {
 }
 
 /// Whether nobody has any use for an entry.
-fn is_stale(port: u16, entry: &str, used: &BTreeMap<u16, String>, now: i64) -> bool {
+fn is_stale(port: u16, entry: &str, used: &Used, now: i64) -> bool {
     now - since(entry) > SETTLED_SECONDS && used.get(&port).is_none_or(|user| user != owner(entry))
 }
 
 /// The table's data as they should be; `None`: as they are. Pure.
-fn tidied(table: &Value, used: &BTreeMap<u16, String>, now: i64) -> Option<Value> {
+fn tidied(table: &Value, used: &Used, now: i64) -> Option<Value> {
     let old = members(table, "data").cloned().unwrap_or_default();
     let mut new = old.clone();
     new.retain(|port, entry| {
@@ -352,15 +423,12 @@ fn wishes(service: &Value, kept: &[u16]) -> Vec<Wish> {
     wishes
 }
 
-/// What cannot be had: the table's claims except stale ones, and what services have besides.
-fn taken(
-    table: &Value,
-    used: &BTreeMap<u16, String>,
-    reserved: &[u16],
-    now: i64,
-) -> BTreeMap<u16, Claim> {
+/// What cannot be had: the table's claims except stale ones, and what services have besides. Without a
+/// word about the services, all claims.
+fn taken(table: &Value, used: Option<&Used>, reserved: &[u16], now: i64) -> BTreeMap<u16, Claim> {
     let mut taken: BTreeMap<u16, Claim> = used
-        .iter()
+        .into_iter()
+        .flatten()
         .map(|(port, uid)| {
             (
                 *port,
@@ -376,7 +444,7 @@ fn taken(
             continue;
         };
         let entry = claim.as_str().unwrap_or_default();
-        if !is_stale(port, entry, used, now) {
+        if !used.is_some_and(|used| is_stale(port, entry, used, now)) {
             taken.insert(
                 port,
                 Claim {
@@ -493,7 +561,7 @@ mod tests {
         let want = json!({"30001": "here 100 7", "30002": "new 995 8", "30005": "elsewhere 1000"});
         assert_eq!(tidied(&table, &used, 1000), Some(want.clone()));
         assert_eq!(tidied(&json!({"data": want}), &used, 1000), None);
-        let taken = taken(&table, &used, &[30007], 1000);
+        let taken = super::taken(&table, Some(&used), &[30007], 1000);
         assert_eq!(
             taken.keys().copied().collect::<Vec<_>>(),
             [30001, 30002, 30005, 30007]

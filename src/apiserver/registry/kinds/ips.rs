@@ -3,6 +3,8 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use crate::{
     addresses::{Scope, scope},
     apiserver::registry::Causes,
@@ -36,6 +38,60 @@ pub fn not_special(ip: IpAddr, text: &str, path: &str, causes: &mut Causes) {
         Scope::Broadcast => "may not be the broadcast address (255.255.255.255)".to_owned(),
     };
     causes.invalid(path, text, &why);
+}
+
+/// An address of a field that never took another spelling than the canonical one.
+pub fn strict_address(text: &str) -> Result<IpAddr, String> {
+    let Ok(ip) = text.parse::<IpAddr>() else {
+        return Err(match without_zeros(text).parse::<IpAddr>() {
+            Ok(_) => "must not have leading 0s".to_owned(),
+            Err(_) => "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".to_owned(),
+        });
+    };
+    if is_mapped(ip) {
+        return Err("must not be an IPv4-mapped IPv6 address".to_owned());
+    }
+    match ip.to_string() {
+        canonical if canonical != text => Err(format!("must be in canonical form ({canonical:?})")),
+        _ => Ok(ip),
+    }
+}
+
+/// A range of a field that never took another spelling than the canonical one.
+pub fn strict_range(text: &str) -> Result<IpNet, String> {
+    const INVALID: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+    let (address, length) = text.split_once('/').ok_or(INVALID)?;
+    let plain = format!("{}/{}", without_zeros(address), without_zeros(length));
+    let range: IpNet = plain.parse().map_err(|_| INVALID)?;
+    if is_mapped(range.addr()) {
+        return Err("must not have an IPv4-mapped IPv6 address".to_owned());
+    }
+    if plain != text {
+        return Err("must not have leading 0s in IP or prefix length".to_owned());
+    }
+    if range.addr() != range.network() {
+        return Err("must not have bits set beyond the prefix length".to_owned());
+    }
+    match range.to_string() {
+        canonical if canonical != text => Err(format!("must be in canonical form ({canonical:?})")),
+        _ => Ok(range),
+    }
+}
+
+fn is_mapped(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some())
+}
+
+/// The decimal numbers of an IPv4 address, or of a length, as they are usually written.
+fn without_zeros(text: &str) -> String {
+    if text.contains(':') {
+        return text.to_owned();
+    }
+    let plain = |part: &str| match part.trim_start_matches('0') {
+        "" if !part.is_empty() => "0".to_owned(),
+        plain => plain.to_owned(),
+    };
+    text.split('.').map(plain).collect::<Vec<_>>().join(".")
 }
 
 fn is_link_local_multicast(ip: IpAddr) -> bool {

@@ -1,5 +1,7 @@
 //! Ingresses, network policies, addresses and service ranges.
 
+mod addresses;
+
 use serde_json::{Value, json};
 
 use crate::apiserver::registry::{
@@ -159,26 +161,7 @@ pub const IPADDRESS: Resource = Resource {
         AGE,
     ],
     behaviour: Behaviour {
-        validate: |address, causes| {
-            let name = text(address, "metadata.name");
-            if name
-                .parse::<std::net::IpAddr>()
-                .map(|ip| ip.to_string())
-                .as_deref()
-                != Ok(name)
-            {
-                causes.invalid(
-                    "metadata.name",
-                    name,
-                    "must be a valid IP address in canonical form",
-                );
-            }
-            for part in ["resource", "name"] {
-                if text(&address["spec"]["parentRef"], part).is_empty() {
-                    causes.required(format!("spec.parentRef.{part}"), "");
-                }
-            }
-        },
+        validate: addresses::address,
         validate_update: |new, old, causes| {
             if at(new, "spec.parentRef") != at(old, "spec.parentRef") {
                 causes.invalid(
@@ -208,27 +191,8 @@ pub const SERVICECIDR: Resource = Resource {
     ],
     behaviour: Behaviour {
         prepare_create: |range| set(range, "status", json!({})),
-        validate: |range, causes| {
-            names::object_name(range, names::dns_subdomain, causes);
-            let cidrs = texts(range, "spec.cidrs");
-            if cidrs.is_empty() {
-                causes.required("spec.cidrs", "at least one CIDR required");
-            }
-            for (index, cidr) in cidrs.iter().enumerate() {
-                if cidr.parse::<ipnet::IpNet>().is_err() {
-                    causes.invalid(
-                        format!("spec.cidrs[{index}]"),
-                        cidr,
-                        "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
-                    );
-                }
-            }
-        },
-        validate_update: |new, old, causes| {
-            if !texts(new, "spec.cidrs").starts_with(&texts(old, "spec.cidrs")) {
-                causes.invalid("spec.cidrs", at(new, "spec.cidrs"), "field is immutable");
-            }
-        },
+        validate: addresses::range,
+        validate_update: addresses::range_update,
         ..PLAIN
     },
     ..row::cluster(
