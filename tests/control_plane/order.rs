@@ -236,3 +236,27 @@ async fn a_volume_hears_of_the_end_of_a_claim_that_never_named_it() -> TestResul
     })
     .await
 }
+
+/// Whoever applies or puts an object that another deletes at that moment makes a new one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_apply_beside_deletions_finds_something_or_makes_it() -> TestResult {
+    let lab = Lab::new().await?;
+    let maps: Api<ConfigMap> = lab.api("default");
+    let deleting = {
+        let maps = maps.clone();
+        tokio::spawn(async move {
+            loop {
+                let _ = maps.delete("m", &DeleteParams::default()).await;
+            }
+        })
+    };
+    let how = PatchParams::apply("tests").force();
+    for round in 0..300 {
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"},
+            "data": {"round": round.to_string()}});
+        let applied = maps.patch("m", &how, &Patch::Apply(&map)).await?;
+        assert_eq!(applied.data.unwrap_or_default()["round"], round.to_string());
+    }
+    deleting.abort();
+    Ok(())
+}

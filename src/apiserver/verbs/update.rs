@@ -63,7 +63,12 @@ pub async fn update(
                     && missing == Missing::Create
                     && version.is_empty() =>
             {
-                return create(server, writing, body, Vec::new(), warnings).await;
+                let made = create(server, writing, body.clone(), Vec::new(), warnings.clone());
+                match made.await {
+                    // Somebody else was first.
+                    Err(status) if status.reason == Reason::AlreadyExists => continue,
+                    result => return result,
+                }
             }
             Err(status) => return Err(status),
         };
@@ -71,12 +76,15 @@ pub async fn update(
         check_uid(writing, &body, &old)?;
         check_immutable(writing, &body, &old)?;
         let new = merged(row, writing.subresource.as_deref(), body.clone(), &old);
-        match server
-            .write_changed(writing, new, &old, warnings.clone())
-            .await
-        {
-            Err(status) if status.reason == Reason::Conflict && version.is_empty() => {}
-            result => return result,
+        let written = server.write_changed(writing, new, &old, warnings.clone());
+        let written = written.await;
+        let again = match &written {
+            Err(status) if status.reason == Reason::Conflict => version.is_empty(),
+            Err(status) if status.reason == Reason::NotFound => is_gone(server, writing).await,
+            _ => false,
+        };
+        if !again {
+            return written;
         }
     }
     Err(Status::conflict(
@@ -85,6 +93,13 @@ pub async fn update(
         &writing.name,
         "too many others are writing it",
     ))
+}
+
+/// Whether the object that was to be changed has gone meanwhile: what then is to happen, another try finds
+/// out.
+pub async fn is_gone(server: &ApiServer, writing: &Writing) -> bool {
+    let found = server.read(writing.row, &writing.namespace, &writing.name);
+    matches!(found.await, Err(status) if status.reason == Reason::NotFound)
 }
 
 /// A stale resourceVersion is a conflict.
