@@ -241,7 +241,12 @@ mod tests {
             ),
         ] {
             let mut causes = Causes::default();
-            validate(&resources, "spec.containers[0].resources", &mut causes);
+            validate(
+                &resources,
+                &BTreeSet::new(),
+                "spec.containers[0].resources",
+                &mut causes,
+            );
             let said = format!("{causes:?}");
             for want in &want {
                 assert!(said.contains(want), "{resources}: {said}");

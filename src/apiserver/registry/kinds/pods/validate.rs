@@ -287,12 +287,6 @@ mod tests {
                 "Invalid value: \"a=b\": a valid environment variable name must consist only of printable ASCII characters other than '='",
             ),
             (
-                "volumes",
-                json!([{"name": "v", "emptyDir": {}, "hostPath": {"path": "/x"}}]),
-                "spec.volumes[0].hostPath",
-                "Forbidden: may not specify more than 1 volume type",
-            ),
-            (
                 "activeDeadlineSeconds",
                 json!(1_i64 << 31),
                 "spec.activeDeadlineSeconds",
@@ -373,7 +367,7 @@ mod tests {
             (
                 "containers",
                 json!([{"name": "c", "image": "i", "resizePolicy": [{"resourceName": "disk", "restartPolicy": "NotRequired"}]}]),
-                "spec.containers[0].resizePolicy[0].resourceName",
+                "spec.containers[0].resizePolicy",
                 "Unsupported value: \"disk\": supported values: \"cpu\", \"memory\"",
             ),
             (
