@@ -345,6 +345,8 @@ impl ApiServer {
         row.validate_new(&object, &mut causes);
         causes.settle_name();
         self.refuse(writing, &name, causes)?;
+        let told = (row.behaviour.warnings)(&object, None);
+        request.warnings.extend(told);
         self.admit_last(writing, &mut request, Some(&object))
             .await?;
         Ok((name, object))
@@ -413,6 +415,10 @@ impl ApiServer {
         }
         causes.settle_name();
         self.refuse(writing, name, causes)?;
+        if part.is_none() {
+            let told = (row.behaviour.warnings)(&object, Some(&was));
+            request.warnings.extend(told);
+        }
         if row.behaviour.generation && spec_differs(&object, &was) {
             let generation = was["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
             metadata::of(&mut object).insert("generation".to_owned(), json!(generation));

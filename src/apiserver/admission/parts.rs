@@ -9,7 +9,7 @@ use crate::apiserver::{
     registry::{
         Causes,
         kinds::{
-            core::pod_update::{validate_annotations, validate_ephemeral, validate_host_ips},
+            core::{pod_status, pod_update::validate_ephemeral},
             value::keep,
         },
     },
@@ -36,8 +36,7 @@ impl Plugin for Parts {
         match (request.resource.plural, request.subresource) {
             ("pods", Some("status")) => {
                 let mut causes = Causes::default();
-                validate_annotations(object, old, &mut causes);
-                validate_host_ips(object, &mut causes);
+                pod_status::validate(object, old, &mut causes);
                 if !causes.0.is_empty() {
                     return Err(Status::invalid("", "Pod", request.name, causes.0));
                 }

@@ -123,6 +123,8 @@ pub struct Behaviour {
     pub validate_new: fn(&Value, &mut Causes),
     /// Rules over (`new`, `old`): immutable fields. `validate(new)` runs besides.
     pub validate_update: fn(&Value, &Value, &mut Causes),
+    /// What is right of a new or changed (`new`, `old`) object and yet hardly meant so.
+    pub warnings: fn(&Value, Option<&Value>) -> Vec<String>,
     /// As `prepare_update`, before a write through the subresource of this name.
     pub prepare_subresource: fn(&str, &mut Value, &Value),
     /// As `validate_update`, over a write through the subresource of this name.
@@ -173,6 +175,7 @@ pub const PLAIN: Behaviour = Behaviour {
     validate: |_, _| {},
     validate_new: |_, _| {},
     validate_update: |_, _, _| {},
+    warnings: |_, _| Vec::new(),
     prepare_subresource: |_, _, _| {},
     validate_subresource: |_, _, _, _| {},
     status_metadata: StatusMetadata::Free,

@@ -29,7 +29,8 @@ pub fn field(pod: &Pod, path: &str) -> Option<String> {
         "metadata.uid" => meta.uid.clone(),
         "metadata.labels" => Some(lines(meta.labels.as_ref())),
         "metadata.annotations" => Some(lines(meta.annotations.as_ref())),
-        "spec.nodeName" => spec.and_then(|spec| spec.node_name.clone()),
+        // `spec.host` is its first name.
+        "spec.nodeName" | "spec.host" => spec.and_then(|spec| spec.node_name.clone()),
         "spec.serviceAccountName" => spec.and_then(|spec| spec.service_account_name.clone()),
         "status.hostIP" => status.and_then(|status| status.host_ip.clone()),
         "status.podIP" => status.and_then(|status| status.pod_ip.clone()),
@@ -160,6 +161,7 @@ mod tests {
             ("metadata.labels['none']", Some("")),
             ("metadata.annotations", Some("")),
             ("spec.nodeName", Some("node")),
+            ("spec.host", Some("node")),
             ("status.podIPs", Some("10.0.0.1,fd00::1")),
             ("status.hostIP", Some("")),
             ("spec.containers", None),

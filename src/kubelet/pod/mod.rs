@@ -143,7 +143,8 @@ pub fn grace(pod: &Pod) -> Duration {
         .deletion_grace_period_seconds
         .or_else(|| spec.and_then(|spec| spec.termination_grace_period_seconds))
         .unwrap_or(GRACE_SECONDS);
-    Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+    // A negative one counts as the shortest.
+    Duration::from_secs(u64::try_from(seconds).unwrap_or(1))
 }
 
 pub fn host_network(pod: &Pod) -> bool {

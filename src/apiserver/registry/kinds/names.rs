@@ -50,6 +50,14 @@ pub fn dns_subdomain(name: &str) -> Vec<String> {
     errors
 }
 
+/// As [`dns_subdomain`], of the start of a name: something may follow a dash at its end.
+pub fn dns_subdomain_start(name: &str) -> Vec<String> {
+    match name.strip_suffix('-') {
+        Some(start) if !start.is_empty() => dns_subdomain(&format!("{start}a")),
+        _ => dns_subdomain(name),
+    }
+}
+
 /// A label that begins with a letter: names of services and of versions.
 pub fn dns_1035_label(name: &str) -> Vec<String> {
     let mut errors = Vec::new();

@@ -10,6 +10,7 @@ use crate::apiserver::registry::{
         cells::{containers, images, int, labels},
         names,
         pods::{
+            self,
             defaults,
             template::{Restarts, validate_with_selector},
         },
@@ -43,6 +44,7 @@ pub const ROW: Resource = Resource {
         replicas::SELECTOR,
     ],
     behaviour: Behaviour {
+        warnings: |new, old| pods::warnings::template("spec.template", new, old),
         default,
         prepare_create: |object| {
             set(

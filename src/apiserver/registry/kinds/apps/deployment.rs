@@ -10,6 +10,7 @@ use crate::apiserver::registry::{
         cells::{containers, images, int},
         names,
         pods::{
+            self,
             defaults,
             template::{Restarts, validate_with_selector},
         },
@@ -34,6 +35,7 @@ pub const ROW: Resource = Resource {
         replicas::SELECTOR,
     ],
     behaviour: Behaviour {
+        warnings: |new, old| pods::warnings::template("spec.template", new, old),
         status_metadata: StatusMetadata::AllBut("labels"),
         default,
         prepare_create: |object| set(object, "status", json!({})),

@@ -10,6 +10,7 @@ use crate::apiserver::registry::{
         cells::{containers, images},
         names,
         pods::{
+            self,
             defaults,
             template::{Restarts, validate_with_selector},
         },
@@ -38,6 +39,7 @@ pub const ROW: Resource = Resource {
         }
     })],
     behaviour: Behaviour {
+        warnings: |new, old| pods::warnings::template("spec.template", new, old),
         default: |object| {
             default_to(object, "spec.replicas", 1);
             defaults::template(object, "spec.template");

@@ -11,6 +11,7 @@ use crate::apiserver::registry::{
         core::storage::claim_spec,
         names,
         pods::{
+            self,
             defaults,
             template::{Restarts, validate_with_selector},
         },
@@ -30,6 +31,7 @@ pub const ROW: Resource = Resource {
         wide("Images", images),
     ],
     behaviour: Behaviour {
+        warnings: |new, old| pods::warnings::template("spec.template", new, old),
         default,
         prepare_create: |object| {
             set(

@@ -11,7 +11,7 @@ use crate::apiserver::registry::{
             NONE, label_selector, len, since, template_containers, template_images, text_or_none,
         },
         names,
-        pods::defaults,
+        pods::{self, defaults},
         row::{self, AGE, column, count, wide},
         value::{at, default_text, default_to, flag, has, set, text},
     },
@@ -45,6 +45,7 @@ pub const ROW: Resource = Resource {
         }),
     ],
     behaviour: Behaviour {
+        warnings: |new, old| pods::warnings::template("spec.jobTemplate.spec.template", new, old),
         default,
         prepare_create: |cron| set(cron, "status", json!({})),
         validate,

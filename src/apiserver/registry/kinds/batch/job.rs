@@ -10,6 +10,7 @@ use crate::apiserver::registry::{
         cells::{between, containers, images, label_selector, short_duration},
         names,
         pods::{
+            self,
             defaults,
             template::{Restarts, validate_template},
         },
@@ -46,6 +47,7 @@ pub const ROW: Resource = Resource {
         }
     })],
     behaviour: Behaviour {
+        warnings: |new, old| pods::warnings::template("spec.template", new, old),
         default,
         prepare_create,
         validate,

@@ -10,7 +10,7 @@ use crate::apiserver::registry::{
         cells::{containers, images, labels},
         names,
         pods::{
-            defaults,
+            self, defaults,
             template::{Restarts, validate_template},
         },
         row::{self, AGE, SCALE, field, read, wide},
@@ -39,6 +39,7 @@ pub const ROW: Resource = Resource {
         }
     })],
     behaviour: Behaviour {
+        warnings: |new, old| pods::warnings::template("spec.template", new, old),
         default,
         prepare_create: |object| set(object, "status", json!({"replicas": 0})),
         validate: |object, causes| {

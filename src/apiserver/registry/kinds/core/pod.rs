@@ -8,11 +8,7 @@ use crate::apiserver::registry::{
     Subresource::{Special, Status},
     kinds::{
         names,
-        pods::{
-            defaults, qos,
-            references::{MIRROR, is_mirror},
-            validate, whole,
-        },
+        pods::{annotations, defaults, qos, validate, warnings, whole},
         row::{self, field, read, read_flag, special},
         twins::POD_IPS,
         value::{default_text, items, number, set, text},
@@ -81,6 +77,7 @@ pub const ROW: Resource = Resource {
         validate: validate_pod,
         validate_new: whole::validate_new,
         validate_update: pod_update::validate_update,
+        warnings: warnings::pod,
         generation: true,
         graceful: Some(grace),
         ..PLAIN
@@ -116,17 +113,12 @@ fn prepare_create(pod: &mut Value) {
 
 fn validate_pod(pod: &Value, causes: &mut Causes) {
     names::object_name(pod, names::dns_subdomain, causes);
-    if is_mirror(pod) && text(pod, "spec.nodeName").is_empty() {
-        causes.invalid(
-            format!("metadata.annotations[{MIRROR}]"),
-            &pod["metadata"]["annotations"][MIRROR],
-            "must set spec.nodeName if mirror pod annotation is set",
-        );
-    }
-    match pod.get("spec") {
-        Some(spec) => validate::spec(spec, "spec", causes),
-        None => causes.required("spec", ""),
-    }
+    let Some(spec) = pod.get("spec") else {
+        return causes.required("spec", "");
+    };
+    annotations::validate(&pod["metadata"], spec, "metadata.annotations", causes);
+    validate::spec(spec, "spec", causes);
+    validate::pod(pod, causes);
 }
 
 /// The grace period of a delete that names none: none for a pod no node runs, or that is over.
@@ -135,7 +127,12 @@ fn grace(pod: &Value) -> i64 {
     if text(pod, "spec.nodeName").is_empty() || over {
         return 0;
     }
-    number(pod, "spec.terminationGracePeriodSeconds").unwrap_or(30)
+    match number(pod, "spec.terminationGracePeriodSeconds") {
+        None => 30,
+        // As it always was.
+        Some(grace) if grace < 0 => 1,
+        Some(grace) => grace,
+    }
 }
 
 #[cfg(test)]

@@ -1,11 +1,14 @@
 //! What of a pod may change after its creation: almost nothing.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
+use super::gated;
 use crate::apiserver::registry::{
     Causes,
     kinds::{
-        pods::references::MIRROR,
+        pods::references::{MIRROR, is_mirror},
         value::{at, items, items_mut, keep, members, number, pairs, remove, set, text},
     },
 };
@@ -63,48 +66,22 @@ pub fn validate_update(new: &Value, old: &Value, causes: &mut Causes) {
             return;
         }
         for (index, container) in items_mut(&mut wanted["spec"], list).iter_mut().enumerate() {
-            if text(container, "image").is_empty() {
-                causes.required(format!("spec.{list}[{index}].image"), "");
-            }
+            // That there is an image at all is looked at with the rest of the pod.
             keep(container, &old["spec"][list][index], "image");
         }
     }
-    deadline(new, old, causes);
+    if !deadline(new, old, causes) {
+        return;
+    }
     keep(&mut wanted, old, "spec.activeDeadlineSeconds");
     tolerations(new, old, causes);
     keep(&mut wanted, old, "spec.tolerations");
-    let gates = |pod: &Value| -> Vec<String> {
-        items(pod, "spec.schedulingGates")
-            .iter()
-            .map(|gate| text(gate, "name").to_owned())
-            .collect()
-    };
-    let before = gates(old);
-    if gates(new).iter().any(|gate| !before.contains(gate)) {
-        causes.forbidden(
-            "spec.schedulingGates",
-            "only deletion is allowed, but found new scheduling gate",
-        );
-    }
+    gates(new, old, causes);
     keep(&mut wanted, old, "spec.schedulingGates");
-    if !before.is_empty() {
-        // A gated pod may still be steered: a narrower node selector and affinity.
-        let kept = at(old, "spec.nodeSelector")
-            .and_then(Value::as_object)
-            .is_none_or(|selector| {
-                selector
-                    .iter()
-                    .all(|(key, value)| new["spec"]["nodeSelector"].get(key) == Some(value))
-            });
-        if !kept {
-            causes.invalid(
-                "spec.nodeSelector",
-                &new["spec"]["nodeSelector"],
-                "may only be added to while the pod has scheduling gates",
-            );
-        }
+    if !items(old, "spec.schedulingGates").is_empty() {
+        gated::validate(new, old, causes);
         keep(&mut wanted, old, "spec.nodeSelector");
-        keep(&mut wanted, old, "spec.affinity.nodeAffinity");
+        keep_node_affinity(&mut wanted, old);
     }
     if number(old, "spec.terminationGracePeriodSeconds").is_some_and(|grace| grace < 0)
         && number(new, "spec.terminationGracePeriodSeconds") == Some(1)
@@ -113,6 +90,35 @@ pub fn validate_update(new: &Value, old: &Value, causes: &mut Causes) {
     }
     if normal(&wanted) != normal(old) {
         causes.forbidden("spec", MUTABLE);
+    }
+}
+
+/// An affinity that has nothing else is none.
+fn keep_node_affinity(wanted: &mut Value, old: &Value) {
+    keep(wanted, old, "spec.affinity.nodeAffinity");
+    let bare = at(wanted, "spec.affinity")
+        .and_then(Value::as_object)
+        .is_some_and(|affinity| affinity.values().all(Value::is_null));
+    if bare && at(old, "spec.affinity").is_none() {
+        remove(wanted, "spec.affinity");
+    }
+}
+
+fn gates(new: &Value, old: &Value, causes: &mut Causes) {
+    let before: HashSet<&str> = items(old, "spec.schedulingGates")
+        .iter()
+        .map(|gate| text(gate, "name"))
+        .collect();
+    for (index, gate) in items(new, "spec.schedulingGates").iter().enumerate() {
+        if causes.is_full() {
+            return;
+        }
+        let name = text(gate, "name");
+        if !before.contains(name) {
+            let detail =
+                format!("only deletion is allowed, but found new scheduling gate '{name}'");
+            causes.forbidden(format!("spec.schedulingGates[{index}].name"), &detail);
+        }
     }
 }
 
@@ -132,11 +138,17 @@ fn normal(pod: &Value) -> Value {
     spec
 }
 
-fn deadline(new: &Value, old: &Value, causes: &mut Causes) {
+/// Whether the rest of the pod is worth a look.
+fn deadline(new: &Value, old: &Value, causes: &mut Causes) -> bool {
     let path = "spec.activeDeadlineSeconds";
     match (number(new, path), number(old, path)) {
+        (Some(new), _) if !(0..=i64::from(i32::MAX)).contains(&new) => {
+            causes.invalid(path, new, "must be between 0 and 2147483647, inclusive");
+            return false;
+        }
         (Some(new), Some(old)) if new > old => {
             causes.invalid(path, new, "must be less than or equal to previous value");
+            return false;
         }
         (None, Some(_)) => causes.invalid(
             path,
@@ -145,6 +157,7 @@ fn deadline(new: &Value, old: &Value, causes: &mut Causes) {
         ),
         _ => {}
     }
+    true
 }
 
 /// Existing tolerations stay; of one that stays only the seconds may change.
@@ -152,9 +165,9 @@ fn tolerations(new: &Value, old: &Value, causes: &mut Causes) {
     let without_seconds = |toleration: &Value| {
         let mut toleration = toleration.clone();
         remove(&mut toleration, "tolerationSeconds");
-        toleration
+        toleration.to_string()
     };
-    let now: Vec<Value> = items(new, "spec.tolerations")
+    let now: HashSet<String> = items(new, "spec.tolerations")
         .iter()
         .map(without_seconds)
         .collect();
@@ -169,34 +182,26 @@ fn tolerations(new: &Value, old: &Value, causes: &mut Causes) {
     }
 }
 
-/// Unlike `podIP`, a `hostIP` that is not the first of its list is no old client's.
-pub fn validate_host_ips(pod: &Value, causes: &mut Causes) {
-    if let Some(first) = items(pod, "status.hostIPs").first()
-        && text(first, "ip") != text(pod, "status.hostIP")
-    {
-        causes.invalid(
-            "status.hostIPs[0].ip",
-            text(first, "ip"),
-            "must be equal to `hostIP`",
-        );
-    }
-}
-
 /// The rules of `pods/ephemeralcontainers`: entries may only be added, and nothing else changes.
 pub fn validate_ephemeral(new: &Value, old: &Value, causes: &mut Causes) {
+    if is_mirror(old) {
+        return causes.forbidden("", "static pods do not support ephemeral containers");
+    }
     validate_annotations(new, old, causes);
     let (now, before) = (
         items(new, "spec.ephemeralContainers"),
         items(old, "spec.ephemeralContainers"),
     );
+    let by_name: std::collections::HashMap<&str, &Value> =
+        now.iter().map(|one| (text(one, "name"), one)).collect();
     for container in before {
         let name = text(container, "name");
-        match now.iter().find(|now| text(now, "name") == name) {
+        match by_name.get(name) {
             None => causes.forbidden(
                 "spec.ephemeralContainers",
                 &format!("existing ephemeral containers {name:?} may not be removed"),
             ),
-            Some(now) if now != container => {
+            Some(now) if *now != container => {
                 causes.forbidden(
                     "spec.ephemeralContainers",
                     &format!("existing ephemeral containers {name:?} may not be changed"),

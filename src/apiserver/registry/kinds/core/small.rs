@@ -10,7 +10,7 @@ use crate::apiserver::registry::{
         cells::{self, NONE, join, len},
         ips, names,
         pods::{
-            defaults, resources,
+            self, defaults, resources,
             template::{Restarts, validate_template},
         },
         row::{self, AGE, column, count, special},
@@ -107,6 +107,7 @@ pub const PODTEMPLATE: Resource = Resource {
         }),
     ],
     behaviour: Behaviour {
+        warnings: |new, old| pods::warnings::template("template", new, old),
         default: |object| defaults::template(object, "template"),
         validate: |object, causes| {
             names::object_name(object, names::dns_subdomain, causes);

@@ -108,7 +108,7 @@ fn validate(csr: &Value, causes: &mut Causes) {
         let shown = request.get(..MAX_SHOWN).unwrap_or(request);
         causes.invalid("spec.request", shown, &why);
     }
-    validate_signer(text(csr, "spec.signerName"), causes);
+    validate_signer(text(csr, "spec.signerName"), "spec.signerName", causes);
     let usages = texts(csr, "spec.usages");
     if usages.is_empty() {
         causes.required("spec.usages", "");
@@ -137,8 +137,8 @@ fn validate(csr: &Value, causes: &mut Causes) {
 /// Of a request that cannot be read, so much is repeated in the answer.
 const MAX_SHOWN: usize = 4 << 10;
 
-fn validate_signer(signer: &str, causes: &mut Causes) {
-    let field = "spec.signerName";
+/// The name of a signer at `field`.
+pub fn validate_signer(signer: &str, field: &str, causes: &mut Causes) {
     if signer.is_empty() {
         return causes.required(field, "");
     }
@@ -386,7 +386,7 @@ mod tests {
             ("example.com/", false),
         ] {
             let mut causes = Causes::default();
-            validate_signer(signer, &mut causes);
+            validate_signer(signer, "spec.signerName", &mut causes);
             assert_eq!(causes.0.is_empty(), good, "{signer}: {:?}", causes.0);
         }
     }

@@ -1,12 +1,14 @@
 //! Validation of what a pod wants of nodes and of other pods.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::Value;
 
 use crate::apiserver::registry::{
     Causes,
     kinds::{
         names, selector,
-        value::{at, has, items, number, text, texts},
+        value::{at, has, items, number, pairs, text, texts},
     },
 };
 
@@ -61,7 +63,10 @@ fn of_nodes(affinity: &Value, path: &str, causes: &mut Causes) {
             causes.required(&path, "must have at least one node selector term");
         }
         for (index, term) in terms.iter().enumerate() {
-            node_term(term, &format!("{path}[{index}]"), causes);
+            if causes.is_full() {
+                return;
+            }
+            node_term(term, Values::Checked, &format!("{path}[{index}]"), causes);
         }
     }
     for (index, wish) in items(affinity, PREFERRED).iter().enumerate() {
@@ -70,11 +75,19 @@ fn of_nodes(affinity: &Value, path: &str, causes: &mut Causes) {
         }
         let path = format!("{path}.{PREFERRED}[{index}]");
         weight(wish, &path, causes);
-        node_term(&wish["preference"], &format!("{path}.preference"), causes);
+        let path = format!("{path}.preference");
+        node_term(&wish["preference"], Values::Any, &path, causes);
     }
 }
 
-fn node_term(term: &Value, path: &str, causes: &mut Causes) {
+/// Whether values are such as labels can have. A wish may be one that no node can grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Values {
+    Checked,
+    Any,
+}
+
+fn node_term(term: &Value, values_are: Values, path: &str, causes: &mut Causes) {
     for (index, wanted) in items(term, "matchExpressions").iter().enumerate() {
         if causes.is_full() {
             return;
@@ -104,6 +117,11 @@ fn node_term(term: &Value, path: &str, causes: &mut Causes) {
             }
         }
         names::label_key(text(wanted, "key"), &format!("{path}.key"), causes);
+        if values_are == Values::Checked {
+            for (at, value) in texts(wanted, "values").iter().enumerate() {
+                names::label_value(value, &format!("{path}.values[{at}]"), causes);
+            }
+        }
     }
     for (index, wanted) in items(term, "matchFields").iter().enumerate() {
         if causes.is_full() {
@@ -124,6 +142,11 @@ fn node_term(term: &Value, path: &str, causes: &mut Causes) {
         let key = text(wanted, "key");
         if key != "metadata.name" {
             causes.invalid(format!("{path}.key"), key, "not a valid field selector key");
+            continue;
+        }
+        for (at, value) in texts(wanted, "values").iter().enumerate() {
+            let own = format!("{path}.values[{at}]");
+            names::report(names::dns_subdomain(value), value, &own, causes);
         }
     }
 }
@@ -138,18 +161,77 @@ fn of_pods(term: &Value, path: &str, causes: &mut Causes) {
         let path = format!("{path}.namespace");
         names::report(names::dns_label(name), name, &path, causes);
     }
+    label_keys(term, path, causes);
     let key = text(term, "topologyKey");
     let path = format!("{path}.topologyKey");
-    match key {
-        "" => causes.required(path, "can not be empty"),
-        key => names::label_key(key, &path, causes),
+    if key.is_empty() {
+        causes.required(&path, "can not be empty");
+    }
+    names::label_key(key, &path, causes);
+}
+
+/// `matchLabelKeys` and `mismatchLabelKeys` of a term or constraint. By now what they come to may
+/// stand in its selector.
+fn label_keys(term: &Value, path: &str, causes: &mut Causes) {
+    let selector = at(term, "labelSelector");
+    for field in ["matchLabelKeys", "mismatchLabelKeys"] {
+        let keys = texts(term, field);
+        let own = format!("{path}.{field}");
+        if selector.is_none() && !keys.is_empty() {
+            causes.forbidden(own, "must not be specified when labelSelector is not set");
+            continue;
+        }
+        for (index, key) in keys.iter().enumerate() {
+            if causes.is_full() {
+                return;
+            }
+            names::label_key(key, &format!("{own}[{index}]"), causes);
+        }
+    }
+    let wanted = texts(term, "matchLabelKeys");
+    let unwanted: HashSet<&str> = texts(term, "mismatchLabelKeys").into_iter().collect();
+    if let Some(selector) = selector {
+        let by_key: HashMap<&str, usize> = wanted
+            .iter()
+            .enumerate()
+            .map(|(index, key)| (*key, index))
+            .collect();
+        let mut seen: HashSet<&str> = pairs(selector, "matchLabels").map(|(key, _)| key).collect();
+        for rule in items(selector, "matchExpressions") {
+            let key = text(rule, "key");
+            if !seen.insert(key)
+                && let Some(index) = by_key.get(key)
+            {
+                let detail = "exists in both matchLabelKeys and labelSelector";
+                causes.invalid(format!("{path}[{index}]"), key, detail);
+            }
+        }
+    }
+    for (index, key) in wanted.iter().enumerate() {
+        if unwanted.contains(key) {
+            let own = format!("{path}.matchLabelKeys[{index}]");
+            let detail = "exists in both matchLabelKeys and mismatchLabelKeys";
+            causes.invalid(own, key, detail);
+        }
     }
 }
 
 /// `spec.topologySpreadConstraints`, where `path` is that of the spec.
 pub fn spread(spec: &Value, path: &str, causes: &mut Causes) {
-    let mut seen = std::collections::HashSet::new();
-    for (index, constraint) in items(spec, "topologySpreadConstraints").iter().enumerate() {
+    let constraints = items(spec, "topologySpreadConstraints");
+    let kind = |constraint: &Value| {
+        let (key, action) = ("topologyKey", "whenUnsatisfiable");
+        (
+            text(constraint, key).to_owned(),
+            text(constraint, action).to_owned(),
+        )
+    };
+    let last: HashMap<_, usize> = constraints
+        .iter()
+        .enumerate()
+        .map(|(index, constraint)| (kind(constraint), index))
+        .collect();
+    for (index, constraint) in constraints.iter().enumerate() {
         if causes.is_full() {
             return;
         }
@@ -159,9 +241,8 @@ pub fn spread(spec: &Value, path: &str, causes: &mut Causes) {
             causes.invalid(format!("{path}.maxSkew"), skew, "must be greater than zero");
         }
         let key = text(constraint, "topologyKey");
-        match key {
-            "" => causes.required(format!("{path}.topologyKey"), "can not be empty"),
-            key => names::label_key(key, &format!("{path}.topologyKey"), causes),
+        if key.is_empty() {
+            causes.required(format!("{path}.topologyKey"), "can not be empty");
         }
         let action = text(constraint, "whenUnsatisfiable");
         if !matches!(action, "DoNotSchedule" | "ScheduleAnyway") {
@@ -171,7 +252,10 @@ pub fn spread(spec: &Value, path: &str, causes: &mut Causes) {
                 &["DoNotSchedule", "ScheduleAnyway"],
             );
         }
-        if !seen.insert((key, action)) {
+        if last
+            .get(&kind(constraint))
+            .is_some_and(|last| *last > index)
+        {
             causes.duplicate(
                 format!("{path}.{{topologyKey, whenUnsatisfiable}}"),
                 &format!("{{{key}, {action}}}"),
@@ -191,10 +275,11 @@ pub fn spread(spec: &Value, path: &str, causes: &mut Causes) {
         }
         for field in ["nodeAffinityPolicy", "nodeTaintsPolicy"] {
             let policy = text(constraint, field);
-            if !matches!(policy, "" | "Honor" | "Ignore") {
+            if has(constraint, field) && !matches!(policy, "Honor" | "Ignore") {
                 causes.unsupported(format!("{path}.{field}"), policy, &["Honor", "Ignore"]);
             }
         }
+        label_keys(constraint, &path, causes);
         if has(constraint, "labelSelector") {
             let path = format!("{path}.labelSelector");
             selector::validate(&constraint["labelSelector"], &path, causes);
@@ -231,7 +316,13 @@ mod tests {
             (json!({"affinity": {"nodeAffinity": {PREFERRED: [{"weight": 101, "preference": {}}]}}}),
                 vec!["s.affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].weight: Invalid value: 101: must be in the range 1-100".to_owned()]),
             (pod(json!({"topologyKey": "kubernetes.io/hostname"})), vec![]),
-            (pod(json!({})), vec![format!("{at_pod}.topologyKey: Required value: can not be empty")]),
+            (pod(json!({"topologyKey": "a b"})), vec![format!("{at_pod}.topologyKey: Invalid value: \"a b\": {}", names::qualified_name("a b").join(""))]),
+            (pod(json!({"topologyKey": "a", "matchLabelKeys": ["b"]})), vec![format!("{at_pod}.matchLabelKeys: Forbidden: must not be specified when labelSelector is not set")]),
+            (pod(json!({"topologyKey": "a", "matchLabelKeys": ["b"], "mismatchLabelKeys": ["b"], "labelSelector": {}})), vec![format!("{at_pod}.matchLabelKeys[0]: Invalid value: \"b\": exists in both matchLabelKeys and mismatchLabelKeys")]),
+            (pod(json!({"topologyKey": "a", "matchLabelKeys": ["b"], "labelSelector": {"matchLabels": {"b": "c"}}})), vec![]),
+            (pod(json!({"topologyKey": "a", "matchLabelKeys": ["b"], "labelSelector": {"matchLabels": {"b": "c"}, "matchExpressions": [{"key": "b", "operator": "In", "values": ["c"]}]}})), vec![format!("{at_pod}[0]: Invalid value: \"b\": exists in both matchLabelKeys and labelSelector")]),
+            (node(json!([{"matchExpressions": [{"key": "a", "operator": "In", "values": ["a", "-"]}]}])), vec![format!("{at_node}[0].matchExpressions[0].values[1]: Invalid value: \"-\": a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')")]),
+            (json!({"affinity": {"nodeAffinity": {PREFERRED: [{"weight": 1, "preference": {"matchExpressions": [{"key": "a", "operator": "In", "values": ["-"]}]}}]}}}), vec![]),
             (json!({"affinity": {"podAffinity": {PREFERRED: [{"weight": 0, "podAffinityTerm": {"topologyKey": "a"}}]}}}),
                 vec!["s.affinity.podAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].weight: Invalid value: 0: must be in the range 1-100".to_owned()]),
         ] {
@@ -259,7 +350,7 @@ mod tests {
             ),
             (
                 json!([constraint(json!({})), constraint(json!({}))]),
-                "s.topologySpreadConstraints[1].{topologyKey, whenUnsatisfiable}: Duplicate value: \"{zone, DoNotSchedule}\"",
+                "s.topologySpreadConstraints[0].{topologyKey, whenUnsatisfiable}: Duplicate value: \"{zone, DoNotSchedule}\"",
             ),
             (
                 json!([constraint(json!({"minDomains": 0}))]),

@@ -147,6 +147,23 @@ fn volume(volume: &mut Value) {
     if has(volume, "iscsi") {
         default_text(volume, "iscsi.iscsiInterface", "default");
     }
+    for (kind, member, value) in [
+        ("rbd", "pool", "rbd"),
+        ("rbd", "user", "admin"),
+        ("rbd", "keyring", "/etc/ceph/keyring"),
+        ("azureDisk", "cachingMode", "ReadWrite"),
+        ("azureDisk", "kind", "Shared"),
+        ("azureDisk", "fsType", "ext4"),
+        ("scaleIO", "storageMode", "ThinProvisioned"),
+        ("scaleIO", "fsType", "xfs"),
+    ] {
+        if let Some(source) = at_mut(volume, kind) {
+            default_text(source, member, value);
+        }
+    }
+    if let Some(source) = at_mut(volume, "azureDisk") {
+        default_to(source, "readOnly", false);
+    }
     if let Some(claim) = at_mut(volume, "ephemeral.volumeClaimTemplate.spec") {
         default_to(claim, "volumeMode", "Filesystem");
     }

@@ -6,7 +6,7 @@ use crate::apiserver::registry::{
     Causes,
     kinds::{
         names,
-        value::{items, text, texts},
+        value::{has, items, text, texts},
     },
 };
 
@@ -18,6 +18,15 @@ const SEARCH_CHARACTERS: usize = 2048;
 
 pub fn config(spec: &Value, path: &str, causes: &mut Causes) {
     let path = format!("{path}.dnsConfig");
+    if text(spec, "dnsPolicy") == "None" {
+        if !has(spec, "dnsConfig") {
+            return causes.required(path, "must provide `dnsConfig` when `dnsPolicy` is None");
+        }
+        if items(spec, "dnsConfig.nameservers").is_empty() {
+            let detail = "must provide at least one DNS nameserver when `dnsPolicy` is None";
+            return causes.required(format!("{path}.nameservers"), detail);
+        }
+    }
     let nameservers = texts(spec, "dnsConfig.nameservers");
     if nameservers.len() > MOST_NAMESERVERS {
         let detail = format!("must not have more than {MOST_NAMESERVERS} nameservers");
@@ -43,7 +52,7 @@ pub fn config(spec: &Value, path: &str, causes: &mut Causes) {
     }
     for (index, search) in searches.iter().enumerate().take(MOST_SEARCHES) {
         // Underscores are allowed, as in the names of some networks.
-        let name = search.trim_end_matches('.').replace('_', "0");
+        let name = search.strip_suffix('.').unwrap_or(search).replace('_', "0");
         if *search != "." {
             let wrong = names::dns_subdomain(&name);
             names::report(wrong, search, &format!("{field}[{index}]"), causes);

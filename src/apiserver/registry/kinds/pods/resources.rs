@@ -1,14 +1,17 @@
 //! Resource lists: quantities that parse, and requests within limits.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
+use super::claims;
 use crate::apiserver::registry::{
     Causes,
     kinds::{names, value::members},
 };
 use proto::quantity::Quantity;
 
-const FORM: &str =
+pub const FORM: &str =
     "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'";
 const HUGE_PAGES: &str = "hugepages-";
 /// What is counted, beside extended resources.
@@ -23,6 +26,37 @@ const COUNTED: [&str; 9] = [
     "services.nodeports",
     "services.loadbalancers",
 ];
+
+/// Names without a domain that mean something somewhere.
+const STANDARD: [&str; 20] = [
+    "cpu",
+    "memory",
+    "ephemeral-storage",
+    "storage",
+    "requests.cpu",
+    "requests.memory",
+    "requests.ephemeral-storage",
+    "requests.storage",
+    "limits.cpu",
+    "limits.memory",
+    "limits.ephemeral-storage",
+    "pods",
+    "resourcequotas",
+    "services",
+    "replicationcontrollers",
+    "secrets",
+    "configmaps",
+    "persistentvolumeclaims",
+    "services.nodeports",
+    "services.loadbalancers",
+];
+
+/// Whose resources a list holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    Container,
+    Pod,
+}
 
 /// One of Kubernetes itself, as opposed to an extended one.
 fn is_native(resource: &str) -> bool {
@@ -64,22 +98,32 @@ pub fn quantities(object: &Value, name: &str, path: &str, causes: &mut Causes) {
     }
 }
 
-/// A container's `resources` at `path`.
-pub fn validate(resources: &Value, path: &str, causes: &mut Causes) {
+/// A container's `resources` at `path`, in a pod with these claims.
+pub fn validate(resources: &Value, of_pod: &BTreeSet<&str>, path: &str, causes: &mut Causes) {
+    requirements(resources, Owner::Container, path, causes);
+    claims::used(resources, of_pod, path, causes);
+}
+
+/// `limits` and `requests`.
+pub fn requirements(resources: &Value, owner: Owner, path: &str, causes: &mut Causes) {
+    let (mut pages, mut others) = (false, false);
     for list in ["limits", "requests"] {
+        for (name, _) in members(resources, list).into_iter().flatten() {
+            if causes.is_full() {
+                return;
+            }
+            named(name, owner, &format!("{path}.{list}[{name}]"), causes);
+            pages |= name.starts_with(HUGE_PAGES);
+            others |= matches!(&**name, "cpu" | "memory");
+        }
         quantities(resources, list, path, causes);
         whole(resources, list, path, causes);
-        for (name, _) in members(resources, list).into_iter().flatten() {
-            let path = format!("{path}.{list}[{name}]");
-            names::report(names::qualified_name(name), name, &path, causes);
-            let standard = matches!(&**name, "cpu" | "memory" | "ephemeral-storage")
-                || [HUGE_PAGES, "/"].iter().any(|mark| name.contains(mark));
-            if !standard {
-                causes.invalid(&path, name, "must be a standard resource for containers");
-            }
-        }
+        divisible(resources, list, path, causes);
     }
     for (name, request) in members(resources, "requests").into_iter().flatten() {
+        if causes.is_full() {
+            return;
+        }
         // Not by a path: names have dots.
         let limit = resources["limits"][name.as_str()]
             .as_str()
@@ -99,6 +143,64 @@ pub fn validate(resources: &Value, path: &str, causes: &mut Causes) {
         } else if request > most {
             let detail = format!("must be less than or equal to {name} limit of {limit}");
             causes.invalid(asked, shown, &detail);
+        }
+    }
+    if pages && !others {
+        causes.forbidden(path, "HugePages require cpu or memory");
+    }
+}
+
+fn named(name: &str, owner: Owner, path: &str, causes: &mut Causes) {
+    let wrong = names::qualified_name(name);
+    let fine = wrong.is_empty();
+    names::report(wrong, name, path, causes);
+    let plain = !name.contains('/');
+    let pages = name.starts_with(HUGE_PAGES);
+    let standard = !plain || pages || STANDARD.contains(&name);
+    if fine && !standard {
+        let detail = "must be a standard resource type or fully qualified";
+        causes.invalid(path, name, detail);
+    }
+    match owner {
+        Owner::Container if plain => {
+            if !pages && !matches!(name, "cpu" | "memory" | "ephemeral-storage") {
+                causes.invalid(path, name, "must be a standard resource for containers");
+            }
+        }
+        Owner::Container => {
+            if !is_native(name) && !is_extended(name) {
+                let detail = "doesn't follow extended resource name standard";
+                causes.invalid(path, name, detail);
+            }
+        }
+        Owner::Pod => {
+            if fine && standard && !pages && !matches!(name, "cpu" | "memory") {
+                causes.unsupported(path, name, &["cpu", HUGE_PAGES, "memory"]);
+            }
+        }
+    }
+}
+
+/// Of a domain of its own, and still a name when a quota counts its requests.
+fn is_extended(name: &str) -> bool {
+    let counted = format!("requests.{name}");
+    !name.starts_with("requests.") && names::qualified_name(&counted).is_empty()
+}
+
+/// Pages come in whole ones.
+fn divisible(resources: &Value, list: &str, path: &str, causes: &mut Causes) {
+    for (name, amount) in members(resources, list).into_iter().flatten() {
+        let Some(size) = name.strip_prefix(HUGE_PAGES) else {
+            continue;
+        };
+        let Ok(amount) = Quantity::parse(amount.as_str().unwrap_or_default()) else {
+            continue;
+        };
+        let size = Quantity::parse(size).map_or(0, Quantity::value);
+        if size <= 0 || amount.value() % size != 0 {
+            let shown = amount.canonical();
+            let detail = format!("{shown} is not positive integer multiple of {name}");
+            causes.invalid(format!("{path}.{list}[{name}]"), &shown, &detail);
         }
     }
 }
@@ -139,7 +241,12 @@ mod tests {
             ),
         ] {
             let mut causes = Causes::default();
-            validate(&resources, "spec.containers[0].resources", &mut causes);
+            validate(
+                &resources,
+                &BTreeSet::new(),
+                "spec.containers[0].resources",
+                &mut causes,
+            );
             let said = format!("{causes:?}");
             for want in &want {
                 assert!(said.contains(want), "{resources}: {said}");

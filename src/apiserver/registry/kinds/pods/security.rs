@@ -2,9 +2,10 @@
 
 use serde_json::Value;
 
+use super::{paths, windows};
 use crate::apiserver::registry::{
     Causes,
-    kinds::value::{at, has, items, number, text},
+    kinds::value::{at, flag, has, items, number, text},
 };
 
 const LARGEST_ID: i64 = i32::MAX as i64;
@@ -14,11 +15,30 @@ const LONGEST_SYSCTL: usize = 253;
 const SYSCTL_FORM: &str = "must have at most 253 characters and match regex \
     ([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
 
-/// A pod's `securityContext` found at `path`.
-pub fn of_pod(context: &Value, path: &str, causes: &mut Causes) {
+/// Whose users a pod's are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Users {
+    Host,
+    Own,
+}
+
+impl Users {
+    pub fn of(spec: &Value) -> Self {
+        match at(spec, "hostUsers") {
+            Some(Value::Bool(false)) => Self::Own,
+            _ => Self::Host,
+        }
+    }
+}
+
+/// The `securityContext` found at `path` of a pod's spec.
+pub fn of_pod(spec: &Value, path: &str, causes: &mut Causes) {
+    let Some(context) = at(spec, "securityContext") else {
+        return;
+    };
     ids(
         context,
-        &["runAsUser", "runAsGroup", "fsGroup"],
+        &["fsGroup", "runAsUser", "runAsGroup"],
         path,
         causes,
     );
@@ -30,29 +50,57 @@ pub fn of_pod(context: &Value, path: &str, causes: &mut Causes) {
             in_range(id, format!("{path}.supplementalGroups[{index}]"), causes);
         }
     }
-    seccomp(context, path, causes);
-    app_armor(context, path, causes);
-    sysctls(context, path, causes);
-    for (field, known) in [
-        ("fsGroupChangePolicy", ["Always", "OnRootMismatch"]),
-        ("supplementalGroupsPolicy", ["Merge", "Strict"]),
-    ] {
+    sysctls(spec, context, path, causes);
+    let policy = |field: &str, known: [&str; 2], causes: &mut Causes| {
         let policy = text(context, field);
-        if !policy.is_empty() && !known.contains(&policy) {
+        if has(context, field) && !known.contains(&policy) {
             causes.unsupported(format!("{path}.{field}"), policy, &known);
         }
-    }
+    };
+    policy("fsGroupChangePolicy", ["Always", "OnRootMismatch"], causes);
+    seccomp(context, path, causes);
+    windows::options(context, path, causes);
+    app_armor(context, path, causes);
+    policy("supplementalGroupsPolicy", ["Merge", "Strict"], causes);
+    policy("seLinuxChangePolicy", ["MountOption", "Recursive"], causes);
 }
 
 /// A container's `securityContext` found at `path`.
-pub fn of_container(context: &Value, path: &str, causes: &mut Causes) {
+pub fn of_container(context: &Value, users: Users, path: &str, causes: &mut Causes) {
+    if context.is_null() {
+        return;
+    }
     ids(context, &["runAsUser", "runAsGroup"], path, causes);
+    if has(context, "procMount") {
+        let (own, proc) = (format!("{path}.procMount"), text(context, "procMount"));
+        if !matches!(proc, "Default" | "Unmasked") {
+            causes.unsupported(&own, proc, &["Default", "Unmasked"]);
+        }
+        if proc == "Unmasked" && users == Users::Host {
+            let detail = "`hostUsers` must be false to use `Unmasked`";
+            causes.invalid(own, proc, detail);
+        }
+    }
     seccomp(context, path, causes);
+    escalation(context, path, causes);
+    windows::options(context, path, causes);
     app_armor(context, path, causes);
-    let proc = text(context, "procMount");
-    if !matches!(proc, "" | "Default" | "Unmasked") {
-        let known = ["Default", "Unmasked"];
-        causes.unsupported(format!("{path}.procMount"), proc, &known);
+}
+
+fn escalation(context: &Value, path: &str, causes: &mut Causes) {
+    if at(context, "allowPrivilegeEscalation") != Some(&Value::Bool(false)) {
+        return;
+    }
+    if flag(context, "privileged") {
+        let detail = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
+        causes.invalid(path, context, detail);
+    }
+    // As the API has always had it: under its other name the capability is let through.
+    let mut added = items(context, "capabilities.add").iter();
+    if added.any(|name| name == "CAP_SYS_ADMIN") {
+        let detail =
+            "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
+        causes.invalid(path, context, detail);
     }
 }
 
@@ -95,14 +143,7 @@ fn seccomp(context: &Value, path: &str, causes: &mut Causes) {
             "can only be set when seccomp type is Localhost",
         ),
         (false, false) => {}
-        (true, true) => {
-            if name.starts_with('/') {
-                causes.invalid(&path, name, "must be a relative path");
-            }
-            if name.split('/').any(|part| part == "..") {
-                causes.invalid(path, name, "must not contain '..'");
-            }
-        }
+        (true, true) => paths::descending(name, &path, causes),
     }
 }
 
@@ -120,11 +161,12 @@ fn app_armor(context: &Value, path: &str, causes: &mut Causes) {
     let own = format!("{path}.localhostProfile");
     match text(profile, "type") {
         "Localhost" => {
-            if name.trim().is_empty() {
-                causes.required(own, "must be set when AppArmor type is Localhost");
-            } else if name.trim() != name {
-                causes.invalid(own, name, "must not be padded with whitespace");
-            } else if name.len() > LONGEST_PROFILE {
+            if name.trim() != name {
+                causes.invalid(&own, name, "must not be padded with whitespace");
+            } else if name.is_empty() {
+                causes.required(&own, "must be set when AppArmor type is Localhost");
+            }
+            if name.len() > LONGEST_PROFILE {
                 causes.push(
                     crate::apiserver::status::CauseType::FieldValueTooLong,
                     own,
@@ -144,7 +186,7 @@ fn app_armor(context: &Value, path: &str, causes: &mut Causes) {
     }
 }
 
-fn sysctls(context: &Value, path: &str, causes: &mut Causes) {
+fn sysctls(spec: &Value, context: &Value, path: &str, causes: &mut Causes) {
     let mut names = std::collections::HashSet::new();
     for (index, sysctl) in items(context, "sysctls").iter().enumerate() {
         if causes.is_full() {
@@ -153,13 +195,30 @@ fn sysctls(context: &Value, path: &str, causes: &mut Causes) {
         let path = format!("{path}.sysctls[{index}].name");
         let name = text(sysctl, "name");
         if name.is_empty() {
-            causes.required(path, "");
+            causes.required(&path, "");
         } else if !is_sysctl(name) {
-            causes.invalid(path, name, SYSCTL_FORM);
+            causes.invalid(&path, name, SYSCTL_FORM);
         } else if names.contains(name) {
-            causes.duplicate(path, name);
+            causes.duplicate(&path, name);
+        }
+        for field in ["hostNetwork", "hostIPC"] {
+            if flag(spec, field) && namespace_of(name) == Some(field) {
+                let detail = format!("may not be specified when '{field}' is true");
+                causes.invalid(&path, name, &detail);
+            }
         }
         names.insert(name);
+    }
+}
+
+/// Which field of a pod takes away the namespace that a sysctl is part of.
+fn namespace_of(name: &str) -> Option<&'static str> {
+    let name = name.replace('/', ".");
+    let of_ipc = ["kernel.shm", "kernel.msg", "fs.mqueue."];
+    if name == "kernel.sem" || of_ipc.iter().any(|prefix| name.starts_with(prefix)) {
+        Some("hostIPC")
+    } else {
+        name.starts_with("net.").then_some("hostNetwork")
     }
 }
 
@@ -188,6 +247,14 @@ mod tests {
         causes
             .map(|cause| format!("{}: {}", cause.field, cause.message))
             .collect()
+    }
+
+    fn pod(context: &Value, path: &str, causes: &mut Causes) {
+        of_pod(&json!({"securityContext": context}), path, causes);
+    }
+
+    fn container(context: &Value, path: &str, causes: &mut Causes) {
+        of_container(context, Users::Own, path, causes);
     }
 
     #[test]
@@ -233,12 +300,12 @@ mod tests {
                 "c.seccompProfile.localhostProfile: Invalid value: \"/x\": must be a relative path",
             ),
         ] {
-            for check in [of_pod, of_container] {
+            for check in [pod, container] {
                 assert_eq!(said(check, &context).join("; "), want, "{context}");
             }
         }
         let stray = json!({"seccompProfile": {"type": "Unconfined", "localhostProfile": "x"}});
-        let found = said(of_container, &stray).join("; ");
+        let found = said(container, &stray).join("; ");
         assert!(
             found.ends_with("can only be set when seccomp type is Localhost"),
             "{found}"
@@ -258,13 +325,13 @@ mod tests {
                     "fsGroup" => json!({field: id}),
                     _ => json!({field: [1, id]}),
                 };
-                let found = said(of_pod, &context).join("; ");
+                let found = said(pod, &context).join("; ");
                 assert_eq!(found.contains(ID_RANGE), refused, "{context}: {found}");
             }
         }
         let twice = json!({"sysctls": [{"name": "a.b", "value": "1"}, {"name": "a.b", "value": "2"}, {"value": "3"}]});
         assert_eq!(
-            said(of_pod, &twice),
+            said(pod, &twice),
             [
                 "c.sysctls[1].name: Duplicate value: \"a.b\"",
                 "c.sysctls[2].name: Required value"
@@ -296,7 +363,7 @@ mod tests {
             ("n\u{e9}t", false),
         ] {
             let context = json!({"sysctls": [{"name": name, "value": "1"}]});
-            let found = said(of_pod, &context).join("; ");
+            let found = said(pod, &context).join("; ");
             assert_eq!(found.is_empty(), taken, "{name:?}: {found}");
             if !taken {
                 assert!(found.ends_with(SYSCTL_FORM), "{found}");

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::validate;
+use super::{annotations, validate};
 use crate::apiserver::registry::{
     Causes,
     kinds::{
@@ -69,7 +69,10 @@ pub fn validate_template(object: &Value, path: &str, restarts: Restarts, causes:
         causes.required(spec_path, "");
         return;
     };
+    let metadata = &template["metadata"];
+    annotations::validate(metadata, spec, &format!("{path}.annotations"), causes);
     validate::spec(spec, &spec_path, causes);
+    annotations::seccomp_matches(metadata, spec, &spec_path, causes);
     if !super::super::value::items(spec, "ephemeralContainers").is_empty() {
         causes.forbidden(
             format!("{spec_path}.ephemeralContainers"),

@@ -1,10 +1,13 @@
-//! Validation of a PodSpec.
+//! Validation of a PodSpec, in the order in which the API names what is wrong.
 
 use serde_json::Value;
 
 use super::{
-    containers::{self, List},
-    security, volumes,
+    affinity, claims,
+    containers::{self, Pod},
+    dns, env,
+    references::is_mirror,
+    resources, security, tolerations, volumes, whole, windows,
 };
 use crate::apiserver::registry::{
     Causes,
@@ -14,19 +17,104 @@ use crate::apiserver::registry::{
     },
 };
 
-const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
-
-/// A PodSpec (defaulted) found at `path`.
+/// A PodSpec (defaulted) found at `path`: of a pod or of a template.
 pub fn spec(spec: &Value, path: &str, causes: &mut Causes) {
-    volumes::validate(spec, path, causes);
-    if items(spec, "containers").is_empty() {
-        causes.required(format!("{path}.containers"), "");
+    if !has(spec, "terminationGracePeriodSeconds") {
+        causes.required(format!("{path}.terminationGracePeriodSeconds"), "");
     }
-    let mut seen = Vec::new();
-    for list in [List::Regular, List::Init, List::Ephemeral] {
-        containers::validate(spec, list, path, &mut seen, causes);
+    let pod = Pod {
+        spec,
+        volumes: volumes::validate(spec, path, causes),
+        claims: claims::named(spec),
+        users: security::Users::of(spec),
+    };
+    claims::of_pod(spec, path, causes);
+    containers::validate(&pod, path, causes);
+    whole::of_pod(spec, &pod.claims, path, causes);
+    whole::host_ports(spec, path, causes);
+    policies(spec, path, causes);
+    names::labels(
+        spec.get("nodeSelector"),
+        &format!("{path}.nodeSelector"),
+        causes,
+    );
+    security::of_pod(spec, &format!("{path}.securityContext"), causes);
+    if flag(spec, "shareProcessNamespace") && flag(spec, "hostPID") {
+        causes.invalid(
+            format!("{path}.shareProcessNamespace"),
+            true,
+            "ShareProcessNamespace and HostPID cannot both be enabled",
+        );
     }
-    host_port_conflicts(spec, path, causes);
+    affinity::validate(spec, path, causes);
+    dns::config(spec, path, causes);
+    gates(spec, path, causes);
+    affinity::spread(spec, path, causes);
+    windows::host_process(spec, path, causes);
+    whole::users(spec, path, causes);
+    whole::hostname(spec, path, causes);
+    named(spec, &["serviceAccountName", "nodeName"], path, causes);
+    let deadline = number(spec, "activeDeadlineSeconds");
+    if let Some(seconds) = deadline.filter(|seconds| !(1..=i64::from(i32::MAX)).contains(seconds)) {
+        causes.invalid(
+            format!("{path}.activeDeadlineSeconds"),
+            seconds,
+            "must be between 1 and 2147483647, inclusive",
+        );
+    }
+    for field in ["hostname", "subdomain"] {
+        let given = text(spec, field);
+        if !given.is_empty() {
+            let own = format!("{path}.{field}");
+            names::report(names::dns_label(given), given, &own, causes);
+        }
+    }
+    let own = format!("{path}.tolerations");
+    tolerations::list(items(spec, "tolerations"), &own, causes);
+    host_aliases(spec, path, causes);
+    named(spec, &["priorityClassName"], path, causes);
+    if has(spec, "runtimeClassName") {
+        let name = text(spec, "runtimeClassName");
+        let own = format!("{path}.runtimeClassName");
+        names::report(names::dns_subdomain(name), name, &own, causes);
+    }
+    preemption(spec, path, causes);
+    overhead(spec, path, causes);
+    windows::system(spec, path, causes);
+    whole::group_and_responders(spec, path, causes);
+    env::validate_files(spec, path, causes);
+}
+
+/// What holds for pods and not for templates, whose pods are made complete later.
+pub fn pod(pod: &Value, causes: &mut Causes) {
+    volumes::made_claims(pod, causes);
+    if is_mirror(pod) && !items(pod, "spec.resourceClaims").is_empty() {
+        causes.forbidden("", "static pods do not support resource claims");
+    }
+    if text(pod, "spec.serviceAccountName").is_empty() {
+        for (index, volume) in items(pod, "spec.volumes").iter().enumerate() {
+            for (at, source) in items(volume, "projected.sources").iter().enumerate() {
+                if causes.is_full() {
+                    return;
+                }
+                if has(source, "serviceAccountToken") {
+                    let own = format!(
+                        "spec.volumes[{index}].projected.sources[{at}].serviceAccountToken"
+                    );
+                    let detail = "must not be specified when serviceAccountName is not set";
+                    causes.forbidden(own, detail);
+                }
+            }
+        }
+    }
+    for list in ["containers", "initContainers"] {
+        for (index, container) in items(&pod["spec"], list).iter().enumerate() {
+            containers::image(container, &format!("spec.{list}[{index}]"), causes);
+        }
+    }
+}
+
+fn policies(spec: &Value, path: &str, causes: &mut Causes) {
     for (field, known) in [
         ("restartPolicy", &["Always", "OnFailure", "Never"][..]),
         (
@@ -41,175 +129,79 @@ pub fn spec(spec: &Value, path: &str, causes: &mut Causes) {
             causes.unsupported(format!("{path}.{field}"), given, known);
         }
     }
-    if text(spec, "dnsPolicy") == "None" && items(spec, "dnsConfig.nameservers").is_empty() {
-        causes.required(
-            format!("{path}.dnsConfig.nameservers"),
-            "must provide at least one DNS nameserver when `dnsPolicy` is None",
-        );
-    }
-    let deadline = number(spec, "activeDeadlineSeconds");
-    if let Some(seconds) = deadline.filter(|seconds| !(1..=i64::from(i32::MAX)).contains(seconds)) {
-        causes.invalid(
-            format!("{path}.activeDeadlineSeconds"),
-            seconds,
-            "must be between 1 and 2147483647, inclusive",
-        );
-    }
-    if let Some(seconds) =
-        number(spec, "terminationGracePeriodSeconds").filter(|seconds| *seconds < 0)
-    {
-        causes.invalid(
-            format!("{path}.terminationGracePeriodSeconds"),
-            seconds,
-            "must be greater than or equal to 0",
-        );
-    }
-    for (field, rule) in [
-        (
-            "serviceAccountName",
-            names::dns_subdomain as fn(&str) -> Vec<String>,
-        ),
-        ("nodeName", names::dns_subdomain),
-        ("priorityClassName", names::dns_subdomain),
-        ("runtimeClassName", names::dns_subdomain),
-        ("hostname", names::dns_label),
-        ("subdomain", names::dns_label),
-    ] {
-        let given = text(spec, field);
-        if !given.is_empty() {
-            names::report(rule(given), given, &format!("{path}.{field}"), causes);
+}
+
+fn named(spec: &Value, fields: &[&str], path: &str, causes: &mut Causes) {
+    for field in fields {
+        let name = text(spec, field);
+        if !name.is_empty() {
+            let own = format!("{path}.{field}");
+            names::report(names::dns_subdomain(name), name, &own, causes);
         }
     }
-    names::labels(
-        spec.get("nodeSelector"),
-        &format!("{path}.nodeSelector"),
-        causes,
-    );
-    tolerations(spec, path, causes);
-    super::affinity::validate(spec, path, causes);
-    super::affinity::spread(spec, path, causes);
-    super::whole::validate(spec, path, causes);
+}
+
+fn gates(spec: &Value, path: &str, causes: &mut Causes) {
     for (index, gate) in items(spec, "readinessGates").iter().enumerate() {
+        if causes.is_full() {
+            return;
+        }
         let name = text(gate, "conditionType");
         let path = format!("{path}.readinessGates[{index}].conditionType");
         names::report(names::qualified_name(name), name, &path, causes);
     }
-    for (index, secret) in items(spec, "imagePullSecrets").iter().enumerate() {
-        if text(secret, "name").is_empty() {
-            causes.required(format!("{path}.imagePullSecrets[{index}].name"), "");
+    let mut seen = std::collections::HashSet::new();
+    for (index, gate) in items(spec, "schedulingGates").iter().enumerate() {
+        if causes.is_full() {
+            return;
+        }
+        let name = text(gate, "name");
+        let path = format!("{path}.schedulingGates[{index}]");
+        names::report(names::qualified_name(name), name, &path, causes);
+        if !seen.insert(name) {
+            causes.duplicate(path, name);
         }
     }
-    super::dns::config(spec, path, causes);
+}
+
+fn host_aliases(spec: &Value, path: &str, causes: &mut Causes) {
     for (index, alias) in items(spec, "hostAliases").iter().enumerate() {
+        if causes.is_full() {
+            return;
+        }
         let path = format!("{path}.hostAliases[{index}]");
-        if text(alias, "ip").parse::<std::net::IpAddr>().is_err() {
-            causes.invalid(
-                format!("{path}.ip"),
-                text(alias, "ip"),
-                "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
-            );
+        let ip = text(alias, "ip");
+        if ip.parse::<std::net::IpAddr>().is_err() {
+            let detail = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
+            causes.invalid(format!("{path}.ip"), ip, detail);
         }
         for (at, host) in texts(alias, "hostnames").iter().enumerate() {
-            names::report(
-                names::dns_subdomain(host),
-                host,
-                &format!("{path}.hostnames[{at}]"),
-                causes,
-            );
-        }
-    }
-    security_context(spec, path, causes);
-    for (index, gate) in items(spec, "schedulingGates").iter().enumerate() {
-        let name = text(gate, "name");
-        names::report(
-            names::qualified_name(name),
-            name,
-            &format!("{path}.schedulingGates[{index}]"),
-            causes,
-        );
-    }
-}
-
-fn host_port_conflicts(spec: &Value, path: &str, causes: &mut Causes) {
-    let mut taken = Vec::new();
-    for list in [List::Regular, List::Init] {
-        let restarts_only = list == List::Init;
-        for (index, container) in items(spec, list.field()).iter().enumerate() {
-            if restarts_only && text(container, "restartPolicy") != "Always" {
-                continue;
-            }
-            for (number_at, port) in items(container, "ports").iter().enumerate() {
-                let Some(host) = number(port, "hostPort").filter(|host| *host != 0) else {
-                    continue;
-                };
-                let key = (host, text(port, "hostIP"), text(port, "protocol"));
-                if taken.contains(&key) {
-                    causes.duplicate(
-                        format!(
-                            "{path}.{}[{index}].ports[{number_at}].hostPort",
-                            list.field()
-                        ),
-                        &format!("{}/{}/{}", key.2, key.1, key.0),
-                    );
-                }
-                taken.push(key);
-            }
+            let own = format!("{path}.hostnames[{at}]");
+            names::report(names::dns_subdomain(host), host, &own, causes);
         }
     }
 }
 
-fn tolerations(spec: &Value, path: &str, causes: &mut Causes) {
-    for (index, toleration) in items(spec, "tolerations").iter().enumerate() {
-        let path = format!("{path}.tolerations[{index}]");
-        let (key, operator, effect) = (
-            text(toleration, "key"),
-            text(toleration, "operator"),
-            text(toleration, "effect"),
-        );
-        if !key.is_empty() {
-            names::label_key(key, &format!("{path}.key"), causes);
-        }
-        if key.is_empty() && operator != "Exists" {
-            causes.invalid(format!("{path}.operator"), operator, "operator must be Exists when `key` is empty, which means \"match all values and all keys\"");
-        }
-        match operator {
-            "" | "Equal" | "Lt" | "Gt" => {}
-            "Exists" if !text(toleration, "value").is_empty() => {
-                causes.invalid(
-                    format!("{path}.operator"),
-                    toleration,
-                    "value must be empty when `operator` is 'Exists'",
-                );
-            }
-            "Exists" => {}
-            other => causes.unsupported(format!("{path}.operator"), other, &["Equal", "Exists"]),
-        }
-        if !effect.is_empty() && !EFFECTS.contains(&effect) {
-            causes.unsupported(format!("{path}.effect"), effect, &EFFECTS);
-        }
-        if has(toleration, "tolerationSeconds") && effect != "NoExecute" {
-            causes.invalid(
-                format!("{path}.effect"),
-                effect,
-                "effect must be 'NoExecute' when `tolerationSeconds` is set",
-            );
-        }
-    }
-}
-
-fn security_context(spec: &Value, path: &str, causes: &mut Causes) {
-    let Some(context) = at(spec, "securityContext") else {
+fn preemption(spec: &Value, path: &str, causes: &mut Causes) {
+    if !has(spec, "preemptionPolicy") {
         return;
-    };
-    if flag(spec, "shareProcessNamespace") && flag(spec, "hostPID") {
-        causes.invalid(
-            format!("{path}.shareProcessNamespace"),
-            true,
-            "ShareProcessNamespace and HostPID cannot both be enabled",
-        );
     }
-    let path = format!("{path}.securityContext");
-    security::of_pod(context, &path, causes);
+    const KNOWN: [&str; 2] = ["PreemptLowerPriority", "Never"];
+    let own = format!("{path}.preemptionPolicy");
+    match text(spec, "preemptionPolicy") {
+        "" => causes.required(own, ""),
+        policy if !KNOWN.contains(&policy) => causes.unsupported(own, policy, &KNOWN),
+        _ => {}
+    }
+}
+
+/// What a pod costs besides its containers, as a limit of it.
+fn overhead(spec: &Value, path: &str, causes: &mut Causes) {
+    if let Some(overhead) = at(spec, "overhead") {
+        let limits = serde_json::json!({ "limits": overhead });
+        let own = format!("{path}.overhead");
+        resources::requirements(&limits, resources::Owner::Container, &own, causes);
+    }
 }
 
 #[cfg(test)]
@@ -295,18 +287,6 @@ mod tests {
                 "Invalid value: \"a=b\": a valid environment variable name must consist only of printable ASCII characters other than '='",
             ),
             (
-                "volumes",
-                json!([{"name": "v", "emptyDir": {}, "hostPath": {"path": "/x"}}]),
-                "spec.volumes[0].hostPath",
-                "Forbidden: may not specify more than 1 volume type",
-            ),
-            (
-                "terminationGracePeriodSeconds",
-                json!(-1),
-                "spec.terminationGracePeriodSeconds",
-                "Invalid value: -1: must be greater than or equal to 0",
-            ),
-            (
                 "activeDeadlineSeconds",
                 json!(1_i64 << 31),
                 "spec.activeDeadlineSeconds",
@@ -339,19 +319,19 @@ mod tests {
             (
                 "containers",
                 json!([{"name": "c", "image": "i", "volumeMounts": [{"name": "v", "mountPath": "/v", "recursiveReadOnly": "Enabled"}]}]),
-                "spec.containers[0].volumeMounts[0].recursiveReadOnly",
+                "spec.containers[0].volumeMounts.recursiveReadOnly",
                 "Forbidden: may only be specified when readOnly is true",
             ),
             (
                 "containers",
                 json!([{"name": "c", "image": "i", "volumeMounts": [{"name": "v", "mountPath": "/v", "mountPropagation": "Bidirectional"}]}]),
-                "spec.containers[0].volumeMounts[0].mountPropagation",
+                "spec.containers[0].volumeMounts.mountPropagation",
                 "Forbidden: Bidirectional mount propagation is available only to privileged containers",
             ),
             (
                 "containers",
                 json!([{"name": "c", "image": "i", "volumeMounts": [{"name": "v", "mountPath": "/v", "mountPropagation": "Sideways"}]}]),
-                "spec.containers[0].volumeMounts[0].mountPropagation",
+                "spec.containers[0].volumeMounts.mountPropagation",
                 "Unsupported value: \"Sideways\": supported values: \"Bidirectional\", \"HostToContainer\", \"None\"",
             ),
             (
@@ -387,7 +367,7 @@ mod tests {
             (
                 "containers",
                 json!([{"name": "c", "image": "i", "resizePolicy": [{"resourceName": "disk", "restartPolicy": "NotRequired"}]}]),
-                "spec.containers[0].resizePolicy[0].resourceName",
+                "spec.containers[0].resizePolicy",
                 "Unsupported value: \"disk\": supported values: \"cpu\", \"memory\"",
             ),
             (

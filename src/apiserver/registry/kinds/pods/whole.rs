@@ -1,39 +1,111 @@
-//! Rules over a pod as a whole: its operating system, its user namespace, its resources, and what
-//! only an older pod may have.
+//! Rules over a pod as a whole: what it shares with its host, its name, its resources, and what only
+//! an older pod may have.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proto::quantity::Quantity;
 use serde_json::Value;
 
 use super::resources;
-use crate::apiserver::registry::{
-    Causes,
-    kinds::value::{at, flag, has, items, members, number, text},
+use crate::apiserver::{
+    registry::{
+        Causes,
+        kinds::{
+            names,
+            value::{at, flag, has, items, members, number, text},
+        },
+    },
+    status::CauseType,
 };
 
-const LISTS: [&str; 3] = ["containers", "initContainers", "ephemeralContainers"];
+/// The lists of containers in the order in which the API looks at all of them.
+pub const VISITED: [&str; 3] = ["initContainers", "containers", "ephemeralContainers"];
 
-/// A PodSpec (defaulted) found at `path`.
-pub fn validate(spec: &Value, path: &str, causes: &mut Causes) {
-    system(spec, path, causes);
-    if at(spec, "hostUsers") == Some(&Value::Bool(false)) {
-        for field in ["hostNetwork", "hostPID", "hostIPC"] {
-            if flag(spec, field) {
-                causes.forbidden(format!("{path}.{field}"), "when `hostUsers` is false");
+/// A hostname as the kernel takes it.
+const LONGEST_HOSTNAME: usize = 64;
+
+/// A pod with users of its own shares nothing else with the host.
+pub fn users(spec: &Value, path: &str, causes: &mut Causes) {
+    const DETAIL: &str = "when `hostUsers` is false";
+    if at(spec, "hostUsers") != Some(&Value::Bool(false)) {
+        return;
+    }
+    for (field, named) in [
+        ("hostNetwork", "hostNetwork"),
+        ("hostPID", "HostPID"),
+        ("hostIPC", "HostIPC"),
+    ] {
+        if flag(spec, field) {
+            causes.forbidden(format!("{path}.{named}"), DETAIL);
+        }
+    }
+    for list in VISITED {
+        for (index, container) in items(spec, list).iter().enumerate() {
+            if causes.is_full() {
+                return;
+            }
+            if !items(container, "volumeDevices").is_empty() {
+                let own = format!("{path}.{list}[{index}].volumeDevices");
+                causes.forbidden(own, DETAIL);
             }
         }
     }
-    if flag(spec, "hostNetwork") {
-        host_ports(spec, path, causes);
+}
+
+/// `hostnameOverride`, which is all of the pod's name on its own network.
+pub fn hostname(spec: &Value, path: &str, causes: &mut Causes) {
+    let Some(name) = at(spec, "hostnameOverride").and_then(Value::as_str) else {
+        return;
+    };
+    let path = format!("{path}.hostnameOverride");
+    for field in ["setHostnameAsFQDN", "hostNetwork"] {
+        if flag(spec, field) {
+            let detail = format!("may not be specified when {field} is true");
+            causes.forbidden(&path, &detail);
+        }
     }
-    let policy = text(spec, "preemptionPolicy");
-    if !matches!(policy, "" | "Never" | "PreemptLowerPriority") {
-        let known = ["Never", "PreemptLowerPriority"];
-        causes.unsupported(format!("{path}.preemptionPolicy"), policy, &known);
+    if name.len() > LONGEST_HOSTNAME {
+        let message = format!("Too long: may not be more than {LONGEST_HOSTNAME} bytes");
+        causes.push(CauseType::FieldValueTooLong, &path, message);
     }
-    if has(spec, "resources") {
-        of_pod(spec, path, causes);
+    names::report(names::dns_subdomain(name), name, &path, causes);
+}
+
+/// With whom a pod is scheduled, and who is asked before it is evicted.
+pub fn group_and_responders(spec: &Value, path: &str, causes: &mut Causes) {
+    const MOST: usize = 16;
+    if has(spec, "schedulingGroup") {
+        let own = format!("{path}.schedulingGroup.podGroupName");
+        match at(spec, "schedulingGroup.podGroupName").and_then(Value::as_str) {
+            None => causes.invalid(own, Value::Null, "must specify one of: `podGroupName`"),
+            Some(name) => names::report(names::dns_subdomain(name), name, &own, causes),
+        }
+    }
+    let responders = items(spec, "evictionResponders");
+    let path = format!("{path}.evictionResponders");
+    if responders.is_empty() {
+        return;
+    }
+    if has(spec, "schedulingGroup") {
+        let detail = "eviction responders are not supported when spec.schedulingGroup is set";
+        return causes.forbidden(path, detail);
+    }
+    if responders.len() > MOST {
+        return causes.too_many(path, responders.len(), MOST);
+    }
+    for (index, responder) in responders.iter().enumerate() {
+        let name = text(responder, "name");
+        let before = &responders[..index];
+        if before.iter().any(|one| text(one, "name") == name) {
+            causes.duplicate(format!("{path}[{index}]"), name);
+        }
+    }
+    for (index, responder) in responders.iter().enumerate() {
+        let own = format!("{path}[{index}].name");
+        match text(responder, "name") {
+            "" => causes.required(own, ""),
+            name => names::report(names::qualified_name(name), name, &own, causes),
+        }
     }
 }
 
@@ -48,94 +120,29 @@ pub fn validate_new(pod: &Value, causes: &mut Causes) {
             "cannot be set until all schedulingGates have been cleared",
         );
     }
+    super::annotations::seccomp_matches(&pod["metadata"], &pod["spec"], "spec", causes);
+    super::annotations::app_armor_matches(&pod["metadata"], &pod["spec"], "spec", causes);
 }
 
-/// A pod says on which system it runs, and then has nothing of the other.
-fn system(spec: &Value, path: &str, causes: &mut Causes) {
-    if !has(spec, "os") {
+/// With the host's network a container has no ports of its own. A template may leave the host's
+/// ports to its pods.
+pub fn host_ports(spec: &Value, path: &str, causes: &mut Causes) {
+    if !flag(spec, "hostNetwork") {
         return;
     }
-    let pod: &[&str] = &[
-        "hostPID",
-        "hostIPC",
-        "hostUsers",
-        "shareProcessNamespace",
-        "securityContext.appArmorProfile",
-        "securityContext.seLinuxOptions",
-        "securityContext.seccompProfile",
-        "securityContext.fsGroup",
-        "securityContext.fsGroupChangePolicy",
-        "securityContext.sysctls",
-        "securityContext.runAsUser",
-        "securityContext.runAsGroup",
-        "securityContext.supplementalGroups",
-        "securityContext.supplementalGroupsPolicy",
-    ];
-    let container: &[&str] = &[
-        "appArmorProfile",
-        "seLinuxOptions",
-        "seccompProfile",
-        "capabilities",
-        "readOnlyRootFilesystem",
-        "privileged",
-        "allowPrivilegeEscalation",
-        "procMount",
-        "runAsUser",
-        "runAsGroup",
-    ];
-    let (pod, container, detail) = match text(spec, "os.name") {
-        "linux" => (
-            &["securityContext.windowsOptions"][..],
-            &["windowsOptions"][..],
-            "windows options cannot be set for a linux pod",
-        ),
-        "windows" => (pod, container, "cannot be set for a windows pod"),
-        "" => return causes.required(format!("{path}.os.name"), ""),
-        other => {
-            return causes.unsupported(format!("{path}.os.name"), other, &["linux", "windows"]);
-        }
-    };
-    for field in pod {
-        let set = match *field {
-            "hostPID" | "hostIPC" => flag(spec, field),
-            _ => has(spec, field),
-        };
-        if set {
-            causes.forbidden(format!("{path}.{field}"), detail);
-        }
-    }
-    for list in LISTS {
-        for (index, one) in items(spec, list).iter().enumerate() {
-            for field in container {
-                if causes.is_full() {
-                    return;
-                }
-                if has(one, &format!("securityContext.{field}")) {
-                    let path = format!("{path}.{list}[{index}].securityContext.{field}");
-                    causes.forbidden(path, detail);
-                }
+    for (index, container) in items(spec, "containers").iter().enumerate() {
+        for (at, port) in items(container, "ports").iter().enumerate() {
+            if causes.is_full() {
+                return;
             }
-        }
-    }
-}
-
-/// With the host's network a container has no ports of its own.
-fn host_ports(spec: &Value, path: &str, causes: &mut Causes) {
-    for list in ["containers", "initContainers"] {
-        for (index, container) in items(spec, list).iter().enumerate() {
-            for (at, port) in items(container, "ports").iter().enumerate() {
-                if causes.is_full() {
-                    return;
-                }
-                let own = number(port, "containerPort").unwrap_or_default();
-                let host = number(port, "hostPort").unwrap_or_default();
-                if host != 0 && host != own {
-                    causes.invalid(
-                        format!("{path}.{list}[{index}].ports[{at}].containerPort"),
-                        own,
-                        "must match `hostPort` when `hostNetwork` is true",
-                    );
-                }
+            let own = number(port, "containerPort").unwrap_or_default();
+            let host = number(port, "hostPort").unwrap_or_default();
+            if host != 0 && host != own {
+                causes.invalid(
+                    format!("{path}.containers[{index}].ports[{at}].hostPort"),
+                    host,
+                    "must match `containerPort` when `hostNetwork` is true",
+                );
             }
         }
     }
@@ -160,16 +167,16 @@ fn add(to: &mut Amounts, more: &Amounts) {
     }
 }
 
-/// What the containers ask for together: those that run side by side, or one that comes before,
+/// What the containers have together of a list: those that run side by side, or one that comes before,
 /// with the sidecars that are there by then.
-fn together(spec: &Value) -> Amounts {
+fn together(spec: &Value, list: &str) -> Amounts {
     let mut running = Amounts::new();
     for container in items(spec, "containers") {
-        add(&mut running, &amounts(&container["resources"], "requests"));
+        add(&mut running, &amounts(&container["resources"], list));
     }
     let (mut sidecars, mut most) = (Amounts::new(), Amounts::new());
     for container in items(spec, "initContainers") {
-        let own = amounts(&container["resources"], "requests");
+        let own = amounts(&container["resources"], list);
         let mut then = sidecars.clone();
         add(&mut then, &own);
         if text(container, "restartPolicy") == "Always" {
@@ -193,34 +200,22 @@ fn shown(milli: i64) -> String {
 }
 
 /// Resources for the pod as a whole: enough for its containers.
-fn of_pod(spec: &Value, path: &str, causes: &mut Causes) {
-    let whole = &spec["resources"];
+pub fn of_pod(spec: &Value, claims: &BTreeSet<&str>, path: &str, causes: &mut Causes) {
+    let Some(whole) = at(spec, "resources") else {
+        return;
+    };
     let own = format!("{path}.resources");
-    for list in ["limits", "requests"] {
-        resources::quantities(whole, list, &own, causes);
-        for (name, _) in members(whole, list).into_iter().flatten() {
-            if !matches!(&**name, "cpu" | "memory") && !name.starts_with("hugepages-") {
-                causes.unsupported(format!("{own}.{list}[{name}]"), name, &["cpu", "memory"]);
-            }
-        }
+    if text(spec, "os.name") == "windows" {
+        return causes.forbidden(own, "may not be set for a windows pod");
     }
-    if !items(whole, "claims").is_empty() {
-        causes.forbidden(
-            format!("{own}.claims"),
-            "claims are not supported for pod-level resources",
-        );
+    if has(whole, "claims") {
+        let detail = "claims may not be set for Resources at pod-level";
+        causes.forbidden(format!("{own}.claims"), detail);
     }
+    resources::requirements(whole, resources::Owner::Pod, &own, causes);
+    super::claims::used(whole, claims, &own, causes);
     let (requests, limits) = (amounts(whole, "requests"), amounts(whole, "limits"));
-    for (name, request) in &requests {
-        if let Some(limit) = limits.get(name).filter(|limit| request > limit) {
-            let detail = format!(
-                "must be less than or equal to {name} limit of {}",
-                shown(*limit)
-            );
-            causes.invalid(format!("{own}.requests"), shown(*request), &detail);
-        }
-    }
-    for (name, asked) in together(spec) {
+    for (name, asked) in together(spec, "requests") {
         if let Some(request) = requests.get(&name).filter(|request| asked > **request) {
             let detail = format!(
                 "must be greater than or equal to aggregate container requests of {}",
@@ -229,20 +224,28 @@ fn of_pod(spec: &Value, path: &str, causes: &mut Causes) {
             causes.invalid(format!("{own}.requests[{name}]"), shown(*request), &detail);
         }
     }
-    for list in ["containers", "initContainers"] {
-        for (index, container) in items(spec, list).iter().enumerate() {
-            for (name, limit) in amounts(&container["resources"], "limits") {
-                if causes.is_full() {
-                    return;
-                }
-                if let Some(most) = limits.get(&name).filter(|most| limit > **most) {
-                    let path = format!("{path}.{list}[{index}].resources.limits[{name}]");
-                    let detail = format!(
-                        "must be less than or equal to pod limits of {}",
-                        shown(*most)
-                    );
-                    causes.invalid(path, shown(limit), &detail);
-                }
+    for (name, most) in together(spec, "limits") {
+        let pages = name.starts_with("hugepages-");
+        if let Some(limit) = limits.get(&name).filter(|limit| pages && most > **limit) {
+            let detail = format!(
+                "must be greater than or equal to aggregate container limits of {}",
+                shown(most)
+            );
+            causes.invalid(format!("{own}.limits[{name}]"), shown(*limit), &detail);
+        }
+    }
+    for (index, container) in items(spec, "containers").iter().enumerate() {
+        for (name, limit) in amounts(&container["resources"], "limits") {
+            if causes.is_full() {
+                return;
+            }
+            if let Some(most) = limits.get(&name).filter(|most| limit > **most) {
+                let path = format!("{own}.containers[{index}][{name}].limits");
+                let detail = format!(
+                    "must be less than or equal to pod limits of {}",
+                    shown(*most)
+                );
+                causes.invalid(path, shown(limit), &detail);
             }
         }
     }
@@ -287,58 +290,6 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_go_together() {
-        let ports = json!([{"containerPort": 80, "hostPort": 81}]);
-        for (spec, want) in [
-            (json!({}), vec![]),
-            (
-                json!({"hostNetwork": true, "containers": [{"ports": ports}]}),
-                vec![
-                    "s.containers[0].ports[0].containerPort: Invalid value: 80: must match `hostPort` when `hostNetwork` is true",
-                ],
-            ),
-            (json!({"containers": [{"ports": ports}]}), vec![]),
-            (
-                json!({"hostUsers": false, "hostPID": true, "hostIPC": true}),
-                vec![
-                    "s.hostPID: Forbidden: when `hostUsers` is false",
-                    "s.hostIPC: Forbidden: when `hostUsers` is false",
-                ],
-            ),
-            (json!({"hostUsers": true, "hostPID": true}), vec![]),
-            (
-                json!({"preemptionPolicy": "Sometimes"}),
-                vec![
-                    "s.preemptionPolicy: Unsupported value: \"Sometimes\": supported values: \"Never\", \"PreemptLowerPriority\"",
-                ],
-            ),
-            (json!({"os": {}}), vec!["s.os.name: Required value"]),
-            (
-                json!({"os": {"name": "plan9"}}),
-                vec![
-                    "s.os.name: Unsupported value: \"plan9\": supported values: \"linux\", \"windows\"",
-                ],
-            ),
-            (
-                json!({"os": {"name": "linux"}, "securityContext": {"windowsOptions": {}}, "containers": [{"securityContext": {"windowsOptions": {}}}]}),
-                vec![
-                    "s.securityContext.windowsOptions: Forbidden: windows options cannot be set for a linux pod",
-                    "s.containers[0].securityContext.windowsOptions: Forbidden: windows options cannot be set for a linux pod",
-                ],
-            ),
-            (
-                json!({"os": {"name": "windows"}, "hostPID": false, "securityContext": {"fsGroup": 1}, "containers": [{"securityContext": {"privileged": true}}]}),
-                vec![
-                    "s.securityContext.fsGroup: Forbidden: cannot be set for a windows pod",
-                    "s.containers[0].securityContext.privileged: Forbidden: cannot be set for a windows pod",
-                ],
-            ),
-        ] {
-            assert_eq!(said(|causes| validate(&spec, "s", causes)), want, "{spec}");
-        }
-    }
-
-    #[test]
     fn resources_of_the_pod_as_a_whole() {
         let asks = |cpu: &str| json!({"resources": {"requests": {"cpu": cpu}}});
         for (spec, want) in [
@@ -366,7 +317,7 @@ mod tests {
             (
                 json!({"resources": {"limits": {"cpu": "1"}}, "containers": [{"resources": {"limits": {"cpu": "2"}}}]}),
                 vec![
-                    "s.containers[0].resources.limits[cpu]: Invalid value: \"2\": must be less than or equal to pod limits of 1",
+                    "s.resources.containers[0][cpu].limits: Invalid value: \"2\": must be less than or equal to pod limits of 1",
                 ],
             ),
             (
@@ -378,11 +329,16 @@ mod tests {
             (
                 json!({"resources": {"requests": {"ephemeral-storage": "1Gi"}}}),
                 vec![
-                    "s.resources.requests[ephemeral-storage]: Unsupported value: \"ephemeral-storage\": supported values: \"cpu\", \"memory\"",
+                    "s.resources.requests[ephemeral-storage]: Unsupported value: \"ephemeral-storage\": supported values: \"cpu\", \"hugepages-\", \"memory\"",
                 ],
             ),
         ] {
-            assert_eq!(said(|causes| validate(&spec, "s", causes)), want, "{spec}");
+            let none = BTreeSet::new();
+            assert_eq!(
+                said(|causes| of_pod(&spec, &none, "s", causes)),
+                want,
+                "{spec}"
+            );
         }
     }
 }
