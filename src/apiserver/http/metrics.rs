@@ -1,5 +1,7 @@
 //! The API server's `/metrics` and `/metrics/slis`.
 
+use std::collections::BTreeMap;
+
 use super::{Frontend, health};
 use crate::{
     apiserver::status,
@@ -43,7 +45,7 @@ pub(super) fn metrics(frontend: &Frontend) -> String {
 }
 
 pub(super) async fn slis(frontend: &Frontend) -> String {
-    let mut samples = Vec::new();
+    let mut samples = BTreeMap::new();
     for endpoint in ["healthz", "livez", "readyz"] {
         let checks = health::Checks::look(frontend, endpoint).await;
         samples.extend(checks.states().map(|(name, well)| {
