@@ -15,6 +15,7 @@ pub mod controllers;
 pub mod deletion;
 pub mod dns;
 pub mod events;
+pub mod exposition;
 pub mod format;
 pub mod informer;
 pub mod kubelet;

@@ -71,10 +71,11 @@ const ALLOWED: [(&str, &[&str]); 20] = [
 ];
 
 /// What every part may use; these use nothing of ours but each other.
-const FOR_ALL: [&str; 6] = [
+const FOR_ALL: [&str; 7] = [
     "backoff",
     "causes",
     "deletion",
+    "exposition",
     "format",
     "queue",
     "supervision",

@@ -45,6 +45,33 @@ pub struct Stats {
     pub pids: u64,
     /// Processes of this group the OOM killer has ended.
     pub oom_kills: u64,
+    /// Pages of files.
+    pub cache_bytes: u64,
+    /// `None`: the kernel keeps none of this group, for want of a limit of CPU time say.
+    pub throttling: Option<Throttling>,
+}
+
+/// How often a limit of CPU time has held a group up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Throttling {
+    pub periods: u64,
+    pub throttled_periods: u64,
+    pub throttled_ns: u64,
+}
+
+impl Throttling {
+    /// Of the text of `cpu.stat`.
+    fn parse(layout: Layout, text: &str) -> Option<Self> {
+        let periods = field(text, "nr_periods");
+        (periods > 0).then(|| Self {
+            periods,
+            throttled_periods: field(text, "nr_throttled"),
+            throttled_ns: match layout {
+                Layout::V1 => field(text, "throttled_time"),
+                Layout::V2 => field(text, "throttled_usec").saturating_mul(1000),
+            },
+        })
+    }
 }
 
 impl Group {
@@ -281,7 +308,7 @@ impl Group {
         };
         let stat = self.text("memory.stat")?;
         let of_tree = |name: &str| field(&stat, &format!("{prefix}{name}"));
-        let (cpu_ns, usage, swap, oom) = match self.hierarchy.layout {
+        let (cpu_ns, usage, swap, oom, cpu) = match self.hierarchy.layout {
             Layout::V1 => {
                 let usage = self.number("memory.usage_in_bytes")?;
                 let oom = self.text("memory.oom_control")?;
@@ -290,6 +317,7 @@ impl Group {
                     usage,
                     of_tree("swap"),
                     field(&oom, "oom_kill"),
+                    self.text("cpu.stat").unwrap_or_default(),
                 )
             }
             Layout::V2 => {
@@ -303,6 +331,7 @@ impl Group {
                     self.number("memory.current")?,
                     swap,
                     field(&self.text("memory.events")?, "oom_kill"),
+                    cpu,
                 )
             }
         };
@@ -319,6 +348,11 @@ impl Group {
             swap_bytes: swap,
             pids: self.number("pids.current")?,
             oom_kills: oom,
+            cache_bytes: match self.hierarchy.layout {
+                Layout::V1 => of_tree("cache"),
+                Layout::V2 => of_tree("file"),
+            },
+            throttling: Throttling::parse(self.hierarchy.layout, &cpu),
         })
     }
 
@@ -578,6 +612,33 @@ mod tests {
         fn drop(&mut self) {
             let _ = self.0.kill_all();
             let _ = self.0.remove();
+        }
+    }
+
+    #[test]
+    fn how_often_a_limit_held_up() {
+        let (periods, throttled_periods, throttled_ns) = (10, 3, 2000);
+        let want = Throttling {
+            periods,
+            throttled_periods,
+            throttled_ns,
+        };
+        for (layout, text, want) in [
+            (
+                Layout::V1,
+                "nr_periods 10\nnr_throttled 3\nthrottled_time 2000\n",
+                Some(want),
+            ),
+            (
+                Layout::V2,
+                "usage_usec 5\nnr_periods 10\nnr_throttled 3\nthrottled_usec 2\n",
+                Some(want),
+            ),
+            // Without a limit.
+            (Layout::V2, "usage_usec 5\nnr_periods 0\n", None),
+            (Layout::V1, "", None),
+        ] {
+            assert_eq!(Throttling::parse(layout, text), want, "{text}");
         }
     }
 

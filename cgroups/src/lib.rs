@@ -18,7 +18,7 @@ pub mod limits;
 mod root;
 mod wait;
 
-pub use group::{Group, Stats};
+pub use group::{Group, Stats, Throttling};
 pub use layout::{Hierarchy, Layout};
 pub use limits::{Current, Limits, Write, plan};
 pub use root::MachineMemory;

@@ -178,6 +178,7 @@ pub async fn run(
         facts,
         events: events.clone(),
     });
+    let prober = context.prober.clone();
     let book = Arc::new(book::Book::default());
     let server = server::Server {
         node: config.node.clone(),
@@ -246,7 +247,7 @@ pub async fn run(
         }
         node::run(node, &informers, healthy, pressed, until).await
     });
-    let serving = server.serve_with(config, listener, deps.server_tls, stop.clone());
+    let serving = server.serve_with(config, prober, listener, deps.server_tls, stop.clone());
     pieces.start("server", serving);
     match accepting::listen(HEALTH.into()) {
         Ok(listener) => {

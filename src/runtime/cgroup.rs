@@ -181,6 +181,9 @@ pub fn usage(group: &Group) -> Result<Usage, cgroups::Error> {
         major_page_faults: stats.major_page_faults,
         swap_bytes: stats.swap_bytes,
         pids: stats.pids,
+        oom_kills: stats.oom_kills,
+        cache_bytes: stats.cache_bytes,
+        throttling: stats.throttling,
     })
 }
 

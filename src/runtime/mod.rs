@@ -22,6 +22,7 @@ mod link;
 mod log_writer;
 mod mount;
 mod node;
+mod operations;
 mod pod;
 mod process;
 mod protocol;
@@ -35,11 +36,14 @@ mod users;
 
 pub use config::{ContainerConfig, Identity, Io, PodConfig, Rootfs};
 pub use log_writer::{MAX_BYTES as MAX_LOG_BYTES, rotated as rotated_logs};
+pub use operations::Operations;
 pub use stalls::MemoryStalls;
 
 use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
+
+use self::operations::Operation;
 
 /// Where the runtime keeps its things.
 #[derive(Clone, Debug)]
@@ -57,6 +61,7 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub struct Runtime {
     node: Arc<node::Node>,
+    operations: Operations,
 }
 
 /// What the runtime knows of one pod.
@@ -149,6 +154,11 @@ pub struct Usage {
     pub major_page_faults: u64,
     pub swap_bytes: u64,
     pub pids: u64,
+    pub oom_kills: u64,
+    /// Pages of files.
+    pub cache_bytes: u64,
+    /// Where CPU time is limited.
+    pub throttling: Option<cgroups::Throttling>,
 }
 
 /// What all pods of the node together may use.
@@ -172,7 +182,13 @@ impl Runtime {
     pub async fn open_with_program(config: Config, program: PathBuf) -> Result<Self, Error> {
         Ok(Self {
             node: node::Node::open(config, program).await?,
+            operations: Operations::default(),
         })
+    }
+
+    /// How often it did what, for `/metrics`.
+    pub fn operations(&self) -> &Operations {
+        &self.operations
     }
 
     /// Changes from now on. A receiver that lags must look at all of [`Runtime::pods`].
@@ -203,7 +219,8 @@ impl Runtime {
     /// Makes the pod's namespaces, cgroup and supervisor. The network namespace has only `lo`;
     /// the caller wires it (see [`Runtime::netns`]) before it starts containers.
     pub async fn create_pod(&self, config: PodConfig) -> Result<(), Error> {
-        self.node.create_pod(config).await
+        let work = self.node.create_pod(config);
+        self.operations.count(Operation::RunPod, work).await
     }
 
     /// The pod's network namespace; `None` with host network.
@@ -219,7 +236,8 @@ impl Runtime {
         pod_uid: &str,
         config: ContainerConfig,
     ) -> Result<String, Error> {
-        self.node.run_container(pod_uid, config).await
+        let work = self.node.run_container(pod_uid, config);
+        self.operations.count(Operation::StartContainer, work).await
     }
 
     /// `signal` to PID 1, and after `grace` SIGKILL to every process of the container's cgroup.
@@ -230,12 +248,16 @@ impl Runtime {
         signal: i32,
         grace: Duration,
     ) -> Result<(), Error> {
-        self.node.stop_container(id, signal, grace).await
+        let work = self.node.stop_container(id, signal, grace);
+        self.operations.count(Operation::StopContainer, work).await
     }
 
     /// Removes an exited container: root filesystem, cgroup, record. Its log stays.
     pub async fn remove_container(&self, id: &str) -> Result<(), Error> {
-        self.node.remove_container(id).await
+        let work = self.node.remove_container(id);
+        self.operations
+            .count(Operation::RemoveContainer, work)
+            .await
     }
 
     /// Ends one of [`Runtime::set_aside`] that nobody wants any more, by what is known of it, and removes
@@ -252,13 +274,15 @@ impl Runtime {
     /// Kills what still runs and removes everything of the pod (namespaces, cgroup, supervisor).
     /// A pod that is gone is fine.
     pub async fn remove_pod(&self, uid: &str) -> Result<(), Error> {
-        self.node.remove_pod(uid).await
+        let work = self.node.remove_pod(uid);
+        self.operations.count(Operation::RemovePod, work).await
     }
 
     /// With a tty, `stdin` and `stdout` are the terminal; reading it after its last user has gone
     /// is an I/O error, which means the end.
     pub async fn exec(&self, id: &str, config: ExecConfig) -> Result<Session, Error> {
-        self.node.exec(id, config).await
+        let work = self.node.exec(id, config);
+        self.operations.count(Operation::Exec, work).await
     }
 
     pub async fn attach(
@@ -268,7 +292,8 @@ impl Runtime {
         stdout: bool,
         stderr: bool,
     ) -> Result<Session, Error> {
-        self.node.attach(id, stdin, stdout, stderr).await
+        let work = self.node.attach(id, stdin, stdout, stderr);
+        self.operations.count(Operation::Attach, work).await
     }
 
     /// Makes the supervisor open a new log file at the container's log path (after a rename).
@@ -316,7 +341,10 @@ impl Runtime {
         id: &str,
         resources: oci_spec::runtime::LinuxResources,
     ) -> Result<(), Error> {
-        self.node.update_resources(id, resources).await
+        let work = self.node.update_resources(id, resources);
+        self.operations
+            .count(Operation::UpdateContainer, work)
+            .await
     }
 }
 

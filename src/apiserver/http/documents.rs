@@ -10,15 +10,18 @@ use http::{HeaderMap, HeaderValue, Response, header};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{Body, Frontend, answer, full, header_text, health, resources::JSON};
-use crate::apiserver::{
-    authn, discovery, encode,
-    negotiate::{self, DOCUMENTS, View},
-    openapi,
-    query::Query,
-    registry::custom::Rows,
-    server::ApiServer,
-    status::{Reason, Status},
+use super::{Body, Frontend, answer, full, header_text, health, metrics, resources::JSON};
+use crate::{
+    apiserver::{
+        authn, discovery, encode,
+        negotiate::{self, DOCUMENTS, View},
+        openapi,
+        query::Query,
+        registry::custom::Rows,
+        server::ApiServer,
+        status::{Reason, Status},
+    },
+    exposition::{CONTENT_TYPE, process},
 };
 
 const OPENAPI_V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
@@ -134,11 +137,8 @@ impl Documents {
                     check => checks.one(&check.join("/")).ok_or_else(not_found),
                 }
             }
-            ["metrics"] => Ok(answer(
-                200,
-                "text/plain; version=0.0.4",
-                full(metrics(frontend)),
-            )),
+            ["metrics"] => Ok(exposed(metrics::metrics(frontend))),
+            ["metrics", "slis"] => Ok(exposed(metrics::slis(frontend).await)),
             [".well-known", "openid-configuration"] => {
                 let document = of_the_issuer(frontend, authn::openid_configuration).await?;
                 json_answer(&document).map(public)
@@ -297,7 +297,7 @@ async fn of_the_issuer<E: std::fmt::Display + Send + 'static>(
     made.map_err(Status::internal)
 }
 
-const PATHS: [&str; 13] = [
+const PATHS: [&str; 14] = [
     "/.well-known/openid-configuration",
     "/api",
     "/apis",
@@ -305,6 +305,7 @@ const PATHS: [&str; 13] = [
     "/healthz",
     "/livez",
     "/metrics",
+    "/metrics/slis",
     "/openapi/v2",
     "/openapi/v3",
     "/openapi/v3/",
@@ -318,6 +319,10 @@ fn public(mut response: Response<Body>) -> Response<Body> {
     let value = HeaderValue::from_static("public, max-age=3600");
     response.headers_mut().insert(header::CACHE_CONTROL, value);
     response
+}
+
+fn exposed(text: String) -> Response<Body> {
+    answer(200, CONTENT_TYPE, full(text))
 }
 
 fn json_answer(value: &Value) -> Result<Response<Body>, Status> {
@@ -358,59 +363,18 @@ fn tagged(
     response
 }
 
-/// What the program is built of; see `build.rs`. Clients parse the commit as hexadecimal digits.
 fn version() -> Value {
-    let architecture = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
-    let built = env!("VETCH_BUILD_SECONDS").parse().unwrap_or_default();
-    let built = jiff::Timestamp::from_second(built).unwrap_or_default();
     json!({
-        "major": "1",
-        "minor": "37",
-        "gitVersion": concat!("v1.37.0+vetch", env!("CARGO_PKG_VERSION")),
-        "gitCommit": env!("VETCH_BUILD_COMMIT"),
-        "gitTreeState": env!("VETCH_BUILD_TREE"),
-        "buildDate": built.to_string(),
-        "goVersion": concat!("none: ", env!("VETCH_BUILD_COMPILER")),
-        "compiler": "rustc",
-        "platform": format!("linux/{architecture}"),
+        "major": process::MAJOR,
+        "minor": process::MINOR,
+        "gitVersion": process::VERSION,
+        "gitCommit": process::COMMIT,
+        "gitTreeState": process::TREE,
+        "buildDate": process::built(),
+        "goVersion": process::GO,
+        "compiler": process::COMPILER,
+        "platform": process::platform(),
     })
-}
-
-fn metrics(frontend: &Frontend) -> String {
-    let mut text = String::from(
-        "# HELP apiserver_storage_objects Number of stored objects by resource\n# TYPE apiserver_storage_objects gauge\n",
-    );
-    let cache = &frontend.server.cache;
-    for row in frontend
-        .server
-        .rows
-        .all()
-        .iter()
-        .filter(|row| row.convert.is_none() && row.verbs.contains(&"list"))
-    {
-        let resource = crate::apiserver::status::qualified(row.group, row.plural);
-        text.push_str(&format!(
-            "apiserver_storage_objects{{resource=\"{resource}\"}} {}\n",
-            cache.kind(row.storage).count()
-        ));
-    }
-    text.push_str(&format!(
-        "# TYPE etcd_revision gauge\netcd_revision {}\n",
-        cache.revision()
-    ));
-    text.push_str("# HELP vetch_part_restarts_total How often a part of the daemon was started again.\n# TYPE vetch_part_restarts_total counter\n");
-    for part in frontend.parts.report() {
-        let (name, restarts) = (part.name, part.restarts);
-        text.push_str(&format!(
-            "vetch_part_restarts_total{{part=\"{name}\"}} {restarts}\n"
-        ));
-    }
-    frontend.counters.write(&mut text);
-    text
 }
 
 #[cfg(test)]

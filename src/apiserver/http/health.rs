@@ -47,6 +47,13 @@ impl Checks {
         self.found.iter().map(|(name, _)| name.as_str())
     }
 
+    /// Each check, and whether it is well.
+    pub fn states(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.found
+            .iter()
+            .map(|(name, why)| (name.as_str(), why.is_none()))
+    }
+
     /// One check; `None`: there is none of that name.
     pub fn one(&self, name: &str) -> Option<Response<Body>> {
         let (_, why) = self.found.iter().find(|(check, _)| check == name)?;

@@ -15,6 +15,7 @@ mod documents;
 mod health;
 mod inflight;
 mod local;
+mod metrics;
 mod path;
 mod reply;
 mod resources;
@@ -116,7 +117,7 @@ impl Frontend {
             request.headers(),
             (&self.server.rows, &self.server.remotes),
         );
-        let labels = Labels::new(asked.path(), asked.verb());
+        let labels = Labels::new(asked.path(), asked.verb(), &query);
         let begun = std::time::Instant::now();
         let inflight = self.counters.begin(&labels);
         let kind = Kind::of(&asked);
@@ -138,7 +139,13 @@ impl Frontend {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);
         }
-        drop(inflight);
+        let mut response = match inflight.is_held() {
+            true => response.map(|body| reply::keeping(body, inflight)),
+            false => {
+                drop(inflight);
+                response
+            }
+        };
         self.counters
             .answered(labels, response.status().as_u16(), begun.elapsed());
         let headers = response.headers_mut();

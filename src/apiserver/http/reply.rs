@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Body, Incoming, answer, full, header_text,
-    inflight::{Memory, REQUEST_TIMEOUT, Ticket},
+    inflight::{Memory, REQUEST_TIMEOUT},
 };
 use crate::apiserver::{
     authz::MASTERS,
@@ -234,21 +234,17 @@ impl<I: Iterator<Item = Bytes>> Iterator for Compressed<I> {
     }
 }
 
-/// A body that holds a request's place until it has gone out.
-pub(super) fn keeping(body: Body, ticket: Ticket) -> Body {
-    Keeping {
-        body,
-        _ticket: ticket,
-    }
-    .boxed_unsync()
+/// A body that holds something of its request, its place say, until it has gone out.
+pub(super) fn keeping(body: Body, kept: impl Send + Unpin + 'static) -> Body {
+    Keeping { body, _kept: kept }.boxed_unsync()
 }
 
-struct Keeping {
+struct Keeping<K> {
     body: Body,
-    _ticket: Ticket,
+    _kept: K,
 }
 
-impl http_body::Body for Keeping {
+impl<K: Unpin> http_body::Body for Keeping<K> {
     type Data = Bytes;
     type Error = BoxError;
 

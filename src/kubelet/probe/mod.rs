@@ -6,6 +6,7 @@
 mod exec;
 mod grpc;
 mod http;
+mod tally;
 mod tcp;
 mod verdict;
 
@@ -29,9 +30,13 @@ use k8s_openapi::{
 use tokio::{sync::mpsc, task::AbortHandle, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use self::verdict::{Thresholds, Verdict};
+use self::{
+    tally::{Of, Tallies},
+    verdict::{Thresholds, Verdict},
+};
 use crate::{
     backoff::Backoff,
+    exposition::Page,
     runtime::Runtime,
     supervision::{hooks, outlast},
 };
@@ -42,7 +47,7 @@ const LAST_RESTART: Duration = Duration::from_secs(60);
 /// By which tests order a failure of one.
 const PROBES: &str = "probes";
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     Startup,
     Liveness,
@@ -179,6 +184,7 @@ struct Probed {
     terminating: CancellationToken,
     /// By container name.
     containers: HashMap<String, Running>,
+    tallies: Tallies,
 }
 
 struct Running {
@@ -215,6 +221,7 @@ impl Prober {
             runtime: self.runtime.clone(),
             updates: self.updates.clone(),
             terminating: probed.terminating.clone(),
+            tallies: probed.tallies.clone(),
             started: AtomicBool::new(target.already_started),
             target,
         };
@@ -240,6 +247,15 @@ impl Prober {
         }
     }
 
+    /// `/metrics/probes`: of the pods that there are.
+    pub fn write(&self, page: &mut Page) {
+        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = pods.values().flat_map(|probed| probed.tallies.read());
+        let all: Vec<_> = all.collect();
+        drop(pods);
+        tally::write(page, &all);
+    }
+
     pub fn stop(&self, pod_uid: &str) {
         let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         pods.remove(pod_uid);
@@ -251,6 +267,7 @@ struct Rounds {
     runtime: Runtime,
     updates: mpsc::UnboundedSender<Update>,
     terminating: CancellationToken,
+    tallies: Tallies,
     /// There is no startup probe to wait for any more.
     started: AtomicBool,
     target: Target,
@@ -324,6 +341,7 @@ impl Rounds {
         loop {
             ticks.tick().await;
             hooks::provoked(PROBES).await;
+            let begun = Instant::now();
             let mut answer = action.run(&self.runtime, &self.target, timeout).await;
             // Only a success counts here: all of these are one run as far as thresholds go.
             while answer.is_err()
@@ -336,6 +354,8 @@ impl Rounds {
             if !self.container_runs() {
                 return false;
             }
+            let of = Of::new(&self.target, kind);
+            self.tallies.count(of, answer.is_ok(), begun.elapsed());
             if let Err(message) = &answer {
                 let message = message.clone();
                 self.tell(kind, Outcome::Warning { message });

@@ -37,7 +37,7 @@ use self::{
     sessions::Sessions,
     streams::Kind,
 };
-use super::{Pods, stats::Stats};
+use super::{Pods, probe::Prober, stats::Stats};
 use crate::{pki::Clients, runtime::Runtime};
 
 #[derive(Clone)]
@@ -61,19 +61,22 @@ impl Server {
         tls: Arc<rustls::ServerConfig>,
         shutdown: CancellationToken,
     ) -> Result<(), super::Error> {
-        serve::tls(Arc::new(Node::new(self, None)), listener, tls, shutdown).await;
+        let node = Node::new(self, None, None);
+        serve::tls(Arc::new(node), listener, tls, shutdown).await;
         Ok(())
     }
 
-    /// As [`Server::serve`], and tells the node's settings at `/configz`.
+    /// As [`Server::serve`], and tells the node's settings at `/configz`, what its probes found at
+    /// `/metrics/probes`.
     pub async fn serve_with(
         self,
         config: super::Config,
+        prober: Prober,
         listener: TcpListener,
         tls: Arc<rustls::ServerConfig>,
         shutdown: CancellationToken,
     ) -> Result<(), super::Error> {
-        let node = Arc::new(Node::new(self, Some(config)));
+        let node = Arc::new(Node::new(self, Some(config), Some(prober)));
         serve::tls(node, listener, tls, shutdown).await;
         Ok(())
     }
@@ -93,12 +96,13 @@ struct Node {
     server: Server,
     auth: Auth,
     config: Option<super::Config>,
+    prober: Option<Prober>,
     stats: Stats,
     sessions: Sessions,
 }
 
 impl Node {
-    fn new(server: Server, config: Option<super::Config>) -> Self {
+    fn new(server: Server, config: Option<super::Config>, prober: Option<Prober>) -> Self {
         let auth = Auth::new(
             server.node.clone(),
             server.client.clone(),
@@ -114,6 +118,7 @@ impl Node {
             server,
             auth,
             config,
+            prober,
             stats,
             sessions: Sessions::default(),
         }
@@ -161,7 +166,11 @@ impl Node {
             Route::StatsSummary => stats::summary(&self.stats, &query).await,
             Route::Metrics(Metrics::Resource) => stats::resource(&self.stats).await,
             Route::Metrics(Metrics::Cadvisor) => stats::cadvisor(&self.stats).await,
-            Route::Metrics(Metrics::Kubelet | Metrics::Probes) => Err(unsupported(&request)),
+            Route::Metrics(Metrics::Kubelet) => stats::kubelet(&self.stats).await,
+            Route::Metrics(Metrics::Probes) => match &self.prober {
+                Some(prober) => Ok(stats::probes(prober)),
+                None => Err(unsupported(&request)),
+            },
         }
     }
 }

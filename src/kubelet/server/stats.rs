@@ -1,4 +1,4 @@
-//! `/stats/summary`, `/metrics/resource` and `/metrics/cadvisor`: what the node and its pods use.
+//! `/stats/summary`, `/metrics` and what is below it: the node, its pods and what they use.
 
 use http::{Response, StatusCode};
 
@@ -6,13 +6,14 @@ use super::{
     answer::{self, Answer, Body, full},
     query::Query,
 };
-use crate::kubelet::{
-    Error,
-    stats::{Depth, Stats},
+use crate::{
+    exposition::{CONTENT_TYPE, Page, process},
+    kubelet::{
+        Error,
+        probe::Prober,
+        stats::{Depth, Stats},
+    },
 };
-
-/// As Prometheus names its text format.
-const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 pub async fn summary(stats: &Stats, query: &Query) -> Result<Response<Body>, Answer> {
     let depth = match query.flag("only_cpu_and_memory") {
@@ -30,9 +31,22 @@ pub async fn cadvisor(stats: &Stats) -> Result<Response<Body>, Answer> {
     exposed(stats.cadvisor().await)
 }
 
+pub async fn kubelet(stats: &Stats) -> Result<Response<Body>, Answer> {
+    let mut page = Page::new();
+    stats.node(&mut page).await.map_err(failed)?;
+    process::write(&mut page);
+    exposed(Ok(page.into_text()))
+}
+
+pub fn probes(prober: &Prober) -> Response<Body> {
+    let mut page = Page::new();
+    prober.write(&mut page);
+    answer::with_type(StatusCode::OK, CONTENT_TYPE, full(page.into_text()))
+}
+
 fn exposed(text: Result<String, Error>) -> Result<Response<Body>, Answer> {
     let body = full(text.map_err(failed)?);
-    Ok(answer::with_type(StatusCode::OK, EXPOSITION, body))
+    Ok(answer::with_type(StatusCode::OK, CONTENT_TYPE, body))
 }
 
 fn failed(error: Error) -> Answer {

@@ -14,12 +14,15 @@ pub struct Part {
     pub page_faults: u64,
     pub major_page_faults: u64,
     pub swap_bytes: u64,
+    pub cache_bytes: u64,
 }
 
 /// The machine as a whole.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Machine {
     pub all: Part,
+    /// Logical CPUs.
+    pub cores: u64,
     pub memory_total_bytes: u64,
     pub swap_free_bytes: u64,
     /// Seconds since the epoch.
@@ -35,9 +38,13 @@ pub struct Machine {
 pub struct Interface {
     pub name: String,
     pub rx_bytes: u64,
+    pub rx_packets: u64,
     pub rx_errors: u64,
+    pub rx_dropped: u64,
     pub tx_bytes: u64,
+    pub tx_packets: u64,
     pub tx_errors: u64,
+    pub tx_dropped: u64,
 }
 
 /// Pressure stall information, where the kernel has it.
@@ -80,7 +87,9 @@ pub fn machine() -> io::Result<Machine> {
             page_faults: number(&vmstat, "pgfault").unwrap_or(0),
             major_page_faults: number(&vmstat, "pgmajfault").unwrap_or(0),
             swap_bytes: bytes("SwapTotal:").saturating_sub(bytes("SwapFree:")),
+            cache_bytes: bytes("Cached:"),
         },
+        cores: cores(&stat),
         memory_total_bytes: bytes("MemTotal:"),
         swap_free_bytes: bytes("SwapFree:"),
         booted: number(&stat, "btime").map_or(0, u64::cast_signed),
@@ -109,6 +118,7 @@ pub fn own() -> io::Result<Part> {
         page_faults: process.minor_faults + process.major_faults,
         major_page_faults: process.major_faults,
         swap_bytes: bytes("VmSwap:"),
+        ..Part::default()
     })
 }
 
@@ -152,6 +162,14 @@ fn busy_ticks(stat: &str) -> u64 {
         .sum()
 }
 
+fn cores(stat: &str) -> u64 {
+    let each = stat.lines().filter(|line| {
+        let number = line.strip_prefix("cpu");
+        number.is_some_and(|number| number.starts_with(|c: char| c.is_ascii_digit()))
+    });
+    each.count() as u64
+}
+
 #[derive(Debug, PartialEq, Eq)]
 struct Process {
     ticks: u64,
@@ -184,9 +202,13 @@ fn interfaces(dev: &str) -> Vec<Interface> {
             Some(Interface {
                 name: name.trim().to_owned(),
                 rx_bytes: counter(0)?,
+                rx_packets: counter(1)?,
                 rx_errors: counter(2)?,
+                rx_dropped: counter(3)?,
                 tx_bytes: counter(8)?,
+                tx_packets: counter(9)?,
                 tx_errors: counter(10)?,
+                tx_dropped: counter(11)?,
             })
         })
         .filter(|interface| interface.name != "lo")
@@ -222,6 +244,7 @@ mod tests {
     fn busy_time() {
         let stat = "cpu  100 10 50 9999 8888 5 3 2 77 7\ncpu0 1 1 1 1\nbtime 1700000000\n";
         assert_eq!(busy_ticks(stat), 170);
+        assert_eq!(cores(stat), 1);
         assert_eq!(number(stat, "btime"), Some(1_700_000_000));
     }
 
@@ -239,13 +262,17 @@ mod tests {
 
     #[test]
     fn counters_of_interfaces() {
-        let dev = "Inter-|   Receive  |  Transmit\n face |bytes packets errs drop fifo frame compressed multicast|bytes packets errs drop fifo colls carrier compressed\n    lo:  1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n  eth0:10 2 3 0 0 0 0 0 40 5 6 0 0 0 0 0\n";
+        let dev = "Inter-|   Receive  |  Transmit\n face |bytes packets errs drop fifo frame compressed multicast|bytes packets errs drop fifo colls carrier compressed\n    lo:  1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n  eth0:10 2 3 4 0 0 0 0 40 5 6 7 0 0 0 0\n";
         let want = Interface {
             name: "eth0".into(),
             rx_bytes: 10,
+            rx_packets: 2,
             rx_errors: 3,
+            rx_dropped: 4,
             tx_bytes: 40,
+            tx_packets: 5,
             tx_errors: 6,
+            tx_dropped: 7,
         };
         assert_eq!(interfaces(dev), vec![want]);
     }

@@ -1,13 +1,15 @@
-//! What the node, its pods and their containers use: the content of `/stats/summary`,
+//! What the node, its pods and their containers use: the content of `/stats/summary`, `/metrics`,
 //! `/metrics/resource` and `/metrics/cadvisor`.
 //!
 //! Called by the kubelet's API. Everything is read when somebody asks, nothing in between; what
 //! cannot be read is left out, never made up. One slow control group delays no other.
 
+mod cadvisor;
 mod disk;
-mod exposition;
 mod host;
+mod node;
 mod rates;
+mod resource;
 mod summary;
 #[cfg(test)]
 mod tests;
@@ -26,7 +28,10 @@ use serde_json::Value;
 
 use self::{disk::Walks, rates::Rates};
 use super::{Error, Pods, pod::record::Record, volumes};
-use crate::runtime::{ContainerState, Identity, Phase, PodState, Runtime, Usage};
+use crate::{
+    exposition::Page,
+    runtime::{ContainerState, Identity, Phase, PodState, Runtime, Usage},
+};
 
 /// A control group that does not answer by then is left out.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -61,6 +66,16 @@ pub struct Gauge {
     pub part: Part,
     pub rate: Option<u64>,
     pub processes: u64,
+    /// Where there is a control group.
+    pub group: Option<OfGroup>,
+}
+
+/// What only control groups tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OfGroup {
+    pub oom_kills: u64,
+    /// Where CPU time is limited.
+    pub throttling: Option<cgroups::Throttling>,
 }
 
 #[derive(Clone, Debug)]
@@ -136,13 +151,22 @@ impl Stats {
     /// `/metrics/resource`.
     pub async fn resource(&self) -> Result<String, Error> {
         let snapshot = self.snapshot(Depth::Compute).await?;
-        Ok(exposition::resource(&snapshot))
+        Ok(resource::resource(&snapshot))
     }
 
     /// `/metrics/cadvisor`.
     pub async fn cadvisor(&self) -> Result<String, Error> {
         let snapshot = self.snapshot(Depth::All).await?;
-        Ok(exposition::cadvisor(&snapshot))
+        Ok(cadvisor::cadvisor(&snapshot))
+    }
+
+    /// `/metrics`, but for the probes and the process.
+    pub async fn node(&self, page: &mut Page) -> Result<(), Error> {
+        let snapshot = self.snapshot(Depth::All).await?;
+        let pods = self.runtime.pods().await;
+        node::node(page, &self.node, &snapshot, &pods);
+        self.runtime.operations().write(page);
+        Ok(())
     }
 
     pub async fn snapshot(&self, depth: Depth) -> Result<Snapshot, Error> {
@@ -161,6 +185,7 @@ impl Stats {
                 part,
                 rate,
                 processes: 1,
+                group: None,
             };
             parts.push(("kubelet", gauge));
         }
@@ -304,6 +329,10 @@ impl Stats {
         Gauge {
             rate: self.rate(name, usage.cpu_ns),
             processes: usage.pids,
+            group: Some(OfGroup {
+                oom_kills: usage.oom_kills,
+                throttling: usage.throttling,
+            }),
             part: Part {
                 cpu_ns: usage.cpu_ns,
                 memory_bytes: usage.memory_bytes,
@@ -312,6 +341,7 @@ impl Stats {
                 page_faults: usage.page_faults,
                 major_page_faults: usage.major_page_faults,
                 swap_bytes: usage.swap_bytes,
+                cache_bytes: usage.cache_bytes,
             },
         }
     }

@@ -42,6 +42,7 @@ impl Document {
             part: machine.all,
             rate: snapshot.cpu_rate,
             processes: machine.processes,
+            group: None,
         };
         let booted = Timestamp::from_second(machine.booted).unwrap_or_default();
         let parts = snapshot.parts.iter().map(|(name, gauge)| {
@@ -159,6 +160,7 @@ impl Document {
             page_faults,
             major_page_faults,
             swap_bytes,
+            cache_bytes: _,
         } = gauge.part;
         let mut cpu = json!({"time": self.now, "usageCoreNanoSeconds": cpu_ns});
         if let Some(rate) = gauge.rate {

@@ -16,6 +16,7 @@ fn gauge(cpu_ns: u64, working_set_bytes: u64, rate: Option<u64>) -> Option<Gauge
         part,
         rate,
         processes: 2,
+        group: None,
     })
 }
 
@@ -109,7 +110,7 @@ fn summary_of_all_and_of_compute() {
 
 #[test]
 fn lines_for_metrics_server() {
-    let text = exposition::resource(&snapshot());
+    let text = resource::resource(&snapshot());
     for line in [
         "# TYPE container_cpu_usage_seconds_total counter",
         "container_cpu_usage_seconds_total{container=\"c\\\"\",namespace=\"n\",pod=\"p\"} 1.5 1700000010000",
@@ -125,12 +126,59 @@ fn lines_for_metrics_server() {
 
 #[test]
 fn rows_of_cadvisor() {
-    let text = exposition::cadvisor(&snapshot());
+    let text = cadvisor::cadvisor(&snapshot());
     for line in [
         "container_memory_working_set_bytes{container=\"\",id=\"/\",image=\"\",name=\"\",namespace=\"\",pod=\"\"} 40 1700000010000",
         "container_network_receive_bytes_total{container=\"\",id=\"/podu\",image=\"\",interface=\"eth0\",name=\"\",namespace=\"n\",pod=\"p\"} 7 1700000010000",
         "container_fs_usage_bytes{container=\"c\\\"\",id=\"/podu/id\",image=\"busybox\",name=\"id\",namespace=\"n\",pod=\"p\"} 10 1700000010000",
     ] {
         assert!(text.lines().any(|one| one == line), "{line} in\n{text}");
+    }
+}
+
+#[test]
+fn claims_and_containers_of_the_node() {
+    let mut page = Page::new();
+    node::node(&mut page, "n1", &snapshot(), &[]);
+    let text = page.into_text();
+    for line in [
+        "kubelet_node_name{node=\"n1\"} 1",
+        "kubelet_running_pods 0",
+        "kubelet_running_containers{container_state=\"running\"} 0",
+        // Of volumes only claims are told.
+        "kubelet_volume_stats_used_bytes{namespace=\"n\",persistentvolumeclaim=\"claim\"} 1000",
+    ] {
+        assert!(text.lines().any(|one| one == line), "{line} in\n{text}");
+    }
+    assert_eq!(
+        text.matches("\nkubelet_volume_stats_used_bytes{").count(),
+        1
+    );
+}
+
+#[test]
+fn what_control_groups_tell() {
+    let mut snapshot = snapshot();
+    let gauge = snapshot.pods[0].containers[0].usage.as_mut().unwrap();
+    gauge.group = Some(OfGroup {
+        oom_kills: 2,
+        throttling: Some(cgroups::Throttling {
+            periods: 10,
+            throttled_periods: 3,
+            throttled_ns: 500_000_000,
+        }),
+    });
+    let text = cadvisor::cadvisor(&snapshot);
+    let row = "{container=\"c\\\"\",id=\"/podu/id\",image=\"busybox\",name=\"id\",namespace=\"n\",pod=\"p\"}";
+    for (name, value) in [
+        ("container_oom_events_total", "2"),
+        ("container_cpu_cfs_periods_total", "10"),
+        ("container_cpu_cfs_throttled_periods_total", "3"),
+        ("container_cpu_cfs_throttled_seconds_total", "0.5"),
+    ] {
+        let line = format!("{name}{row} {value} 1700000010000");
+        assert!(text.lines().any(|one| one == line), "{line} in\n{text}");
+        // The machine and the pod have told nothing here.
+        assert_eq!(text.matches(&format!("\n{name}{{")).count(), 1, "{text}");
     }
 }
