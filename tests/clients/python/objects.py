@@ -293,11 +293,23 @@ def server_side_apply():
     equal(generation, applied.metadata.generation)
 
 
+def is_unserved(*kind):
+    try:
+        custom.list_namespaced_custom_object(*kind)
+        return False
+    except ApiException as error:
+        equal(error.status, 404)
+        return True
+
+
 def the_end():
     watcher = from_now(is_deleted, definitions.list_custom_resource_definition)
     definitions.delete_custom_resource_definition("widgets.example.com")
     watcher.types()
-    equal(refused(custom.list_namespaced_custom_object, *WIDGETS)[0], 404)
+    # The server tells of the deletion and stops serving the kind at about the same time.
+    end = time.monotonic() + PATIENCE_S
+    while not is_unserved(*WIDGETS):
+        assert time.monotonic() < end, "still served"
     watcher = from_now(is_deleted, core.list_namespace)
     core.delete_namespace(NAMESPACE)
     watcher.types()
