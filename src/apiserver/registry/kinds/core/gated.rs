@@ -49,7 +49,7 @@ fn only_added(now: &Value, before: &Value) -> bool {
     // A term that matches nothing does not begin to match.
     let begins = empty(before) && !empty(now);
     let starts = |list: &&str| items(now, list).starts_with(items(before, list));
-    !begins && lists.iter().all(|list| starts(list))
+    !begins && lists.iter().all(starts)
 }
 
 #[cfg(test)]
