@@ -218,6 +218,12 @@ fn difference(held: &PodStatus, wanted: &PodStatus) -> Option<Value> {
         .map(|(key, value)| (key.clone(), value.clone()))
         .chain(gone)
         .collect();
+    for list in ["podIPs", "hostIPs"] {
+        // They are merged by address: one that the pod has no more would stay.
+        if let Some(addresses) = changed.get_mut(list).and_then(Value::as_array_mut) {
+            addresses.push(json!({"$patch": "replace"}));
+        }
+    }
     if let Some(conditions) = changed.get_mut("conditions") {
         drop_stale(held.get("conditions"), conditions);
     }
@@ -268,6 +274,14 @@ mod tests {
         ] {
             assert_eq!(difference(&status(held.clone()), &status(wanted)), want);
         }
+        // Of a pod that was started anew.
+        let at = |ip: &str| json!({"podIP": ip, "podIPs": [{"ip": ip}]});
+        assert_eq!(
+            difference(&status(at("10.0.0.1")), &status(at("10.0.0.2"))),
+            Some(
+                json!({"podIP": "10.0.0.2", "podIPs": [{"ip": "10.0.0.2"}, {"$patch": "replace"}]})
+            )
+        );
         let not_ready = json!({"conditions": [{"type": "Ready", "status": "False", "reason": "r", "message": "m"}]});
         let ready = json!({"conditions": [{"type": "Ready", "status": "True"}]});
         assert_eq!(

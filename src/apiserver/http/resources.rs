@@ -24,7 +24,7 @@ use crate::apiserver::{
     registry::Resource,
     request::{Attributes, Target},
     special::Call,
-    status::{CauseType, Status},
+    status::{CauseType, Reason, Status},
     streaming::Forward,
     verbs::{self, Missing},
     write::Writing,
@@ -34,6 +34,9 @@ use crate::apiserver::{
 const HEAVY_BYTES: usize = 256 << 10;
 /// About what an object of a list costs.
 const LISTED_BYTES: usize = 512;
+
+/// How often a write looks again that finds gone what was there.
+const MEANWHILE: usize = 16;
 
 impl Frontend {
     /// Hands a connection to whoever is at its other end.
@@ -164,13 +167,21 @@ impl Frontend {
             (Operation::Update, None) => {
                 self.allow(&path, "update")?;
                 let (value, complaints) = decode(&incoming.headers, body, path.row.type_name)?;
-                let missing = match path.row.behaviour.create_on_update {
-                    true => self.missing(&incoming, &writing).await?,
-                    false => Missing::Refuse,
-                };
-                let written =
-                    verbs::update(&self.server, &writing, value, complaints, missing).await?;
-                one(&incoming, path.row, 200, written)
+                let creates = path.row.behaviour.create_on_update;
+                let mut tries = 0..MEANWHILE;
+                loop {
+                    let missing = match creates {
+                        true => self.missing(&incoming, &writing).await?,
+                        false => Missing::Refuse,
+                    };
+                    let (value, complaints) = (value.clone(), complaints.clone());
+                    let written =
+                        verbs::update(&self.server, &writing, value, complaints, missing).await;
+                    if creates && has_gone(missing, &written) && tries.next().is_some() {
+                        continue;
+                    }
+                    return one(&incoming, path.row, 200, written?);
+                }
             }
             (Operation::Patch, None) => {
                 self.allow(&path, "patch")?;
@@ -309,10 +320,17 @@ impl Frontend {
             applies: true,
             ..writing
         };
-        let missing = self.missing(incoming, &writing).await?;
         let force = incoming.query.flag("force");
-        let (written, new) = verbs::apply(&self.server, &writing, body, force, missing).await?;
-        one(incoming, row, if new { 201 } else { 200 }, written)
+        let mut tries = 0..MEANWHILE;
+        loop {
+            let missing = self.missing(incoming, &writing).await?;
+            let applied = verbs::apply(&self.server, &writing, body, force, missing).await;
+            if has_gone(missing, &applied) && tries.next().is_some() {
+                continue;
+            }
+            let (written, new) = applied?;
+            return one(incoming, row, if new { 201 } else { 200 }, written);
+        }
     }
 }
 
@@ -327,6 +345,12 @@ impl Incoming {
             (None, agent) => agent_manager(agent.unwrap_or_default()),
         }
     }
+}
+
+/// Whether what was there has gone meanwhile: it is decided anew whether the write may make it.
+fn has_gone<T>(missing: Missing, written: &Result<T, Status>) -> bool {
+    let gone = |status: &Status| status.reason == Reason::NotFound;
+    missing == Missing::Refuse && written.as_ref().is_err_and(gone)
 }
 
 /// Who applies must say in whose name.

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
     scale::{check_replicas, put_replicas, scale_of},
-    update::{Missing, check_immutable, check_version, is_gone, merged},
+    update::{Missing, check_immutable, check_version, merged},
 };
 use crate::apiserver::{
     metadata,
@@ -79,14 +79,11 @@ pub async fn apply(
         if let Some(owners) = owners {
             metadata::of(&mut new).insert("managedFields".to_owned(), owners);
         }
-        let written = server.write_changed(writing, new, &old, warnings.clone());
-        match written.await {
-            Err(status)
-                if status.reason == Reason::Conflict
-                    || status.reason == Reason::NotFound && is_gone(server, writing).await =>
-            {
-                last = Some(status);
-            }
+        match server
+            .write_changed(writing, new, &old, warnings.clone())
+            .await
+        {
+            Err(status) if status.reason == Reason::Conflict => last = Some(status),
             result => return result.map(|written| (written, false)),
         }
     }

@@ -76,15 +76,12 @@ pub async fn update(
         check_uid(writing, &body, &old)?;
         check_immutable(writing, &body, &old)?;
         let new = merged(row, writing.subresource.as_deref(), body.clone(), &old);
-        let written = server.write_changed(writing, new, &old, warnings.clone());
-        let written = written.await;
-        let again = match &written {
-            Err(status) if status.reason == Reason::Conflict => version.is_empty(),
-            Err(status) if status.reason == Reason::NotFound => is_gone(server, writing).await,
-            _ => false,
-        };
-        if !again {
-            return written;
+        match server
+            .write_changed(writing, new, &old, warnings.clone())
+            .await
+        {
+            Err(status) if status.reason == Reason::Conflict && version.is_empty() => {}
+            result => return result,
         }
     }
     Err(Status::conflict(
@@ -93,13 +90,6 @@ pub async fn update(
         &writing.name,
         "too many others are writing it",
     ))
-}
-
-/// Whether the object that was to be changed has gone meanwhile: what then is to happen, another try finds
-/// out.
-pub async fn is_gone(server: &ApiServer, writing: &Writing) -> bool {
-    let found = server.read(writing.row, &writing.namespace, &writing.name);
-    matches!(found.await, Err(status) if status.reason == Reason::NotFound)
 }
 
 /// A stale resourceVersion is a conflict.

@@ -10,8 +10,7 @@ use crate::apiserver::registry::{
         cells::{containers, images, int},
         names,
         pods::{
-            self,
-            defaults,
+            self, defaults,
             template::{Restarts, validate_with_selector},
         },
         row::{self, AGE, SCALE, column, count, wide},

@@ -10,8 +10,7 @@ use crate::apiserver::registry::{
         cells::{containers, images},
         names,
         pods::{
-            self,
-            defaults,
+            self, defaults,
             template::{Restarts, validate_with_selector},
         },
         row::{self, AGE, SCALE, field, read, wide},

@@ -11,8 +11,7 @@ use crate::apiserver::registry::{
         core::storage::claim_spec,
         names,
         pods::{
-            self,
-            defaults,
+            self, defaults,
             template::{Restarts, validate_with_selector},
         },
         row::{self, AGE, SCALE, column, wide},

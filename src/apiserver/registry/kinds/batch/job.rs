@@ -10,8 +10,7 @@ use crate::apiserver::registry::{
         cells::{between, containers, images, label_selector, short_duration},
         names,
         pods::{
-            self,
-            defaults,
+            self, defaults,
             template::{Restarts, validate_template},
         },
         row::{self, AGE, column, field, read, wide},
