@@ -93,6 +93,7 @@ def ask(address, name, transport):
         client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         client.settimeout(2)
         client.connect((address, 53))
+        reply = None
         for attempt in range(2):
             client.send(query(name))
             try:
@@ -100,6 +101,8 @@ def ask(address, name, transport):
                 break
             except TimeoutError:
                 continue
+    if not reply:
+        sys.exit(f"no answer about {name} from {address}")
     print(reply[3] & 15, ".".join(str(byte) for byte in reply[-4:]))
 
 
