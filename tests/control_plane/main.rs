@@ -177,11 +177,18 @@ fn workload(name: &str, spec: Value) -> Value {
 }
 
 /// Waits until `done` says so, for at most ten seconds.
-async fn until<F>(what: &str, mut done: impl FnMut() -> F) -> TestResult
+async fn until<F>(what: &str, done: impl FnMut() -> F) -> TestResult
 where
     F: Future<Output = Result<bool, kube::Error>>,
 {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    within(Duration::from_secs(10), what, done).await
+}
+
+async fn within<F>(patience: Duration, what: &str, mut done: impl FnMut() -> F) -> TestResult
+where
+    F: Future<Output = Result<bool, kube::Error>>,
+{
+    let deadline = tokio::time::Instant::now() + patience;
     while !done().await? {
         if tokio::time::Instant::now() > deadline {
             return Err(format!("timed out: {what}").into());

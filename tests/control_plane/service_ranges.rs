@@ -111,20 +111,6 @@ fn condition(cidr: &ServiceCIDR) -> String {
         .map_or_else(String::new, |one| format!("{} {}", one.status, one.reason))
 }
 
-async fn soon<F>(what: &str, mut done: impl FnMut() -> F) -> TestResult
-where
-    F: Future<Output = Result<bool, kube::Error>>,
-{
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while !done().await? {
-        if tokio::time::Instant::now() > deadline {
-            return Err(format!("timed out: {what}").into());
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Ok(())
-}
-
 struct Ranges {
     cidrs: Api<ServiceCIDR>,
     services: Api<Service>,
@@ -197,11 +183,11 @@ async fn a_range_stays_while_an_address_depends_on_it() -> TestResult {
     for name in ["apart", "inside", DEFAULT] {
         ranges.remove(name).await?;
     }
-    soon("its Service keeps it", || {
+    within(PATIENCE, "its Service keeps it", || {
         ranges.is("apart", "False Terminating")
     })
     .await?;
-    soon("all Services keep it", || {
+    within(PATIENCE, "all Services keep it", || {
         ranges.is(DEFAULT, "False Terminating")
     })
     .await?;
@@ -220,11 +206,11 @@ async fn a_range_stays_while_an_address_depends_on_it() -> TestResult {
     // One that has all the addresses lets the default one go, which then is made again.
     ranges.add("wide", "10.96.0.0/15").await?;
     assert!(ranges.serve("late", None).await?.starts_with("10.9"));
-    soon("the other range has its addresses", || {
+    within(PATIENCE, "the other range has its addresses", || {
         ranges.is_gone("inside")
     })
     .await?;
-    soon("the default range is another one", || async {
+    within(PATIENCE, "the default range is another one", || async {
         let now = ranges.cidrs.get_opt(DEFAULT).await?;
         Ok(now.is_some_and(|now| now.uid() != default.uid() && condition(&now) == "True "))
     })
@@ -234,7 +220,10 @@ async fn a_range_stays_while_an_address_depends_on_it() -> TestResult {
         .services
         .delete("in-apart", &DeleteParams::default())
         .await?;
-    soon("nothing depends on it", || ranges.is_gone("apart")).await?;
+    within(PATIENCE, "nothing depends on it", || {
+        ranges.is_gone("apart")
+    })
+    .await?;
     let events: Api<Event> = lab.api("default");
     let failures = ListParams::default().fields("reason=KubernetesServiceCIDRError");
     assert!(events.list(&failures).await?.items.is_empty());
