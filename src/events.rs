@@ -1,7 +1,8 @@
 //! Events that components leave on objects.
 //!
 //! Best effort: recording never waits. Repetitions raise the count of the event that is there, and
-//! an object that has had many gets few more.
+//! an object that has had many gets few more. What the API cannot take just now, on a full disk, say, is
+//! tried again for a while: then of all times events matter.
 
 use std::{
     borrow::Cow,
@@ -21,7 +22,7 @@ use kube::{
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use crate::supervision::caught;
+use crate::{backoff::Backoff, supervision::caught};
 
 /// Events that wait for the API; more are dropped.
 const BACKLOG: usize = 1000;
@@ -30,6 +31,11 @@ const REMEMBERED: usize = 4096;
 /// How many events one object may have at once, and how fast it earns more.
 const BURST: f64 = 25.0;
 const EARN_AFTER: Duration = Duration::from_secs(300);
+
+/// How long an event is tried again that the API could not take, and how often.
+const KEPT: Duration = Duration::from_secs(120);
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
 /// How an event shall be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,6 +60,7 @@ struct Told {
     reason: Cow<'static, str>,
     message: String,
     annotations: BTreeMap<String, String>,
+    at: Timestamp,
 }
 
 /// Who tells.
@@ -121,6 +128,7 @@ impl Recorder {
             reason: reason.into(),
             message: message.into(),
             annotations,
+            at: Timestamp::now(),
         };
         if let Err(dropped) = self.queue.try_send(told) {
             let reason = dropped.into_inner().reason;
@@ -203,7 +211,7 @@ impl Memory {
         let namespace = namespace(&told.about);
         let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
         let counted = match known.get_mut(&same) {
-            Some(known) => count(&api, known).await,
+            Some(known) => count(&api, known, told.at).await,
             None => false,
         };
         if !counted && let Some(name) = create(&api, source, told).await {
@@ -218,21 +226,68 @@ impl Memory {
     }
 }
 
+/// For how long, and how often, something is tried again that the API cannot take.
+struct Patience {
+    end: Instant,
+    retry: Backoff,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self {
+            end: Instant::now() + KEPT,
+            retry: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
+        }
+    }
+
+    /// The wait before the next try, if there is one.
+    fn after<T>(&mut self, tried: &Result<T, kube::Error>) -> Option<Duration> {
+        let error = tried.as_ref().err()?;
+        let again = may_pass(error) && Instant::now() < self.end;
+        again.then(|| self.retry.next_wait())
+    }
+}
+
+fn may_pass(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Api(status) => status.code == 429 || status.code >= 500,
+        kube::Error::Service(_) | kube::Error::HyperError(_) => true,
+        _ => false,
+    }
+}
+
 /// One more of the same; false if the event is no more.
-async fn count(api: &Api<Event>, known: &mut Known) -> bool {
+async fn count(api: &Api<Event>, known: &mut Known, at: Timestamp) -> bool {
     known.count += 1;
     known.last = Instant::now();
-    let patch = json!({"count": known.count, "lastTimestamp": Time(Timestamp::now())});
-    let patched = api
-        .patch(&known.name, &PatchParams::default(), &Patch::Merge(patch))
-        .await;
+    let patch = json!({"count": known.count, "lastTimestamp": Time(at)});
+    let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
+    let mut patience = Patience::new();
+    let patched = loop {
+        let patched = api.patch(&known.name, &params, &patch).await;
+        match patience.after(&patched) {
+            Some(wait) => tokio::time::sleep(wait).await,
+            None => break patched,
+        }
+    };
     !matches!(patched, Err(kube::Error::Api(status)) if status.code == 404)
 }
 
 async fn create(api: &Api<Event>, source: &Source, told: Told) -> Option<String> {
-    let event = event(source, told, Timestamp::now());
-    match api.create(&PostParams::default(), &event).await {
+    let event = event(source, told);
+    let params = PostParams::default();
+    let mut patience = Patience::new();
+    let created = loop {
+        let created = api.create(&params, &event).await;
+        match patience.after(&created) {
+            Some(wait) => tokio::time::sleep(wait).await,
+            None => break created,
+        }
+    };
+    match created {
         Ok(_) => event.metadata.name,
+        // An answer of an earlier try was lost: nobody else has this name.
+        Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => event.metadata.name,
         Err(error) => {
             tracing::debug!(%error, reason = event.reason, "event not recorded");
             None
@@ -245,7 +300,8 @@ fn namespace(about: &ObjectReference) -> String {
     about.namespace.clone().unwrap_or_else(|| "default".into())
 }
 
-fn event(source: &Source, told: Told, now: Timestamp) -> Event {
+fn event(source: &Source, told: Told) -> Event {
+    let now = told.at;
     let name = told.about.name.as_deref().unwrap_or_default();
     Event {
         metadata: ObjectMeta {
@@ -290,7 +346,63 @@ fn forget(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    };
+
+    use http::{Request, Response};
+    use http_body_util::BodyExt;
+    use kube::client::Body;
+
     use super::*;
+
+    /// An API that says `503` so often before it takes anything, and what it took.
+    fn api(busy: usize) -> (Client, Arc<Mutex<Vec<Event>>>) {
+        let taken: Arc<Mutex<Vec<Event>>> = Arc::default();
+        let (left, events) = (Arc::new(AtomicUsize::new(busy)), taken.clone());
+        let serve = move |request: Request<Body>| {
+            let (left, events) = (left.clone(), events.clone());
+            async move {
+                let bytes = request.into_body().collect().await?.to_bytes();
+                let is_busy = |left: usize| left.checked_sub(1);
+                if left.fetch_update(SeqCst, SeqCst, is_busy).is_ok() {
+                    let status = json!({"code": 503, "status": "Failure", "message": "full"});
+                    let answer = Response::builder().status(503);
+                    return Ok::<_, tower::BoxError>(
+                        answer.body(Body::from(status.to_string().into_bytes()))?,
+                    );
+                }
+                events.lock().unwrap().push(serde_json::from_slice(&bytes)?);
+                Ok(Response::builder().status(201).body(Body::from(bytes))?)
+            }
+        };
+        (Client::new(tower::service_fn(serve), "default"), taken)
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_taken_just_now_is_told_later() {
+        let (client, taken) = api(2);
+        let recorder = Recorder::start(client, "kubelet");
+        let about = ObjectReference {
+            name: Some("n".into()),
+            ..ObjectReference::default()
+        };
+        let before = Timestamp::now();
+        recorder.record_ref(about, Level::Normal, "NodeHasDiskPressure", "first");
+        let recorded = Timestamp::now();
+        let end = Instant::now() + Duration::from_secs(10);
+        while taken.lock().unwrap().is_empty() {
+            assert!(Instant::now() < end, "the event was lost");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let taken = taken.lock().unwrap();
+        assert_eq!(taken.len(), 1);
+        let at = taken[0].first_timestamp.as_ref().unwrap().0;
+        // It says when it happened, in seconds.
+        let seconds = before.as_second()..=recorded.as_second();
+        assert!(seconds.contains(&at.as_second()), "{at}");
+    }
 
     #[test]
     fn one_object_cannot_flood() {

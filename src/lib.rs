@@ -2,6 +2,9 @@
 //!
 //! `docs/architecture.md` has the code map and says what each part must not know.
 
+// Where they cannot print, `println!` and `eprintln!` panic.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod accepting;
 pub mod addresses;
 pub mod allocator;
@@ -20,6 +23,7 @@ pub mod format;
 pub mod informer;
 pub mod kubelet;
 pub mod listener;
+pub mod logging;
 pub mod own_ports;
 pub mod pki;
 pub mod placement;

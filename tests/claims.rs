@@ -93,6 +93,27 @@ fn let_go(cluster: &Cluster, pod: &str) {
     lab::until("the pod's folder is gone", || !folder.exists());
 }
 
+/// That the kubelet tells of the claim's volume, as the pod has it, by the filesystem that it lies on.
+fn measured(cluster: &Cluster, pod: &str, claim: &str) {
+    let node = cluster.field(&format!("pod/{pod}"), ".spec.nodeName");
+    let path = format!("get --raw /api/v1/nodes/{node}/proxy");
+    let summary: serde_json::Value =
+        serde_json::from_str(&cluster.ok(&format!("{path}/stats/summary"))).unwrap();
+    let pods = summary["pods"].as_array().unwrap();
+    let found = pods.iter().find(|one| one["podRef"]["name"] == pod);
+    let volumes = found.unwrap()["volume"].as_array().unwrap();
+    let of_claim = volumes.iter().find(|one| one["pvcRef"]["name"] == claim);
+    let volume = of_claim.unwrap();
+    assert_eq!(volume["name"], "v");
+    let capacity = volume["capacityBytes"].as_u64().unwrap();
+    assert!(capacity > 0, "{volume}");
+    let series = format!(
+        "kubelet_volume_stats_capacity_bytes{{namespace=\"default\",persistentvolumeclaim=\"{claim}\"}} {capacity}"
+    );
+    let metrics = cluster.ok(&format!("{path}/metrics"));
+    assert!(metrics.lines().any(|line| line == series), "{metrics}");
+}
+
 #[test]
 #[ignore = "needs root"]
 fn data_outlives_pods_and_daemons_and_is_the_groups() {
@@ -112,6 +133,7 @@ fn data_outlives_pods_and_daemons_and_is_the_groups() {
     assert_eq!(seen(&log).1, 2000, "what is made there is the group's too");
     let lines = || fs::read_to_string(&log).unwrap().lines().count();
     assert_eq!(lines(), 1);
+    measured(&cluster, "p", "data");
 
     let_go(&cluster, "p");
     // A file that the group may not read, by somebody else.

@@ -1,6 +1,6 @@
 //! `vetch down`.
 
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode};
 
 use super::{
     Error, block_on,
@@ -28,9 +28,9 @@ impl Down {
             match control::call(&paths.control_socket(), &request, |_, _| {}).await? {
                 Some(_) => {
                     super::daemon::wait_until_stopped(&paths)?;
-                    println!("stopped");
+                    writeln!(std::io::stdout(), "stopped")?;
                 }
-                None => println!("not running"),
+                None => writeln!(std::io::stdout(), "not running")?,
             }
             Ok(ExitCode::SUCCESS)
         })

@@ -2,7 +2,7 @@
 //!
 //! A running daemon does the work, since it holds the list of images; without one it is done here.
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::{Args, Subcommand};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
@@ -14,7 +14,10 @@ use super::{
     paths::{Paths, RootArg},
     registries::Registries,
 };
-use crate::runtime::image::{Credentials, Image, Images, Keyring};
+use crate::{
+    logging,
+    runtime::image::{Credentials, Image, Images, Keyring},
+};
 
 /// Pull, import, list and remove this node's images
 #[derive(Args)]
@@ -60,6 +63,7 @@ enum Verb {
 impl ImageCommand {
     pub fn run(self) -> Result<ExitCode, Error> {
         need_root("image")?;
+        let mut out = std::io::stdout();
         block_on(async {
             match self.verb {
                 Verb::Pull {
@@ -74,13 +78,18 @@ impl ImageCommand {
                         username,
                         password,
                     };
-                    show_added(ask(&root.paths()?, request).await?);
+                    show_added(&mut out, ask(&root.paths()?, request).await?)?;
                 }
                 Verb::Import { file, root } => {
                     let path = std::path::absolute(file)?;
-                    show_added(ask(&root.paths()?, Request::ImageImport { path }).await?);
+                    show_added(
+                        &mut out,
+                        ask(&root.paths()?, Request::ImageImport { path }).await?,
+                    )?;
                 }
-                Verb::Ls { root } => show_list(&ask(&root.paths()?, Request::ImageList).await?),
+                Verb::Ls { root } => {
+                    show_list(&mut out, &ask(&root.paths()?, Request::ImageList).await?)?
+                }
                 Verb::Rm { images, root } => {
                     for reference in images {
                         ask(
@@ -90,7 +99,7 @@ impl ImageCommand {
                             },
                         )
                         .await?;
-                        println!("removed {reference}");
+                        writeln!(out, "removed {reference}")?;
                     }
                 }
             }
@@ -186,22 +195,24 @@ fn line(image: &Image) -> ImageLine {
     }
 }
 
-fn show_added(images: Vec<ImageLine>) {
+fn show_added(out: &mut impl Write, images: Vec<ImageLine>) -> std::io::Result<()> {
     for image in images {
         for line in &image.tried {
-            eprintln!("{line}");
+            logging::note(format_args!("{line}"));
         }
         let name = image.names.first().unwrap_or(&image.id);
-        println!(
+        writeln!(
+            out,
             "{name}  {}  {}",
             short_id(&image.id),
             HumanBytes(image.size_bytes)
-        );
+        )?;
     }
+    Ok(())
 }
 
-fn show_list(images: &[ImageLine]) {
-    println!("{:<60} {:<14} SIZE", "IMAGE", "ID");
+fn show_list(out: &mut impl Write, images: &[ImageLine]) -> std::io::Result<()> {
+    writeln!(out, "{:<60} {:<14} SIZE", "IMAGE", "ID")?;
     for image in images {
         let none = ["<none>".to_owned()];
         let names = if image.names.is_empty() {
@@ -210,13 +221,15 @@ fn show_list(images: &[ImageLine]) {
             &image.names
         };
         for name in names {
-            println!(
+            writeln!(
+                out,
                 "{name:<60} {:<14} {}",
                 short_id(&image.id),
                 HumanBytes(image.size_bytes)
-            );
+            )?;
         }
     }
+    Ok(())
 }
 
 fn short_id(id: &str) -> &str {

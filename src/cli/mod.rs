@@ -31,7 +31,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{allocator, causes::causes, runtime::supervisor};
+use crate::{allocator, causes::causes, logging, runtime::supervisor};
 
 /// What went wrong, for a person: wrapping any error with what was being done is enough here.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -92,7 +92,7 @@ pub fn main() -> ExitCode {
         // The reader went away (`vetch logs | head`): not our failure.
         Err(error) if is_broken_pipe(error.as_ref()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("vetch: {}", causes(error.as_ref()));
+            logging::note(format_args!("vetch: {}", causes(error.as_ref())));
             ExitCode::FAILURE
         }
     }

@@ -49,7 +49,7 @@ impl Reset {
             // Whatever the user keeps beside our folders is theirs.
             let _ = std::fs::remove_dir(root);
         }
-        println!("removed the cluster and all its data");
+        writeln!(std::io::stdout(), "removed the cluster and all its data")?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -58,8 +58,12 @@ fn confirmed() -> Result<bool, Error> {
     if !std::io::stdin().is_terminal() {
         return Ok(false);
     }
-    print!("This removes the cluster and all its data. Type yes to go on: ");
-    std::io::stdout().flush()?;
+    let mut out = std::io::stdout();
+    write!(
+        out,
+        "This removes the cluster and all its data. Type yes to go on: "
+    )?;
+    out.flush()?;
     let mut line = String::new();
     std::io::stdin().read_line(&mut line)?;
     Ok(line.trim() == "yes")

@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    io::Write,
     num::NonZeroU32,
     os::unix::{fs::OpenOptionsExt, process::CommandExt},
     process::{Command, ExitCode, Stdio},
@@ -23,6 +24,7 @@ use super::{
 use crate::{
     apiserver::admission::{Exemptions, ExternalIps},
     kubelet::container::SwapBehavior,
+    logging,
 };
 
 /// Start the cluster on this machine
@@ -139,14 +141,7 @@ impl Up {
         if self.detach {
             return self.start_detached(&paths);
         }
-        tracing_subscriber::fmt()
-            .with_env_filter(
-                tracing_subscriber::EnvFilter::try_from_default_env()
-                    .unwrap_or_else(|_| "info".into()),
-            )
-            .with_target(false)
-            .with_writer(std::io::stderr)
-            .init();
+        logging::start();
         let ranges = Ranges::of(&paths);
         let config = Config {
             paths,
@@ -220,11 +215,14 @@ impl Up {
         });
         loop {
             match end.recv()? {
-                Some(Message::Status(status)) => eprintln!("{status} ..."),
+                Some(Message::Status(status)) => logging::note(format_args!("{status} ...")),
                 Some(Message::Ready) => {
-                    println!("The cluster is up.");
-                    println!("  export KUBECONFIG={}", paths.kubeconfig().display());
-                    println!("  kubectl get nodes");
+                    let kubeconfig = paths.kubeconfig();
+                    let kubeconfig = kubeconfig.display();
+                    writeln!(
+                        std::io::stdout(),
+                        "The cluster is up.\n  export KUBECONFIG={kubeconfig}\n  kubectl get nodes"
+                    )?;
                     return Ok(ExitCode::SUCCESS);
                 }
                 None => return Err(failure(paths, before)),

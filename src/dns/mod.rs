@@ -6,7 +6,8 @@
 //! does.
 //!
 //! `records.rs` says which names a Service gives, `answer.rs` turns a query into a reply,
-//! `serve.rs` and `forward.rs` do the I/O, `shares.rs` and `rate.rs` say how much one client may have.
+//! `serve.rs` and `forward.rs` do the I/O, `shares.rs`, `rate.rs` and
+//! `turns.rs` say how much one client may have, and when.
 
 mod answer;
 mod forward;
@@ -17,6 +18,7 @@ mod serve;
 mod shares;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 pub use objects::{endpoint_slice, service};
 
@@ -24,6 +26,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use ipnet::IpNet;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use tokio::{net::UdpSocket, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +39,9 @@ use crate::{
     },
     supervision::{caught_here, pulse},
 };
+
+/// Datagrams that the kernel holds while the daemon is busy, in bytes with the kernel's own.
+const RECEIVE_BUFFER: usize = 2 << 20;
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -83,11 +89,10 @@ async fn listen(server: &Arc<Server>, addresses: &[SocketAddr]) -> Result<JoinSe
             address: *address,
             source,
         };
-        tasks.spawn(
-            server
-                .clone()
-                .udp(UdpSocket::bind(address).await.map_err(failed)?),
-        );
+        let socket = UdpSocket::bind(address).await.map_err(failed)?;
+        // More than others may have at once; without the right to it, what the kernel gives by itself.
+        let _ = setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER);
+        tasks.spawn(server.clone().udp(socket));
         tasks.spawn(
             server
                 .clone()

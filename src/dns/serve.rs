@@ -2,7 +2,7 @@
 //!
 //! Always true: what memory can answer never waits for what upstream must; nobody has more than a share
 //! of the connections and of the queries under way upstream, nor more than so many queries a second;
-//! who is not of the cluster gets no answer.
+//! clients that ask by UDP take turns; who is not of the cluster gets no answer.
 
 use std::{
     io,
@@ -29,6 +29,7 @@ use super::{
     rate::Rates,
     records::Index,
     shares::{Place, Shares},
+    turns::{Datagram, Turns},
 };
 use crate::accepting::Failures;
 
@@ -36,6 +37,8 @@ use crate::accepting::Failures;
 /// of one.
 const CONNECTIONS: (usize, usize) = (1024, 128);
 const UPSTREAM: (usize, usize) = (1024, 256);
+/// Datagrams taken before one is answered.
+const AT_ONCE: usize = 256;
 /// Between two queries of a connection, and for a reply to be taken.
 const IDLE: Duration = Duration::from_secs(10);
 /// No query is longer, not even by TCP.
@@ -77,34 +80,49 @@ impl Server {
         self.clients.iter().any(|range| range.contains(&client))
     }
 
-    /// Answers datagrams until the task is dropped.
+    /// Answers datagrams until the task is dropped. What has arrived is taken before anything is
+    /// answered: a full socket would drop anybody's, not only those of who filled it.
     pub async fn udp(self: Arc<Self>, socket: UdpSocket) {
         let socket = Arc::new(socket);
-        let mut rates = Rates::default();
+        let (mut rates, mut turns) = (Rates::default(), Turns::default());
         let mut buffer = vec![0; QUERY];
         loop {
-            let Ok((length, from)) = socket.recv_from(&mut buffer).await else {
-                continue; // an ICMP error of an earlier answer
-            };
-            if !self.answers(from.ip()) || !rates.allow(from.ip(), Instant::now()) {
-                continue;
-            }
-            let bytes = &buffer[..length];
-            match self.local(bytes, Transport::Udp).await {
-                Local::Done(reply) => send(&socket, reply, from),
-                Local::Remote(remote) => match self.upstream.take(from.ip()) {
-                    None => send(&socket, remote.failed(true), from),
-                    Some(place) => {
-                        let (server, socket, bytes) =
-                            (self.clone(), socket.clone(), bytes.to_vec());
-                        tokio::spawn(async move {
-                            let reply =
-                                server.remote(*remote, &bytes, Transport::Udp, &place).await;
-                            send(&socket, reply, from);
-                        });
+            for _ in 0..AT_ONCE {
+                match socket.try_recv_from(&mut buffer) {
+                    Ok((length, from)) => {
+                        let client = from.ip();
+                        if self.answers(client) && rates.allow(client, Instant::now()) {
+                            turns.add(&buffer[..length], from);
+                        }
                     }
-                },
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(_) => {} // an ICMP error of an earlier answer
+                }
             }
+            match turns.take() {
+                Some(Datagram { bytes, from }) => self.datagram(&socket, bytes, from).await,
+                None => {
+                    let _ = socket.readable().await;
+                }
+            }
+            tokio::task::consume_budget().await;
+        }
+    }
+
+    /// Answers one datagram, at once or when upstream has.
+    async fn datagram(self: &Arc<Self>, socket: &Arc<UdpSocket>, bytes: Vec<u8>, from: SocketAddr) {
+        match self.local(&bytes, Transport::Udp).await {
+            Local::Done(reply) => send(socket, reply, from),
+            Local::Remote(remote) => match self.upstream.take(from.ip()) {
+                None => send(socket, remote.failed(true), from),
+                Some(place) => {
+                    let (server, socket) = (self.clone(), socket.clone());
+                    tokio::spawn(async move {
+                        let reply = server.remote(*remote, &bytes, Transport::Udp, &place).await;
+                        send(&socket, reply, from);
+                    });
+                }
+            },
         }
     }
 

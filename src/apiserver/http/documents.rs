@@ -32,6 +32,7 @@ pub struct Documents {
     pub advertise: String,
     /// By name, with the change of the rows they are of.
     made: Mutex<HashMap<String, (u64, Bytes, String)>>,
+    health: health::Told,
 }
 
 impl Documents {
@@ -39,6 +40,7 @@ impl Documents {
         Self {
             advertise,
             made: Mutex::default(),
+            health: health::Told::default(),
         }
     }
 
@@ -133,7 +135,7 @@ impl Documents {
             [endpoint @ ("healthz" | "livez" | "readyz"), check @ ..] => {
                 let checks = health::Checks::look(frontend, endpoint).await;
                 match check {
-                    [] | [""] => Ok(checks.all(query)),
+                    [] | [""] => Ok(checks.all(query, &self.health)),
                     check => checks.one(&check.join("/")).ok_or_else(not_found),
                 }
             }

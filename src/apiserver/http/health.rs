@@ -2,12 +2,31 @@
 //!
 //! Always true: a check says of what it names how that is now. The parts of the daemon are checks too.
 
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+};
+
 use http::{HeaderValue, Response, header};
 
 use super::{Body, Frontend, answer, full};
 use crate::apiserver::{cache, query::Query};
 
 const TEXT: &str = "text/plain; charset=utf-8";
+
+/// What the log was told last of each endpoint: probes come every second, and what they find is the same
+/// for long.
+#[derive(Debug, Default)]
+pub(super) struct Told(Mutex<BTreeMap<String, String>>);
+
+impl Told {
+    /// `failed`: the checks that failed, nothing if all is well.
+    fn is_news(&self, endpoint: &str, failed: &str) -> bool {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = told.insert(endpoint.to_owned(), failed.to_owned());
+        before.unwrap_or_default() != failed
+    }
+}
 
 /// What was found when all was looked at.
 #[derive(Debug)]
@@ -69,7 +88,7 @@ impl Checks {
         })
     }
 
-    pub fn all(&self, query: &Query) -> Response<Body> {
+    pub fn all(&self, query: &Query, told: &Told) -> Response<Body> {
         let excluded: Vec<&str> = query.all("exclude").collect();
         let endpoint = &self.endpoint;
         let (mut text, mut failed) = (String::new(), Vec::new());
@@ -95,11 +114,17 @@ impl Checks {
                 "warn: some health checks cannot be excluded: no matches for {unknown}\n"
             ));
         }
+        let failed = failed.join(",");
+        let is_news = excluded.is_empty() && told.is_news(endpoint, &failed);
         if !failed.is_empty() {
-            let failed = failed.join(",");
-            tracing::info!(failed, "{endpoint} check failed");
+            if is_news {
+                tracing::info!(failed, "{endpoint} check failed");
+            }
             text.push_str(&format!("{endpoint} check failed\n"));
             return unwell(&text);
+        }
+        if is_news {
+            tracing::info!("{endpoint} check passed");
         }
         text.push_str(&format!("{endpoint} check passed\n"));
         match query.get("verbose") {
@@ -133,6 +158,16 @@ mod tests {
         (code, String::from_utf8_lossy(&body.to_bytes()).into_owned())
     }
 
+    #[test]
+    fn the_log_is_told_of_changes() {
+        let told = Told::default();
+        let steps = [("", false), ("a", true), ("a", false), ("a,b", true)];
+        for (failed, news) in steps.into_iter().chain([("", true), ("", false)]) {
+            assert_eq!(told.is_news("livez", failed), news, "{failed}");
+        }
+        assert!(told.is_news("readyz", "a"));
+    }
+
     #[tokio::test]
     async fn the_answers_are_those_of_the_original() {
         let checks = Checks {
@@ -159,7 +194,7 @@ mod tests {
                 ),
             ),
         ] {
-            let said = said(checks.all(&Query::parse(query))).await;
+            let said = said(checks.all(&Query::parse(query), &Told::default())).await;
             assert_eq!((said.0, said.1.as_str()), want, "{query}");
         }
         let one = async |name| said(checks.one(name).expect("a check")).await;

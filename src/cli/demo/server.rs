@@ -10,7 +10,10 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use crate::cli::{Error, block_on};
+use crate::{
+    cli::{Error, block_on},
+    logging,
+};
 
 pub const SUBCOMMAND: &str = "demo-server";
 /// Above 1023: the application runs without any right.
@@ -24,7 +27,7 @@ impl DemoServer {
     pub fn run(self) -> Result<ExitCode, Error> {
         block_on(async {
             let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).await?;
-            println!("listening on port {PORT}");
+            logging::note(format_args!("listening on port {PORT}"));
             // The first process of a container has no default for SIGTERM.
             let mut terminate = signal(SignalKind::terminate())?;
             tokio::select! {

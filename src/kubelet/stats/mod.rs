@@ -24,12 +24,14 @@ use std::{
 };
 
 use futures::future::{join, join_all};
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 
 use self::{disk::Walks, rates::Rates};
 use super::{Error, Pods, pod::record::Record, volumes};
 use crate::{
     exposition::Page,
+    placement::volumes::ephemeral_name,
     runtime::{ContainerState, Identity, Phase, PodState, Runtime, Usage},
 };
 
@@ -309,20 +311,16 @@ impl Stats {
         let Some(state_dir) = &self.state_dir else {
             return Vec::new();
         };
-        let dir = state_dir.join("pods").join(&identity.uid).join("volumes");
+        let dir = state_dir.join("pods").join(&identity.uid);
         let walks = self.walks.clone();
-        let found = blocking(move || volumes_in(&dir, &walks)).await;
-        let mut volumes = found.unwrap_or_default();
         let pod = self.pods.pod(&identity.namespace, &identity.name);
-        let spec = pod.as_ref().and_then(|pod| pod.spec.as_ref());
-        let claims = spec.and_then(|spec| spec.volumes.as_deref()).unwrap_or(&[]);
-        for volume in &mut volumes {
-            let wanted = claims.iter().find(|claim| claim.name == volume.name);
-            volume.claim = wanted
-                .and_then(|claim| claim.persistent_volume_claim.as_ref())
-                .map(|claim| claim.claim_name.clone());
-        }
-        volumes
+        let found = blocking(move || {
+            let mut volumes = volumes_in(&dir.join("volumes"), &walks);
+            let claimed = |name: &str| claim(pod.as_deref()?, name);
+            volumes.extend(local_volumes(&dir, &claimed));
+            volumes
+        });
+        found.await.unwrap_or_default()
     }
 
     fn gauge(&self, name: &str, usage: Usage) -> Gauge {
@@ -355,14 +353,49 @@ impl Stats {
     }
 }
 
-/// `volumes/<plugin>/<name>`.
+/// The claim behind a pod's volume.
+fn claim(pod: &Pod, volume: &str) -> Option<String> {
+    let volumes = pod.spec.as_ref()?.volumes.as_ref()?;
+    let found = volumes.iter().find(|one| one.name == volume)?;
+    match &found.persistent_volume_claim {
+        Some(source) => Some(source.claim_name.clone()),
+        None => found
+            .ephemeral
+            .as_ref()
+            .map(|_| ephemeral_name(pod, volume)),
+    }
+}
+
+/// Folders of the node that the pod has by claims. As upstream tells them, by the filesystem that they
+/// lie on: what is in them is not counted.
+fn local_volumes(dir: &Path, claim: &dyn Fn(&str) -> Option<String>) -> Vec<Volume> {
+    let measured = |(name, path): (String, PathBuf)| {
+        let (claim, space) = (claim(&name)?, Space::of(&path).ok()?);
+        Some(Volume {
+            name,
+            claim: Some(claim),
+            taken: Taken {
+                bytes: space.used_bytes,
+                inodes: space.inodes.saturating_sub(space.inodes_free),
+            },
+            space,
+            in_memory: false,
+        })
+    };
+    let folders = volumes::local_folders(dir);
+    folders.into_iter().filter_map(measured).collect()
+}
+
+/// `volumes/<plugin>/<name>`, but for the folders of the node.
 fn volumes_in(dir: &Path, walks: &Walks) -> Vec<Volume> {
     let list = |dir: &Path| {
         let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
         entries.map(|entry| entry.path()).collect::<Vec<_>>()
     };
     let mut volumes = Vec::new();
-    for path in list(dir).iter().flat_map(|plugin| list(plugin)) {
+    let mut plugins = list(dir);
+    plugins.retain(|plugin| !plugin.ends_with(volumes::LOCAL_VOLUME));
+    for path in plugins.iter().flat_map(|plugin| list(plugin)) {
         let (Some(name), Ok(space)) = (path.file_name(), Space::of(&path)) else {
             continue;
         };

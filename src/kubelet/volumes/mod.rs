@@ -37,6 +37,7 @@ mod user;
 
 pub use self::{
     disk::{managed_files, on_node_disk},
+    ownership::{KIND as LOCAL_VOLUME, local_folders},
     pod::{Mounts, News, PodVolumes},
 };
 

@@ -2,12 +2,13 @@
 //!
 //! Given once for each pod, to a volume that no other pod here has: that one may work in it with another
 //! group. Who has a volume is seen on disk, by a folder of the volume's name below the pod's, so that a
-//! restart forgets nothing.
+//! restart forgets nothing. A link below that says where the volume lies, for whoever measures it.
 
 use std::{
     fs,
+    io::ErrorKind,
     os::unix::fs::{DirBuilderExt, MetadataExt},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use k8s_openapi::api::core::v1::Pod;
@@ -16,7 +17,7 @@ use super::{Error, PodVolumes, blocking, claims::Folder, io, make};
 use crate::runtime::files::{self, Given};
 
 /// As upstream names it below a pod's folder.
-const KIND: &str = "kubernetes.io~local-volume";
+pub const KIND: &str = "kubernetes.io~local-volume";
 
 /// The group, and when it is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +85,7 @@ fn give(
 ) -> Result<Option<String>, Error> {
     let mark = make::place(own, KIND, &folder.persistent_volume);
     if mark.exists() {
+        link(&mark, folder)?;
         return Ok(None);
     }
     let mut said = None;
@@ -106,7 +108,30 @@ fn give(
     let mut builder = fs::DirBuilder::new();
     let made = builder.recursive(true).mode(0o750).create(&mark);
     made.map_err(io("create", &mark))?;
+    link(&mark, folder)?;
     Ok(said)
+}
+
+/// Says below the mark which of the pod's volumes it is, and where it lies.
+fn link(mark: &Path, folder: &Folder) -> Result<(), Error> {
+    let link = mark.join(&folder.volume);
+    match std::os::unix::fs::symlink(&folder.path, &link) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        made => made.map_err(io("create", &link)),
+    }
+}
+
+/// The folders of the node that the pod whose folder is `own` has: name in the pod, and place.
+pub fn local_folders(own: &Path) -> Vec<(String, PathBuf)> {
+    let entries = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten();
+    let kind = own.join("volumes").join(KIND);
+    let links = entries(&kind).flat_map(|mark| entries(&mark.path()));
+    links
+        .filter_map(|link| {
+            let name = link.file_name().into_string().ok()?;
+            Some((name, fs::read_link(link.path()).ok()?))
+        })
+        .collect()
 }
 
 fn apply(folder: &Folder, wanted: Wanted, stop: &dyn Fn() -> bool) -> Result<(), Error> {
@@ -198,5 +223,6 @@ mod tests {
         fs::remove_dir_all(pod("b")).unwrap();
         give("c", false, wanted(8, When::OnRootMismatch)).unwrap();
         assert_eq!((mode(), gid(&file)), (0o660, 8));
+        assert_eq!(local_folders(&pod("c")), [("v".to_owned(), path.clone())]);
     }
 }

@@ -36,6 +36,8 @@ use nix::{
     },
 };
 
+use crate::logging::note;
+
 use super::{
     cgroup,
     container::{Stage, write_sysctl},
@@ -55,7 +57,7 @@ type Failed = super::container::Failed;
 /// Forks supervisors as the daemon at the other end of standard input orders.
 pub fn main(args: &[std::ffi::OsString]) -> ExitCode {
     if !args.is_empty() || nix::sys::socket::getsockname::<nix::sys::socket::UnixAddr>(0).is_err() {
-        eprintln!("{SUBCOMMAND} is started by the daemon");
+        note(format_args!("{SUBCOMMAND} is started by the daemon"));
         return ExitCode::from(2);
     }
     process::rename(c"vetch:zygote");
@@ -73,7 +75,7 @@ fn supervise(dir: &Path) -> i32 {
         Ok(()) => 0,
         Err(failed) => {
             let message = format!("{}: {}", failed.stage, failed.message);
-            eprintln!("{message}");
+            note(format_args!("{message}"));
             let _ = protocol::send(
                 std::io::stdin().as_fd(),
                 &protocol::Frame::Fatal { message },

@@ -12,11 +12,14 @@ use super::{
     io::CHUNK,
     state::{Number, Supervisor},
 };
-use crate::runtime::{
-    Phase,
-    log_writer::Stream,
-    protocol::{Frame, Streams},
-    sys,
+use crate::{
+    logging::note,
+    runtime::{
+        Phase,
+        log_writer::Stream,
+        protocol::{Frame, Streams},
+        sys,
+    },
 };
 
 /// What a descriptor in the wait list belongs to.
@@ -171,7 +174,7 @@ impl Supervisor {
         )) {
             let trusted = getsockopt(&socket, PeerCredentials).is_ok_and(|peer| peer.uid() == 0);
             if trusted && let Err(error) = self.add_client(socket) {
-                eprintln!("greet a client: {error}");
+                note(format_args!("greet a client: {error}"));
             }
         }
     }
@@ -183,7 +186,7 @@ impl Supervisor {
                 Ok(Some(ended)) => self.child_ended(ended),
                 Ok(None) => return,
                 Err(error) => {
-                    eprintln!("wait for children: {error}");
+                    note(format_args!("wait for children: {error}"));
                     return;
                 }
             }

@@ -18,12 +18,15 @@ use super::{
     io::{CHUNK, Input, Streams},
     state::{Container, Launch, Number, Supervisor, exit_of, set_nonblocking},
 };
-use crate::runtime::{
-    Exit, Io, Phase, cgroup,
-    container::{self, Report, Start, Stdio, USER_STAGE},
-    log_writer::LogWriter,
-    protocol::{self, Failure, Frame, Streams as Granted},
-    sys::{self, Cloned, Ended},
+use crate::{
+    logging::note,
+    runtime::{
+        Exit, Io, Phase, cgroup,
+        container::{self, Report, Start, Stdio, USER_STAGE},
+        log_writer::LogWriter,
+        protocol::{self, Failure, Frame, Streams as Granted},
+        sys::{self, Cloned, Ended},
+    },
 };
 
 /// Exit code of a container whose program never ran.
@@ -179,7 +182,7 @@ impl Supervisor {
     pub fn leave_pid_namespace(&self) {
         if let Err(errno) = setns(&self.own_pid_namespace, CloneFlags::CLONE_NEWPID) {
             // Every later container would land in the wrong namespace.
-            eprintln!("leave the pid namespace: {errno}");
+            note(format_args!("leave the pid namespace: {errno}"));
             std::process::abort();
         }
     }
@@ -293,7 +296,7 @@ impl Supervisor {
         } else if let Some(number) = execution {
             self.execution_ended(number, ended);
         } else if self.init.as_ref().is_some_and(|init| init.pid == ended.pid) {
-            eprintln!("the pod's first process ended: {ended:?}");
+            note(format_args!("the pod's first process ended: {ended:?}"));
         }
         sys::reap(ended.pid);
     }

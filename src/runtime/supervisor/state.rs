@@ -14,12 +14,15 @@ use nix::sys::{
 };
 
 use super::io::Streams;
-use crate::runtime::{
-    Exit, Phase,
-    protocol::{self, Frame},
-    records::{self, PodDir, PodRecord, StateRecord},
-    sys,
-    users::Resolved,
+use crate::{
+    logging::note,
+    runtime::{
+        Exit, Phase,
+        protocol::{self, Frame},
+        records::{self, PodDir, PodRecord, StateRecord},
+        sys,
+        users::Resolved,
+    },
 };
 
 /// Frames that may wait for a daemon that does not read; it is cut off when they are more.
@@ -219,7 +222,10 @@ impl Supervisor {
             user: container.user.clone(),
         };
         if let Err(error) = records::write(&self.dir.container_state(&container.id), &record) {
-            eprintln!("record of container {}: {error}", container.id);
+            note(format_args!(
+                "record of container {}: {error}",
+                container.id
+            ));
         }
     }
 
