@@ -1,4 +1,5 @@
-//! Tells the program what it is built of: commit, tree, date, compiler.
+//! Tells the program what it is built of: commit, tree, date, compiler; and the linker how to write
+//! relocations.
 //!
 //! Reproducible: the date is that of the commit, or `SOURCE_DATE_EPOCH`; a source tree without git
 //! says no commit. A debug build keeps what it saw when this script last ran, and calls itself
@@ -34,6 +35,23 @@ fn main() {
     ] {
         println!("cargo:rustc-env=VETCH_BUILD_{name}={value}");
     }
+    if c_library_is_from(2, 36) {
+        // In the usual form they take three megabytes, which every start reads; packed, a hundredth.
+        println!("cargo:rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+    }
+}
+
+/// Whether the C library that is linked in is glibc of that version or newer: an older one does not
+/// understand packed relocations, and the program would not start.
+fn c_library_is_from(major: u32, minor: u32) -> bool {
+    let cross = env::var("HOST").ok() != env::var("TARGET").ok();
+    let told = output("getconf", &["GNU_LIBC_VERSION"]).filter(|_| !cross);
+    let version = told.as_deref().and_then(|told| {
+        let (major, minor) = told.strip_prefix("glibc ")?.split_once('.')?;
+        let minor = minor.split('.').next()?;
+        Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?))
+    });
+    version.is_some_and(|version| version >= (major, minor))
 }
 
 /// What a program prints, if it is there and succeeds.

@@ -37,6 +37,10 @@ const KEPT: Duration = Duration::from_secs(120);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
+/// An event waits so long for others, and leaves the machine to what it tells of: a pod that starts has
+/// four.
+const LINGER: Duration = Duration::from_millis(20);
+
 /// How an event shall be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Level {
@@ -173,10 +177,21 @@ impl Allowance {
 
 async fn write_all(client: Client, source: Source, mut told: mpsc::Receiver<Told>) {
     let mut memory = Memory::default();
-    while let Some(told) = told.recv().await {
-        let reason = told.reason.clone();
+    loop {
+        let next = match told.try_recv() {
+            Ok(next) => next,
+            Err(mpsc::error::TryRecvError::Disconnected) => return,
+            Err(mpsc::error::TryRecvError::Empty) => {
+                let Some(next) = told.recv().await else {
+                    return;
+                };
+                tokio::time::sleep(LINGER).await;
+                next
+            }
+        };
+        let reason = next.reason.clone();
         // What one event cannot be written for, others are.
-        if let Err(panic) = caught(memory.write(&client, &source, told)).await {
+        if let Err(panic) = caught(memory.write(&client, &source, next)).await {
             tracing::error!(%panic, %reason, "event not recorded");
         }
     }
