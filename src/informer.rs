@@ -32,8 +32,8 @@ use tokio::sync::{broadcast, watch};
 use crate::supervision::{Parts, Policy, hooks};
 
 /// Changes a subscriber may lag behind before it is told to resync. The places are made with the channel,
-/// and there are some seventy informers: 24 KiB each.
-const BACKLOG: usize = 1024;
+/// and there are some seventy informers: 12 KiB each.
+const BACKLOG: usize = 512;
 
 /// Namespace and name; the namespace is empty for cluster-scoped objects.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

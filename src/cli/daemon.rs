@@ -50,6 +50,8 @@ const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
 const EVENTS: &str = "/registry/events/";
 
 const LOCK_WITHIN: Duration = Duration::from_millis(500);
+/// The same if that daemon is about to end.
+const DYING_WITHIN: Duration = Duration::from_secs(10);
 const LOCK_RETRY: Duration = Duration::from_millis(10);
 
 /// All settings, checked before anything starts.
@@ -478,15 +480,19 @@ async fn lock(paths: &Paths, root_flag: &str) -> Result<Flock<std::fs::File>, Er
         .write(true)
         .mode(0o600)
         .open(&path)?;
-    let end = tokio::time::Instant::now() + LOCK_WITHIN;
+    let begun = tokio::time::Instant::now();
     let mut lock = loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => break lock,
-            // A daemon that was killed lets go a moment later.
-            Err((back, _)) if tokio::time::Instant::now() < end => file = back,
-            Err(_) => {
+            Err((back, _)) if begun.elapsed() < LOCK_WITHIN => file = back,
+            Err((back, _)) => {
                 let pid = std::fs::read_to_string(&path).unwrap_or_default();
                 let pid = pid.trim();
+                if begun.elapsed() < DYING_WITHIN && is_dying(pid) {
+                    file = back;
+                    tokio::time::sleep(LOCK_RETRY).await;
+                    continue;
+                }
                 return Err(format!("vetch is already running on this root (process {pid}); stop it with `vetch down{root_flag}`").into());
             }
         }
@@ -495,6 +501,24 @@ async fn lock(paths: &Paths, root_flag: &str) -> Result<Flock<std::fs::File>, Er
     lock.set_len(0)?;
     write!(lock, "{}", std::process::id())?;
     Ok(lock)
+}
+
+/// Whether a process has been killed, or ends by itself: on a busy machine it takes a while to let go.
+fn is_dying(pid: &str) -> bool {
+    const EXITING: u64 = 0x4;
+    const KILLED: u64 = 1 << (libc::SIGKILL - 1);
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return true; // it is gone, or was when it wrote
+    };
+    // After the name, which may hold anything: state, parent, group, session, terminal and its group,
+    // flags; 21 others; the signals that wait.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    let has = |index: usize, bit: u64| {
+        let field = fields.get(index).and_then(|field| field.parse().ok());
+        field.is_some_and(|field: u64| field & bit != 0)
+    };
+    matches!(fields.first(), Some(&"Z" | &"X")) || has(6, EXITING) || has(28, KILLED)
 }
 
 /// Waits until the daemon has let go of its lock.
@@ -562,4 +586,28 @@ fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     file.write_all(bytes)?;
     file.persist(path)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_killed_is_waited_for() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("100")
+            .spawn()
+            .unwrap();
+        let pid = child.id().to_string();
+        assert!(!is_dying(&pid));
+        child.kill().unwrap();
+        // It is not reaped: whatever holds on to it now does so for long.
+        let end = std::time::Instant::now() + Duration::from_secs(10);
+        while !is_dying(&pid) {
+            assert!(std::time::Instant::now() < end, "it lives on");
+        }
+        child.wait().unwrap();
+        assert!(is_dying(&pid));
+        assert!(!is_dying(&std::process::id().to_string()));
+    }
 }

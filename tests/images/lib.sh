@@ -16,13 +16,14 @@ apt_get() {
 			awk '$2 == "bookworm" && $3 == "Packages" { print $1; exit }')}
 		[ "$mirror" ] || die "apt has no bookworm here: set DEBIAN_MIRROR to a Debian mirror's URL"
 		mkdir -p "$cache"/apt/{lists/partial,cache/archives/partial}
+		: >"$cache/apt/status" # its folder has the lock: others may be at work beside us
 		printf '%s [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s bookworm main\n' \
 			deb "$mirror" deb-src "$mirror" >"$cache/apt/sources.list"
 		cat >"$conf" <<-END
 			Dir::Etc::sourcelist "$cache/apt/sources.list";
 			Dir::Etc::sourceparts "/dev/null";
 			Dir::State::lists "$cache/apt/lists";
-			Dir::State::status "/dev/null";
+			Dir::State::status "$cache/apt/status";
 			Dir::Cache "$cache/apt/cache";
 			APT::Sandbox::User "root";
 			APT::Install-Recommends "false";
