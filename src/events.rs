@@ -263,9 +263,10 @@ impl Patience {
     }
 }
 
+/// What holds up all events, not this one: a webhook that fails (500) must not keep the others waiting.
 fn may_pass(error: &kube::Error) -> bool {
     match error {
-        kube::Error::Api(status) => status.code == 429 || status.code >= 500,
+        kube::Error::Api(status) => matches!(status.code, 429 | 503),
         kube::Error::Service(_) | kube::Error::HyperError(_) => true,
         _ => false,
     }
