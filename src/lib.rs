@@ -20,6 +20,7 @@ pub mod dns;
 pub mod events;
 pub mod exposition;
 pub mod format;
+mod hex;
 pub mod informer;
 pub mod kubelet;
 pub mod listener;

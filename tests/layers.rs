@@ -71,12 +71,13 @@ const ALLOWED: [(&str, &[&str]); 20] = [
 ];
 
 /// What every part may use; these use nothing of ours but each other.
-const FOR_ALL: [&str; 8] = [
+const FOR_ALL: [&str; 9] = [
     "backoff",
     "causes",
     "deletion",
     "exposition",
     "format",
+    "hex",
     "logging",
     "queue",
     "supervision",

@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 
 use self::folder::FolderWatch;
 use super::sources::{Change, Sender, Source};
-use crate::runtime::files;
+use crate::{hex::hex, runtime::files};
 
 /// Says that a pod in the API stands for a static one; the value is that one's hash.
 pub const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -183,10 +183,7 @@ fn parse(text: &str, node: &str) -> Result<Pod, String> {
     let manifest: Value = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
     let mut pod: Pod = serde_json::from_value(manifest).map_err(|error| error.to_string())?;
     let digest = Sha256::digest(format!("{node}\n{text}").as_bytes());
-    let hash: String = digest[..UID_BYTES]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let hash = hex(&digest[..UID_BYTES]);
     let name = pod.metadata.name.clone().unwrap_or_default();
     if name.is_empty() {
         return Err("it has no name".into());

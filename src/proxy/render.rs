@@ -19,7 +19,7 @@ use super::{
     model::{Audience, Backend, Front, Outcome, Plan, Protocol},
     slots::{Places, assign},
 };
-use crate::informer::Key;
+use crate::{hex::hex, informer::Key};
 
 /// The four maps a new connection is looked up in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -122,11 +122,8 @@ impl Gate {
         for range in &self.sources {
             digest.update(format!("{range} "));
         }
-        let hex: String = digest.finalize()[..8]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        format!("{}-from-{hex}", self.dealer.name())
+        let hash = hex(&digest.finalize()[..8]);
+        format!("{}-from-{hash}", self.dealer.name())
     }
 }
 

@@ -22,11 +22,16 @@ const USER: &str = "impersonate-user";
 const GROUP: &str = "impersonate-group";
 const UID: &str = "impersonate-uid";
 const EXTRA: &str = "impersonate-extra-";
+/// What all of them begin with.
+const ANY: &str = "impersonate-";
 
 /// Reads the headers. `None` if there are none; the caller removes them before anything else
 /// sees the request.
 pub fn impersonation(parts: &Parts) -> Result<Option<Impersonation>, Status> {
     let headers = &parts.headers;
+    if !headers.keys().any(|name| name.as_str().starts_with(ANY)) {
+        return Ok(None);
+    }
     // The first of several counts, as in the original.
     let name = text(headers, USER)?.into_iter().next().unwrap_or_default();
     let groups = text(headers, GROUP)?;

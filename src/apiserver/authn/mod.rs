@@ -35,7 +35,10 @@ use super::{
     request::User,
     status::{Reason, Status},
 };
-use crate::pki::{Clients, Holder};
+use crate::{
+    hex::hex,
+    pki::{Clients, Holder},
+};
 
 pub const ANONYMOUS: &str = "system:anonymous";
 pub const AUTHENTICATED: &str = "system:authenticated";
@@ -170,10 +173,6 @@ fn certificate_user(holder: Holder) -> User {
             vec![format!("X509SHA256={}", hex(&holder.fingerprint))],
         )]),
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A user as reviews show it.

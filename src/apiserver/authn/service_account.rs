@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     apiserver::{objects::Lookup, request::User},
+    hex::hex,
     pki::{self, TokenKeys},
 };
 
@@ -250,7 +251,7 @@ async fn legacy_user(claims: &Legacy, token: &str, lookup: &dyn Lookup) -> Resul
         return rejected("service account token has been invalidated");
     }
     let mut user = account_user(&claims.namespace, &account);
-    let fingerprint = super::hex(&Sha256::digest(token));
+    let fingerprint = hex(&Sha256::digest(token));
     let credential = vec![format!("SHA256={fingerprint}")];
     user.extra.insert(CREDENTIAL_ID.to_owned(), credential);
     Ok(user)

@@ -1,13 +1,14 @@
 //! `'%s is %d'.format([..])`
 
-use std::fmt::Write;
-
 use super::conversion::scalar_text;
-use crate::cel::{
-    functions::Functions,
-    program::Meter,
-    types::Type,
-    value::{EvalError, Evaluated, Key, List, Map, Value, escaped},
+use crate::{
+    cel::{
+        functions::Functions,
+        program::Meter,
+        types::Type,
+        value::{EvalError, Evaluated, Key, List, Map, Value, escaped},
+    },
+    hex::hex,
 };
 
 /// Digits behind the point where a clause says none.
@@ -229,15 +230,6 @@ fn print(
 fn signed(value: i64, digits: fn(u64) -> String) -> String {
     let sign = if value < 0 { "-" } else { "" };
     format!("{sign}{}", digits(value.unsigned_abs()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        // Writing to a string cannot fail.
-        let _ = write!(out, "{byte:02x}");
-    }
-    out
 }
 
 /// Doubles, and the names of those that JSON cannot hold.

@@ -10,7 +10,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::{super::Error, server};
-use crate::runtime::image::Images;
+use crate::{hex::hex, runtime::image::Images};
 
 /// Not a registry's: it is never pulled.
 pub const NAME: &str = "vetch.invalid/demo:latest";
@@ -70,11 +70,7 @@ fn write_layer(path: &Path) -> Result<String, Error> {
             length => hash.update(buffer.get(..length).unwrap_or_default()),
         }
     }
-    Ok(hash
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    Ok(hex(&hash.finalize()))
 }
 
 fn append(archive: &mut tar::Builder<File>, name: &str, content: &[u8]) -> Result<(), Error> {

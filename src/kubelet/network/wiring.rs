@@ -20,6 +20,7 @@ use netns::{
 use sha2::{Digest, Sha256};
 
 use super::guard::Port;
+use crate::hex::hex;
 
 /// A packet that a pod sends must not need a larger frame than any link on its way has.
 const MTU: u32 = 1500;
@@ -246,11 +247,7 @@ pub fn masquerade(table: &str, bridge: &str, pods: IpNet, cluster: IpNet) -> Bat
 /// The host's end of a pod's veth pair: 15 bytes at most, the same for the same pod.
 pub fn link_name(pod_uid: &str) -> String {
     let digest = Sha256::digest(pod_uid.as_bytes());
-    let hex: String = digest[..5]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    format!("veth{hex}")
+    format!("veth{}", hex(&digest[..5]))
 }
 
 /// A hardware address of the locally administered kind that follows from `seed`.

@@ -8,7 +8,8 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, de};
 use sha2::Digest as _;
 
-use super::{json::excerpt, layers::hex};
+use super::json::excerpt;
+use crate::hex::hex;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Digest {

@@ -15,7 +15,10 @@ use super::{
     Error, parents,
     unpack::{self, Limits},
 };
-use crate::runtime::files::{self, Scratch};
+use crate::{
+    hex::hex,
+    runtime::files::{self, Scratch},
+};
 
 /// Every compressed stream may grow to this much.
 const FREE_GROWTH: u64 = 4 << 30;
@@ -387,10 +390,6 @@ impl<R: Read> Read for Hashing<R> {
         self.hash.update(&buf[..n]);
         Ok(n)
     }
-}
-
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn set_mode_755(path: &Path) -> io::Result<()> {

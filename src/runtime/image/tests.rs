@@ -30,7 +30,8 @@ impl Lab {
 
     /// A docker-archive of one image.
     fn archive(&self, name: &str, layers: &[Vec<u8>]) -> PathBuf {
-        let digest = |layer: &Vec<u8>| format!("sha256:{}", layers::hex(&Sha256::digest(layer)));
+        let digest =
+            |layer: &Vec<u8>| format!("sha256:{}", crate::hex::hex(&Sha256::digest(layer)));
         let diff_ids: Vec<String> = layers.iter().map(digest).collect();
         let names: Vec<String> = (0..layers.len()).map(|n| format!("layer-{n}")).collect();
         let ours = platform::ours();
