@@ -10,6 +10,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
+    thread::JoinHandle,
 };
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
@@ -59,6 +60,7 @@ pub struct TokenKeys {
     signing: Arc<OnceLock<Result<Arc<TokenKey>, String>>>,
     /// Of that thread: the daemon starts meanwhile, and its first pods are far off.
     leisure: Arc<Leisure>,
+    maker: Option<JoinHandle<()>>,
     older: Vec<Arc<TokenKey>>,
 }
 
@@ -75,15 +77,17 @@ impl TokenKeys {
         }
         let cell = Arc::new(OnceLock::new());
         let leisure = Arc::new(Leisure::new());
-        match signing {
+        let maker = match signing {
             Some(key) => {
                 let _ = cell.set(Ok(Arc::new(key)));
+                None
             }
-            None => make(path, cell.clone(), leisure.clone())?,
-        }
+            None => Some(make(path, cell.clone(), leisure.clone())?),
+        };
         Ok(Self {
             signing: cell,
             leisure,
+            maker,
             older,
         })
     }
@@ -103,6 +107,16 @@ impl TokenKeys {
     }
 }
 
+/// Nothing is written any more once the keys are gone: whoever drops them may remove their folder.
+impl Drop for TokenKeys {
+    fn drop(&mut self) {
+        if let Some(maker) = self.maker.take() {
+            self.leisure.hurry();
+            let _ = maker.join(); // its panic was told already
+        }
+    }
+}
+
 fn load(path: &Path) -> Result<Option<TokenKey>, Error> {
     let Some(pem) = files::read(path)? else {
         return Ok(None);
@@ -115,7 +129,7 @@ fn make(
     path: PathBuf,
     cell: Arc<OnceLock<Result<Arc<TokenKey>, String>>>,
     leisure: Arc<Leisure>,
-) -> Result<(), Error> {
+) -> Result<JoinHandle<()>, Error> {
     let making = path.clone();
     let made = std::thread::Builder::new()
         .name("token-key".to_owned())
@@ -133,7 +147,7 @@ fn make(
             let _ = cell.set(made.map(Arc::new));
             leisure.end();
         });
-    made.map(drop).map_err(|source| Error::Io {
+    made.map_err(|source| Error::Io {
         action: "start a thread that makes",
         path,
         source,
@@ -218,6 +232,13 @@ mod tests {
         assert_eq!(algorithms(&again), algorithms(&keys));
         let id = |keys: &TokenKeys| keys.signing().expect("a key").id.clone();
         assert_eq!(id(&again), id(&keys));
+    }
+
+    #[test]
+    fn nothing_is_written_once_the_keys_are_dropped() {
+        let dir = tempfile::tempdir().expect("a folder");
+        drop(TokenKeys::open(dir.path()).expect("opened"));
+        assert!(dir.path().join("sa.key").exists());
     }
 
     #[test]
