@@ -39,7 +39,7 @@ const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
 /// An event waits so long for others, and leaves the machine to what it tells of: a pod that starts has
 /// four.
-const LINGER: Duration = Duration::from_millis(20);
+const LINGER: Duration = Duration::from_millis(100);
 
 /// How an event shall be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -35,6 +35,8 @@ use crate::{
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// How long after the first change of a burst the rest of it is waited for.
 const BURST: Duration = Duration::from_millis(20);
+/// The same where only links and what they carry have changed: each pod that comes or goes does that.
+const LINKS_BURST: Duration = Duration::from_millis(250);
 const RECEIVE_CHUNK: usize = 1 << 16;
 
 const LINK: u32 = 1;
@@ -134,10 +136,16 @@ impl Monitor {
     /// What has changed, once something has. Nothing is lost when it is not waited for to the end.
     pub async fn changes(&mut self) -> Result<Changes, Error> {
         loop {
-            let [one, two] = &self.sockets;
+            let [links, tables] = &self.sockets;
             tokio::select! {
-                ready = one.readable() => ready.map(drop),
-                ready = two.readable() => ready.map(drop),
+                ready = tables.readable() => ready.map(drop),
+                ready = links.readable() => match ready.map(drop) {
+                    Err(error) => Err(error),
+                    Ok(()) => tokio::select! {
+                        ready = tables.readable() => ready.map(drop),
+                        () = tokio::time::sleep(LINKS_BURST - BURST) => Ok(()),
+                    },
+                },
             }
             .map_err(lost)?;
             tokio::time::sleep(BURST).await;
