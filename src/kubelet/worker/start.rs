@@ -135,34 +135,32 @@ async fn run(
         let events = &context.events;
         events.container(&order.pod, member, Level::Warning, reason, message);
     }
-    let mut mounts = order
-        .volumes
-        .mounts(
+    let identity = identity(&pod);
+    let name = member.name();
+    let log_path = logs::path(&context.config.log_dir, &identity, name, order.attempt);
+    let log_dir = &context.config.log_dir;
+    let (mounts, log_folder) = tokio::join!(
+        order.volumes.mounts(
             &pod,
             &order.pod_ips,
             &member.spec,
             order.attempt,
             &environment,
-        )
-        .await
-        .map_err(|error| match error {
-            volumes::Error::Container(message) => setback("CreateContainerConfigError", message),
-            error => setback("CreateContainerError", causes(&error)),
-        })?;
+        ),
+        logs::make_folder(log_dir, &identity, &log_path),
+    );
+    let mut mounts = mounts.map_err(|error| match error {
+        volumes::Error::Container(message) => setback("CreateContainerConfigError", message),
+        error => setback("CreateContainerError", causes(&error)),
+    })?;
     for message in std::mem::take(&mut mounts.resolver_limits) {
         let events = &context.events;
         events.pod(&order.pod, Level::Warning, "DNSConfigForming", message);
     }
-    let identity = identity(&pod);
-    let name = member.name();
-    let log_path = logs::path(&context.config.log_dir, &identity, name, order.attempt);
-    let log_dir = &context.config.log_dir;
-    logs::make_folder(log_dir, &identity, &log_path)
-        .await
-        .map_err(|error| {
-            let message = format!("make a folder for {}: {error}", log_path.display());
-            setback("CreateContainerError", message)
-        })?;
+    log_folder.map_err(|error| {
+        let message = format!("make a folder for {}: {error}", log_path.display());
+        setback("CreateContainerError", message)
+    })?;
     let mut config = container::container_config(Inputs {
         pod: &pod,
         container: &member.spec,
