@@ -7,6 +7,7 @@ mod lab;
 use std::time::{Duration, Instant};
 
 use lab::{Lab, SECOND, TestResult};
+use oci_spec::runtime::{LinuxPidsBuilder, LinuxResourcesBuilder};
 use vetch::runtime::{Error, Phase};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -327,6 +328,23 @@ async fn a_new_daemon_finds_everything() -> TestResult {
     assert_eq!(lab.exit(&id).await?.code, 137);
     lab.reopen().await?;
     assert!(lab.runtime.pod("a").await.is_some_and(|pod| !pod.alive));
+    lab.end().await
+}
+
+/// The supervisor is there before its pod's group: a daemon that ends in between leaves none.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root"]
+async fn a_pod_that_is_taken_over_without_its_group_is_limited_again() -> TestResult {
+    let mut lab = Lab::new().await?;
+    let pids = LinuxPidsBuilder::default().limit(77_i64).build()?;
+    let limited = LinuxResourcesBuilder::default().pids(pids).build()?;
+    lab.create_pod("p1", |pod| pod.resources = Some(limited))
+        .await?;
+    assert_eq!(lab.pids_limit("p1")?.trim(), "77");
+    lab.remove_pod_group("p1")?;
+    lab.reopen().await?;
+    assert_eq!(lab.pids_limit("p1")?.trim(), "77");
+    lab.run("p1", "true", |_| {}).await?;
     lab.end().await
 }
 

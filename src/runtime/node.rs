@@ -225,14 +225,9 @@ impl Node {
         records::write(&dir.pod(), record).map_err(io_error("write the pod's record"))?;
         reached(Step::PodRecorded);
         let config = &record.config;
-        let name = cgroup::pod_name(&self.config.cgroup_root, &config.cgroup);
-        let resources = config.resources.as_ref().map(|one| (one, Owner::Pod));
-        cgroup::create(&self.hierarchy, &name, resources, None)
-            .map_err(|error| cgroup::failed(&name, error))?;
         let own = cgroup::supervisor_name(&self.config.cgroup_root, &config.cgroup);
         cgroup::create(&self.hierarchy, &own, None, None)
             .map_err(|error| cgroup::failed(&own, error))?;
-        reached(Step::PodGroupsMade);
         let (ours, theirs) = protocol::pair().map_err(io_error("supervisor's socket"))?;
         supervisor_nonblocking(&ours).map_err(io_error("supervisor's socket"))?;
         let log = fs::OpenOptions::new()
@@ -242,10 +237,22 @@ impl Node {
             .open(dir.log())
             .map_err(io_error("open the supervisor's log"))?;
         self.zygote
-            .fork(&dir.0, &theirs, &log)
+            .fork(&dir.0, &own, &theirs, &log)
             .map_err(io_error("start the supervisor"))?;
         reached(Step::SupervisorForked);
+        // While it starts: no container is there yet.
+        self.make_pod_group(record)?;
+        reached(Step::PodGroupsMade);
         Ok(ours)
+    }
+
+    /// The group around the pod's containers, with the pod's limits; one that is there is fine.
+    fn make_pod_group(&self, record: &PodRecord) -> Result<(), Error> {
+        let config = &record.config;
+        let name = cgroup::pod_name(&self.config.cgroup_root, &config.cgroup);
+        let resources = config.resources.as_ref().map(|one| (one, Owner::Pod));
+        let made = cgroup::create(&self.hierarchy, &name, resources, None);
+        made.map(drop).map_err(|error| cgroup::failed(&name, error))
     }
 
     pub async fn remove_pod(self: &Arc<Self>, uid: &str) -> Result<(), Error> {

@@ -234,6 +234,18 @@ pub fn reap(pid: i32) {
     unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
 }
 
+/// From now on the kernel takes away children that have ended, unasked.
+pub fn forget_children() {
+    // SAFETY: ignoring a signal runs no code.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+}
+
+/// Undoes [`forget_children`], which children inherit.
+pub fn heed_children() {
+    // SAFETY: the default action runs no code.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
 /// Takes any ended child away; false when there is none.
 pub fn reap_any() -> bool {
     // SAFETY: as above.

@@ -13,8 +13,8 @@ pub enum Step {
     // The start.
     FolderMade,
     PodRecorded,
-    PodGroupsMade,
     SupervisorForked,
+    PodGroupsMade,
     SandboxMade,
     VolumesMounted,
     AddressClaimed,
@@ -47,8 +47,8 @@ impl Step {
     pub const START: [Self; 15] = [
         Self::FolderMade,
         Self::PodRecorded,
-        Self::PodGroupsMade,
         Self::SupervisorForked,
+        Self::PodGroupsMade,
         Self::SandboxMade,
         Self::VolumesMounted,
         Self::AddressClaimed,

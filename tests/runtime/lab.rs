@@ -230,6 +230,21 @@ impl Lab {
         Ok(*pids.first().ok_or("no supervisor")?)
     }
 
+    /// How many processes all of the pod's containers may have.
+    pub fn pids_limit(&self, uid: &str) -> Result<String> {
+        let hierarchy = cgroups::Hierarchy::detect()?;
+        let roots = hierarchy.v1.get("pids").or(hierarchy.v2.as_ref());
+        let group = roots.ok_or("no control groups")?;
+        let group = group.join(format!("{}/burstable/pod{uid}", self.config.cgroup_root));
+        Ok(fs::read_to_string(group.join("pids.max"))?)
+    }
+
+    pub fn remove_pod_group(&self, uid: &str) -> TestResult {
+        let hierarchy = cgroups::Hierarchy::detect()?;
+        let name = format!("{}/burstable/pod{uid}", self.config.cgroup_root);
+        Ok(cgroups::Group::open(&hierarchy, &name)?.remove()?)
+    }
+
     pub fn kill_supervisor(&self, uid: &str) -> TestResult {
         let pid = nix::unistd::Pid::from_raw(self.supervisor(uid)?);
         Ok(nix::sys::signal::kill(

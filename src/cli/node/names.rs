@@ -5,7 +5,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::{IpNet, Ipv4Net};
 use sha2::{Digest, Sha256};
 
-use crate::cli::{Error, paths::Paths};
+use crate::{
+    cli::{Error, paths::Paths},
+    hex::hex,
+};
 
 /// The address of the cluster DNS is this one of the service range.
 const DNS_ADDRESS: usize = 10;
@@ -55,7 +58,7 @@ impl Names {
                 cgroup_root: "vetch".into(),
             },
             Some(bytes) => {
-                let tag: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+                let tag = hex(&bytes);
                 Self {
                     bridge: format!("vetch{tag}"),
                     table: format!("vetch-{tag}"),

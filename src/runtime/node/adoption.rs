@@ -82,6 +82,11 @@ impl Node {
             tracing::warn!(pod = uid, error = %busy, "the pod is not taken over yet, will retry");
             tokio::time::sleep(wait.next_wait()).await;
         };
+        if pod.snapshot().containers.is_empty() {
+            // That daemon may have ended before it made the group that limits them.
+            let (node, record) = (self.clone(), pod.record.clone());
+            blocking(move || node.make_pod_group(&record)).await?;
+        }
         for id in pod.unstarted() {
             if is_unknown(&pod, &id).await {
                 self.discard(&pod, &id).await?;

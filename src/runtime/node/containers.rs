@@ -22,7 +22,10 @@ use super::{
     },
     Node, PATIENCE, blocking, carried,
 };
-use crate::supervision::steps::{Step, reached};
+use crate::{
+    hex::hex,
+    supervision::steps::{Step, reached},
+};
 
 impl Node {
     pub async fn run_container(
@@ -205,10 +208,7 @@ impl Node {
 
 /// 64 hex digits.
 fn new_id() -> String {
-    rand::random::<[u8; 32]>()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex(&rand::random::<[u8; 32]>())
 }
 
 /// Another container of the pod whose pid namespace the spec names by the container's id.

@@ -1,7 +1,7 @@
 //! The process that holds one pod: its namespaces, its containers, their streams and logs.
 //!
-//! Forked from the daemon's zygote (`vetch pod-supervisor`) and from then on nobody's child: it
-//! outlives the daemon and serves whichever one connects. One thread, no async runtime, little
+//! Forked from the daemon's zygote (`vetch pod-supervisor`), which does not wait for it: it outlives
+//! both and serves whichever daemon connects. One thread, no async runtime, little
 //! memory. Always true:
 //! - A container's end is written to its record before the kernel forgets it.
 //! - No client, however slow, makes a container wait.
@@ -39,7 +39,6 @@ use nix::{
 use crate::logging::note;
 
 use super::{
-    cgroup,
     container::{Stage, write_sysctl},
     process, protocol,
     records::{self, PodDir, PodRecord},
@@ -47,6 +46,7 @@ use super::{
     sys::{self, Cloned},
 };
 use state::{PodInit, Supervisor};
+use zygote::Place;
 pub use zygote::Zygote;
 
 /// The hidden first argument that makes the program the zygote of supervisors.
@@ -63,6 +63,7 @@ pub fn main(args: &[std::ffi::OsString]) -> ExitCode {
     process::rename(c"vetch:zygote");
     // Whatever else the daemon was started with must not be held open by pods.
     sys::close_from(3);
+    sys::forget_children();
     match zygote::serve(supervise) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE, // the daemon starts another
@@ -70,8 +71,8 @@ pub fn main(args: &[std::ffi::OsString]) -> ExitCode {
 }
 
 /// Makes the pod and serves it until told to end.
-fn supervise(dir: &Path) -> i32 {
-    match begin(&PodDir(dir.into())) {
+fn supervise(dir: &Path, place: Result<Place, Failed>) -> i32 {
+    match place.and_then(|place| begin(&PodDir(dir.into()), &place)) {
         Ok(()) => 0,
         Err(failed) => {
             let message = format!("{}: {}", failed.stage, failed.message);
@@ -86,16 +87,12 @@ fn supervise(dir: &Path) -> i32 {
     }
 }
 
-fn begin(dir: &PodDir) -> Result<(), Failed> {
-    let record: PodRecord = records::read(&dir.pod()).stage("record")?;
-    let hierarchy = cgroups::Hierarchy::detect().stage("cgroups")?;
-    let name = cgroup::supervisor_name(&record.cgroup_root, &record.config.cgroup);
-    let group = cgroups::Group::open(&hierarchy, &name).stage("cgroups")?;
-    match fork_into(&group, 0).stage("fork")? {
-        (Cloned::Parent { .. }, _) => return Ok(()), // nobody's child from now on
-        (Cloned::Child, true) => {}
-        (Cloned::Child, false) => group.enter().stage("cgroups")?,
+fn begin(dir: &PodDir, place: &Place) -> Result<(), Failed> {
+    if !place.in_group {
+        place.group.enter().stage("cgroups")?;
     }
+    let hierarchy = place.group.hierarchy().clone();
+    let record: PodRecord = records::read(&dir.pod()).stage("record")?;
     leave_service(&hierarchy);
     let supervisor = set_up(dir, record, hierarchy)?;
     serve::serve(supervisor).stage("serve")

@@ -15,10 +15,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::SUBCOMMAND;
+use super::{Failed, SUBCOMMAND, fork_into};
 use crate::runtime::{
+    container::Stage,
     link::lock,
-    protocol,
+    protocol::{self, Frame},
     sys::{self, Cloned},
 };
 
@@ -26,6 +27,8 @@ use crate::runtime::{
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
     pod_dir: PathBuf,
+    /// The control group that the supervisor belongs into.
+    group: String,
 }
 
 impl protocol::Growing for Order {}
@@ -52,10 +55,18 @@ impl Zygote {
         }
     }
 
-    /// Forks a supervisor for the pod; it greets, or says what failed, over `socket`. Blocks.
-    pub fn fork(&self, pod_dir: &Path, socket: &OwnedFd, log: &fs::File) -> std::io::Result<()> {
+    /// Forks a supervisor for the pod, into its group; it greets, or says what failed, over `socket`.
+    /// Blocks.
+    pub fn fork(
+        &self,
+        pod_dir: &Path,
+        group: &str,
+        socket: &OwnedFd,
+        log: &fs::File,
+    ) -> std::io::Result<()> {
         let order = Order {
             pod_dir: pod_dir.into(),
+            group: group.to_owned(),
         };
         let mut running = lock(&self.running);
         if let Some(zygote) = &*running {
@@ -102,26 +113,54 @@ impl Drop for Running {
 }
 
 /// Serves the daemon on standard input until it is gone.
-pub fn serve(supervise: impl Fn(&Path) -> i32) -> std::io::Result<()> {
+pub fn serve(supervise: impl Fn(&Path, Result<Place, Failed>) -> i32) -> std::io::Result<()> {
     let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
+    let hierarchy = cgroups::Hierarchy::detect();
     while let Some((order, fds)) = protocol::receive::<Order>(socket.as_fd())? {
         let mut fds = fds.into_iter();
         let (Some(connection), Some(log)) = (fds.next(), fds.next()) else {
             continue;
         };
-        match sys::clone3(0, None)? {
-            Cloned::Parent { pid, .. } => sys::reap(pid),
-            Cloned::Child => {
+        let group = open(hierarchy.as_ref(), &order.group);
+        let forked = match &group {
+            Ok(group) => fork_into(group, 0),
+            // It says so itself.
+            Err(_) => sys::clone3(0, None).map(|cloned| (cloned, false)),
+        };
+        match forked {
+            Ok((Cloned::Parent { .. }, _)) => {}
+            Ok((Cloned::Child, in_group)) => {
                 drop(socket);
+                sys::heed_children();
                 let ready = nix::unistd::dup2_stdin(&connection)
                     .and_then(|()| nix::unistd::dup2_stderr(&log));
                 drop((connection, log));
+                let place = group.map(|group| Place { group, in_group });
                 sys::exit_now(match ready {
-                    Ok(()) => supervise(&order.pod_dir),
+                    Ok(()) => supervise(&order.pod_dir, place),
                     Err(_) => 1,
                 });
+            }
+            Err(error) => {
+                let message = format!("fork: {error}");
+                let _ = protocol::send(connection.as_fd(), &Frame::Fatal { message }, &[]);
             }
         }
     }
     Ok(())
+}
+
+/// A supervisor's control group.
+pub struct Place {
+    pub group: cgroups::Group,
+    /// Whether the kernel put it there at once.
+    pub in_group: bool,
+}
+
+fn open(
+    hierarchy: Result<&cgroups::Hierarchy, &cgroups::Error>,
+    name: &str,
+) -> Result<cgroups::Group, Failed> {
+    let hierarchy = hierarchy.stage("cgroups")?;
+    cgroups::Group::open(hierarchy, name).stage("cgroups")
 }
