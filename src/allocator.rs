@@ -4,6 +4,9 @@
 //! block is mapped alone with each such block that is freed, and makes eight heaps a core.
 #![allow(unsafe_code)] // one call of the C library, which nothing safe stands for
 
+#[cfg(target_env = "gnu")]
+use crate::program_text;
+
 /// For the start of the program, while it has one thread.
 #[cfg(target_env = "gnu")]
 pub fn give_back() {
@@ -30,17 +33,20 @@ pub fn freed_much() {
     FREED.notify_one();
 }
 
-/// Gives back the pages that lie free between used ones, every minute and after [`freed_much`].
+/// Gives back the pages that lie free between used ones, when a start is over, every minute and after
+/// [`freed_much`]; and what is mapped of the program's code, but not after that.
 #[cfg(target_env = "gnu")]
 pub async fn keep_small() {
     use std::time::Duration;
     /// The last of it is an answer, which somebody has to read; and each time keeps everyone else from
     /// allocating for some milliseconds.
     const SOON: Duration = Duration::from_millis(200);
-    let mut minutes = tokio::time::interval(Duration::from_secs(60));
+    const START: Duration = Duration::from_secs(3);
+    let start = tokio::time::Instant::now() + START;
+    let mut minutes = tokio::time::interval_at(start, Duration::from_secs(60));
     loop {
         tokio::select! {
-            _ = minutes.tick() => {}
+            _ = minutes.tick() => program_text::unmap(),
             () = FREED.notified() => tokio::time::sleep(SOON).await,
         }
         // SAFETY: any thread may call it at any time; it touches free memory only.

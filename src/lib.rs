@@ -28,6 +28,7 @@ pub mod logging;
 pub mod own_ports;
 pub mod pki;
 pub mod placement;
+mod program_text;
 pub mod proxy;
 pub mod queue;
 pub mod repair;

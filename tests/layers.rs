@@ -10,7 +10,7 @@ use std::{
 const ALLOWED: [(&str, &[&str]); 20] = [
     ("accepting", &[]),
     ("addresses", &[]),
-    ("allocator", &[]),
+    ("allocator", &["program_text"]),
     ("any_certificate", &[]),
     (
         "apiserver",
@@ -64,6 +64,7 @@ const ALLOWED: [(&str, &[&str]); 20] = [
             "repair",
         ],
     ),
+    ("program_text", &[]),
     ("repair", &[]),
     ("runtime", &["addresses", "any_certificate"]),
     ("scheduler", &["events", "informer", "placement"]),
