@@ -2,7 +2,7 @@
 //!
 //! Most of what a start runs through is not needed again, and would count as this process's memory for as
 //! long as nobody else wants it. Unmapped, it is the page cache's; what is needed again comes back by
-//! itself, for a microsecond a piece.
+//! itself.
 #![allow(unsafe_code)] // two calls of the C library, which nothing safe stands for
 
 use std::{ffi::c_void, ops::Range};

@@ -165,11 +165,6 @@ impl Group {
             .try_for_each(|dir| write(&dir.join(file), "0"))
     }
 
-    /// The trees that it lies in.
-    pub fn hierarchy(&self) -> &Hierarchy {
-        &self.hierarchy
-    }
-
     /// Folder of the group in the v2 tree, for clone3 to start a process in; `None` on v1.
     pub fn unified_dir(&self) -> Option<PathBuf> {
         match self.hierarchy.layout {

@@ -72,7 +72,7 @@ pub fn main(args: &[std::ffi::OsString]) -> ExitCode {
 
 /// Makes the pod and serves it until told to end.
 fn supervise(dir: &Path, place: Result<Place, Failed>) -> i32 {
-    match place.and_then(|place| begin(&PodDir(dir.into()), &place)) {
+    match place.and_then(|place| begin(&PodDir(dir.into()), place)) {
         Ok(()) => 0,
         Err(failed) => {
             let message = format!("{}: {}", failed.stage, failed.message);
@@ -87,14 +87,13 @@ fn supervise(dir: &Path, place: Result<Place, Failed>) -> i32 {
     }
 }
 
-fn begin(dir: &PodDir, place: &Place) -> Result<(), Failed> {
+fn begin(dir: &PodDir, place: Place) -> Result<(), Failed> {
     if !place.in_group {
         place.group.enter().stage("cgroups")?;
     }
-    let hierarchy = place.group.hierarchy().clone();
     let record: PodRecord = records::read(&dir.pod()).stage("record")?;
-    leave_service(&hierarchy);
-    let supervisor = set_up(dir, record, hierarchy)?;
+    leave_service(&place.hierarchy);
+    let supervisor = set_up(dir, record, place.hierarchy)?;
     serve::serve(supervisor).stage("serve")
 }
 

@@ -123,7 +123,7 @@ pub fn serve(supervise: impl Fn(&Path, Result<Place, Failed>) -> i32) -> std::io
         };
         let group = open(hierarchy.as_ref(), &order.group);
         let forked = match &group {
-            Ok(group) => fork_into(group, 0),
+            Ok((_, group)) => fork_into(group, 0),
             // It says so itself.
             Err(_) => sys::clone3(0, None).map(|cloned| (cloned, false)),
         };
@@ -135,7 +135,11 @@ pub fn serve(supervise: impl Fn(&Path, Result<Place, Failed>) -> i32) -> std::io
                 let ready = nix::unistd::dup2_stdin(&connection)
                     .and_then(|()| nix::unistd::dup2_stderr(&log));
                 drop((connection, log));
-                let place = group.map(|group| Place { group, in_group });
+                let place = group.map(|(hierarchy, group)| Place {
+                    hierarchy: hierarchy.clone(),
+                    group,
+                    in_group,
+                });
                 sys::exit_now(match ready {
                     Ok(()) => supervise(&order.pod_dir, place),
                     Err(_) => 1,
@@ -152,15 +156,17 @@ pub fn serve(supervise: impl Fn(&Path, Result<Place, Failed>) -> i32) -> std::io
 
 /// A supervisor's control group.
 pub struct Place {
+    pub hierarchy: cgroups::Hierarchy,
     pub group: cgroups::Group,
     /// Whether the kernel put it there at once.
     pub in_group: bool,
 }
 
-fn open(
-    hierarchy: Result<&cgroups::Hierarchy, &cgroups::Error>,
+fn open<'a>(
+    hierarchy: Result<&'a cgroups::Hierarchy, &cgroups::Error>,
     name: &str,
-) -> Result<cgroups::Group, Failed> {
+) -> Result<(&'a cgroups::Hierarchy, cgroups::Group), Failed> {
     let hierarchy = hierarchy.stage("cgroups")?;
-    cgroups::Group::open(hierarchy, name).stage("cgroups")
+    let group = cgroups::Group::open(hierarchy, name).stage("cgroups")?;
+    Ok((hierarchy, group))
 }
