@@ -7,7 +7,7 @@ use std::{
 };
 
 /// What each part of `src` may use of the others. `cli` may use everything.
-const ALLOWED: [(&str, &[&str]); 21] = [
+const ALLOWED: [(&str, &[&str]); 23] = [
     ("accepting", &[]),
     ("addresses", &[]),
     ("allocator", &["program_text"]),
@@ -18,20 +18,29 @@ const ALLOWED: [(&str, &[&str]); 21] = [
             "addresses",
             "allocator",
             "any_certificate",
+            "bootstrap_token",
             "cel",
             "listener",
             "store",
             "pki",
         ],
     ),
+    ("bootstrap_token", &[]),
     ("cel", &[]),
     (
         "controllers",
-        &["addresses", "events", "informer", "placement"],
+        &[
+            "addresses",
+            "bootstrap_token",
+            "events",
+            "informer",
+            "placement",
+        ],
     ),
     ("dns", &["accepting", "addresses", "informer"]),
     ("events", &[]),
     ("informer", &[]),
+    ("joining", &["bootstrap_token", "pki"]),
     ("listener", &["accepting"]),
     (
         "kubelet",

@@ -4,7 +4,7 @@ use std::{
     io::Write,
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -139,6 +139,8 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     );
     let tls = Arc::new(pki::server_config(&pki, leaf)?);
     let admin = keep_kubeconfig(&config.paths, &pki, port)?;
+    let node = node_config(&config, address, port);
+    let identity = node::Identity::beside(&node, &handle, &pki)?;
 
     let running = parts.group();
     running.start_endless(
@@ -154,7 +156,8 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
 
     say(notifier, "starting scheduler and controllers");
     schedule(&running, &handle);
-    control_cluster(&running, &handle, &pki, config.paths.volumes());
+    let cluster_info = pki::cluster_info(&server_url(address, port), pki.ca_pem());
+    control_cluster(&running, &handle, &pki, cluster_info, &config);
 
     let (state, run) = (config.paths.state.clone(), config.paths.runtime());
     let images = Images::open(state, run, config.registries.clone()).await?;
@@ -163,15 +166,7 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     answer_commands(&running, &config.paths, &images, stop)?;
 
     say(notifier, "starting the node");
-    let result = match Node::start(
-        node_config(&config, address, port),
-        &handle,
-        &pki,
-        images.clone(),
-        &parts,
-    )
-    .await
-    {
+    let result = match Node::start(node, identity, images.clone(), &parts).await {
         Ok(node) => {
             let serving = Serving {
                 handle: &handle,
@@ -223,16 +218,28 @@ fn schedule(parts: &Parts, handle: &Handle) {
     });
 }
 
-fn control_cluster(parts: &Parts, handle: &Handle, pki: &Pki, volumes: PathBuf) {
+fn control_cluster(
+    parts: &Parts,
+    handle: &Handle,
+    pki: &Pki,
+    cluster_info: String,
+    config: &Config,
+) {
     let name = "system:kube-controller-manager";
     let client = handle.client(User::internal(name, &[]));
     let informers = Informers::of("kube-controller-manager", client, parts.clone());
     let client_of = |account: &str| handle.client(User::service_account("kube-system", account));
+    let cluster_range = controllers::ClusterRange {
+        range: node::cluster_cidr(config.pod_cidr),
+        node_prefix: config.pod_cidr.prefix_len(),
+    };
     let config = controllers::Config {
         ca_pem: pki.ca_pem().to_owned(),
+        cluster_info,
         make_token: token_maker(handle.issuer.clone()),
         authority: Arc::new(ClusterAuthority(pki.clone())),
-        volumes,
+        cluster_ranges: vec![cluster_range],
+        volumes: config.paths.volumes(),
     };
     controllers::start(parts, &informers, client_of, &config);
 }
@@ -559,6 +566,11 @@ pub fn hostname() -> String {
         .ok()
         .and_then(|name| name.into_string().ok())
         .unwrap_or_else(|| "localhost".to_owned())
+}
+
+/// Where other machines reach the API server.
+fn server_url(address: IpAddr, port: u16) -> String {
+    format!("https://{}", SocketAddr::new(address, port))
 }
 
 /// Writes the administrator's kubeconfig, now and whenever its certificate is renewed.

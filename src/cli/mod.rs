@@ -22,10 +22,12 @@ mod preload;
 mod registries;
 mod reservations;
 mod reset;
+mod token;
 mod up;
 mod version;
 
 pub use authority::ClusterAuthority;
+pub use daemon::install_crypto;
 
 use std::process::ExitCode;
 
@@ -58,6 +60,7 @@ enum Command {
     Image(image::ImageCommand),
     Kubeconfig(kubeconfig::Kubeconfig),
     Logs(logs::Logs),
+    Token(token::Token),
     Version(version::Version),
     Completion(completion::Completion),
     #[command(name = demo::server::SUBCOMMAND, hide = true)]
@@ -83,6 +86,7 @@ pub fn main() -> ExitCode {
         Command::Image(image) => image.run(),
         Command::Kubeconfig(kubeconfig) => kubeconfig.run(&mut std::io::stdout()),
         Command::Logs(logs) => logs.run(&mut std::io::stdout()),
+        Command::Token(token) => token.run(&mut std::io::stdout()),
         Command::Version(version) => version.run(&mut std::io::stdout()),
         Command::Completion(completion) => completion.run(&mut std::io::stdout()),
         Command::DemoServer(server) => server.run(),
@@ -138,6 +142,9 @@ mod tests {
             "vetch image import f.tar --root /x",
             "vetch down --root /x --pods",
             "vetch reset --root /x --yes",
+            "vetch token create --ttl 2h --root /x",
+            "vetch token list --root /x",
+            "vetch token delete abcdef --root /x",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }

@@ -6,6 +6,7 @@
 //! - A controller acts as itself: what its role does not allow, it cannot do.
 //! - Every controller may be stopped at any moment and goes on from what the API shows.
 
+mod bootstrap;
 mod certificates;
 mod cluster_role;
 mod cron_job;
@@ -23,6 +24,7 @@ mod history;
 mod job;
 mod namespace;
 mod node;
+mod node_ipam;
 mod pace;
 mod percent;
 mod pod_gc;
@@ -45,8 +47,11 @@ use std::sync::Arc;
 use futures::{FutureExt, future::BoxFuture};
 use tokio_util::sync::CancellationToken;
 
-pub use self::certificates::{Authority, Requested};
 use self::shared::Stopped;
+pub use self::{
+    certificates::{Authority, Requested},
+    node_ipam::ClusterRange,
+};
 use crate::{
     informer::Informers,
     supervision::{Parts, Policy},
@@ -57,10 +62,14 @@ use crate::{
 pub struct Config {
     /// The cluster's certificate authority, published in every namespace.
     pub ca_pem: String,
+    /// How a machine that joins reaches the cluster: a kubeconfig without credentials.
+    pub cluster_info: String,
     /// Signs the tokens that Secrets hold.
     pub make_token: MakeToken,
     /// Reads and signs certificate requests with the cluster's key.
     pub authority: Arc<dyn Authority>,
+    /// The ranges of pod addresses that nodes get parts of, the primary family first.
+    pub cluster_ranges: Vec<ClusterRange>,
     /// Where every node keeps the volumes of the provisioner `vetch.io/local`.
     pub volumes: std::path::PathBuf,
 }
@@ -82,7 +91,7 @@ type Run = fn(Informers, Config, CancellationToken) -> BoxFuture<'static, Result
 
 /// Every controller: its name, the service account of `kube-system` that it acts as (all as the
 /// original has them; `None`: the controller manager itself), and what runs it.
-const CONTROLLERS: [(&str, Option<&str>, Run); 26] = [
+const CONTROLLERS: [(&str, Option<&str>, Run); 29] = [
     (
         "namespace-controller",
         Some("namespace-controller"),
@@ -102,6 +111,18 @@ const CONTROLLERS: [(&str, Option<&str>, Run); 26] = [
         "certificatesigningrequest-controller",
         Some("certificate-controller"),
         |informers, config, until| certificates::run(informers, config.authority, until).boxed(),
+    ),
+    (
+        "bootstrap-signer-controller",
+        Some("bootstrap-signer"),
+        |informers, config, until| {
+            bootstrap::signing::run(informers, config.cluster_info, until).boxed()
+        },
+    ),
+    (
+        "token-cleaner-controller",
+        Some("token-cleaner"),
+        |informers, _, until| bootstrap::cleaning::run(informers, until).boxed(),
     ),
     (
         "serviceaccount-token-controller",
@@ -147,6 +168,11 @@ const CONTROLLERS: [(&str, Option<&str>, Run); 26] = [
         "node-lifecycle-controller",
         Some("node-controller"),
         |informers, _, until| node::run(informers, until).boxed(),
+    ),
+    (
+        "node-ipam-controller",
+        Some("node-controller"),
+        |informers, config, until| node_ipam::run(informers, config.cluster_ranges, until).boxed(),
     ),
     (
         "taint-eviction-controller",

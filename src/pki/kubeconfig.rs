@@ -34,6 +34,22 @@ current-context: vetch
     )
 }
 
+/// A kubeconfig that tells where the cluster is and by what it is known, without credentials.
+pub fn cluster_info(server_url: &str, ca_pem: &str) -> String {
+    let server = serde_json::Value::from(server_url);
+    let ca = BASE64_STANDARD.encode(ca_pem);
+    format!(
+        "apiVersion: v1
+kind: Config
+clusters:
+- name: \"\"
+  cluster:
+    server: {server}
+    certificate-authority-data: {ca}
+"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -39,10 +39,10 @@ use rcgen::{
 
 pub use self::{
     clients::{Clients, Holder, Refused},
-    kubeconfig::kubeconfig,
+    kubeconfig::{cluster_info, kubeconfig},
     leaf::{Leaf, Usage},
     live::{Live, renew_in_time},
-    request::{MAX_REQUEST_BYTES, Request},
+    request::{MAX_REQUEST_BYTES, Request, SigningRequest},
     tls::{client_config, live_client_config, server_config, server_config_with},
     tokens::{Algorithm, TokenKey, TokenKeys},
 };

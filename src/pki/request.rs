@@ -11,7 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rcgen::{CertificateParams, SanType, SubjectPublicKeyInfo};
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType, SubjectPublicKeyInfo};
 use x509_parser::{
     certification_request::X509CertificationRequest,
     extensions::{GeneralName, ParsedExtension},
@@ -22,7 +22,7 @@ use x509_parser::{
 use super::{
     BACKDATE, Error, Pki,
     der::{self, ATTRIBUTES, Attribute},
-    leaf::{self, address},
+    leaf::{self, Leaf, address},
     usages::{Purpose, purpose},
 };
 
@@ -47,6 +47,45 @@ pub struct Request {
     /// The subject as certificates get it.
     subject: Vec<u8>,
     key: SubjectPublicKeyInfo,
+}
+
+/// A request for others to sign, with its key, both as PEM.
+pub struct SigningRequest {
+    pub pem: String,
+    pub key: String,
+}
+
+impl SigningRequest {
+    /// With a new key, for all that `leaf` says but its usages, which go beside the request.
+    pub fn new(leaf: &Leaf) -> Result<Self, Error> {
+        let failed = |source| Error::Issue {
+            action: "ask for",
+            subject: leaf.user.clone(),
+            source,
+        };
+        let key = KeyPair::generate().map_err(failed)?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        for group in &leaf.groups {
+            params
+                .distinguished_name
+                .push(DnType::OrganizationName, group);
+        }
+        params
+            .distinguished_name
+            .push(DnType::CommonName, &leaf.user);
+        for name in &leaf.names {
+            let name = name.as_str().try_into().map_err(failed)?;
+            params.subject_alt_names.push(SanType::DnsName(name));
+        }
+        let addresses = leaf.addresses.iter().copied().map(SanType::IpAddress);
+        params.subject_alt_names.extend(addresses);
+        let request = params.serialize_request(&key).map_err(failed)?;
+        Ok(Self {
+            pem: request.pem().map_err(failed)?,
+            key: key.serialize_pem(),
+        })
+    }
 }
 
 fn unreadable(reason: impl Into<String>) -> Error {
@@ -247,6 +286,22 @@ mod tests {
         ] {
             let got = granted(Duration::from_secs(life), now, authority_ends);
             assert_eq!((got.from, got.to), (at(from), at(to)), "{life}");
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_is_what_is_read() {
+        let address = "192.0.2.7".parse().unwrap();
+        for leaf in [
+            Leaf::node_client("n"),
+            Leaf::kubelet_serving("n", &[address]),
+        ] {
+            let made = SigningRequest::new(&leaf).unwrap();
+            let read = Request::parse(made.pem.as_bytes()).unwrap();
+            assert_eq!(read.common_name, leaf.user);
+            assert_eq!(read.organizations, leaf.groups);
+            assert_eq!((read.names, read.addresses), (leaf.names, leaf.addresses));
+            assert!(KeyPair::from_pem(&made.key).is_ok());
         }
     }
 

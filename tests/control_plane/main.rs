@@ -96,7 +96,12 @@ impl Lab {
         let informers = Informers::new(handle.client(manager));
         let config = controllers::Config {
             ca_pem: pki.ca_pem().into(),
+            cluster_info: vetch::pki::cluster_info("https://192.0.2.1:6443", pki.ca_pem()),
             authority: Arc::new(vetch::cli::ClusterAuthority(pki.clone())),
+            cluster_ranges: vec![controllers::ClusterRange {
+                range: "10.42.0.0/16".parse()?,
+                node_prefix: 24,
+            }],
             volumes: dir.path().join("volumes"),
             make_token: Arc::new({
                 let issuer = handle.issuer.clone();

@@ -1,63 +1,41 @@
-//! Bootstrap tokens `id.secret`: what a machine joins with before it has a certificate.
+//! Users of bootstrap tokens.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::{AUTHENTICATED, Rejected};
-use crate::apiserver::{objects::Lookup, request::User};
-
-/// Six characters, a dot, sixteen characters.
-pub fn looks_like(token: &str) -> bool {
-    let word = |part: &str, length| {
-        part.len() == length
-            && part
-                .bytes()
-                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
-    };
-    token
-        .split_once('.')
-        .is_some_and(|(id, secret)| word(id, 6) && word(secret, 16))
-}
+use crate::{
+    apiserver::{objects::Lookup, request::User},
+    bootstrap_token::{BootstrapToken, KeptToken, NAMESPACE},
+};
 
 /// The user of a token that a Secret in `kube-system` says is good.
-pub async fn user(token: &str, lookup: &dyn Lookup) -> Result<User, Rejected> {
-    let (id, secret) = token.split_once('.').unwrap_or_default();
-    let name = format!("bootstrap-token-{id}");
-    let kept = lookup.get("secrets", "kube-system", &name).await;
-    let now = jiff::Timestamp::now();
-    kept.and_then(|kept| check(&kept, id, secret, now))
+pub async fn user(token: &BootstrapToken, lookup: &dyn Lookup) -> Result<User, Rejected> {
+    let name = token.secret_name();
+    let kept = lookup.get("secrets", NAMESPACE, &name).await;
+    kept.and_then(|kept| check(&kept, token, Timestamp::now()))
         .ok_or_else(|| Rejected("invalid bootstrap token".to_owned()))
 }
 
-fn check(kept: &Value, id: &str, secret: &str, now: jiff::Timestamp) -> Option<User> {
+fn check(secret: &Value, token: &BootstrapToken, now: Timestamp) -> Option<User> {
     let datum = |key: &str| {
-        let bytes = BASE64_STANDARD.decode(kept["data"][key].as_str()?).ok()?;
+        let bytes = BASE64_STANDARD.decode(secret["data"][key].as_str()?).ok()?;
         String::from_utf8(bytes).ok()
     };
-    let good = kept["type"] == "bootstrap.kubernetes.io/token"
-        && kept["metadata"]["deletionTimestamp"].is_null()
-        && datum("token-id")? == id
-        && same(datum("token-secret")?.as_bytes(), secret.as_bytes())
-        && datum("usage-bootstrap-authentication")? == "true";
+    let kept = KeptToken::read(&token.secret_name(), secret["type"].as_str()?, datum)?;
+    let good = secret["metadata"]["deletionTimestamp"].is_null()
+        && same(kept.token.secret().as_bytes(), token.secret().as_bytes())
+        && kept.authentication
+        && !kept.expiration.is_over(now);
     if !good {
         return None;
     }
-    if let Some(expiration) = datum("expiration")
-        && expiration.parse::<jiff::Timestamp>().ok()? <= now
-    {
-        return None;
-    }
     let mut groups = vec!["system:bootstrappers".to_owned()];
-    let more = datum("auth-extra-groups").unwrap_or_default();
-    groups.extend(
-        more.split(',')
-            .map(str::trim)
-            .filter(|group| group.starts_with("system:bootstrappers:"))
-            .map(str::to_owned),
-    );
+    groups.extend(kept.groups);
     groups.push(AUTHENTICATED.to_owned());
     Some(User {
-        name: format!("system:bootstrap:{id}"),
+        name: format!("system:bootstrap:{}", token.id()),
         groups,
         ..User::default()
     })
@@ -76,7 +54,7 @@ mod tests {
     #[test]
     fn what_counts_as_good() {
         let encode = |text: &str| BASE64_STANDARD.encode(text);
-        let now: jiff::Timestamp = "2030-01-01T00:00:00Z".parse().expect("a time");
+        let now: Timestamp = "2030-01-01T00:00:00Z".parse().expect("a time");
         let good = json!({
             "type": "bootstrap.kubernetes.io/token",
             "metadata": {},
@@ -88,7 +66,9 @@ mod tests {
                 "auth-extra-groups": encode("system:bootstrappers:lab,other"),
             },
         });
-        let user = check(&good, "abcdef", "0123456789abcdef", now).expect("accepted");
+        let token = |text: &str| text.parse::<BootstrapToken>().expect("a token");
+        let given = token("abcdef.0123456789abcdef");
+        let user = check(&good, &given, now).expect("accepted");
         assert_eq!(user.name, "system:bootstrap:abcdef");
         let groups = [
             "system:bootstrappers",
@@ -96,7 +76,8 @@ mod tests {
             AUTHENTICATED,
         ];
         assert_eq!(user.groups, groups);
-        assert!(check(&good, "abcdef", "0123456789abcdeX", now).is_none());
+        assert!(check(&good, &token("abcdef.0123456789abcdex"), now).is_none());
+        assert!(check(&good, &token("ghijkl.0123456789abcdef"), now).is_none());
         for (path, value) in [
             ("/type", json!("Opaque")),
             ("/data/expiration", json!(encode("2029-12-31T00:00:00Z"))),
@@ -108,10 +89,8 @@ mod tests {
         ] {
             let mut bad = good.clone();
             *bad.pointer_mut(path).expect(path) = value;
-            let user = check(&bad, "abcdef", "0123456789abcdef", now);
+            let user = check(&bad, &given, now);
             assert!(user.is_none(), "{path}");
         }
-        assert!(looks_like("abcdef.0123456789abcdef"));
-        assert!(!looks_like("eyJhbGciOi.J9.x"));
     }
 }

@@ -36,6 +36,7 @@ use super::{
     status::{Reason, Status},
 };
 use crate::{
+    bootstrap_token::BootstrapToken,
     hex::hex,
     pki::{Clients, Holder},
 };
@@ -114,8 +115,8 @@ impl Authenticator {
 
     /// The user a token stands for, if it is meant for one of `audiences`.
     pub async fn token(&self, token: &str, audiences: &[String]) -> Result<Verified, Rejected> {
-        if bootstrap_token::looks_like(token) {
-            let user = bootstrap_token::user(token, &*self.lookup).await?;
+        if let Ok(token) = token.parse::<BootstrapToken>() {
+            let user = bootstrap_token::user(&token, &*self.lookup).await?;
             return Ok(Verified {
                 user,
                 audiences: audiences.to_vec(),

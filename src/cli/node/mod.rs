@@ -4,6 +4,7 @@
 //! may live on one machine: what must be unique on a host is derived from the root folder.
 
 mod announcement;
+mod identity;
 mod names;
 mod readiness;
 mod removal;
@@ -22,26 +23,22 @@ use tokio::{net::TcpListener, sync::watch};
 
 use self::{
     announcement::Announcement,
-    names::{Names, cluster_cidr},
+    names::Names,
     readiness::{READY_WITHIN, REFUSED_FOR, not_ready, reached, refused},
     removal::Recorded,
     settings::{kubelet_config, network_config, proxy_config, resolv_conf, runtime_config},
 };
 pub use self::{
-    names::{Ranges, cluster_dns},
+    identity::Identity,
+    names::{Ranges, cluster_cidr, cluster_dns},
     readiness::Readiness,
     removal::{recorded_name, remove},
 };
 use super::{Error, paths::Paths};
 use crate::{
-    apiserver::{
-        request::User,
-        start::{Handle, own_user},
-    },
     dns,
     informer::Informers,
     kubelet::{self, container::SwapBehavior, network::PodNetwork, settings::ResourceSettings},
-    pki::{self, Leaf, Pki},
     proxy,
     runtime::{Runtime, image::Images},
     supervision::{Parts, Policy},
@@ -79,11 +76,10 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts everything; see [`Node::ready`] for when pods can run.
+    /// Starts everything, as whom `identity` says; see [`Node::ready`] for when pods can run.
     pub async fn start(
         mut config: Config,
-        handle: &Handle,
-        pki: &Pki,
+        identity: Identity,
         images: Images,
         parts: &Parts,
     ) -> Result<Self, Error> {
@@ -96,7 +92,7 @@ impl Node {
         let gateway = network.gateway();
         let cluster_dns = cluster_dns(config.services)?;
         let dns = Announcement {
-            client: handle.client(own_user()),
+            client: identity.dns,
             node: config.name.clone(),
             cluster_dns,
             address: gateway,
@@ -106,8 +102,7 @@ impl Node {
             tracing::warn!(%error, "the cluster DNS is not announced, will retry");
         }
         let parts = parts.group();
-        let client = handle.client(User::internal("system:kube-proxy", &[]));
-        let watching = Informers::of("kube-proxy", client, parts.clone());
+        let watching = Informers::of("kube-proxy", identity.proxy, parts.clone());
         parts.start_endless("part/cluster-dns-service", Policy::Restart, {
             let (dns, watching) = (Arc::new(dns), watching.clone());
             move || dns.clone().keep(watching.clone())
@@ -130,23 +125,20 @@ impl Node {
             dns::run(watching.clone(), resolver.clone(), shutdown)
         });
 
-        let account = User::service_account("kube-system", "local-volumes");
-        let watching = Informers::of("local-volumes", handle.client(account), parts.clone());
+        let watching = Informers::of("local-volumes", identity.local_volumes, parts.clone());
         let (name, folders) = (config.name.clone(), config.paths.volumes());
         parts.start("part/local-volumes", Policy::Restart, move |shutdown| {
             let (watching, name, folders) = (watching.clone(), name.clone(), folders.clone());
             kubelet::local_volumes::run(watching, name, folders, shutdown)
         });
 
-        let user = User::internal(&format!("system:node:{}", config.name), &["system:nodes"]);
-        let leaf = Leaf::kubelet_serving(&config.name, &[config.address]);
         let deps = kubelet::Deps {
-            informers: Informers::of("kubelet", handle.client(user), parts.clone()),
+            informers: Informers::of("kubelet", identity.kubelet, parts.clone()),
             runtime,
             images,
             network,
-            server_tls: Arc::new(pki::server_config(pki, leaf)?),
-            clients: pki.clients()?,
+            server_tls: identity.serving,
+            clients: identity.clients,
             refused: watch::Sender::default(),
         };
         let config = kubelet_config(&config, &names, cluster_dns);

@@ -78,7 +78,7 @@ fn digest(paths: &Paths) -> Option<[u8; 4]> {
 }
 
 /// The nodes' ranges are /24s of one /16.
-pub(super) fn cluster_cidr(pods: IpNet) -> IpNet {
+pub fn cluster_cidr(pods: IpNet) -> IpNet {
     match pods {
         IpNet::V4(range) if range.prefix_len() > 16 => {
             IpNet::V4(Ipv4Net::new_assert(range.network(), 16).trunc())

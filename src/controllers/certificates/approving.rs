@@ -77,6 +77,21 @@ pub fn recognized(csr: &Csr, requested: &Requested) -> Vec<Recognized> {
     }
 }
 
+/// The node that a request names.
+pub fn node(requested: &Requested) -> &str {
+    let name = requested.common_name.as_str();
+    name.strip_prefix("system:node:").unwrap_or(name)
+}
+
+/// Why another machine does not get the name of a node.
+pub fn taken(requested: &Requested) -> String {
+    let node = node(requested);
+    format!(
+        "there is a node {node} already, and only it renews its certificate: give this machine another \
+         name, or let it take the place of that one by `kubectl delete node {node}`"
+    )
+}
+
 /// When to ask again about a request whose requester had no right to it.
 pub fn ask_again(
     csr: &Csr,

@@ -23,6 +23,7 @@ use k8s_openapi::{
         certificates::v1::{
             CertificateSigningRequest as Csr, CertificateSigningRequestCondition as Condition,
         },
+        core::v1::Node,
     },
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::Timestamp,
@@ -191,7 +192,8 @@ impl Certificates {
         Ok(())
     }
 
-    /// Approves the request of a kubelet that may have its client certificate. When to ask again.
+    /// Approves the request of a kubelet that may have its client certificate; denies that of another for
+    /// the name of a node that there is. When to ask again.
     async fn approve(&self, csr: &Csr, now: Timestamp) -> Result<Option<Duration>, Error> {
         if !approving::is_open(csr) {
             return Ok(None);
@@ -202,20 +204,34 @@ impl Certificates {
             requested.map_err(|why| Error::invalid("request", format!("CSR {name}"), why))?;
         for recognized in approving::recognized(csr, &requested) {
             if self.allowed(csr, recognized).await? {
+                let is_own = csr.spec.username.as_deref() == Some(&requested.common_name);
+                let taken = recognized == Recognized::Node
+                    && !is_own
+                    && self.is_node(approving::node(&requested)).await?;
+                let condition = match taken {
+                    true => new_condition("Denied", "NodeExists", &approving::taken(&requested)),
+                    false => new_condition("Approved", "AutoApproved", recognized.message()),
+                };
                 let mut csr = csr.clone();
                 let status = csr.status.get_or_insert_default();
-                let approved = new_condition("Approved", "AutoApproved", recognized.message());
-                status.conditions.get_or_insert_default().push(approved);
+                status.conditions.get_or_insert_default().push(condition);
                 self.api()
                     .replace_subresource("approval", &name, &PostParams::default(), &csr)
                     .await
                     .or_gone()
-                    .doing(|| format!("approve CSR {name}"))?;
+                    .doing(|| format!("decide over CSR {name}"))?;
                 return Ok(None);
             }
         }
         let created = csr.creation_timestamp().map(|time| time.0);
         Ok(approving::ask_again(csr, &requested, created, now))
+    }
+
+    /// Whether the cluster has a node of that name. The server is asked: a cache may be late.
+    async fn is_node(&self, name: &str) -> Result<bool, Error> {
+        let node = Api::<Node>::all(self.client.clone()).get_opt(name).await;
+        let node = node.doing(|| format!("ask whether there is a node {name}"))?;
+        Ok(node.is_some())
     }
 
     async fn allowed(&self, csr: &Csr, recognized: Recognized) -> Result<bool, Error> {

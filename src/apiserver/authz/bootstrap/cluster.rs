@@ -247,6 +247,16 @@ pub const BINDINGS: &[(&str, Subjects)] = &[
         "system:cluster-trust-bundle-discovery",
         &["group:system:serviceaccounts"],
     ),
+    // Ours: a machine with a token may ask for a node's certificate and gets it; a node renews its own.
+    ("system:node-bootstrapper", &["group:system:bootstrappers"]),
+    (
+        "system:certificates.k8s.io:certificatesigningrequests:nodeclient",
+        &["group:system:bootstrappers"],
+    ),
+    (
+        "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient",
+        &["group:system:nodes"],
+    ),
 ];
 
 const EDIT: &[Row] = &[

@@ -3,8 +3,13 @@
 use super::{EVENTS, READ, Row, named, on};
 
 /// What ours need more than the original's: they change one field with a patch where those write the
-/// whole object, and ask for a Lease before they call its node silent.
+/// whole object, ask for a Lease before they call its node silent,
+/// and for a Node before another machine gets its name.
 pub const OURS: &[(&str, &[Row])] = &[
+    (
+        "system:controller:certificate-controller",
+        &[on("get", "core", "nodes")],
+    ),
     (
         "system:controller:deployment-controller",
         &[on("patch", "apps", "deployments")],

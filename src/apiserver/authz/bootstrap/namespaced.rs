@@ -62,6 +62,17 @@ pub const ROLES: &[(&str, &str, &[Row])] = &[
             EVENTS,
         ],
     ),
+    // Ours: `cluster-info` is made by its signer, and read by machines that want to join.
+    (
+        PUBLIC,
+        "vetch:cluster-info-publisher",
+        &[on("create", "core", "configmaps")],
+    ),
+    (
+        PUBLIC,
+        "vetch:cluster-info-reader",
+        &[named("get", "core", "configmaps", "cluster-info")],
+    ),
 ];
 
 /// Namespace, name, role, subjects.
@@ -116,5 +127,17 @@ pub const BINDINGS: &[(&str, &str, &str, Subjects)] = &[
         "system:controller:bootstrap-signer",
         "system:controller:bootstrap-signer",
         &["account:kube-system/bootstrap-signer"],
+    ),
+    (
+        PUBLIC,
+        "vetch:cluster-info-publisher",
+        "vetch:cluster-info-publisher",
+        &["account:kube-system/bootstrap-signer"],
+    ),
+    (
+        PUBLIC,
+        "vetch:cluster-info-reader",
+        "vetch:cluster-info-reader",
+        &["group:system:unauthenticated", "group:system:authenticated"],
     ),
 ];

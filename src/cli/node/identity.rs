@@ -1,0 +1,46 @@
+//! Who the parts of a node are to the API server, and how it answers.
+
+use std::sync::Arc;
+
+use kube::Client;
+
+use super::Config;
+use crate::{
+    apiserver::{
+        request::User,
+        start::{Handle, own_user},
+    },
+    cli::Error,
+    pki::{self, Clients, Leaf, Pki},
+};
+
+/// A client for each part that acts as somebody of its own, and what the node's own API answers with.
+#[derive(Clone)]
+pub struct Identity {
+    pub kubelet: Client,
+    pub proxy: Client,
+    /// Announces this node's DNS.
+    pub dns: Client,
+    /// Makes the folders of claims.
+    pub local_volumes: Client,
+    pub serving: Arc<rustls::ServerConfig>,
+    /// Whose certificates are good.
+    pub clients: Arc<Clients>,
+}
+
+impl Identity {
+    /// Of a node in the API server's own process.
+    pub fn beside(config: &Config, handle: &Handle, pki: &Pki) -> Result<Self, Error> {
+        let node = User::internal(&format!("system:node:{}", config.name), &["system:nodes"]);
+        let account = User::service_account("kube-system", "local-volumes");
+        let leaf = Leaf::kubelet_serving(&config.name, &[config.address]);
+        Ok(Self {
+            kubelet: handle.client(node),
+            proxy: handle.client(User::internal("system:kube-proxy", &[])),
+            dns: handle.client(own_user()),
+            local_volumes: handle.client(account),
+            serving: Arc::new(pki::server_config(pki, leaf)?),
+            clients: pki.clients()?,
+        })
+    }
+}

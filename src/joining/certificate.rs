@@ -1,0 +1,165 @@
+//! Asking a cluster for the certificate that a node is known by.
+
+use std::time::Duration;
+
+use k8s_openapi::{
+    ByteString,
+    api::certificates::v1::{
+        CertificateSigningRequest as Csr, CertificateSigningRequestSpec as Spec,
+    },
+};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{ObjectMeta, PostParams},
+    runtime::wait::await_condition,
+};
+
+use crate::pki::{self, Identity, Leaf};
+
+/// The signer of the certificates by which kubelets are known to the API server.
+const SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
+const USAGES: [&str; 2] = ["digital signature", "client auth"];
+
+/// Why no certificate came.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{doing}")]
+    Api {
+        doing: &'static str,
+        #[source]
+        source: Box<kube::Error>,
+    },
+    #[error("watch the certificate signing request {name}")]
+    Watch {
+        name: String,
+        #[source]
+        source: Box<kube::runtime::wait::Error>,
+    },
+    #[error("the certificate signing request {name} was {condition}: {message}")]
+    Refused {
+        name: String,
+        condition: String,
+        message: String,
+    },
+    #[error(
+        "nobody has approved the certificate signing request {name} within {after:?}: \
+         `kubectl certificate approve {name}` does"
+    )]
+    Pending { name: String, after: Duration },
+    #[error(transparent)]
+    Pki(#[from] pki::Error),
+}
+
+/// What has become of a request.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    Issued(String),
+    /// Condition and message.
+    Refused(String, String),
+    Waiting,
+}
+
+fn outcome(csr: &Csr) -> Outcome {
+    let status = csr.status.as_ref();
+    let conditions = status.and_then(|status| status.conditions.as_deref());
+    let refused = conditions.unwrap_or_default().iter();
+    let refused = refused.filter(|one| matches!(one.type_.as_str(), "Denied" | "Failed"));
+    if let Some(one) = refused.last() {
+        let message = one.message.clone().unwrap_or_default();
+        return Outcome::Refused(one.type_.to_lowercase(), message);
+    }
+    let certificate = status.and_then(|status| status.certificate.as_ref());
+    let pem = certificate.and_then(|bytes| String::from_utf8(bytes.0.clone()).ok());
+    match pem.filter(|pem| !pem.is_empty()) {
+        Some(pem) => Outcome::Issued(pem),
+        None => Outcome::Waiting,
+    }
+}
+
+/// A new key with a certificate for the node `name`, which `client` may ask for. Given up after `within`.
+pub async fn request(client: Client, name: &str, within: Duration) -> Result<Identity, Error> {
+    let wanted = pki::SigningRequest::new(&Leaf::node_client(name))?;
+    let requests: Api<Csr> = Api::all(client);
+    let csr = Csr {
+        metadata: ObjectMeta {
+            generate_name: Some("node-csr-".to_owned()),
+            ..ObjectMeta::default()
+        },
+        spec: Spec {
+            request: ByteString(wanted.pem.into_bytes()),
+            signer_name: SIGNER.to_owned(),
+            usages: Some(USAGES.map(str::to_owned).to_vec()),
+            ..Spec::default()
+        },
+        status: None,
+    };
+    let made = requests.create(&PostParams::default(), &csr).await;
+    let made = made.map_err(|source| Error::Api {
+        doing: "ask for the certificate of a node",
+        source: Box::new(source),
+    })?;
+    let name = made.name_any();
+    let decided = |csr: Option<&Csr>| csr.is_some_and(|csr| outcome(csr) != Outcome::Waiting);
+    let decided = await_condition(requests, &name, decided);
+    let decided = match tokio::time::timeout(within, decided).await {
+        Ok(decided) => decided,
+        Err(_) => {
+            return Err(Error::Pending {
+                name,
+                after: within,
+            });
+        }
+    };
+    let decided = decided.map_err(|source| Error::Watch {
+        name: name.clone(),
+        source: Box::new(source),
+    })?;
+    match decided.as_ref().map_or(Outcome::Waiting, outcome) {
+        Outcome::Issued(certificate) => Ok(Identity {
+            certificate,
+            key: wanted.key,
+        }),
+        Outcome::Refused(condition, message) => Err(Error::Refused {
+            name,
+            condition,
+            message,
+        }),
+        Outcome::Waiting => Err(Error::Pending {
+            name,
+            after: within,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_becomes_of_a_request() {
+        let issued = Outcome::Issued("cert".to_owned());
+        let refused = |condition: &str| Outcome::Refused(condition.to_owned(), "no".to_owned());
+        for (conditions, certificate, want) in [
+            (&[][..], None, Outcome::Waiting),
+            (&["Approved"], None, Outcome::Waiting),
+            (&["Approved"], Some("cert"), issued),
+            (&["Denied"], None, refused("denied")),
+            (&["Approved", "Failed"], None, refused("failed")),
+        ] {
+            let conditions: Vec<_> = conditions
+                .iter()
+                .map(|kind| json!({"type": kind, "status": "True", "message": "no"}))
+                .collect();
+            let bytes = certificate.map(|text: &str| ByteString(text.into()));
+            let csr: Csr = serde_json::from_value(json!({
+                "metadata": {"name": "x"},
+                "spec": {"request": "", "signerName": SIGNER},
+                "status": {"conditions": conditions, "certificate": bytes},
+            }))
+            .expect("a request");
+            assert_eq!(outcome(&csr), want, "{conditions:?}");
+        }
+    }
+}
