@@ -74,6 +74,7 @@ def frames(own, victim, gateway, wire, outside):
         yield "source-" + name, g, a, IP4, lambda n, s=source: ip4(s, outside, n)
         yield "source-to-victim-" + name, g, a, IP4, lambda n, s=source: ip4(s, v4, n)
         yield "source-wire-" + name, w, a, IP4, lambda n, s=source: ip4(s, outside, n)
+        yield "source-to-gateway-" + name, g, a, IP4, lambda n, s=source: ip4(s, g4, n)
     yield "mac-victim", g, v, IP4, lambda n: ip4(a4, outside, n)
     yield "mac-victim-whole", g, v, IP4, lambda n: ip4(v4, outside, n)
     yield "mac-gateway", v, g, IP4, lambda n: ip4(g4, v4, n)
@@ -87,6 +88,8 @@ def frames(own, victim, gateway, wire, outside):
     for last in range(16):
         group = hardware("01:80:c2:00:00:%02x" % last)
         yield "group-%d" % last, group, a, IP4, lambda n: ip4("203.0.113.9", outside, n)
+        yield "group-%d-gateway" % last, group, a, IP4, lambda n: ip4("203.0.113.9", g4, n)
+        yield "group-%d-own" % last, group, a, IP4, lambda n: ip4(a4, g4, n)
     # The host's loopback, and routes of the sender's choice.
     yield "to-loopback", g, a, IP4, lambda n: ip4(a4, "127.0.0.1", n)
     route = b"\x83\x07\x04" + socket.inet_aton(v4) + b"\0"
@@ -126,7 +129,7 @@ def send(arguments):
     for _ in range(3):
         for name, target, sender, kind, payload in frames(own, victim, gateway, wire, outside):
             link.send(target + sender + struct.pack("!H", kind) + payload(name))
-    for target in [victim[1], outside]:
+    for target in [victim[1], outside, gateway[1]]:
         frame = gateway[0] + own[0] + struct.pack("!H", IP4) + ip4(own[1], target, "done")
         link.send(frame)
     names = {name for name, *_ in frames(own, victim, gateway, wire, outside)}
@@ -134,10 +137,14 @@ def send(arguments):
 
 
 def listen(name):
-    link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ALL))
-    link.bind((name, 0))
-    promiscuous = struct.pack("IHH8s", socket.if_nametoindex(name), 1, 0, b"")
-    link.setsockopt(263, 1, promiscuous)
+    """On a link; or, of the name `ip`, to what this host takes for itself, whatever link it came by."""
+    if name == "ip":
+        link = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP)
+    else:
+        link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ALL))
+        link.bind((name, 0))
+        promiscuous = struct.pack("IHH8s", socket.if_nametoindex(name), 1, 0, b"")
+        link.setsockopt(263, 1, promiscuous)
     link.settimeout(1)
     print("ready", flush=True)
     seen, end = set(), time.monotonic() + 30

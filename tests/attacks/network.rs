@@ -45,7 +45,7 @@ fn no_pod_sends_as_another_or_hears_what_is_not_for_it() {
     let before = cluster.host.sh(&format!("bridge fdb show br {bridge}"));
 
     let host = |link: &str| listen(cluster.host.command("python3"), link);
-    let (on_bridge, on_uplink) = (host(&bridge), host(UPLINK));
+    let (on_bridge, on_uplink, at_host) = (host(&bridge), host(UPLINK), host("ip"));
     let at_victim = listen(victim.command("python3"), "eth0");
     let sent = attacker
         .command("python3")
@@ -68,6 +68,7 @@ fn no_pod_sends_as_another_or_hears_what_is_not_for_it() {
     assert_eq!(at_victim.output(), "done");
     assert_eq!(on_bridge.output(), "done own");
     assert_eq!(on_uplink.output(), "done own");
+    assert_eq!(at_host.output(), "done");
 
     // Nothing was learned, and what is right still passes.
     let after = cluster.host.sh(&format!("bridge fdb show br {bridge}"));

@@ -46,14 +46,10 @@ impl Rule {
         self.payload(1, to, offset, length)
     }
 
-    /// Loads the sender's hardware address: six bytes, two registers.
-    pub fn source_ether(self, to: Reg) -> Self {
-        self.payload(0, to, 6, 6)
-    }
-
-    /// Loads what the frame says that it carries; of a tagged frame, that it is tagged.
-    pub fn ether_type(self, to: Reg) -> Self {
-        self.payload(0, to, 12, 2)
+    /// Loads [`Type::FrameHead`] in one go: receiver, sender, what the frame carries (of a tagged frame, that
+    /// it is tagged), and the first byte of that. Four registers.
+    pub fn frame_head(self, to: Reg) -> Self {
+        self.payload(0, to, 0, 15)
     }
 
     pub fn destination_port(self, to: Reg) -> Self {
@@ -110,17 +106,6 @@ impl Rule {
         })
     }
 
-    /// Goes on only if the frame is (or, not `to_host`, is not) for this machine itself: neither
-    /// broadcast, nor multicast, nor for somebody else on the link.
-    pub fn for_host(self, to_host: bool) -> Self {
-        const PACKET_HOST: [u8; 1] = [0];
-        let rule = self.meta(19, Reg(0));
-        match to_host {
-            true => rule.equal(Reg(0), &PACKET_HOST),
-            false => rule.not_equal(Reg(0), &PACKET_HOST),
-        }
-    }
-
     /// Loads the name of the link the packet came in by: sixteen bytes, four registers.
     pub fn load_input_link(self, to: Reg) -> Self {
         self.meta(6, to)
@@ -167,6 +152,11 @@ impl Rule {
 
     pub fn not_equal(self, register: Reg, value: &[u8]) -> Self {
         self.compare(1, register, value)
+    }
+
+    /// Goes on only if what is in the register is, as a number with the highest byte first, so large.
+    pub fn at_least(self, register: Reg, value: &[u8]) -> Self {
+        self.compare(5, register, value)
     }
 
     fn compare(self, operation: u32, register: Reg, value: &[u8]) -> Self {

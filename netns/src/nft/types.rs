@@ -127,10 +127,9 @@ pub struct BaseChain {
 pub enum Type {
     Ipv4,
     Ipv6,
-    /// A hardware address.
-    Ether,
-    /// What a frame carries, in network byte order.
-    EtherType,
+    /// Two hardware addresses, the receiver's first, what a frame carries, and the first byte of that. `nft`
+    /// has no name for it and shows an IPv6 address.
+    FrameHead,
     Protocol,
     Port,
     /// A link's name: sixteen bytes.
@@ -143,9 +142,7 @@ impl Type {
     fn number(self) -> u32 {
         match self {
             Self::Ipv4 => 7,
-            Self::Ipv6 => 8,
-            Self::Ether => 9,
-            Self::EtherType => 10,
+            Self::Ipv6 | Self::FrameHead => 8,
             Self::Protocol => 12,
             Self::Port => 13,
             Self::Mark => 19,
@@ -157,9 +154,9 @@ impl Type {
         match self {
             Self::Ipv4 | Self::Mark => 4,
             Self::Ipv6 | Self::Link => 16,
-            Self::Ether => 6,
             Self::Protocol => 1,
-            Self::Port | Self::EtherType => 2,
+            Self::FrameHead => 15,
+            Self::Port => 2,
         }
     }
 
@@ -258,8 +255,8 @@ mod tests {
             ),
             (&[Type::Ipv6, Type::Port], (8 << 6 | 13, 20)),
             (
-                &[Type::Link, Type::Ether, Type::EtherType, Type::Ipv4],
-                (41 << 18 | 9 << 12 | 10 << 6 | 7, 32),
+                &[Type::Link, Type::FrameHead, Type::Ipv4],
+                (41 << 12 | 8 << 6 | 7, 36),
             ),
         ] {
             assert_eq!(Type::concat(fields), want, "{fields:?}");

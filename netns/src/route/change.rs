@@ -25,6 +25,10 @@ const REPLACE: i32 = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
 /// The routing table of what is this machine's own.
 const LOCAL_TABLE: u8 = libc::RT_TABLE_LOCAL;
 
+/// Which of the groups 01:80:c2:00:00:00 to 0f a port treats as others: all but the one of pause frames,
+/// which every bridge drops.
+const ALL_GROUPS: u16 = !(1 << 1);
+
 /// A veth pair to be made: one end here, the other in a namespace given by descriptor.
 #[derive(Debug)]
 pub struct Veth<'a> {
@@ -44,7 +48,9 @@ pub enum Port {
     /// The bridge learns which hardware addresses are behind it, and floods what it does not know.
     Learning,
     /// Nothing is learned and nothing is flooded: frames come to the port by
-    /// [`Change::add_forwarding`] alone, and from it with those sender addresses alone.
+    /// [`Change::add_forwarding`] alone, and from it with those sender addresses alone. Frames for the groups
+    /// of the bridge's own protocols (spanning tree, LLDP and others) are frames like others: the bridge
+    /// would take some of them past all rules.
     Fixed,
 }
 
@@ -124,6 +130,7 @@ impl Change {
                 InfoBridgePort::BroadcastFlood(false),
                 // Kernels before 5.18 pass over it.
                 InfoBridgePort::Locked(true),
+                InfoBridgePort::GroupFwdMask(ALL_GROUPS),
             ]);
         }
         let link = LinkUnspec::new_with_name(name)

@@ -4,11 +4,10 @@
 //! The table is of the family `bridge`, which sees frames before the bridge looks at them. Pure:
 //! `tables.rs` writes it whenever a pod is wired or unwired.
 //! Always true:
-//! - A frame from a pod goes on only if link, hardware address, what it carries and the packet's
-//!   source belong together in the set `pods`. So no ARP, no IPv6, no tags and nobody else's
+//! - A frame from a pod goes on only if link, both hardware addresses, what it carries and the packet's
+//!   source belong together in the set `pods`. So no ARP, no IPv6, no tags, no IP options and nobody else's
 //!   addresses come through: pods need none of them, since both sides know each other's hardware
-//!   address for good.
-//! - It goes on only if it is for the gateway itself: there is no broadcast, no multicast and no
+//!   address for good. All of it is for the gateway itself: there is no broadcast, no multicast and no
 //!   switching between pods.
 //! - Frames by links that are not pods' are let through: other bridges of the host are not ours.
 //!
@@ -26,7 +25,7 @@ use netns::{
 
 /// Links of pods.
 const PORTS: &str = "ports";
-/// What belongs together: link, hardware address, `ip`, address.
+/// What belongs together: link, gateway and pod as hardware addresses, IPv4 without options, address.
 const PODS: &str = "pods";
 /// Before anything else has a say, connection tracking and br_netfilter among them.
 const PRIORITY: i32 = -300;
@@ -34,7 +33,7 @@ const IPV4: [u8; 2] = [0x08, 0x00];
 /// Version 4 and five words of header: no options, of which source routes are some.
 const PLAIN_HEADER: u8 = 0x45;
 const LOOPBACK: u8 = 127;
-/// The upper three bits of multicast, reserved and broadcast addresses.
+/// The first byte of multicast addresses; reserved ones and broadcast come after them.
 const NOT_UNICAST: u8 = 0xe0;
 
 /// A pod's end of its wire.
@@ -44,6 +43,8 @@ pub struct Port {
     pub link: String,
     /// The pod's own hardware address.
     pub mac: Mac,
+    /// The gateway's, which is where all frames go.
+    pub gateway: Mac,
     pub address: Ipv4Addr,
 }
 
@@ -72,7 +73,7 @@ fn bridge(table: &str) -> Table {
 pub fn whole<'a>(table: &str, ports: impl Iterator<Item = &'a Port> + Clone) -> Batch {
     let table = &bridge(table);
     let mut batch = Batch::new();
-    let together = [Type::Link, Type::Ether, Type::EtherType, Type::Ipv4];
+    let together = [Type::Link, Type::FrameHead, Type::Ipv4];
     batch
         .remove_table(table)
         .add_table(table)
@@ -80,50 +81,43 @@ pub fn whole<'a>(table: &str, ports: impl Iterator<Item = &'a Port> + Clone) -> 
         .add_set(table, &Set::new(PODS, &together, SetKind::Set))
         .add_chain(table, "own");
     for rule in [
-        Rule::new()
-            .network(Reg(0), 0, 1)
-            .not_equal(Reg(0), &[PLAIN_HEADER]),
         // Also where the bridge may route loopback addresses, for the sake of host ports.
         Rule::new()
             .network(Reg(0), 16, 1)
             .equal(Reg(0), &[LOOPBACK]),
         Rule::new()
             .network(Reg(0), 16, 1)
-            .bitwise(Reg(0), &[NOT_UNICAST], &[0])
-            .equal(Reg(0), &[NOT_UNICAST]),
+            .at_least(Reg(0), &[NOT_UNICAST]),
     ] {
         batch.add_rule(table, "own", rule.verdict(&Verdict::Drop));
     }
     batch.add_rule(table, "own", Rule::new().verdict(&Verdict::Accept));
-    let base = |hook| BaseChain {
+    let base = BaseChain {
         kind: ChainKind::Filter,
-        hook,
+        hook: Hook::Prerouting,
         priority: PRIORITY,
         policy: Policy::Accept,
     };
-    let from_pod = |rule: Rule| {
-        rule.load_input_link(Reg(0))
-            .in_set(PORTS, Reg(0))
-            .verdict(&Verdict::Drop)
-    };
     batch
-        .add_base_chain(table, "prerouting", base(Hook::Prerouting))
+        .add_base_chain(table, "prerouting", base)
         .add_rule(
             table,
             "prerouting",
             Rule::new()
-                .for_host(true)
                 .load_input_link(Reg(0))
-                .source_ether(Reg(4))
-                .ether_type(Reg(6))
-                .source_v4(Reg(7))
+                .frame_head(Reg(4))
+                .source_v4(Reg(8))
                 .in_set(PODS, Reg(0))
                 .verdict(&Verdict::Goto("own".into())),
         )
-        .add_rule(table, "prerouting", from_pod(Rule::new()))
-        // Frames for the bridge's own protocols (01:80:c2:...) reach the host past `prerouting`.
-        .add_base_chain(table, "input", base(Hook::Input))
-        .add_rule(table, "input", from_pod(Rule::new().for_host(false)));
+        .add_rule(
+            table,
+            "prerouting",
+            Rule::new()
+                .load_input_link(Reg(0))
+                .in_set(PORTS, Reg(0))
+                .verdict(&Verdict::Drop),
+        );
     add(&mut batch, table, ports);
     batch
 }
@@ -149,10 +143,11 @@ fn link(port: &Port) -> Element {
 fn pod(port: &Port) -> Element {
     let key = [
         &name(port)[..],
+        &port.gateway,
         &port.mac,
-        &[0, 0],
         &IPV4,
-        &[0, 0],
+        &[PLAIN_HEADER],
+        &[0],
         &port.address.octets(),
     ];
     Element {

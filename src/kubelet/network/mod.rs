@@ -218,7 +218,7 @@ impl Shared {
         if let Some(last) = records.last_address() {
             pool.resume_after(last);
         }
-        let wired = ports_of(&pool);
+        let wired = ports_of(&config.bridge, &pool);
         let mut tables =
             Tables::new(config.clone(), wired.clone()).map_err(during(GUARD.into()))?;
         tables
@@ -256,7 +256,7 @@ impl Shared {
             address
         };
         reached(Step::AddressClaimed);
-        let port = wiring::port(pod_uid, address);
+        let port = wiring::port(&self.config.bridge, pod_uid, address);
         let admitted = self.tables().admit(pod_uid, &port);
         let wired = admitted.and_then(|()| {
             let bridge = self.bridge();
@@ -413,9 +413,9 @@ pub fn can_guard() -> bool {
         .is_ok()
 }
 
-fn ports_of(pool: &Pool) -> BTreeMap<String, guard::Port> {
+fn ports_of(bridge: &str, pool: &Pool) -> BTreeMap<String, guard::Port> {
     let port = |owner: String| match pool.of(&owner)? {
-        IpAddr::V4(address) => Some((owner.clone(), wiring::port(&owner, address))),
+        IpAddr::V4(address) => Some((owner.clone(), wiring::port(bridge, &owner, address))),
         IpAddr::V6(_) => None,
     };
     pool.owners().into_iter().filter_map(port).collect()

@@ -24,7 +24,6 @@ use crate::hex::hex;
 
 /// A packet that a pod sends must not need a larger frame than any link on its way has.
 const MTU: u32 = 1500;
-const LOOPBACK: (IpAddr, u8) = (IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8);
 const ICMP: u8 = 1;
 const ICMP_REDIRECT: u8 = 5;
 
@@ -125,10 +124,11 @@ pub fn reconnect(bridge: &Link, ports: &[Port]) -> Result<(), netns::Error> {
 }
 
 /// The pod's end of its wire, as [`attach`] makes it.
-pub fn port(pod_uid: &str, address: Ipv4Addr) -> Port {
+pub fn port(bridge: &str, pod_uid: &str, address: Ipv4Addr) -> Port {
     Port {
         link: link_name(pod_uid),
         mac: mac(pod_uid),
+        gateway: mac(bridge),
         address,
     }
 }
@@ -185,7 +185,7 @@ fn remove_link(socket: &mut Socket, name: &str) -> Result<(), netns::Error> {
     }
 }
 
-/// Masquerades what pods send out of the cluster, and keeps them from the host's loopback.
+/// Masquerades what pods send out of the cluster.
 /// Everything is in a table of our own.
 pub fn masquerade(table: &str, bridge: &str, pods: IpNet, cluster: IpNet) -> Batch {
     let table = Table::new(Family::Ip, table);
@@ -224,21 +224,6 @@ pub fn masquerade(table: &str, bridge: &str, pods: IpNet, cluster: IpNet) -> Bat
                 .equal(Reg(0), &[ICMP])
                 .icmp_type(Reg(0))
                 .equal(Reg(0), &[ICMP_REDIRECT])
-                .verdict(&Verdict::Drop),
-        )
-        // The bridge may route loopback addresses for the sake of host ports, and goes on doing so
-        // when the last of them is gone.
-        .add_base_chain(
-            &table,
-            "guard",
-            base(ChainKind::Filter, Hook::Prerouting, -300),
-        )
-        .add_rule(
-            &table,
-            "guard",
-            Rule::new()
-                .input_link(bridge)
-                .destination_in(LOOPBACK.0, LOOPBACK.1, true)
                 .verdict(&Verdict::Drop),
         );
     batch
