@@ -17,7 +17,7 @@ const KEPT: Duration = Duration::from_secs(300);
 /// Changes kept of a kind that changes rarely, however old they are.
 const LEAST: usize = 100;
 /// Bytes of memory of objects that only these hold, at most.
-const LEAST_BYTES: usize = 4 << 20;
+const LEAST_BYTES: usize = 1 << 20;
 /// Changes kept at most.
 const MOST: usize = 4096;
 /// Bytes of memory of objects that only changes hold, at most.
@@ -252,7 +252,7 @@ mod tests {
         assert!(told(&kind, kept).is_none() && told(&kind, kept + 1).is_some());
         // Old ones even if they are few.
         kind.forget(Instant::now() + 2 * KEPT);
-        assert!(told(&kind, 96).is_none() && told(&kind, 99).is_some());
+        assert!(told(&kind, 99).is_none() && told(&kind, 100).is_some());
     }
 
     #[test]

@@ -11,8 +11,10 @@ use crate::store::{Entry, Error, Event, Expect, Range, Revision, Slice, Space};
 
 /// History is kept this long ...
 const HISTORY_SECONDS: u64 = 300;
-/// ... and the last events longer; but never more than this.
+/// ... and the last events longer, if they are small ...
 const HISTORY_LEAST: usize = 256;
+const HISTORY_LEAST_BYTES: usize = 1 << 20;
+/// ... but never more than this.
 const HISTORY_BYTES: usize = 16 << 20;
 
 #[derive(Debug, Default)]
@@ -119,7 +121,8 @@ impl State {
     fn trim(&mut self, now: u64) {
         while let Some(oldest) = self.history.front() {
             let old = oldest.at_second + HISTORY_SECONDS < now;
-            let many = self.history.len() > HISTORY_LEAST;
+            let many =
+                self.history.len() > HISTORY_LEAST || self.history_bytes > HISTORY_LEAST_BYTES;
             if !(old && many) && self.history_bytes <= HISTORY_BYTES {
                 break;
             }
@@ -246,4 +249,49 @@ fn weight(event: &Event) -> usize {
             Event::Put { entry, previous } => size(entry) + previous.as_ref().map_or(0, size),
             Event::Delete { previous, .. } => size(previous),
         }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A new value of as many bytes as that.
+    fn put(state: &mut State, bytes: usize, second: u64) {
+        let revision = state.revision + 1;
+        let entry = Entry {
+            key: "/registry/a/b".into(),
+            value: vec![b' '; bytes].into(),
+            create_revision: 1,
+            mod_revision: revision,
+        };
+        let previous = state.get("/registry/a/b").cloned();
+        state.apply(Event::Put { entry, previous }, second);
+    }
+
+    #[test]
+    fn old_history_is_small() {
+        let mut state = State::default();
+        for _ in 0..100 {
+            put(&mut state, 100, 0);
+        }
+        for _ in 0..30 {
+            put(&mut state, 200 << 10, 10);
+        }
+        assert_eq!((state.compacted, state.history.len()), (0, 130));
+        // Old and large: it goes, though it is little.
+        put(&mut state, 100, 10 + HISTORY_SECONDS + 1);
+        assert!(state.history_bytes <= HISTORY_LEAST_BYTES);
+        assert!(state.history.len() < 10, "{}", state.history.len());
+        // Old and small: the last of it stays.
+        for _ in 0..1000 {
+            put(&mut state, 100, 1000);
+        }
+        put(&mut state, 100, 10_000);
+        assert_eq!(state.history.len(), HISTORY_LEAST);
+        // However new it is, there is an end to it.
+        for _ in 0..200 {
+            put(&mut state, 200 << 10, 10_000);
+        }
+        assert!(state.history_bytes <= HISTORY_BYTES);
+    }
 }
