@@ -5,7 +5,8 @@ use std::time::Duration;
 use k8s_openapi::{
     ByteString,
     api::certificates::v1::{
-        CertificateSigningRequest as Csr, CertificateSigningRequestSpec as Spec,
+        CertificateSigningRequest as Csr, CertificateSigningRequestCondition as Condition,
+        CertificateSigningRequestSpec as Spec,
     },
 };
 use kube::{
@@ -62,9 +63,8 @@ enum Outcome {
 fn outcome(csr: &Csr) -> Outcome {
     let status = csr.status.as_ref();
     let conditions = status.and_then(|status| status.conditions.as_deref());
-    let refused = conditions.unwrap_or_default().iter();
-    let refused = refused.filter(|one| matches!(one.type_.as_str(), "Denied" | "Failed"));
-    if let Some(one) = refused.last() {
+    let refused = |one: &&Condition| matches!(one.type_.as_str(), "Denied" | "Failed");
+    if let Some(one) = conditions.unwrap_or_default().iter().rfind(refused) {
         let message = one.message.clone().unwrap_or_default();
         return Outcome::Refused(one.type_.to_lowercase(), message);
     }
