@@ -186,15 +186,16 @@ mod tests {
         assert!(matches!(error, Error::Unreachable { .. }), "{error}");
     }
 
-    /// Whoever connects gets these bytes for as long as he reads.
+    /// Whoever asks gets these bytes for as long as he reads.
     async fn endless(head: &'static str, piece: &'static str) -> Uri {
-        use tokio::io::AsyncWriteExt;
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
             .await
             .expect("a port");
         let address = listener.local_addr().expect("a port");
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.read(&mut [0; 4096]).await;
                 let _ = stream.write_all(head.as_bytes()).await;
                 while !piece.is_empty() && stream.write_all(piece.as_bytes()).await.is_ok() {}
                 tokio::time::sleep(WITHIN).await;

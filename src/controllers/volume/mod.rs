@@ -212,9 +212,17 @@ impl Claims {
         let Some(class) = default_class(&classes) else {
             return Ok(false);
         };
+        // For good: the cache may not show yet that the class has gone.
+        let name = class.name_any();
+        let classes: Api<StorageClass> = Api::all(self.client.clone());
+        let held = classes.get_opt(&name).await;
+        let held = held.doing(|| format!("ask for storage class {name}"))?;
+        if held.is_none_or(|held| held.metadata.uid != class.metadata.uid) {
+            return Ok(false);
+        }
         let mut classed = claim.clone();
         let spec = classed.spec.get_or_insert_default();
-        spec.storage_class_name = class.metadata.name.clone();
+        spec.storage_class_name = Some(name);
         Api::<PersistentVolumeClaim>::namespaced(self.client.clone(), &key.namespace)
             .replace(&key.name, &PostParams::default(), &classed)
             .await
