@@ -9,10 +9,13 @@ pub mod signature;
 use std::{fmt, str::FromStr};
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Secret;
 use rand::Rng;
 
 /// The type of the Secrets that keep tokens.
 pub const SECRET_TYPE: &str = "bootstrap.kubernetes.io/token";
+/// The same as a field selector.
+pub const OF_TYPE: &str = "type=bootstrap.kubernetes.io/token";
 /// The namespace of the Secrets that keep tokens.
 pub const NAMESPACE: &str = "kube-system";
 
@@ -149,6 +152,19 @@ impl Expiration {
 }
 
 impl KeptToken {
+    /// `None`: the Secret keeps no token that counts.
+    pub fn of(secret: &Secret) -> Option<Self> {
+        if secret.metadata.namespace.as_deref() != Some(NAMESPACE) {
+            return None;
+        }
+        let datum = |key: &str| {
+            let bytes = secret.data.as_ref()?.get(key)?;
+            String::from_utf8(bytes.0.clone()).ok()
+        };
+        let name = secret.metadata.name.as_deref()?;
+        Self::read(name, secret.type_.as_deref()?, datum)
+    }
+
     /// `None`: the Secret keeps no token. `datum` gives a value of its data.
     pub fn read(name: &str, kind: &str, datum: impl Fn(&str) -> Option<String>) -> Option<Self> {
         if kind != SECRET_TYPE {

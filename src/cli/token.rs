@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{
-    Api, Client, Config, ResourceExt,
+    Api, Client, Config,
     api::{DeleteParams, ListParams, ObjectMeta, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
@@ -116,10 +116,9 @@ async fn create(root: &RootArg, token: &BootstrapToken, secret: &Secret) -> Resu
 }
 
 async fn list(root: &RootArg) -> Result<Vec<KeptToken>, Error> {
-    let only = format!("type={}", bootstrap_token::SECRET_TYPE);
-    let params = ListParams::default().fields(&only);
+    let params = ListParams::default().fields(bootstrap_token::OF_TYPE);
     let found = secrets(root).await?.list(&params).await?;
-    let mut tokens: Vec<KeptToken> = found.iter().filter_map(kept).collect();
+    let mut tokens: Vec<KeptToken> = found.iter().filter_map(KeptToken::of).collect();
     tokens.sort_by(|a, b| a.token.id().cmp(b.token.id()));
     Ok(tokens)
 }
@@ -193,14 +192,6 @@ fn secret(token: &BootstrapToken, end: Option<Timestamp>, description: &str) -> 
     }
 }
 
-fn kept(secret: &Secret) -> Option<KeptToken> {
-    let datum = |key: &str| {
-        let bytes = secret.data.as_ref()?.get(key)?;
-        String::from_utf8(bytes.0.clone()).ok()
-    };
-    KeptToken::read(&secret.name_any(), secret.type_.as_deref()?, datum)
-}
-
 fn show(out: &mut dyn Write, tokens: &[KeptToken], now: Timestamp) -> std::io::Result<()> {
     writeln!(
         out,
@@ -250,7 +241,7 @@ mod tests {
         let token: BootstrapToken = "abcdef.0123456789abcdef".parse().expect("a token");
         let day = Duration::from_secs(86_400);
         let end_of_day = end(day, now).expect("a time");
-        let kept = kept(&secret(&token, end_of_day, "for\nthe lab")).expect("a token");
+        let kept = KeptToken::of(&secret(&token, end_of_day, "for\nthe lab")).expect("a token");
         assert!(kept.authentication && kept.signing);
         let tomorrow = "2030-01-02T00:00:00Z".parse().expect("a time");
         assert_eq!(kept.expiration, Expiration::At(tomorrow));
@@ -266,7 +257,7 @@ mod tests {
 
         assert_eq!(end(Duration::ZERO, now).expect("never"), None);
         assert!(end(Duration::MAX, now).is_err());
-        let for_ever = super::kept(&secret(&token, None, "")).expect("a token");
+        let for_ever = KeptToken::of(&secret(&token, None, "")).expect("a token");
         assert_eq!(for_ever.expiration, Expiration::Never);
     }
 

@@ -97,11 +97,13 @@ fn no_pod_sends_as_another_or_hears_what_is_not_for_it() {
     // An older daemon's pods: what it did not set up is there after a restart.
     cluster.host.sh(&format!(
         "nft delete table bridge \"$(nft list tables bridge | head -1 | cut -d' ' -f3)\"
-         ip link set {wire} type bridge_slave learning on flood on mcast_flood on bcast_flood on locked off"
+         ip link set {wire} type bridge_slave learning on flood on mcast_flood on bcast_flood on locked off group_fwd_mask 0"
     ));
     assert_restarts(&cluster);
     let again = cluster.host.sh(&format!("bridge -d link show dev {wire}"));
     assert_eq!(again, port);
+    let port = cluster.host.sh(&format!("ip -d link show dev {wire}"));
+    assert!(port.contains("group_fwd_mask 0xfffd "), "{port}");
     let table = cluster.host.sh("nft list ruleset bridge");
     assert!(
         table.contains(&attacker.address) && table.contains(&victim.address),

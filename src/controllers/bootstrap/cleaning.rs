@@ -4,9 +4,8 @@ use k8s_openapi::{api::core::v1::Secret, jiff::Timestamp};
 use kube::{Api, Client, api::DeleteParams};
 use tokio_util::sync::CancellationToken;
 
-use super::{ONLY, kept};
 use crate::{
-    bootstrap_token::Expiration,
+    bootstrap_token::{Expiration, KeptToken, OF_TYPE},
     controllers::{
         error::{Doing, Error, OrGone},
         pods,
@@ -18,7 +17,7 @@ use crate::{
 
 /// Runs until `shutdown`.
 pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<(), Stopped> {
-    let secrets: Informer<Secret> = informers.some(ONLY);
+    let secrets: Informer<Secret> = informers.some(OF_TYPE);
     let controller = Cleaner {
         client: informers.client().clone(),
         secrets: secrets.clone(),
@@ -39,7 +38,7 @@ impl Controller for Cleaner {
         let Some(secret) = held.filter(|secret| !pods::is_terminating(&**secret)) else {
             return Ok(Next::Settled);
         };
-        let Some(kept) = kept(&secret) else {
+        let Some(kept) = KeptToken::of(&secret) else {
             return Ok(Next::Settled);
         };
         let now = Timestamp::now();

@@ -6,26 +6,6 @@
 pub mod cleaning;
 pub mod signing;
 
-use k8s_openapi::api::core::v1::Secret;
-use kube::ResourceExt;
-
-use crate::bootstrap_token::KeptToken;
-
-/// The Secrets that keep tokens, in any namespace.
-const ONLY: &str = "type=bootstrap.kubernetes.io/token";
-
-/// The token that a Secret keeps, if it does and counts.
-fn kept(secret: &Secret) -> Option<KeptToken> {
-    if secret.namespace().as_deref() != Some(crate::bootstrap_token::NAMESPACE) {
-        return None;
-    }
-    let datum = |key: &str| {
-        let bytes = secret.data.as_ref()?.get(key)?;
-        String::from_utf8(bytes.0.clone()).ok()
-    };
-    KeptToken::read(&secret.name_any(), secret.type_.as_deref()?, datum)
-}
-
 #[cfg(test)]
 mod testing {
     use std::collections::BTreeMap;

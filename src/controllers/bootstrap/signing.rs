@@ -13,9 +13,8 @@ use kube::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{ONLY, kept};
 use crate::{
-    bootstrap_token::{Expiration, KeptToken, signature},
+    bootstrap_token::{Expiration, KeptToken, OF_TYPE, signature},
     controllers::{
         error::{Doing, Error, already_exists, namespace_terminating},
         pods,
@@ -37,7 +36,7 @@ pub async fn run(
 ) -> Result<(), Stopped> {
     let namespaces: Informer<Namespace> = informers.get();
     let maps: Informer<ConfigMap> = informers.get();
-    let secrets: Informer<Secret> = informers.some(ONLY);
+    let secrets: Informer<Secret> = informers.some(OF_TYPE);
     let controller = Signer {
         client: informers.client().clone(),
         namespaces: namespaces.clone(),
@@ -126,7 +125,7 @@ fn counting(secrets: &[std::sync::Arc<Secret>], now: Timestamp) -> Vec<KeptToken
     let live = secrets
         .iter()
         .filter(|held| !pods::is_terminating(&***held));
-    let mut tokens: Vec<KeptToken> = live.filter_map(|secret| kept(secret)).collect();
+    let mut tokens: Vec<KeptToken> = live.filter_map(|secret| KeptToken::of(secret)).collect();
     tokens.retain(|kept| kept.signing && !kept.expiration.is_over(now));
     tokens.sort_by(|a, b| a.token.id().cmp(b.token.id()));
     tokens.truncate(MOST_SIGNATURES);
