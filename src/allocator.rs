@@ -5,6 +5,12 @@
 #![allow(unsafe_code)] // one call of the C library, which nothing safe stands for
 
 #[cfg(target_env = "gnu")]
+mod quiet;
+
+#[cfg(target_env = "gnu")]
+use std::time::Duration;
+
+#[cfg(target_env = "gnu")]
 use crate::program_text;
 
 /// For the start of the program, while it has one thread.
@@ -33,20 +39,24 @@ pub fn freed_much() {
     FREED.notify_one();
 }
 
-/// Gives back the pages that lie free between used ones, when a start is over, every minute and after
-/// [`freed_much`]; and what is mapped of the program's code, but not after that.
+/// Gives back the pages that lie free between used ones, and what is mapped of the program's code: when a
+/// start is over, and whenever a minute finds more in memory than the quiet after the last time. After
+/// [`freed_much`] the free pages only.
 #[cfg(target_env = "gnu")]
 pub async fn keep_small() {
-    use std::time::Duration;
     /// The last of it is an answer, which somebody has to read; and each time keeps everyone else from
     /// allocating for some milliseconds.
     const SOON: Duration = Duration::from_millis(200);
     const START: Duration = Duration::from_secs(3);
     let start = tokio::time::Instant::now() + START;
     let mut minutes = tokio::time::interval_at(start, Duration::from_secs(60));
+    let mut quiet = quiet::Quiet::default();
     loop {
         tokio::select! {
-            _ = minutes.tick() => program_text::unmap(),
+            _ = minutes.tick() => match quiet.is_over(program_text::resident()) {
+                true => program_text::unmap(),
+                false => continue,
+            },
             () = FREED.notified() => tokio::time::sleep(SOON).await,
         }
         // SAFETY: any thread may call it at any time; it touches free memory only.

@@ -1,4 +1,4 @@
-//! The program's code and constants, as far as they are mapped into this process.
+//! The program's code and constants, as far as they are mapped into this process, and how much is in memory.
 //!
 //! Most of what a start runs through is not needed again, and would count as this process's memory for as
 //! long as nobody else wants it. Unmapped, it is the page cache's; what is needed again comes back by
@@ -24,11 +24,22 @@ pub fn unmap() {
     }
 }
 
+/// Bytes of this process that are in memory, the program's among them.
+pub fn resident() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: usize = text.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * page_size()?)
+}
+
+fn page_size() -> Option<usize> {
+    let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+    page.and_then(|page| usize::try_from(page).ok())
+}
+
 /// The program's segments that are mapped from its file and never written, in whole pages. None if they
 /// are not found for certain.
 fn unwritten() -> Vec<Range<usize>> {
-    let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
-    let Some(page) = page.and_then(|page| usize::try_from(page).ok()) else {
+    let Some(page) = page_size() else {
         return Vec::new();
     };
     let mut found: Vec<Range<usize>> = Vec::new();

@@ -8,7 +8,8 @@ use nix::{
 };
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fs,
+    io::{self, Read},
     path::{Component, Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -578,8 +579,14 @@ fn remove_one(dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// Files of the kernel say that they are empty: without room for what they hold, they are read in many
+/// small pieces.
 pub(crate) fn read(path: &Path) -> Result<String, Error> {
-    fs::read_to_string(path).map_err(|source| failed("read", path, source))
+    let mut text = String::with_capacity(4096);
+    fs::File::open(path)
+        .and_then(|mut file| file.read_to_string(&mut text))
+        .map_err(|source| failed("read", path, source))?;
+    Ok(text)
 }
 
 pub(crate) fn write(path: &Path, value: &str) -> Result<(), Error> {

@@ -1,10 +1,10 @@
 //! What the machine as a whole uses of its memory, as the root of the cgroup trees counts it.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use crate::{
     Error, Hierarchy, Layout,
-    group::{failed, field, read},
+    group::{field, read},
 };
 
 /// Memory of the whole machine. Units: bytes.
@@ -25,7 +25,7 @@ impl Hierarchy {
     /// Reads the root group. On v2 it has no `memory.current`: memory that is not free stands in.
     pub fn machine_memory(&self) -> Result<MachineMemory, Error> {
         let path = Path::new("/proc/meminfo");
-        let text = fs::read_to_string(path).map_err(|source| failed("read", path, source))?;
+        let text = read(path)?;
         let meminfo = |name: &str| kilobytes(&text, name) * 1024;
         let total_bytes = meminfo("MemTotal");
         let (usage, inactive) = match (self.layout, self.v1.get("memory"), &self.v2) {

@@ -224,7 +224,6 @@ fn everything(table: &Table) -> Batch {
             table,
             "input",
             Rule::new()
-                .state_new()
                 .source_local(false)
                 .destination_local()
                 .load_mark(Reg(0))
@@ -280,7 +279,7 @@ fn nft_reads_what_was_written() -> TestResult {
             "ip daddr . meta l4proto . th dport",
             "type nat hook postrouting priority srcnat; policy accept;",
             "ip saddr 10.9.0.0/20 ip daddr != 10.0.0.0/8 oifname != \"br0\" masquerade fully-random",
-            "ct state new fib saddr type != local fib daddr type local",
+            "fib saddr type != local fib daddr type local",
             "reject with tcp reset",
         ] {
             assert!(listing.contains(line), "no {line:?} in\n{listing}");

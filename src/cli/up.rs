@@ -6,6 +6,7 @@ use std::{
     num::NonZeroU32,
     os::unix::{fs::OpenOptionsExt, process::CommandExt},
     process::{Command, ExitCode, Stdio},
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -26,6 +27,9 @@ use crate::{
     kubelet::container::SwapBehavior,
     logging,
 };
+
+/// Longer than between two looks of an idle node, so that each look finds the threads of the one before.
+const KEEP_THREADS: Duration = Duration::from_secs(30);
 
 /// Start the cluster on this machine
 #[derive(clap::Args)]
@@ -168,11 +172,12 @@ impl Up {
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
+            .thread_keep_alive(KEEP_THREADS)
             .build()?;
         let notifier = Notifier::from_env();
         let result = runtime.block_on(daemon::run(config, &notifier));
         // Tasks that still wait for something must not keep the process.
-        runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+        runtime.shutdown_timeout(Duration::from_secs(1));
         result?;
         Ok(ExitCode::SUCCESS)
     }

@@ -1,7 +1,8 @@
 //! The table's fixed part: sets, chains and rules that no Service changes.
 //!
 //! A new connection passes `services`, which looks its destination up and goes to the chain that
-//! deals to that many backends. What nobody serves is refused after that, in the filter chains.
+//! deals to that many backends. What nobody serves is refused after that, unless another table has led it
+//! elsewhere. Packets of connections that are known pass no rule of these.
 
 use netns::nft::{
     BaseChain, Batch, ChainKind, Family, Hook, Policy, Reg, Reject, Rule, Set, SetKind, Table,
@@ -16,6 +17,11 @@ use super::{
 /// Clients remembered for session affinity, per map.
 const AFFINITY_LIMIT: u32 = 1 << 20;
 const TCP: u8 = 6;
+/// Where destinations are rewritten, and senders.
+const DNAT: i32 = -100;
+const SNAT: i32 = 100;
+/// After everybody's DNAT: a connection that has got another destination does not come so far.
+const REFUSE: i32 = -90;
 
 pub fn table(config: &Config) -> Table {
     Table::new(Family::Ip, config.table.clone())
@@ -30,43 +36,19 @@ pub fn rebuild(config: &Config, step: Step) -> Batch {
     for chain in ["services", "node", "unserved", "turn-away"] {
         batch.add_chain(&table, chain);
     }
-    for (name, kind, hook, priority, target) in [
-        (
-            "prerouting",
-            ChainKind::Nat,
-            Hook::Prerouting,
-            -100,
-            "services",
-        ),
-        ("output", ChainKind::Nat, Hook::Output, -100, "services"),
-        (
-            "filter-input",
-            ChainKind::Filter,
-            Hook::Input,
-            0,
-            "unserved",
-        ),
-        (
-            "filter-forward",
-            ChainKind::Filter,
-            Hook::Forward,
-            0,
-            "unserved",
-        ),
-        (
-            "filter-output",
-            ChainKind::Filter,
-            Hook::Output,
-            0,
-            "unserved",
-        ),
+    for (name, hook, priority, target) in [
+        ("prerouting", Hook::Prerouting, DNAT, "services"),
+        ("output", Hook::Output, DNAT, "services"),
+        ("refuse-prerouting", Hook::Prerouting, REFUSE, "unserved"),
+        ("refuse-output", Hook::Output, REFUSE, "unserved"),
     ] {
-        batch.add_base_chain(&table, name, base(kind, hook, priority));
-        let rule = match kind {
-            ChainKind::Filter => Rule::new().state_new(),
-            ChainKind::Nat | ChainKind::Route => Rule::new(),
-        };
-        batch.add_rule(&table, name, rule.verdict(&Verdict::Jump(target.into())));
+        batch
+            .add_base_chain(&table, name, base(hook, priority))
+            .add_rule(
+                &table,
+                name,
+                Rule::new().verdict(&Verdict::Jump(target.into())),
+            );
     }
     for rule in service_rules(config) {
         batch.add_rule(&table, "services", rule);
@@ -87,11 +69,7 @@ pub fn rebuild(config: &Config, step: Step) -> Batch {
                 .reject(Reject::TcpReset),
         )
         .add_rule(&table, "turn-away", Rule::new().reject(Reject::IcmpPort))
-        .add_base_chain(
-            &table,
-            "postrouting",
-            base(ChainKind::Nat, Hook::Postrouting, 100),
-        )
+        .add_base_chain(&table, "postrouting", base(Hook::Postrouting, SNAT))
         .add_rule(
             &table,
             "postrouting",
@@ -344,9 +322,10 @@ fn masquerade_marked(mark: u32) -> Rule {
         .masquerade()
 }
 
-fn base(kind: ChainKind, hook: Hook, priority: i32) -> BaseChain {
+/// All chains are for addresses: the kernel shows them the first packet of a connection, and no other.
+fn base(hook: Hook, priority: i32) -> BaseChain {
     BaseChain {
-        kind,
+        kind: ChainKind::Nat,
         hook,
         priority,
         policy: Policy::Accept,

@@ -381,6 +381,17 @@ fn refused(from: &Namespace, address: IpAddr, port: u16) -> TestResult<bool> {
     Ok(error.is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused))
 }
 
+fn refused_udp(from: &Namespace, address: IpAddr, port: u16) -> TestResult<bool> {
+    let error = from.run(|| -> std::io::Result<usize> {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.set_read_timeout(Some(TIMEOUT))?;
+        socket.connect((address, port))?;
+        socket.send(b"?")?;
+        socket.recv(&mut [0; 16])
+    })?;
+    Ok(error.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused))
+}
+
 /// All of it written.
 fn start(config: Config, plans: Vec<(Key, Plan)>) -> TestResult<Writer> {
     let (mut writer, _) = Writer::open(config, plans)?;
@@ -443,8 +454,12 @@ fn services_answer_from_everywhere() -> TestResult {
         (&lab.node, CLUSTER_IP, 80),
         (&lab.pods[0], CLUSTER_IP, 81),
         (&lab.outside, NODE, 30080),
+        (&lab.node, NODE, 30080),
     ] {
         assert!(refused(from, address, port)?, "{address}:{port}");
+    }
+    for from in [&lab.pods[0], &lab.node, &lab.outside] {
+        assert!(refused_udp(from, CLUSTER_IP, 81)?);
     }
     // One endpoint back again.
     writer.apply(vec![(key.clone(), plan(&BOTH[1..]))]).1?;

@@ -142,6 +142,14 @@ pub struct Session {
     pub exit: tokio::sync::oneshot::Receiver<Result<Exit, Error>>,
 }
 
+/// What there is of memory, read at once.
+#[derive(Debug)]
+pub struct MemoryReadings {
+    pub machine: Result<cgroups::MachineMemory, Error>,
+    /// Of all pods together.
+    pub pods: Result<Usage, Error>,
+}
+
 /// Current use, read from the cgroup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -314,14 +322,9 @@ impl Runtime {
         self.node.node_usage().await
     }
 
-    /// What all pods use together, without their supervisors.
-    pub async fn pods_usage(&self) -> Result<Usage, Error> {
-        self.node.pods_usage().await
-    }
-
-    /// What the machine has of memory, and uses.
-    pub async fn machine_memory(&self) -> Result<cgroups::MachineMemory, Error> {
-        self.node.machine_memory().await
+    /// What the machine has of memory and uses, and what all pods use together, without their supervisors.
+    pub async fn memory(&self) -> Result<MemoryReadings, Error> {
+        self.node.memory().await
     }
 
     /// Limits what all pods together may use. An error names the first limit that the kernel

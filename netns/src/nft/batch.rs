@@ -164,7 +164,7 @@ impl Batch {
                     body.be32(6, VERDICT_TYPE);
                 }
             }
-            if let Some(limit) = set.dynamic {
+            if let Some(limit) = set.dynamic.or(set.most) {
                 body.nest(9, |description| {
                     description.be32(1, limit);
                 });

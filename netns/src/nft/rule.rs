@@ -224,24 +224,14 @@ impl Rule {
         }
     }
 
-    /// Goes on only if the packet begins a connection.
-    pub fn state_new(self) -> Self {
-        const NEW: u32 = 8;
-        self.conntrack(0, NEW)
-    }
-
     /// Goes on only if the connection's destination was rewritten.
     pub fn status_dnat(self) -> Self {
+        const STATUS: u32 = 2;
         const DNAT: u32 = 1 << 5;
-        self.conntrack(2, DNAT)
-    }
-
-    /// Goes on only if the connection's `key` has one of these bits.
-    fn conntrack(self, key: u32, bits: u32) -> Self {
         self.expression("ct", |e| {
-            e.be32(1, Reg(0).number()).be32(2, key);
+            e.be32(1, Reg(0).number()).be32(2, STATUS);
         })
-        .bitwise(Reg(0), &bits.to_ne_bytes(), &[0; 4])
+        .bitwise(Reg(0), &DNAT.to_ne_bytes(), &[0; 4])
         .not_equal(Reg(0), &[0; 4])
     }
 

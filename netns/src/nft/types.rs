@@ -193,6 +193,9 @@ pub struct Set<'a> {
     pub kind: SetKind<'a>,
     /// Rules may add elements, which go after a time; at most this many.
     pub dynamic: Option<u32>,
+    /// It never holds more than this: the kernel then takes a table of fixed size, which is found through
+    /// faster than one that grows.
+    pub most: Option<u32>,
 }
 
 impl<'a> Set<'a> {
@@ -202,7 +205,14 @@ impl<'a> Set<'a> {
             key,
             kind,
             dynamic: None,
+            most: None,
         }
+    }
+
+    /// Elements beyond so many fail their batch.
+    pub fn at_most(mut self, elements: u32) -> Self {
+        self.most = Some(elements);
+        self
     }
 
     /// Lets rules add elements that go after a time, `limit` of them at most.

@@ -54,7 +54,7 @@ use super::{
     node, pod,
     stats::Space,
 };
-use crate::runtime::{MemoryStalls, PodState, Runtime};
+use crate::runtime::{MemoryReadings, MemoryStalls, PodState, Runtime};
 
 /// How often the node is looked at, and pods with limits are measured.
 const EVERY: Duration = Duration::from_secs(10);
@@ -209,23 +209,9 @@ impl Manager {
     async fn observe(&self) -> Observations {
         let runtime = &self.parts.runtime;
         let mut found = Observations::new();
-        match runtime.machine_memory().await {
-            Ok(memory) => {
-                let observed = Observed {
-                    available: memory.available_bytes(),
-                    capacity: memory.total_bytes,
-                };
-                found.insert(Signal::Memory, observed);
-            }
+        match runtime.memory().await {
+            Ok(readings) => found.extend(self.of_memory(readings)),
             Err(error) => tracing::warn!(%error, "the machine's memory cannot be read"),
-        }
-        if let Ok(usage) = runtime.pods_usage().await {
-            let capacity = self.parts.pods_memory;
-            let observed = Observed {
-                available: capacity.saturating_sub(usage.memory_working_set_bytes),
-                capacity,
-            };
-            found.insert(Signal::AllocatableMemory, observed);
         }
         let dirs = self.parts.dirs.clone();
         // A disk that hangs must not hold up anything else.
@@ -248,6 +234,29 @@ impl Manager {
                 capacity,
             };
             found.insert(Signal::Pids, observed);
+        }
+        found
+    }
+
+    fn of_memory(&self, readings: MemoryReadings) -> Vec<(Signal, Observed)> {
+        let mut found = Vec::new();
+        match readings.machine {
+            Ok(memory) => {
+                let observed = Observed {
+                    available: memory.available_bytes(),
+                    capacity: memory.total_bytes,
+                };
+                found.push((Signal::Memory, observed));
+            }
+            Err(error) => tracing::warn!(%error, "the machine's memory cannot be read"),
+        }
+        if let Ok(usage) = readings.pods {
+            let capacity = self.parts.pods_memory;
+            let observed = Observed {
+                available: capacity.saturating_sub(usage.memory_working_set_bytes),
+                capacity,
+            };
+            found.push((Signal::AllocatableMemory, observed));
         }
         found
     }

@@ -69,16 +69,17 @@ fn bridge(table: &str) -> Table {
     Table::new(Family::Bridge, table)
 }
 
-/// The table anew, for these pods; the one that is there goes in the same moment.
-pub fn whole<'a>(table: &str, ports: impl Iterator<Item = &'a Port> + Clone) -> Batch {
+/// The table anew, for these pods of at most `most`; the one that is there goes in the same moment.
+pub fn whole<'a>(table: &str, most: u32, ports: impl Iterator<Item = &'a Port> + Clone) -> Batch {
     let table = &bridge(table);
     let mut batch = Batch::new();
     let together = [Type::Link, Type::FrameHead, Type::Ipv4];
+    let set = |name, key| Set::new(name, key, SetKind::Set).at_most(most);
     batch
         .remove_table(table)
         .add_table(table)
-        .add_set(table, &Set::new(PORTS, &[Type::Link], SetKind::Set))
-        .add_set(table, &Set::new(PODS, &together, SetKind::Set))
+        .add_set(table, &set(PORTS, &[Type::Link]))
+        .add_set(table, &set(PODS, &together))
         .add_chain(table, "own");
     for rule in [
         // Also where the bridge may route loopback addresses, for the sake of host ports.

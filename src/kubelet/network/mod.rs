@@ -48,6 +48,8 @@ use crate::{
 };
 
 const FORWARD: &str = "net/ipv4/ip_forward";
+/// Whether the host tells a sender of a shorter way.
+const REDIRECTS: &str = "net/ipv4/conf/all/send_redirects";
 const GUARD: &str = "set up the check of what pods send (it needs a kernel with \
                      CONFIG_NF_TABLES_BRIDGE; see `vetch check`)";
 
@@ -208,6 +210,12 @@ impl Shared {
         let bridge = wiring::ensure_bridge(&config.bridge, gateway, range)
             .map_err(during(format!("set up the bridge {}", config.bridge)))?;
         set(&records, FORWARD, "1")?;
+        // A host that forwards on our account sends no more redirects than before. Also, as long as it may
+        // send some, the kernel looks each packet's source up that leaves by the link it came by.
+        let settings = records.settings();
+        if settings.contains(&(FORWARD.to_owned(), "0".to_owned())) {
+            set(&records, REDIRECTS, "0")?;
+        }
 
         let mut pool = Pool::new(range);
         for (owner, address) in records.addresses()? {
@@ -407,7 +415,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Whether this kernel can check what pods send; tried out in a namespace that goes with the try.
 pub fn can_guard() -> bool {
-    let try_out = || netns::nft::Socket::open()?.commit(guard::whole("probe", [].iter()));
+    let try_out = || netns::nft::Socket::open()?.commit(guard::whole("probe", 1, [].iter()));
     netns::Namespace::create()
         .and_then(|namespace| namespace.run(try_out)?)
         .is_ok()

@@ -109,7 +109,8 @@ impl Tables {
 
     fn change_guard(&mut self, change: impl FnOnce() -> Batch) -> Result<Outcome, netns::Error> {
         self.guard.commit(&mut self.socket, change, || {
-            guard::whole(&self.config.table, self.admitted.values())
+            let most = addresses(self.config.pod_cidr);
+            guard::whole(&self.config.table, most, self.admitted.values())
         })
     }
 
@@ -267,6 +268,12 @@ impl Tables {
         }
         self.socket.commit(batch)
     }
+}
+
+/// As many as there can be pods: each has one for itself.
+fn addresses(range: IpNet) -> u32 {
+    let bits = range.max_prefix_len() - range.prefix_len();
+    1u32.checked_shl(bits.into()).unwrap_or(u32::MAX)
 }
 
 fn ports_table(config: &Config) -> String {

@@ -16,6 +16,7 @@ use ipnet::{IpNet, Ipv4Net};
 use netns::{
     nft::{BaseChain, Batch, ChainKind, Family, Hook, Policy, Reg, Rule, Table, Verdict},
     route::{self, Change, Link, Mac, Prefix, Socket, Veth},
+    sysctl,
 };
 use sha2::{Digest, Sha256};
 
@@ -35,6 +36,8 @@ pub fn ensure_bridge(name: &str, gateway: Ipv4Addr, range: Ipv4Net) -> Result<Li
         _ => {}
     }
     let link = socket.link(name)?;
+    // Pods reach each other by the way that they came, on purpose.
+    sysctl::write(&format!("net/ipv4/conf/{name}/send_redirects"), "0")?;
     socket.apply(vec![
         Change::set_mac(link.index, mac(name)),
         Change::add_address(link.index, Prefix::new(gateway.into(), range.prefix_len())),

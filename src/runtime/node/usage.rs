@@ -4,7 +4,7 @@ use oci_spec::runtime::LinuxResources;
 
 use super::{
     super::{
-        Ceilings, Error, Usage,
+        Ceilings, Error, MemoryReadings, Usage,
         cgroup::{self, Owner},
         pod::Pod,
     },
@@ -44,23 +44,19 @@ impl Node {
         .await
     }
 
-    /// What all pods use together of what they may.
-    pub async fn pods_usage(&self) -> Result<Usage, Error> {
+    /// What the machine has of memory and uses, and what all pods use together of what they may.
+    pub async fn memory(&self) -> Result<MemoryReadings, Error> {
         let name = cgroup::pods_name(&self.config.cgroup_root);
         let hierarchy = self.hierarchy.clone();
         blocking(move || {
-            cgroups::Group::open(&hierarchy, &name)
+            let machine = hierarchy.machine_memory();
+            let pods = cgroups::Group::open(&hierarchy, &name)
                 .and_then(|group| cgroup::usage(&group))
-                .map_err(|error| cgroup::failed(&name, error))
-        })
-        .await
-    }
-
-    pub async fn machine_memory(&self) -> Result<cgroups::MachineMemory, Error> {
-        let hierarchy = self.hierarchy.clone();
-        blocking(move || {
-            let read = hierarchy.machine_memory();
-            read.map_err(|error| cgroup::failed("the machine", error))
+                .map_err(|error| cgroup::failed(&name, error));
+            Ok(MemoryReadings {
+                machine: machine.map_err(|error| cgroup::failed("the machine", error)),
+                pods,
+            })
         })
         .await
     }

@@ -1,0 +1,75 @@
+//! Whether giving memory back is worth its work, from one minute to the next. Pure.
+//!
+//! An idle daemon has the same pages in memory all the time, and to take them away costs more than all else
+//! that it does.
+
+/// What was in memory when nothing happened.
+#[derive(Debug, Default)]
+pub struct Quiet {
+    state: State,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    /// Nothing was given back yet.
+    #[default]
+    Start,
+    /// A minute ago: what has come back since is needed.
+    JustNow,
+    /// What was needed, and for how many minutes more than a little came.
+    Since { bytes: usize, minutes: u32 },
+}
+
+impl Quiet {
+    /// What comes with a few requests.
+    const LITTLE: usize = 1 << 20;
+    /// Free pages that others' pages lie between do not show: they go after this at last.
+    const LONGEST: u32 = 5;
+
+    /// `resident`: bytes in memory now, if that is known.
+    pub fn is_over(&mut self, resident: Option<usize>) -> bool {
+        let (now, over) = match (&self.state, resident) {
+            (State::Start, _) | (_, None) => (State::JustNow, true),
+            (State::JustNow, Some(bytes)) => (State::Since { bytes, minutes: 0 }, false),
+            (State::Since { bytes, minutes }, Some(resident)) => {
+                let minutes = minutes + 1;
+                match resident > bytes + Self::LITTLE || minutes >= Self::LONGEST {
+                    true => (State::JustNow, true),
+                    false => {
+                        let bytes = resident.min(*bytes);
+                        (State::Since { bytes, minutes }, false)
+                    }
+                }
+            }
+        };
+        self.state = now;
+        over
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_idle_daemon_needs_is_left_to_it() {
+        const MB: usize = 1 << 20;
+        let mut quiet = Quiet::default();
+        let mut minutes = |resident: &[usize]| -> Vec<bool> {
+            let is_over = |mb: &usize| quiet.is_over(Some(mb * MB));
+            resident.iter().map(is_over).collect()
+        };
+        // The start; what came back in a minute is the quiet, and stays so for long.
+        assert_eq!(minutes(&[40, 30, 30, 31]), [true, false, false, false]);
+        // Much more came: it goes, and what comes back then is looked at anew.
+        assert_eq!(minutes(&[33, 31, 29]), [true, false, false]);
+        assert_eq!(minutes(&[31]), [true]);
+        // In the longest quiet something may have become free.
+        assert_eq!(
+            minutes(&[31, 31, 31, 31, 31, 31]),
+            [false, false, false, false, false, true]
+        );
+        // Nobody knows how much there is.
+        assert!(quiet.is_over(None));
+    }
+}
