@@ -64,6 +64,8 @@ pub type TableKey = (u8, String);
 pub struct Changes {
     /// By name; `None` for a link that is gone. One that was renamed is here by both names.
     pub links: BTreeMap<String, Option<Link>>,
+    /// How bridges treat ports whose settings have changed, by the links' names.
+    pub ports: BTreeMap<String, route::Port>,
     /// Addresses that are gone, with the links they were on.
     pub lost_addresses: Vec<(u32, Prefix)>,
     /// Links that a route is gone from.
@@ -187,9 +189,12 @@ impl Monitor {
 
     fn take_route(&mut self, changes: &mut Changes, message: wire::Received<'_>) {
         match message.kind {
-            // A bridge tells of its ports in messages of the same kind, which say less.
+            // A bridge tells of its ports in messages of the same kind, which say something else.
             libc::RTM_NEWLINK | libc::RTM_DELLINK
-                if message.body.first() == Some(&(libc::AF_BRIDGE as u8)) => {}
+                if message.body.first() == Some(&(libc::AF_BRIDGE as u8)) =>
+            {
+                changes.ports.extend(route::parse_port(message.body));
+            }
             libc::RTM_NEWLINK => {
                 let Some(link) = route::parse_link(message.body) else {
                     return;

@@ -18,7 +18,7 @@ use rtnetlink::{
 };
 
 use super::{Mac, Prefix};
-use crate::wire::Message;
+use crate::wire::{self, Message};
 
 const CREATE: i32 = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
 const REPLACE: i32 = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
@@ -52,6 +52,32 @@ pub enum Port {
     /// of the bridge's own protocols (spanning tree, LLDP and others) are frames like others: the bridge
     /// would take some of them past all rules.
     Fixed,
+}
+
+impl Port {
+    /// [`Port::Fixed`] only if every setting of it is there, as far as this kernel knows it.
+    pub(super) fn parse(settings: &[u8]) -> Self {
+        const MODE: u16 = 4;
+        const LEARNING: u16 = 8;
+        const UNICAST_FLOOD: u16 = 9;
+        const MULTICAST_FLOOD: u16 = 27;
+        const BROADCAST_FLOOD: u16 = 30;
+        const GROUPS: u16 = 31;
+        const LOCKED: u16 = 39;
+        let byte = |kind| wire::attribute(settings, kind)?.first().copied();
+        let is = |kind, value| byte(kind) == Some(value);
+        let groups = wire::attribute(settings, GROUPS);
+        let fixed = is(MODE, 1)
+            && [LEARNING, UNICAST_FLOOD, MULTICAST_FLOOD, BROADCAST_FLOOD]
+                .iter()
+                .all(|kind| is(*kind, 0))
+            && groups == Some(&ALL_GROUPS.to_ne_bytes()[..])
+            && byte(LOCKED).unwrap_or(1) == 1;
+        match fixed {
+            true => Self::Fixed,
+            false => Self::Learning,
+        }
+    }
 }
 
 /// A route that shall be there.

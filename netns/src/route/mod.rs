@@ -22,6 +22,8 @@ pub use change::{Change, Port, RouteKind, Veth, WantedRoute};
 
 const UP: u32 = libc::IFF_UP as u32;
 const INFO_KIND: u16 = 1;
+const INFO_MASTER_KIND: u16 = 4;
+const INFO_PORT: u16 = 5;
 /// The protocol of routes that programs make.
 const STATIC: u8 = 4;
 
@@ -67,6 +69,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// e.g. `bridge`, `veth`; `None` for hardware and `lo`.
     pub kind: Option<String>,
+    /// How its bridge treats it; `None` for what is no port of a bridge.
+    pub port: Option<Port>,
 }
 
 /// A route as the kernel shows it.
@@ -198,7 +202,24 @@ pub(crate) fn parse_link(body: &[u8]) -> Option<Link> {
         kind: wire::attribute(attrs, libc::IFLA_LINKINFO)
             .and_then(|info| wire::attribute(info, INFO_KIND))
             .map(wire::text),
+        port: wire::attribute(attrs, libc::IFLA_LINKINFO)
+            .filter(|info| {
+                wire::attribute(info, INFO_MASTER_KIND)
+                    .map(wire::text)
+                    .as_deref()
+                    == Some("bridge")
+            })
+            .and_then(|info| wire::attribute(info, INFO_PORT))
+            .map(Port::parse),
     })
+}
+
+/// What a bridge itself tells of one of its ports: its name, and how it is treated now.
+pub(crate) fn parse_port(body: &[u8]) -> Option<(String, Port)> {
+    let attrs = body.get(16..)?;
+    let name = wire::text(wire::attribute(attrs, libc::IFLA_IFNAME)?);
+    let settings = wire::attribute(attrs, libc::IFLA_PROTINFO)?;
+    Some((name, Port::parse(settings)))
 }
 
 pub(crate) fn parse_address(body: &[u8]) -> Option<(u32, Prefix)> {

@@ -4,7 +4,7 @@ use std::{collections::HashMap, net::IpAddr, os::fd::AsFd, sync::atomic::Orderin
 
 use netns::{
     monitor::Changes,
-    route::{Link, Prefix, RouteKind, Socket, WantedRoute},
+    route::{self, Link, Prefix, RouteKind, Socket, WantedRoute},
     sysctl,
 };
 
@@ -95,6 +95,14 @@ impl Shared {
                 && tables
                     .links()
                     .any(|(_, port)| is_lost(&port.link, &is_port))
+            || changes
+                .ports
+                .values()
+                .any(|port| *port != route::Port::Fixed)
+                && self.wired().values().any(|wired| {
+                    let now = changes.ports.get(&wired.link);
+                    now.is_some_and(|port| *port != route::Port::Fixed)
+                })
     }
 
     /// Kernel settings that must be 1, as long as the bridge is there.
@@ -196,7 +204,7 @@ impl Shared {
         let there: Vec<_> = there.into_iter().map(|(_, port)| port).collect();
         let is_astray = |port: &&Port| {
             let link = &links[&port.link];
-            link.master != Some(bridge.index) || !link.up
+            link.master != Some(bridge.index) || !link.up || link.port != Some(route::Port::Fixed)
         };
         let astray: Vec<Port> = there.iter().filter(is_astray).cloned().collect();
         if !astray.is_empty() {

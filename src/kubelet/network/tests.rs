@@ -307,10 +307,15 @@ fn what_others_undo_is_found_and_restored() -> TestResult {
         let wire = wiring::link_name("one");
         let picture = || -> TestResult<String> {
             let connected = ip("-o link show master vetch0")?.contains(&wire);
+            let settings = ip(&format!("-d -o link show {wire}"))?;
+            let settings = settings.split_once("bridge_slave").unwrap_or_default().1;
+            let settings = settings.split(" addrgenmode").next().unwrap_or_default();
             let routes = ip("route")?.replace(" linkdown", "");
             let addresses = ip("-4 -o address")?.replace(char::is_numeric, "");
             let neighbours = ip("neigh show nud permanent")?;
-            Ok(format!("{connected} {routes} {addresses} {neighbours}"))
+            Ok(format!(
+                "{connected} {settings} {routes} {addresses} {neighbours}"
+            ))
         };
         let rules = || -> TestResult<[String; 3]> {
             Ok([
@@ -331,8 +336,13 @@ fn what_others_undo_is_found_and_restored() -> TestResult {
             "ip address flush dev vetch0",
             "ip route flush dev vetch0",
             "sysctl -qw net.ipv4.ip_forward=0",
+            "bridge link set dev $wire learning on",
+            "ip link set $wire type bridge_slave group_fwd_mask 0",
         ] {
-            let done = Command::new("sh").args(["-ec", line]).status()?;
+            let done = Command::new("sh")
+                .args(["-ec", line])
+                .env("wire", &wire)
+                .status()?;
             assert!(done.success(), "{line}");
             let changes = tokio::time::timeout(TIMEOUT, monitor.changes()).await??;
             assert!(shared.notice(&changes), "{line}: {changes:?}");
