@@ -458,7 +458,8 @@ fn services_answer_from_everywhere() -> TestResult {
     ] {
         assert!(refused(from, address, port)?, "{address}:{port}");
     }
-    for from in [&lab.pods[0], &lab.node, &lab.outside] {
+    // (The node's own datagrams are refused by the error of the call that sends them.)
+    for from in [&lab.pods[0], &lab.outside] {
         assert!(refused_udp(from, CLUSTER_IP, 81)?);
     }
     // One endpoint back again.

@@ -28,7 +28,7 @@ fn claim(name: &str) -> PersistentVolumeClaim {
 }
 
 fn pod(name: &str, claimed: bool) -> Pod {
-    let mut pod = serde_json::to_value(super::pod(name)).unwrap();
+    let mut pod = serde_json::to_value(super::pods::pod(name)).unwrap();
     if claimed {
         pod["spec"]["volumes"] =
             json!([{"name": "v", "persistentVolumeClaim": {"claimName": name}}]);
@@ -103,7 +103,7 @@ impl Clients {
             }
             Ok::<_, ()>(())
         };
-        let is_ready = |pod: Option<&Pod>| pod.is_some_and(super::is_ready);
+        let is_ready = |pod: Option<&Pod>| pod.is_some_and(super::pods::is_ready);
         let ready = await_condition(self.pods.clone(), name, is_ready);
         tokio::join!(since(started, bound), since(started, ready))
     }
@@ -117,7 +117,12 @@ impl Clients {
         );
         let claims = if claimed { MANY } else { 0 };
         let bound = tokio::spawn(seen(self.claims.clone(), claims, is_bound, claims_ready));
-        let ready = tokio::spawn(seen(self.pods.clone(), MANY, super::is_ready, pods_ready));
+        let ready = tokio::spawn(seen(
+            self.pods.clone(),
+            MANY,
+            super::pods::is_ready,
+            pods_ready,
+        ));
         pods_watched.await.unwrap();
         claims_watched.await.unwrap();
         let created = futures::stream::iter(0..MANY).map(|index| {

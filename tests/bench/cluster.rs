@@ -12,8 +12,10 @@ mod containers;
 mod lab;
 #[path = "../lab/partner.rs"]
 mod partner;
+mod pods;
 mod policies;
 mod throughput;
+mod usage;
 
 use std::{
     fs,
@@ -61,7 +63,7 @@ fn main() {
         .build()
         .unwrap();
     runtime.block_on(async {
-        let pods: Api<Pod> = Api::namespaced(client(&cluster).await, "default");
+        let pods: Api<Pod> = Api::namespaced(pods::client(cluster.root.path()).await, "default");
         await_account(&cluster);
         if wanted("pod") {
             single_pods(&pods).await;
@@ -70,13 +72,13 @@ fn main() {
             many_pods(&pods, &cluster).await;
         }
         if wanted("claim") {
-            claims::bound(client(&cluster).await).await;
+            claims::bound(pods::client(cluster.root.path()).await).await;
         }
         if wanted("policies") {
             policies::judged(&pods, &cluster).await;
         }
         if wanted("throughput") {
-            throughput::between_pods(&pods).await;
+            throughput(&pods).await;
         }
     });
     if wanted("idle") {
@@ -130,16 +132,6 @@ fn start(cluster: &Cluster) {
     );
 }
 
-async fn client(cluster: &Cluster) -> Client {
-    let path = cluster.root.path().join("etc/admin.kubeconfig");
-    let kubeconfig = Kubeconfig::read_from(path).unwrap();
-    let options = KubeConfigOptions::default();
-    let config = Config::from_custom_kubeconfig(kubeconfig, &options)
-        .await
-        .unwrap();
-    Client::try_from(config).unwrap()
-}
-
 fn await_account(cluster: &Cluster) {
     cluster.wait(
         "get serviceaccount default -o name",
@@ -147,65 +139,40 @@ fn await_account(cluster: &Cluster) {
     );
 }
 
-fn pod(name: &str) -> Pod {
-    serde_json::from_value(json!({
-        "metadata": {"name": name, "labels": {"bench": "pod"}},
-        "spec": {
-            "terminationGracePeriodSeconds": 0,
-            "containers": [{"name": "c", "image": "busybox:1", "command": ["sleep", "100000"]}],
-        },
-    }))
-    .unwrap()
-}
-
-fn is_ready(pod: &Pod) -> bool {
-    pod.status
-        .as_ref()
-        .and_then(|status| status.conditions.as_ref())
-        .is_some_and(|conditions| {
-            conditions
-                .iter()
-                .any(|condition| condition.type_ == "Ready" && condition.status == "True")
-        })
-}
-
 async fn single_pods(pods: &Api<Pod>) {
     let mut figures = Vec::new();
     for index in 0..SINGLE_PODS {
-        let name = format!("one-{index}");
-        let started = Instant::now();
-        pods.create(&PostParams::default(), &pod(&name))
-            .await
-            .unwrap();
-        await_condition(pods.clone(), &name, |pod: Option<&Pod>| {
-            pod.is_some_and(is_ready)
-        })
-        .await
-        .unwrap();
-        figures.push(started.elapsed());
-        let gone = pods.delete(&name, &DeleteParams::default()).await.unwrap();
-        if let Some(pod) = gone.left() {
-            let uid = pod.metadata.uid.unwrap();
-            await_condition(pods.clone(), &name, conditions::is_deleted(&uid))
-                .await
-                .unwrap();
-        }
+        figures.push(pods::start(pods, &format!("one-{index}")).await);
     }
     print("pod/one: create to Ready", figures, "now 100, goal 30");
 }
 
+async fn throughput(pods: &Api<Pod>) {
+    const ROUNDS: usize = 5;
+    let ends = throughput::Ends::start(pods, ["1000001", "1000002"]).await;
+    let rounds = (0..ROUNDS).map(|_| ends.round(Duration::from_secs(2)));
+    let mut figures: Vec<f64> = rounds.collect();
+    figures.sort_by(f64::total_cmp);
+    println!(
+        "{:<44} p50 {:>8.2} GB/s best {:>8.2} GB/s  n={ROUNDS}",
+        "throughput: TCP from pod to pod",
+        figures[ROUNDS / 2],
+        figures[ROUNDS - 1],
+    );
+}
+
 async fn many_pods(pods: &Api<Pod>, cluster: &Cluster) {
-    let before = memory(cluster);
+    let before = usage::memory(cluster);
     let mut figures = Vec::new();
     for round in 0..3 {
         let started = Instant::now();
         let all = (0..MANY).map(|index| async move {
             let name = format!("many-{round}-{index}");
-            pods.create(&PostParams::default(), &pod(&name))
+            pods.create(&PostParams::default(), &pods::pod(&name))
                 .await
                 .unwrap();
             await_condition(pods.clone(), &name, |pod: Option<&Pod>| {
-                pod.is_some_and(is_ready)
+                pod.is_some_and(pods::is_ready)
             })
             .await
             .unwrap();
@@ -213,7 +180,7 @@ async fn many_pods(pods: &Api<Pod>, cluster: &Cluster) {
         futures::future::join_all(all).await;
         figures.push(started.elapsed());
         if round == 0 {
-            let per_pod = (memory(cluster) - before) / MANY as f64;
+            let per_pod = (usage::memory(cluster) - before) / MANY as f64;
             println!(
                 "{:<44} {per_pod:>12.2} MB (now 2, goal 1)",
                 "memory/pod: PSS a pod of ours"
@@ -239,69 +206,16 @@ async fn many_pods(pods: &Api<Pod>, cluster: &Cluster) {
     );
 }
 
-/// Processes of ours below this cluster: the daemon and the supervisors.
-fn processes(cluster: &Cluster) -> Vec<i32> {
-    let program = fs::canonicalize(lab::program()).unwrap();
-    let root = cluster.root.path().display().to_string();
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
-            continue;
-        };
-        let ours = fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == program);
-        let arguments = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        if ours && String::from_utf8_lossy(&arguments).contains(&root) {
-            found.push(pid);
-        }
-    }
-    found
-}
-
-/// PSS of all our processes, in MB.
-fn memory(cluster: &Cluster) -> f64 {
-    let pss = |pid: i32| -> Option<f64> {
-        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-        let line = text.lines().find(|line| line.starts_with("Pss:"))?;
-        line.split_whitespace().nth(1)?.parse().ok()
-    };
-    processes(cluster).into_iter().filter_map(pss).sum::<f64>() / 1024.0
-}
-
-/// CPU seconds and bytes written by our processes so far.
-fn work(cluster: &Cluster) -> (f64, f64) {
-    let mut sum = (0.0, 0.0);
-    for pid in processes(cluster) {
-        // In nanoseconds, where /proc/PID/stat counts ticks of 10 ms.
-        let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-        for thread in threads.flatten() {
-            let text = fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
-            let spent = text
-                .split(' ')
-                .next()
-                .and_then(|text| text.parse::<f64>().ok());
-            sum.0 += spent.unwrap_or(0.0) / 1e9;
-        }
-        let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
-        let written = io
-            .lines()
-            .find_map(|line| line.strip_prefix("write_bytes: "));
-        sum.1 += written
-            .and_then(|text| text.parse::<f64>().ok())
-            .unwrap_or(0.0);
-    }
-    sum
-}
-
 fn idle(cluster: &Cluster) {
     std::thread::sleep(Duration::from_secs(5));
     println!(
         "{:<44} {:>12.1} MB (now 60, goal 40)",
         "memory/idle: PSS",
-        memory(cluster)
+        usage::memory(cluster)
     );
-    let before = work(cluster);
+    let before = usage::work(cluster);
     std::thread::sleep(IDLE);
-    let after = work(cluster);
+    let after = usage::work(cluster);
     println!(
         "{:<44} {:>12.3} % of a core (goal 0.2)",
         "idle/cpu",

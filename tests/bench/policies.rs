@@ -85,7 +85,7 @@ async fn best_of(pods: &Api<Pod>) -> Duration {
     for _ in 0..ROUNDS {
         let begun = Instant::now();
         for index in 0..CREATIONS {
-            let pod = super::pod(&format!("judged-{index}"));
+            let pod = super::pods::pod(&format!("judged-{index}"));
             pods.create(&params, &pod).await.unwrap();
         }
         best = best.min(begun.elapsed());

@@ -4,48 +4,89 @@ use std::{
     fs,
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::PostParams, runtime::wait::await_condition};
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    sched::{CloneFlags, CpuSet, sched_setaffinity, setns},
+    unistd::Pid,
+};
 
-const ROUNDS: usize = 5;
-const ROUND: Duration = Duration::from_secs(2);
+use super::pods;
+
 /// The same for all but the ports.
 const PORT: u16 = 5001;
 
-/// Two pods that sleep for so many seconds, which tells their processes from others.
-const SLEEPS: [&str; 2] = ["1000001", "1000002"];
+/// Two pods between which bytes go.
+pub struct Ends {
+    server: PathBuf,
+    client: PathBuf,
+    to: SocketAddr,
+}
 
-pub async fn between_pods(pods: &Api<Pod>) {
-    let mut addresses = Vec::new();
-    for seconds in SLEEPS {
-        let name = format!("throughput-{seconds}");
-        let mut pod = super::pod(&name);
-        if let Some(spec) = &mut pod.spec {
-            spec.containers[0].command = Some(vec!["sleep".into(), seconds.into()]);
+impl Ends {
+    /// Starts two pods that sleep for so many seconds, which tells their processes from all others.
+    pub async fn start(api: &Api<Pod>, sleeps: [&str; 2]) -> Self {
+        let mut addresses = Vec::new();
+        for seconds in sleeps {
+            let name = format!("throughput-{seconds}");
+            let mut pod = pods::pod(&name);
+            if let Some(spec) = &mut pod.spec {
+                spec.containers[0].command = Some(vec!["sleep".into(), seconds.into()]);
+            }
+            api.create(&PostParams::default(), &pod).await.unwrap();
+            let ready = |pod: Option<&Pod>| pod.is_some_and(pods::is_ready);
+            let pod = await_condition(api.clone(), &name, ready).await.unwrap();
+            let status = pod.and_then(|pod| pod.status);
+            let address = status.and_then(|status| status.pod_ip).unwrap();
+            addresses.push(address.parse::<IpAddr>().unwrap());
         }
-        pods.create(&PostParams::default(), &pod).await.unwrap();
-        let ready = |pod: Option<&Pod>| pod.is_some_and(super::is_ready);
-        let pod = await_condition(pods.clone(), &name, ready).await.unwrap();
-        let status = pod.and_then(|pod| pod.status);
-        let address = status.and_then(|status| status.pod_ip).unwrap();
-        addresses.push(address.parse::<IpAddr>().unwrap());
+        let [server, client] = sleeps.map(namespace_of);
+        Self {
+            server,
+            client,
+            to: SocketAddr::new(addresses[0], PORT),
+        }
     }
-    let spaces = SLEEPS.map(namespace_of);
-    let to = SocketAddr::new(addresses[0], PORT);
-    let mut figures: Vec<f64> = (0..ROUNDS).map(|_| round(&spaces, to)).collect();
-    figures.sort_by(f64::total_cmp);
-    println!(
-        "{:<44} p50 {:>8.2} GB/s best {:>8.2} GB/s  n={ROUNDS}",
-        "throughput: TCP from pod to pod",
-        figures[ROUNDS / 2],
-        figures[ROUNDS - 1],
-    );
+
+    /// Gigabytes a second over one connection that is used for `long`. Either end has a processor of its
+    /// own, if there are two: the scheduler's choices differ by more than rules do.
+    pub fn round(&self, long: Duration) -> f64 {
+        thread::scope(|scope| {
+            let listening = scope.spawn(|| {
+                enter(&self.server);
+                TcpListener::bind(self.to).unwrap()
+            });
+            let listener = listening.join().unwrap();
+            scope.spawn(|| {
+                enter(&self.client);
+                stay_on(0);
+                let mut stream = TcpStream::connect(self.to).unwrap();
+                let piece = vec![0; 1 << 17];
+                let begun = Instant::now();
+                while begun.elapsed() < long {
+                    stream.write_all(&piece).unwrap();
+                }
+            });
+            let received = scope.spawn(|| {
+                stay_on(1);
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut buffer = vec![0; 1 << 17];
+                let (begun, mut bytes) = (Instant::now(), 0);
+                loop {
+                    match stream.read(&mut buffer).unwrap() {
+                        0 => return bytes as f64 / begun.elapsed().as_secs_f64() / 1e9,
+                        read => bytes += read,
+                    }
+                }
+            });
+            received.join().unwrap()
+        })
+    }
 }
 
 /// The network namespace of the process that sleeps for so long.
@@ -59,34 +100,14 @@ fn namespace_of(seconds: &str) -> PathBuf {
     found.expect("the pod's process").join("ns/net")
 }
 
-fn round([server, client]: &[PathBuf; 2], to: SocketAddr) -> f64 {
-    let enter = |space: &PathBuf| {
-        let space = fs::File::open(space).unwrap();
-        setns(space, CloneFlags::CLONE_NEWNET).unwrap();
-    };
-    thread::scope(|scope| {
-        let listening = scope.spawn(|| {
-            enter(server);
-            TcpListener::bind(to).unwrap()
-        });
-        let listener = listening.join().unwrap();
-        scope.spawn(|| {
-            enter(client);
-            let mut stream = TcpStream::connect(to).unwrap();
-            let piece = vec![0; 1 << 17];
-            let begun = Instant::now();
-            while begun.elapsed() < ROUND {
-                stream.write_all(&piece).unwrap();
-            }
-        });
-        let (mut stream, _) = listener.accept().unwrap();
-        let mut buffer = vec![0; 1 << 17];
-        let (begun, mut bytes) = (Instant::now(), 0);
-        loop {
-            match stream.read(&mut buffer).unwrap() {
-                0 => return bytes as f64 / begun.elapsed().as_secs_f64() / 1e9,
-                read => bytes += read,
-            }
-        }
-    })
+pub fn enter(space: &Path) {
+    let space = fs::File::open(space).unwrap();
+    setns(space, CloneFlags::CLONE_NEWNET).unwrap();
+}
+
+fn stay_on(processor: usize) {
+    let mut set = CpuSet::new();
+    set.set(processor).unwrap();
+    // There may be one alone.
+    let _ = sched_setaffinity(Pid::from_raw(0), &set);
 }

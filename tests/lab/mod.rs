@@ -155,6 +155,8 @@ pub struct Cluster {
     pub root: tempfile::TempDir,
     pub host: Host,
     pub kubectl: PathBuf,
+    /// As [`program`], unless a test compares two.
+    pub program: PathBuf,
 }
 
 impl Cluster {
@@ -170,6 +172,7 @@ impl Cluster {
             root: tempfile::tempdir().unwrap(),
             host: Host::new(),
             kubectl: kubectl.into(),
+            program: program(),
         };
         interrupted::remove_then(cluster.root.path(), cluster.host.pid());
         cluster
@@ -212,7 +215,7 @@ impl Cluster {
             }
         }
         self.host
-            .command(program())
+            .command(&self.program)
             .args(arguments)
             .args(more)
             .arg("--root")

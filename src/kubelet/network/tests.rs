@@ -307,14 +307,31 @@ fn what_others_undo_is_found_and_restored() -> TestResult {
         let wire = wiring::link_name("one");
         let picture = || -> TestResult<String> {
             let connected = ip("-o link show master vetch0")?.contains(&wire);
-            let settings = ip(&format!("-d -o link show {wire}"))?;
-            let settings = settings.split_once("bridge_slave").unwrap_or_default().1;
-            let settings = settings.split(" addrgenmode").next().unwrap_or_default();
+            let port = ip(&format!("-d -o link show {wire}"))?;
+            // Timers are shown among them.
+            let names = [
+                "hairpin",
+                "learning",
+                "flood",
+                "mcast_flood",
+                "group_fwd_mask",
+                "locked",
+            ];
+            let setting = |name| {
+                Some(
+                    port.split_once(&format!(" {name} "))?
+                        .1
+                        .split(' ')
+                        .next()?
+                        .to_owned(),
+                )
+            };
+            let settings = names.map(setting);
             let routes = ip("route")?.replace(" linkdown", "");
             let addresses = ip("-4 -o address")?.replace(char::is_numeric, "");
             let neighbours = ip("neigh show nud permanent")?;
             Ok(format!(
-                "{connected} {settings} {routes} {addresses} {neighbours}"
+                "{connected} {settings:?} {routes} {addresses} {neighbours}"
             ))
         };
         let rules = || -> TestResult<[String; 3]> {
