@@ -79,7 +79,7 @@ fn cluster(program: PathBuf) -> Cluster {
 fn starts(programs: &[PathBuf; 2]) {
     let clusters = programs.clone().map(cluster);
     let mut again: [Vec<f64>; 2] = Default::default();
-    let mut up = |side: usize| {
+    let up = |side: usize| {
         let cluster: &Cluster = &clusters[side];
         let started = Instant::now();
         cluster.up();
@@ -96,7 +96,7 @@ fn starts(programs: &[PathBuf; 2]) {
         fresh
     });
     turns::print("start/fresh: exec to node Ready, ms", &fresh);
-    turns::print("start/again: exec to node Ready, ms", &again);
+    turns::print("start/again: exec to node Ready, ms", &again.map(turns::settled));
 }
 
 fn idle(sides: &[Side; 2]) {
@@ -163,8 +163,9 @@ impl Side {
             for (number, task) in told.iter().enumerate() {
                 let done = match task {
                     Task::Pod => {
-                        let pod = pods::start(&pods, &format!("one-{number}"));
-                        runtime.block_on(pod).as_secs_f64() * 1e3
+                        let name = format!("one-{number}");
+                        let took = runtime.block_on(pods::start(&pods, &name));
+                        took.as_secs_f64() * 1e3
                     }
                     Task::Throughput => {
                         let ends = ends.get_or_insert_with(|| {

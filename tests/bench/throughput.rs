@@ -72,7 +72,7 @@ impl Ends {
                     stream.write_all(&piece).unwrap();
                 }
             });
-            let received = scope.spawn(|| {
+            let received = scope.spawn(move || {
                 stay_on(1);
                 let (mut stream, _) = listener.accept().unwrap();
                 let mut buffer = vec![0; 1 << 17];

@@ -10,13 +10,15 @@ pub fn take(pairs: usize, mut ask: impl FnMut(usize) -> f64) -> [Vec<f64>; 2] {
     let mut figures: [Vec<f64>; 2] = Default::default();
     for pair in 0..pairs + FIRST {
         for side in [pair % 2, 1 - pair % 2] {
-            let figure = ask(side);
-            if pair >= FIRST {
-                figures[side].push(figure);
-            }
+            figures[side].push(ask(side));
         }
     }
-    figures
+    figures.map(settled)
+}
+
+/// Without the first.
+pub fn settled(mut figures: Vec<f64>) -> Vec<f64> {
+    figures.split_off(FIRST)
 }
 
 pub fn print(name: &str, [before, now]: &[Vec<f64>; 2]) {
