@@ -5,14 +5,29 @@
 //! says no commit. A debug build keeps what it saw when this script last ran, and calls itself
 //! `dirty`: that commit and what came since. So a commit does not cost developers a rebuild.
 
-use std::{env, process::Command};
+use std::{env, path::Path, process::Command};
 
 fn main() {
     let debug = env::var("PROFILE").is_ok_and(|profile| profile == "debug");
-    if debug {
-        println!("cargo:rerun-if-changed=build.rs");
-    }
+    println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-env-changed=SOURCE_DATE_EPOCH");
+    if !debug {
+        // As soon as anything is said, only what is named counts.
+        let log = output("git", &["rev-parse", "--git-path", "logs/HEAD"]);
+        let sources = [
+            "src",
+            "proto",
+            "netns",
+            "cgroups",
+            "Cargo.toml",
+            "Cargo.lock",
+        ];
+        for path in sources.into_iter().chain(log.as_deref()) {
+            if Path::new(path).exists() {
+                println!("cargo:rerun-if-changed={path}");
+            }
+        }
+    }
     let commit = output("git", &["rev-parse", "--verify", "HEAD"]);
     let changes = output(
         "git",

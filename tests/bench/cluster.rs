@@ -24,13 +24,11 @@ use std::{
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
-    Api, Client, Config,
+    Api,
     api::{DeleteParams, ListParams, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
-    runtime::wait::{await_condition, conditions},
+    runtime::wait::await_condition,
 };
 use lab::Cluster;
-use serde_json::json;
 
 const STARTS: usize = 10;
 const SINGLE_PODS: usize = 40;

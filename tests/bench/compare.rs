@@ -96,7 +96,10 @@ fn starts(programs: &[PathBuf; 2]) {
         fresh
     });
     turns::print("start/fresh: exec to node Ready, ms", &fresh);
-    turns::print("start/again: exec to node Ready, ms", &again.map(turns::settled));
+    turns::print(
+        "start/again: exec to node Ready, ms",
+        &again.map(turns::settled),
+    );
 }
 
 fn idle(sides: &[Side; 2]) {
