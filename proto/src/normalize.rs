@@ -102,7 +102,12 @@ fn civil(seconds: i64) -> (String, String) {
 /// Seconds and nanoseconds of an RFC 3339 time.
 pub fn parse_time(text: &str) -> Option<(i64, u32)> {
     let bytes = text.as_bytes();
-    let number = |from: usize, to: usize| text.get(from..to)?.parse::<i64>().ok();
+    // Digits alone: numbers in Rust may have a sign.
+    let number = |from: usize, to: usize| {
+        let digits = text.get(from..to)?;
+        let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+        plain.then(|| digits.parse::<i64>().ok())?
+    };
     let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
     let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
     let separators = [(4, b'-'), (7, b'-'), (13, b':'), (16, b':')];
@@ -113,7 +118,7 @@ pub fn parse_time(text: &str) -> Option<(i64, u32)> {
         && (1..=31).contains(&day)
         && hour < 24
         && minute < 60
-        && second < 61;
+        && second < 60;
     if !plain || !in_range || !matches!(bytes.get(10), Some(b'T')) {
         return None;
     }
@@ -121,20 +126,29 @@ pub fn parse_time(text: &str) -> Option<(i64, u32)> {
     let mut nanos = 0;
     if let Some(fraction) = rest.strip_prefix('.') {
         let digits = fraction.bytes().take_while(u8::is_ascii_digit).count();
+        if digits == 0 {
+            return None;
+        }
         let kept = fraction.get(..digits.min(9))?;
         nanos = format!("{kept:0<9}").parse().ok()?;
         rest = fraction.get(digits..)?;
     }
     let offset = match rest {
-        "Z" | "z" => 0,
+        "Z" => 0,
         _ => {
             let sign = match rest.get(..1)? {
                 "+" => 1,
                 "-" => -1,
                 _ => return None,
             };
-            let (hours, minutes) = rest.get(1..)?.split_once(':')?;
-            sign * (hours.parse::<i64>().ok()? * 3600 + minutes.parse::<i64>().ok()? * 60)
+            let at = text.len() - rest.len();
+            let (hours, minutes) = (number(at + 1, at + 3)?, number(at + 4, at + 6)?);
+            // Go takes 24 hours and 60 minutes too.
+            let in_range = hours <= 24 && minutes <= 60;
+            if rest.len() != 6 || bytes.get(at + 3) != Some(&b':') || !in_range {
+                return None;
+            }
+            sign * (hours * 3600 + minutes * 60)
         }
     };
     let (month_number, day_number) = (u32::try_from(month).ok()?, u32::try_from(day).ok()?);
@@ -227,6 +241,8 @@ mod tests {
             ("2000-02-29T12:00:00Z", 951_825_600, 0),
             ("2026-11-23T14:37:00.123456Z", 1_795_444_620, 123_456_000),
             ("2026-11-23T16:37:00+02:00", 1_795_444_620, 0),
+            ("2026-11-23T12:07:00-02:30", 1_795_444_620, 0),
+            ("2026-11-24T14:37:00+24:00", 1_795_444_620, 0),
         ] {
             assert_eq!(parse_time(text), Some((seconds, nanos)), "{text}");
         }
@@ -241,6 +257,18 @@ mod tests {
             "2026-02-31T00:00:00Z",
             "2026-01-01",
             "2026-01-01T00:00:00",
+            "2026-01-01T-1:00:00Z",
+            "2026-01-01T+1:00:00Z",
+            "2026-01-01T00:00:60Z",
+            "2026-01-01T00:00:00.Z",
+            "2026-01-01T00:00:00z",
+            "2026-01-01T00:00:00+25:00",
+            "2026-01-01T00:00:00+1:00",
+            "2026-01-01T00:00:00+-1:00",
+            "2026-01-01T00:00:00+01:00:00",
+            "2026-01-01T00:00:00+01ü00",
+            // Found by fuzzing: more seconds than a number holds.
+            "2022-01-01T00:00:00-100:000004000008123281907466",
         ] {
             assert_eq!(parse_time(bad), None, "{bad}");
         }
