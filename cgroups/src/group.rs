@@ -579,14 +579,12 @@ fn remove_one(dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Files of the kernel say that they are empty: without room for what they hold, they are read in many
-/// small pieces.
+/// With room for all of it: files of the kernel say that they are empty, and would be read in small pieces.
 pub(crate) fn read(path: &Path) -> Result<String, Error> {
     let mut text = String::with_capacity(4096);
-    fs::File::open(path)
-        .and_then(|mut file| file.read_to_string(&mut text))
-        .map_err(|source| failed("read", path, source))?;
-    Ok(text)
+    let read = fs::File::open(path).and_then(|mut file| file.read_to_string(&mut text));
+    read.map_err(|source| failed("read", path, source))
+        .map(|_| text)
 }
 
 pub(crate) fn write(path: &Path, value: &str) -> Result<(), Error> {

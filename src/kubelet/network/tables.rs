@@ -270,10 +270,12 @@ impl Tables {
     }
 }
 
-/// As many as there can be pods: each has one for itself.
+/// As many as there can be pods: each has one for itself. The kernel takes memory for all of them at once,
+/// and no machine runs more than the most of these.
 fn addresses(range: IpNet) -> u32 {
+    const MOST: u8 = 16;
     let bits = range.max_prefix_len() - range.prefix_len();
-    1u32.checked_shl(bits.into()).unwrap_or(u32::MAX)
+    1 << bits.min(MOST)
 }
 
 fn ports_table(config: &Config) -> String {
