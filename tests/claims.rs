@@ -31,7 +31,7 @@ fn claim(name: &str, more: &str) -> String {
     )
 }
 
-/// A pod of that name as its claim, which does `script` and then sleeps.
+/// A pod with that claim, which runs `script` and then sleeps; ready when the script has ended.
 fn pod(name: &str, claim: &str, script: &str, more: &str) -> String {
     format!(
         "apiVersion: v1
@@ -42,7 +42,8 @@ spec:
   containers:
   - name: c
     image: busybox:1
-    command: [sh, -c, '{script}; sleep 100000']
+    command: [sh, -c, '{script}; exec sleep 100000']
+    readinessProbe: {{exec: {{command: [grep, -q, ^sleep, /proc/1/cmdline]}}, periodSeconds: 1}}
     volumeMounts: [{{name: v, mountPath: /data}}]
   volumes: [{{name: v, persistentVolumeClaim: {{claimName: {claim}}}}}]
 {more}

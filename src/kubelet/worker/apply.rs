@@ -221,7 +221,6 @@ impl Worker {
             flushed.await;
             reached(Step::EndWritten);
             delete(Api::namespaced(client, &target.namespace), &target).await;
-            reached(Step::ObjectDeleted);
             Done::Deleted
         });
     }

@@ -225,6 +225,8 @@ impl Worker {
                 return self.uid; // the kubelet ends, the pod does not
             }
         }
+        // Here and not with the answer to the deletion: what is watched may tell of it first.
+        reached(Step::ObjectDeleted);
         self.context.prober.stop(&self.uid);
         let log_dir = &self.context.config.log_dir;
         logs::remove_pod(log_dir, &identity(&self.pod)).await;
