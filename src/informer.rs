@@ -64,6 +64,12 @@ impl std::fmt::Display for Key {
     }
 }
 
+/// The version of an object read from the API; 0 where it has none.
+pub fn revision_of<K: Resource>(object: &K) -> u64 {
+    let version = object.meta().resource_version.as_deref();
+    version.and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
 /// What happened to one object, or to too many to tell.
 #[derive(Debug)]
 pub enum Change<K> {

@@ -26,53 +26,8 @@ const SWAP_FILES: [&str; 2] = ["memory.swap.max", "memory.memsw.limit_in_bytes"]
 
 #[derive(Clone, Debug)]
 pub struct Group {
-    hierarchy: Hierarchy,
+    pub(crate) hierarchy: Hierarchy,
     name: PathBuf,
-}
-
-/// Use so far and now. Units: nanoseconds and bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    pub cpu_ns: u64,
-    pub memory_bytes: u64,
-    /// Memory without inactive file pages, never below 0.
-    pub working_set_bytes: u64,
-    /// Memory that belongs to no file.
-    pub rss_bytes: u64,
-    pub page_faults: u64,
-    pub major_page_faults: u64,
-    /// 0 where the kernel does not account swap.
-    pub swap_bytes: u64,
-    pub pids: u64,
-    /// Processes of this group the OOM killer has ended.
-    pub oom_kills: u64,
-    /// Pages of files.
-    pub cache_bytes: u64,
-    /// `None`: the kernel keeps none of this group, for want of a limit of CPU time say.
-    pub throttling: Option<Throttling>,
-}
-
-/// How often a limit of CPU time has held a group up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Throttling {
-    pub periods: u64,
-    pub throttled_periods: u64,
-    pub throttled_ns: u64,
-}
-
-impl Throttling {
-    /// Of the text of `cpu.stat`.
-    fn parse(layout: Layout, text: &str) -> Option<Self> {
-        let periods = field(text, "nr_periods");
-        (periods > 0).then(|| Self {
-            periods,
-            throttled_periods: field(text, "nr_throttled"),
-            throttled_ns: match layout {
-                Layout::V1 => field(text, "throttled_time"),
-                Layout::V2 => field(text, "throttled_usec").saturating_mul(1000),
-            },
-        })
-    }
 }
 
 impl Group {
@@ -301,62 +256,6 @@ impl Group {
         self.write(&file, &bytes.to_string())
     }
 
-    pub fn stats(&self) -> Result<Stats, Error> {
-        // On v1 the figures of the group alone are beside those of its whole tree.
-        let prefix = match self.hierarchy.layout {
-            Layout::V1 => "total_",
-            Layout::V2 => "",
-        };
-        let stat = self.text("memory.stat")?;
-        let of_tree = |name: &str| field(&stat, &format!("{prefix}{name}"));
-        let (cpu_ns, usage, swap, oom, cpu) = match self.hierarchy.layout {
-            Layout::V1 => {
-                let usage = self.number("memory.usage_in_bytes")?;
-                let oom = self.text("memory.oom_control")?;
-                (
-                    self.number("cpuacct.usage")?,
-                    usage,
-                    of_tree("swap"),
-                    field(&oom, "oom_kill"),
-                    self.text("cpu.stat").unwrap_or_default(),
-                )
-            }
-            Layout::V2 => {
-                let swap = match self.number("memory.swap.current") {
-                    Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => 0,
-                    other => other?,
-                };
-                let cpu = read(&self.unified()?.join("cpu.stat"))?;
-                (
-                    field(&cpu, "usage_usec") * 1000,
-                    self.number("memory.current")?,
-                    swap,
-                    field(&self.text("memory.events")?, "oom_kill"),
-                    cpu,
-                )
-            }
-        };
-        Ok(Stats {
-            cpu_ns,
-            memory_bytes: usage,
-            working_set_bytes: usage.saturating_sub(of_tree("inactive_file")),
-            rss_bytes: match self.hierarchy.layout {
-                Layout::V1 => of_tree("rss"),
-                Layout::V2 => of_tree("anon"),
-            },
-            page_faults: of_tree("pgfault"),
-            major_page_faults: of_tree("pgmajfault"),
-            swap_bytes: swap,
-            pids: self.number("pids.current")?,
-            oom_kills: oom,
-            cache_bytes: match self.hierarchy.layout {
-                Layout::V1 => of_tree("cache"),
-                Layout::V2 => of_tree("file"),
-            },
-            throttling: Throttling::parse(self.hierarchy.layout, &cpu),
-        })
-    }
-
     /// Ends every process of the group and of those below it, frozen ones too; returns when none is
     /// left.
     pub fn kill_all(&self) -> Result<(), Error> {
@@ -452,7 +351,7 @@ impl Group {
         read(&self.file(file)?)
     }
 
-    fn number(&self, file: &str) -> Result<u64, Error> {
+    pub(crate) fn number(&self, file: &str) -> Result<u64, Error> {
         let text = self.text(file)?;
         let path = self.file(file)?;
         text.trim().parse().map_err(|_| Error::Parse { path, text })
@@ -617,33 +516,6 @@ mod tests {
         fn drop(&mut self) {
             let _ = self.0.kill_all();
             let _ = self.0.remove();
-        }
-    }
-
-    #[test]
-    fn how_often_a_limit_held_up() {
-        let (periods, throttled_periods, throttled_ns) = (10, 3, 2000);
-        let want = Throttling {
-            periods,
-            throttled_periods,
-            throttled_ns,
-        };
-        for (layout, text, want) in [
-            (
-                Layout::V1,
-                "nr_periods 10\nnr_throttled 3\nthrottled_time 2000\n",
-                Some(want),
-            ),
-            (
-                Layout::V2,
-                "usage_usec 5\nnr_periods 10\nnr_throttled 3\nthrottled_usec 2\n",
-                Some(want),
-            ),
-            // Without a limit.
-            (Layout::V2, "usage_usec 5\nnr_periods 0\n", None),
-            (Layout::V1, "", None),
-        ] {
-            assert_eq!(Throttling::parse(layout, text), want, "{text}");
         }
     }
 

@@ -16,12 +16,14 @@ pub mod group;
 pub mod layout;
 pub mod limits;
 mod root;
+mod stats;
 mod wait;
 
-pub use group::{Group, Stats, Throttling};
+pub use group::Group;
 pub use layout::{Hierarchy, Layout};
 pub use limits::{Current, Limits, Write, plan};
 pub use root::MachineMemory;
+pub use stats::{Stats, Throttling};
 
 use std::{io, path::PathBuf, time::Duration};
 

@@ -11,9 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kube::{Resource, ResourceExt};
+use kube::Resource;
 
-use crate::informer::{Informer, Key};
+use crate::informer::{Informer, Key, revision_of};
 
 /// A write whose event never came (its object was gone before a fresh list) is forgotten then.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -79,11 +79,4 @@ impl Written {
         notes.until = Instant::now() + PATIENCE;
         change(notes);
     }
-}
-
-fn revision_of<K: Resource>(object: &K) -> u64 {
-    object
-        .resource_version()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(0)
 }

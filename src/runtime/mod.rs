@@ -146,8 +146,8 @@ pub struct Session {
 #[derive(Debug)]
 pub struct MemoryReadings {
     pub machine: Result<cgroups::MachineMemory, Error>,
-    /// Of all pods together.
-    pub pods: Result<Usage, Error>,
+    /// Of all pods together, in bytes: what could not be taken from them at once.
+    pub pods_working_set: Result<u64, Error>,
 }
 
 /// Current use, read from the cgroup.

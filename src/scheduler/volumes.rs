@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::plugins::volumes::{Lookup, Step};
 use crate::{
-    informer::{Change, Changes, Informer, Informers, Key},
+    informer::{Change, Changes, Informer, Informers, Key, revision_of},
     placement::volumes::{BY_CONTROLLER, SELECTED_NODE, is_bound},
 };
 
@@ -108,11 +108,6 @@ struct Written {
     revision: Option<u64>,
 }
 
-fn revision(claim: &PersistentVolumeClaim) -> u64 {
-    let text = claim.resource_version().unwrap_or_default();
-    text.parse().unwrap_or_default()
-}
-
 async fn write(client: &Client, step: &Step, node: &str) -> Result<Written, Error> {
     let claim = step.claim();
     let key = Key::of(claim.as_ref());
@@ -166,7 +161,7 @@ async fn write(client: &Client, step: &Step, node: &str) -> Result<Written, Erro
                     "choose node {node} for claim {}",
                     written.key
                 )))?;
-            written.revision = Some(revision(&patched));
+            written.revision = Some(revision_of(&patched));
         }
     }
     Ok(written)
@@ -189,7 +184,9 @@ async fn wait(
             waiting = true;
             // Whoever provisions takes the node away from a claim that it can make nothing for there.
             let selected = claim.annotations().get(SELECTED_NODE);
-            if one.revision.is_some_and(|since| revision(&claim) > since)
+            if one
+                .revision
+                .is_some_and(|since| revision_of(claim.as_ref()) > since)
                 && selected.is_none_or(|selected| selected != node)
             {
                 return Err(Error::Failed(one.key.to_string()));

@@ -27,6 +27,7 @@ pub use self::{
 
 use std::{
     collections::HashMap,
+    io,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -35,6 +36,7 @@ use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::ResourceExt;
 use tokio::{
     sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
     time::MissedTickBehavior,
 };
 use tokio_util::sync::CancellationToken;
@@ -58,6 +60,8 @@ use crate::runtime::{MemoryReadings, MemoryStalls, PodState, Runtime};
 
 /// How often the node is looked at, and pods with limits are measured.
 const EVERY: Duration = Duration::from_secs(10);
+/// A disk that takes longer to say how full it is hangs.
+const DISK_WITHIN: Duration = Duration::from_secs(5);
 /// How long an evicted pod may take to be gone before the next look.
 const GONE_WITHIN: Duration = Duration::from_secs(30);
 /// What a pod gets to end that is over a limit, or in the way of all others.
@@ -117,6 +121,7 @@ pub async fn run(settings: Settings, parts: Parts, shutdown: CancellationToken) 
         parts,
         state: State::default(),
         rest: HashMap::new(),
+        disks: None,
     };
     let mut stalls = MemoryStalls::watch();
     let mut ticks = tokio::time::interval(EVERY);
@@ -157,6 +162,8 @@ struct Manager {
     state: State,
     /// Pods that are not to be measured before.
     rest: HashMap<String, Instant>,
+    /// The measuring of disks that has not ended.
+    disks: Option<JoinHandle<(io::Result<Space>, io::Result<Space>)>>,
 }
 
 impl Manager {
@@ -206,17 +213,14 @@ impl Manager {
     }
 
     /// What cannot be read is left out.
-    async fn observe(&self) -> Observations {
+    async fn observe(&mut self) -> Observations {
         let runtime = &self.parts.runtime;
         let mut found = Observations::new();
         match runtime.memory().await {
             Ok(readings) => found.extend(self.of_memory(readings)),
             Err(error) => tracing::warn!(%error, "the machine's memory cannot be read"),
         }
-        let dirs = self.parts.dirs.clone();
-        // A disk that hangs must not hold up anything else.
-        let spaces = blocking(move || (Space::of(&dirs.state), Space::of(&dirs.images))).await;
-        if let Some((nodefs, imagefs)) = spaces {
+        if let Some((nodefs, imagefs)) = self.disks().await {
             let signals = [
                 (nodefs, Signal::NodefsBytes, Signal::NodefsInodes),
                 (imagefs, Signal::ImagefsBytes, Signal::ImagefsInodes),
@@ -238,6 +242,24 @@ impl Manager {
         found
     }
 
+    /// The node's disk and that of images. One that hangs holds up nothing else: it is left out, and
+    /// nobody asks it again before it has answered.
+    async fn disks(&mut self) -> Option<(io::Result<Space>, io::Result<Space>)> {
+        let dirs = &self.parts.dirs;
+        let asked = self.disks.get_or_insert_with(|| {
+            let dirs = dirs.clone();
+            tokio::task::spawn_blocking(move || (Space::of(&dirs.state), Space::of(&dirs.images)))
+        });
+        let Ok(answer) = tokio::time::timeout(DISK_WITHIN, asked).await else {
+            tracing::warn!("a disk did not answer within {DISK_WITHIN:?}");
+            return None;
+        };
+        self.disks = None;
+        answer
+            .inspect_err(|error| tracing::error!(%error, "measuring failed"))
+            .ok()
+    }
+
     fn of_memory(&self, readings: MemoryReadings) -> Vec<(Signal, Observed)> {
         let mut found = Vec::new();
         match readings.machine {
@@ -250,10 +272,10 @@ impl Manager {
             }
             Err(error) => tracing::warn!(%error, "the machine's memory cannot be read"),
         }
-        if let Ok(usage) = readings.pods {
+        if let Ok(working_set) = readings.pods_working_set {
             let capacity = self.parts.pods_memory;
             let observed = Observed {
-                available: capacity.saturating_sub(usage.memory_working_set_bytes),
+                available: capacity.saturating_sub(working_set),
                 capacity,
             };
             found.push((Signal::AllocatableMemory, observed));
@@ -362,7 +384,7 @@ impl Manager {
     }
 
     /// Takes back what no pod needs; true if that was enough.
-    async fn reclaim(&self, signal: Signal) -> bool {
+    async fn reclaim(&mut self, signal: Signal) -> bool {
         let of_images = match signal {
             Signal::ImagefsBytes | Signal::ImagefsInodes => true,
             Signal::NodefsBytes | Signal::NodefsInodes => false,

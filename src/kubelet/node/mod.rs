@@ -27,13 +27,15 @@ use super::{
     stats::Space,
 };
 use crate::{
-    informer::{Informer, Informers, Key},
+    informer::{Informer, Informers, Key, revision_of},
     runtime::image::Images,
     supervision::pulse,
 };
 
 /// How often the host is looked at, and the Lease renewed.
 const EVERY: Duration = Duration::from_secs(10);
+/// The size of the disk is measured again after this.
+const MEASURE_AFTER: Duration = Duration::from_secs(60);
 /// A status that did not change is sent again after this.
 const SEND_AFTER: Duration = Duration::from_secs(300);
 
@@ -130,6 +132,7 @@ pub async fn run(
         source,
     })?;
     let client = informers.client().clone();
+    let own = format!("metadata.name={}", config.node);
     let registered = tokio::select! {
         node = api::register(&config, &client, &refused) => node,
         () = shutdown.cancelled() => return Ok(()),
@@ -145,8 +148,10 @@ pub async fn run(
         pressures: *pressures.borrow_and_update(),
         sent: None,
         refused,
+        own: informers.some(&own),
+        disk: None,
     };
-    let own: Informer<Node> = informers.some(&format!("metadata.name={}", keeper.config.node));
+    let own = keeper.own.clone();
     let mut changes = own.changes();
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -205,6 +210,10 @@ struct Keeper {
     /// What was sent last, without heartbeats, and when.
     sent: Option<(Value, Instant)>,
     refused: watch::Sender<Refused>,
+    /// The node's object, as it is watched.
+    own: Informer<Node>,
+    /// How large the node's disk was when it was measured last.
+    disk: Option<(u64, Instant)>,
 }
 
 impl Keeper {
@@ -215,27 +224,22 @@ impl Keeper {
 
     /// Sends the status if it changed or is old. A failure is tried again with the next look.
     async fn status(&mut self, health: &Health) {
-        let dir = self.config.state_dir.clone();
-        let space = tokio::task::spawn_blocking(move || Space::of(&dir)).await;
-        let disk_bytes = match space {
-            Ok(Ok(space)) => space.capacity_bytes,
-            _ => {
-                tracing::warn!("the node's disk cannot be measured");
-                return;
-            }
+        let Some(disk_bytes) = self.disk_bytes().await else {
+            tracing::warn!("the node's disk cannot be measured");
+            return;
         };
         let images = self.images.list().await.unwrap_or_else(|error| {
             tracing::warn!(%error, "the node's images cannot be listed");
             Vec::new()
         });
         // Others write conditions too, and somebody may have deleted the object.
-        match api::read(&self.client, &self.config.node).await {
-            Ok(Some(node)) => self.node = node,
-            Ok(None) => {
-                self.node = api::register(&self.config, &self.client, &self.refused).await;
-                self.sent = None;
+        match self.own.get(&Key::new("", &self.config.node)) {
+            // What is watched may be older than the answer to the last write.
+            Some(node) if revision_of(node.as_ref()) > revision_of(&self.node) => {
+                self.node = (*node).clone();
             }
-            Err(error) => tracing::debug!(%error, "the node's object was not read"),
+            Some(_) => {}
+            None => self.read().await,
         }
         let seen = Seen {
             config: &self.config,
@@ -270,6 +274,31 @@ impl Keeper {
             }
             Err(error) => tracing::warn!(%error, "the node's status was not written"),
         }
+    }
+
+    /// Takes the object over as the API has it; registers the node if it has none.
+    async fn read(&mut self) {
+        match api::read(&self.client, &self.config.node).await {
+            Ok(Some(node)) => self.node = node,
+            Ok(None) => {
+                self.node = api::register(&self.config, &self.client, &self.refused).await;
+                self.sent = None;
+            }
+            Err(error) => tracing::debug!(%error, "the node's object was not read"),
+        }
+    }
+
+    async fn disk_bytes(&mut self) -> Option<u64> {
+        if let Some((bytes, at)) = self.disk
+            && at.elapsed() < MEASURE_AFTER
+        {
+            return Some(bytes);
+        }
+        let dir = self.config.state_dir.clone();
+        let space = tokio::task::spawn_blocking(move || Space::of(&dir)).await;
+        let bytes = space.ok()?.ok()?.capacity_bytes;
+        self.disk = Some((bytes, Instant::now()));
+        Some(bytes)
     }
 
     async fn renew(&self) {

@@ -51,11 +51,11 @@ impl Node {
         blocking(move || {
             let machine = hierarchy.machine_memory();
             let pods = cgroups::Group::open(&hierarchy, &name)
-                .and_then(|group| cgroup::usage(&group))
+                .and_then(|group| group.working_set())
                 .map_err(|error| cgroup::failed(&name, error));
             Ok(MemoryReadings {
                 machine: machine.map_err(|error| cgroup::failed("the machine", error)),
-                pods,
+                pods_working_set: pods,
             })
         })
         .await
