@@ -14,7 +14,10 @@ use lab::{Cluster, text, until};
 use serde_json::json;
 use vetch::{
     bootstrap_token::{BootstrapToken, signature},
-    joining::{certificate, discovery},
+    joining::{
+        certificate::{self, Purpose},
+        discovery,
+    },
 };
 
 const SERVER: &str = "https://192.168.77.1:6443";
@@ -93,10 +96,21 @@ fn a_token_shows_the_cluster_and_gets_a_nodes_certificate() {
             config.auth_info.token = Some(joining.to_string().into());
         });
         // Nobody takes the name of a node that is there.
-        let refused = certificate::request(held.clone(), &first, Duration::from_secs(60)).await;
+        let refused = certificate::request(
+            held.clone(),
+            &first,
+            Purpose::Client,
+            Duration::from_secs(60),
+        )
+        .await;
         let why = refused.err().expect("refused").to_string();
         assert!(why.contains("was denied: there is a node"), "{why}");
-        let identity = certificate::request(held.clone(), "second", Duration::from_secs(60));
+        let identity = certificate::request(
+            held.clone(),
+            "second",
+            Purpose::Client,
+            Duration::from_secs(60),
+        );
         let identity = identity.await.unwrap();
         let node = client(&found, |config| {
             let encode = |text: &str| {

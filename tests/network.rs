@@ -137,7 +137,7 @@ async fn scenario() -> TestResult {
     let system: Api<Service> = Api::namespaced(client.clone(), "kube-system");
     let system_slices: Api<EndpointSlice> = Api::namespaced(client.clone(), "kube-system");
     system.create(&post, &dns::service(DNS)).await?;
-    let slice = dns::endpoint_slice("a", network.gateway());
+    let slice = dns::endpoint_slice("a", network.gateway(), true);
     system_slices.create(&post, &slice).await?;
 
     let namespace = serde_json::from_value(json!({"metadata": {"name": "shop"}}))?;

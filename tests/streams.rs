@@ -164,7 +164,7 @@ impl Lab {
         let serving = pki
             .issue(&Leaf::kubelet_serving("n1", &[kubelet.ip()]))
             .unwrap();
-        let tls = pki::server_config_with(pki.ca_pem(), &serving).unwrap();
+        let tls = pki::server_config_with(pki.ca_pem(), pki::Held::new(serving).unwrap()).unwrap();
         let server = Server {
             node: "n1".to_owned(),
             pods: Arc::new(OnePod(Arc::new(pod), uid)),

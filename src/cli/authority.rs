@@ -16,8 +16,8 @@ impl Authority for ClusterAuthority {
         Ok(Requested {
             common_name: request.common_name,
             organizations: request.organizations,
-            names: request.names.len(),
-            addresses: request.addresses.len(),
+            names: request.names,
+            addresses: request.addresses,
             emails: request.emails.len(),
             uris: request.uris.len(),
         })

@@ -10,6 +10,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use kube::Client;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::{
     net::{TcpListener, UnixListener},
@@ -17,14 +18,15 @@ use tokio::{
 };
 
 use super::{
-    ClusterAuthority, Error,
+    ClusterAuthority, Error, agent,
+    cluster_dns::ClusterDns,
     control::{self, Outcome, Reply, Request},
     demo, image,
     node::{self, Node, Readiness},
+    node_args::Machine,
     notify::Notifier,
     paths::Paths,
-    preload,
-    registries::ImagesFolder,
+    preload, token,
 };
 use crate::{
     accepting,
@@ -57,25 +59,17 @@ const LOCK_RETRY: Duration = Duration::from_millis(10);
 /// All settings, checked before anything starts.
 #[derive(Clone, Debug)]
 pub struct Config {
-    pub paths: Paths,
+    pub machine: Machine,
     pub port: u16,
     pub services: IpNet,
+    /// Of this node.
     pub pod_cidr: IpNet,
-    pub node_name: String,
-    pub kubelet_port: u16,
-    pub limits: node::PodLimits,
     /// Bytes that the store may hold.
     pub store_quota: usize,
-    pub resources: crate::kubelet::settings::ResourceSettings,
-    pub registries: crate::runtime::image::Settings,
-    /// Archives to import at start.
-    pub images: ImagesFolder,
     /// Whether Services may name addresses to take traffic for.
     pub external_ips: ExternalIps,
     /// From Pod Security.
     pub exemptions: Exemptions,
-    /// How the user would spell `--root` again, for messages.
-    pub root_flag: String,
     /// Make the demo's application before saying that the cluster is ready.
     pub demo: bool,
 }
@@ -91,18 +85,20 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     install_crypto();
     raise_open_files();
     super::oom::be_spared();
-    config.paths.make()?;
+    config.machine.paths.make()?;
     // Held to the process's very end: whoever waits for it then finds the store free as well.
-    std::mem::forget(lock(&config.paths, &config.root_flag).await?);
+    std::mem::forget(lock(&config.machine.paths, &config.machine.root_flag).await?);
     let listener = listen(config.port)?;
     let port = listener.local_addr()?.port();
+
+    agent::refuse_member(&config.machine)?;
 
     say(notifier, "opening the store");
     // A flood of Events must not take the place of what they are about.
     let quota = Quota::new(config.store_quota).with_share(EVENTS, config.store_quota / 8);
-    let store = Embedded::open_with(&config.paths.state.join("store"), quota)?;
+    let store = Embedded::open_with(&config.machine.paths.state.join("store"), quota)?;
     let store = Arc::new(store);
-    let pki = Pki::open(&config.paths.state.join("pki"))?;
+    let pki = Pki::open(&config.machine.paths.state.join("pki"))?;
     let address = node_address();
 
     say(notifier, "starting the API server");
@@ -121,7 +117,7 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
         cidrs: vec![config.services],
         reserved_addresses: reserved_addresses(config.services)?,
         node_ports: NODE_PORTS,
-        reserved_ports: vec![port, config.kubelet_port],
+        reserved_ports: vec![port, config.machine.kubelet_port],
         external_ips: config.external_ips,
     };
     handle
@@ -133,12 +129,12 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
         .next()
         .ok_or_else(|| format!("--service-cidr {} has no address", config.services))?;
     let leaf = Leaf::api_server(
-        &config.node_name,
+        &config.machine.name,
         &[address, IpAddr::V4(Ipv4Addr::LOCALHOST), service],
         &[],
     );
     let tls = Arc::new(pki::server_config(&pki, leaf)?);
-    let admin = keep_kubeconfig(&config.paths, &pki, port)?;
+    let admin = keep_kubeconfig(&config.machine.paths, &pki, port)?;
     let node = node_config(&config, address, port);
     let identity = node::Identity::beside(&node, &handle, &pki)?;
 
@@ -156,14 +152,24 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
 
     say(notifier, "starting scheduler and controllers");
     schedule(&running, &handle);
-    let cluster_info = pki::cluster_info(&server_url(address, port), pki.ca_pem());
-    control_cluster(&running, &handle, &pki, cluster_info, &config);
+    let server = server_url(address, port);
+    let cluster_info = pki::cluster_info(&server, pki.ca_pem());
+    let informers = control_cluster(&running, &handle, &pki, cluster_info, &config);
+    announce_dns(&running, &handle, informers, &config).await?;
 
-    let (state, run) = (config.paths.state.clone(), config.paths.runtime());
-    let images = Images::open(state, run, config.registries.clone()).await?;
-    import_images(&running, &handle, &images, &config);
+    let (state, run) = (
+        config.machine.paths.state.clone(),
+        config.machine.paths.runtime(),
+    );
+    let images = Images::open(state, run, config.machine.registries.clone()).await?;
+    import_images(
+        &running,
+        handle.client(own_user()),
+        &images,
+        &config.machine,
+    );
     let (stop, mut stopped) = mpsc::channel(1);
-    answer_commands(&running, &config.paths, &images, stop)?;
+    answer_commands(&running, &config.machine.paths, &images, stop)?;
 
     say(notifier, "starting the node");
     let result = match Node::start(node, identity, images.clone(), &parts).await {
@@ -174,13 +180,14 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
                 images: &images,
                 notifier,
                 parts: &parts,
+                server: &server,
             };
             serving.until_the_end(node, &mut stopped).await
         }
         Err(error) => Err(error),
     };
     running.stop().await;
-    let _ = std::fs::remove_file(config.paths.control_socket());
+    let _ = std::fs::remove_file(config.machine.paths.control_socket());
     parts.stop().await;
     drop(admin); // renewed until here
     result
@@ -224,7 +231,7 @@ fn control_cluster(
     pki: &Pki,
     cluster_info: String,
     config: &Config,
-) {
+) -> Informers {
     let name = "system:kube-controller-manager";
     let client = handle.client(User::internal(name, &[]));
     let informers = Informers::of("kube-controller-manager", client, parts.clone());
@@ -238,14 +245,44 @@ fn control_cluster(
         cluster_info,
         make_token: token_maker(handle.issuer.clone()),
         authority: Arc::new(ClusterAuthority(pki.clone())),
-        cluster_ranges: vec![cluster_range],
-        volumes: config.paths.volumes(),
+        pod_ranges: controllers::Ranges {
+            cluster: vec![cluster_range],
+            first: (config.machine.name.clone(), vec![config.pod_cidr]),
+        },
+        volumes: config.machine.paths.volumes(),
     };
     controllers::start(parts, &informers, client_of, &config);
+    informers
+}
+
+/// Lets pods find the DNS of the nodes.
+async fn announce_dns(
+    parts: &Parts,
+    handle: &Handle,
+    informers: Informers,
+    config: &Config,
+) -> Result<(), Error> {
+    let range = config.pod_cidr;
+    let address = range.hosts().next();
+    let address = address.ok_or_else(|| format!("--pod-cidr {range} has no address"))?;
+    let dns = ClusterDns {
+        client: handle.client(own_user()),
+        cluster_dns: node::cluster_dns(config.services)?,
+        own: (config.machine.name.clone(), address),
+    };
+    if let Err(error) = dns.write().await {
+        // What users have set up may refuse it; the node starts all the same.
+        tracing::warn!(%error, "the cluster DNS is not announced, will retry");
+    }
+    let dns = Arc::new(dns);
+    parts.start_endless("part/cluster-dns-service", Policy::Restart, move || {
+        dns.clone().keep(informers.clone())
+    });
+    Ok(())
 }
 
 /// What other `vetch` commands ask.
-fn answer_commands(
+pub(super) fn answer_commands(
     parts: &Parts,
     paths: &Paths,
     images: &Images,
@@ -270,9 +307,8 @@ fn answer_commands(
 }
 
 /// Beside the node's start: a pod that waits for one of the images starts when it has come.
-fn import_images(parts: &Parts, handle: &Handle, images: &Images, config: &Config) {
-    let (images, folder) = (images.clone(), config.images.clone());
-    let (client, node) = (handle.client(own_user()), config.node_name.clone());
+pub(super) fn import_images(parts: &Parts, client: Client, images: &Images, machine: &Machine) {
+    let (images, folder, node) = (images.clone(), machine.images.clone(), machine.name.clone());
     parts.start("part/image-import", Policy::Restart, move |shutdown| {
         let import = preload::import(images.clone(), folder.clone(), client.clone(), node.clone());
         async move {
@@ -309,6 +345,8 @@ struct Serving<'a> {
     images: &'a Images,
     notifier: &'a Notifier,
     parts: &'a Parts,
+    /// As other machines reach it.
+    server: &'a str,
 }
 
 impl Serving<'_> {
@@ -336,11 +374,12 @@ impl Serving<'_> {
     /// the node: that is said, and they can change it, so the cluster is up all the same.
     async fn welcome(&self, node: &Node) -> Error {
         let client = self.handle.client(own_user());
+        self.tell_how_to_join().await;
         let mut told = false;
         match node.ready(client.clone()).await {
             Ok(Readiness::Ready) => {}
             Ok(Readiness::Refused(why)) => {
-                let name = &self.config.node_name;
+                let name = &self.config.machine.name;
                 let line =
                     format!("node {name} is not ready, and runs no new pods: {why}. {REMEDY}");
                 tracing::warn!("{line}");
@@ -365,6 +404,20 @@ impl Serving<'_> {
             greet(self.config);
         }
         std::future::pending().await
+    }
+
+    /// To who has asked for the daemon, and waits for it to be ready.
+    async fn tell_how_to_join(&self) {
+        if !self.notifier.is_heard() {
+            return;
+        }
+        match token::for_joining(self.handle.client(own_user())).await {
+            Ok(token) => self
+                .notifier
+                .join(&token::join_command(self.server, &token)),
+            // What users have set up may refuse it.
+            Err(error) => tracing::warn!(%error, "there is no token for other machines"),
+        }
     }
 
     async fn demo(&self) -> Result<(), Error> {
@@ -395,15 +448,15 @@ fn reserved_addresses(services: IpNet) -> Result<Vec<ReservedAddress>, Error> {
 
 fn node_config(config: &Config, address: IpAddr, api_port: u16) -> node::Config {
     node::Config {
-        paths: config.paths.clone(),
-        name: config.node_name.clone(),
+        paths: config.machine.paths.clone(),
+        name: config.machine.name.clone(),
         address,
         pod_cidr: config.pod_cidr,
         services: config.services,
-        api_port,
-        kubelet_port: config.kubelet_port,
-        limits: config.limits,
-        resources: config.resources.clone(),
+        api_port: Some(api_port),
+        kubelet_port: config.machine.kubelet_port,
+        limits: config.machine.limits,
+        resources: config.machine.resources.clone(),
     }
 }
 
@@ -439,12 +492,12 @@ async fn answer(
 
 /// What becomes of the pods when the daemon ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pods {
+pub(super) enum Pods {
     Keep,
     Remove,
 }
 
-async fn wait_for_end(stopped: &mut mpsc::Receiver<Pods>) -> Result<Pods, Error> {
+pub(super) async fn wait_for_end(stopped: &mut mpsc::Receiver<Pods>) -> Result<Pods, Error> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -456,7 +509,7 @@ async fn wait_for_end(stopped: &mut mpsc::Receiver<Pods>) -> Result<Pods, Error>
 }
 
 /// As many descriptors as the process may have. Containers get limits of their own.
-fn raise_open_files() {
+pub(super) fn raise_open_files() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
@@ -465,7 +518,7 @@ fn raise_open_files() {
     }
 }
 
-fn say(notifier: &Notifier, what: &str) {
+pub(super) fn say(notifier: &Notifier, what: &str) {
     tracing::info!("{what}");
     notifier.status(what);
 }
@@ -473,12 +526,12 @@ fn say(notifier: &Notifier, what: &str) {
 fn greet(config: &Config) {
     tracing::info!(
         "the cluster is up. Use it with: export KUBECONFIG={}",
-        config.paths.kubeconfig().display()
+        config.machine.paths.kubeconfig().display()
     );
 }
 
 /// One daemon per root. The lock goes with the process, however it ends.
-async fn lock(paths: &Paths, root_flag: &str) -> Result<Flock<std::fs::File>, Error> {
+pub(super) async fn lock(paths: &Paths, root_flag: &str) -> Result<Flock<std::fs::File>, Error> {
     let path = paths.lock();
     let mut file = std::fs::OpenOptions::new()
         .create(true)

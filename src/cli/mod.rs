@@ -3,17 +3,21 @@
 //! Knows every part and is known by none but `main`. Exit codes: 0 done, 1 it failed (the message
 //! says what and how to mend it), 2 the arguments make no sense.
 
+mod agent;
 mod authority;
 mod check;
+mod cluster_dns;
 mod completion;
 mod control;
 mod daemon;
 mod demo;
+mod detached;
 mod down;
 mod image;
 mod kubeconfig;
 mod logs;
 mod node;
+mod node_args;
 mod node_name;
 mod notify;
 mod oom;
@@ -54,6 +58,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Up(Box<up::Up>),
+    Agent(Box<agent::Agent>),
     Down(down::Down),
     Reset(reset::Reset),
     Check(check::Check),
@@ -80,6 +85,7 @@ pub fn main() -> ExitCode {
     allocator::give_back();
     let result = match Cli::parse().command {
         Command::Up(up) => up.run(),
+        Command::Agent(agent) => agent.run(),
         Command::Down(down) => down.run(),
         Command::Reset(reset) => reset.run(),
         Command::Check(check) => check.run(&mut std::io::stdout()),
@@ -140,6 +146,7 @@ mod tests {
             "vetch up --root /x --detach",
             "vetch kubeconfig --root /x",
             "vetch image import f.tar --root /x",
+            "vetch agent --server https://192.0.2.1:6443 --token abcdef.0123456789abcdef --root /x",
             "vetch down --root /x --pods",
             "vetch reset --root /x --yes",
             "vetch token create --ttl 2h --root /x",

@@ -12,8 +12,13 @@ pub const VARIABLE: &str = "NOTIFY_SOCKET";
 #[derive(Debug, PartialEq, Eq)]
 pub enum Message {
     Status(String),
+    /// The command that makes another machine a node. Whoever else listens passes over it.
+    Join(String),
     Ready,
 }
+
+/// By the protocol's rules a variable of our own.
+const JOIN: &str = "X_VETCH_JOIN";
 
 /// Sends to the socket that the environment names; does nothing without one.
 #[derive(Debug, Default)]
@@ -34,6 +39,15 @@ impl Notifier {
 
     pub fn status(&self, text: &str) {
         self.send(&format!("STATUS={text}"));
+    }
+
+    /// Whether somebody listens who asked for the daemon.
+    pub fn is_heard(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    pub fn join(&self, command: &str) {
+        self.send(&format!("{JOIN}={command}"));
     }
 
     pub fn ready(&self) {
@@ -77,6 +91,7 @@ impl Listener {
 fn parse(text: &str) -> Option<Message> {
     match text.split_once('=')? {
         ("READY", "1") => Some(Message::Ready),
+        (JOIN, command) => Some(Message::Join(command.to_owned())),
         ("STATUS", status) => Some(Message::Status(status.to_owned())),
         _ => None,
     }
@@ -90,6 +105,9 @@ mod tests {
     fn messages_of_the_protocol() {
         assert_eq!(parse("READY=1"), Some(Message::Ready));
         assert_eq!(parse("STATUS=a=b"), Some(Message::Status("a=b".to_owned())));
+        let command = "vetch agent --server=a".to_owned();
+        let sent = format!("X_VETCH_JOIN={command}");
+        assert_eq!(parse(&sent), Some(Message::Join(command)));
         assert_eq!(parse("WATCHDOG=1"), None);
         assert_eq!(parse("nonsense"), None);
     }

@@ -7,7 +7,10 @@ use std::{io::Write, process::ExitCode, str::FromStr, time::Duration};
 
 use clap::{Args, Subcommand};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::{ByteString, api::core::v1::Secret};
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::{ConfigMap, Secret},
+};
 use kube::{
     Api, Client, Config,
     api::{DeleteParams, ListParams, ObjectMeta, PostParams},
@@ -42,6 +45,9 @@ enum Verb {
         /// What it is for, for `vetch token list`
         #[arg(long, default_value = "", value_name = "TEXT")]
         description: String,
+        /// Print the whole command to run on the machine that joins
+        #[arg(long)]
+        print_join_command: bool,
         #[command(flatten)]
         root: RootArg,
     },
@@ -79,12 +85,16 @@ impl Token {
                     token,
                     ttl,
                     description,
+                    print_join_command,
                     root,
                 } => {
                     let token = token.unwrap_or_else(BootstrapToken::random);
                     let secret = secret(&token, end(ttl, Timestamp::now())?, &description);
                     create(&root, &token, &secret).await?;
-                    writeln!(out, "{token}")?;
+                    match print_join_command {
+                        true => writeln!(out, "{}", join_command(&server(&root).await?, &token))?,
+                        false => writeln!(out, "{token}")?,
+                    }
                 }
                 Verb::List { root } => show(out, &list(&root).await?, Timestamp::now())?,
                 Verb::Delete { tokens, root } => {
@@ -113,6 +123,49 @@ async fn create(root: &RootArg, token: &BootstrapToken, secret: &Secret) -> Resu
         }
         made => Ok(made.map(drop)?),
     }
+}
+
+/// What makes another machine a node.
+pub fn join_command(server: &str, token: &BootstrapToken) -> String {
+    format!("vetch agent --server {server} --token {token}")
+}
+
+/// Where other machines reach the cluster, as it tells them itself.
+async fn server(root: &RootArg) -> Result<String, Error> {
+    let client = administrator(&root.paths()?, &root.flag()).await?;
+    let maps: Api<ConfigMap> = Api::namespaced(client, "kube-public");
+    let map = maps.get("cluster-info").await?;
+    let text = map.data.and_then(|mut data| data.remove("kubeconfig"));
+    let config = Kubeconfig::from_yaml(&text.unwrap_or_default())?;
+    let cluster = config.clusters.into_iter().next();
+    let server = cluster.and_then(|cluster| cluster.cluster?.server);
+    server.ok_or_else(|| "kube-public/cluster-info does not say where the server is".into())
+}
+
+/// One that `vetch up` has made and that counts for a while yet, or else a new one.
+pub async fn for_joining(client: Client) -> Result<BootstrapToken, Error> {
+    const DESCRIPTION: &str = "made by vetch up";
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    const SOON: SignedDuration = SignedDuration::from_hours(12);
+    let secrets: Api<Secret> = Api::namespaced(client, bootstrap_token::NAMESPACE);
+    let params = ListParams::default().fields(bootstrap_token::OF_TYPE);
+    let now = Timestamp::now();
+    let good = |kept: &KeptToken| {
+        let lasts = match kept.expiration {
+            Expiration::At(end) => end.duration_since(now) > SOON,
+            Expiration::Never | Expiration::Unreadable => false,
+        };
+        lasts && kept.description == DESCRIPTION && kept.authentication && kept.signing
+    };
+    let found = secrets.list(&params).await?;
+    let mut kept = found.iter().filter_map(KeptToken::of);
+    if let Some(kept) = kept.find(good) {
+        return Ok(kept.token);
+    }
+    let token = BootstrapToken::random();
+    let secret = secret(&token, end(DAY, now)?, DESCRIPTION);
+    secrets.create(&PostParams::default(), &secret).await?;
+    Ok(token)
 }
 
 async fn list(root: &RootArg) -> Result<Vec<KeptToken>, Error> {

@@ -50,7 +50,7 @@ use tokio_util::sync::CancellationToken;
 use self::shared::Stopped;
 pub use self::{
     certificates::{Authority, Requested},
-    node_ipam::ClusterRange,
+    node_ipam::{ClusterRange, Ranges},
 };
 use crate::{
     informer::Informers,
@@ -68,8 +68,8 @@ pub struct Config {
     pub make_token: MakeToken,
     /// Reads and signs certificate requests with the cluster's key.
     pub authority: Arc<dyn Authority>,
-    /// The ranges of pod addresses that nodes get parts of, the primary family first.
-    pub cluster_ranges: Vec<ClusterRange>,
+    /// The ranges of pod addresses.
+    pub pod_ranges: Ranges,
     /// Where every node keeps the volumes of the provisioner `vetch.io/local`.
     pub volumes: std::path::PathBuf,
 }
@@ -172,7 +172,7 @@ const CONTROLLERS: [(&str, Option<&str>, Run); 29] = [
     (
         "node-ipam-controller",
         Some("node-controller"),
-        |informers, config, until| node_ipam::run(informers, config.cluster_ranges, until).boxed(),
+        |informers, config, until| node_ipam::run(informers, config.pod_ranges, until).boxed(),
     ),
     (
         "taint-eviction-controller",

@@ -20,7 +20,7 @@ mod shares;
 mod tests;
 mod turns;
 
-pub use objects::{endpoint_slice, service};
+pub use objects::{SLICE_PREFIX, endpoint_slice, is_ours, service};
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 

@@ -1,6 +1,7 @@
-//! Asking a cluster for the certificate that a node is known by.
+//! Asking a cluster for the certificates of a node: the one that it is known by, and the one that its own API
+//! shows.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use k8s_openapi::{
     ByteString,
@@ -17,9 +18,37 @@ use kube::{
 
 use crate::pki::{self, Identity, Leaf};
 
-/// The signer of the certificates by which kubelets are known to the API server.
-const SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
-const USAGES: [&str; 2] = ["digital signature", "client auth"];
+/// What a certificate is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose<'a> {
+    /// The node is known to the API server by it.
+    Client,
+    /// The node's own API shows it, at these addresses.
+    Serving(&'a [IpAddr]),
+}
+
+impl Purpose<'_> {
+    fn signer(self) -> &'static str {
+        match self {
+            Self::Client => "kubernetes.io/kube-apiserver-client-kubelet",
+            Self::Serving(_) => "kubernetes.io/kubelet-serving",
+        }
+    }
+
+    fn usages(self) -> [&'static str; 2] {
+        match self {
+            Self::Client => ["digital signature", "client auth"],
+            Self::Serving(_) => ["digital signature", "server auth"],
+        }
+    }
+
+    fn leaf(self, node: &str) -> Leaf {
+        match self {
+            Self::Client => Leaf::node_client(node),
+            Self::Serving(addresses) => Leaf::kubelet_serving(node, addresses),
+        }
+    }
+}
 
 /// Why no certificate came.
 #[derive(Debug, thiserror::Error)]
@@ -77,8 +106,13 @@ fn outcome(csr: &Csr) -> Outcome {
 }
 
 /// A new key with a certificate for the node `name`, which `client` may ask for. Given up after `within`.
-pub async fn request(client: Client, name: &str, within: Duration) -> Result<Identity, Error> {
-    let wanted = pki::SigningRequest::new(&Leaf::node_client(name))?;
+pub async fn request(
+    client: Client,
+    name: &str,
+    purpose: Purpose<'_>,
+    within: Duration,
+) -> Result<Identity, Error> {
+    let wanted = pki::SigningRequest::new(&purpose.leaf(name))?;
     let requests: Api<Csr> = Api::all(client);
     let csr = Csr {
         metadata: ObjectMeta {
@@ -87,8 +121,8 @@ pub async fn request(client: Client, name: &str, within: Duration) -> Result<Ide
         },
         spec: Spec {
             request: ByteString(wanted.pem.into_bytes()),
-            signer_name: SIGNER.to_owned(),
-            usages: Some(USAGES.map(str::to_owned).to_vec()),
+            signer_name: purpose.signer().to_owned(),
+            usages: Some(purpose.usages().map(str::to_owned).to_vec()),
             ..Spec::default()
         },
         status: None,
@@ -155,7 +189,7 @@ mod tests {
             let bytes = certificate.map(|text: &str| ByteString(text.into()));
             let csr: Csr = serde_json::from_value(json!({
                 "metadata": {"name": "x"},
-                "spec": {"request": "", "signerName": SIGNER},
+                "spec": {"request": "", "signerName": Purpose::Client.signer()},
                 "status": {"conditions": conditions, "certificate": bytes},
             }))
             .expect("a request");

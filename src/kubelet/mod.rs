@@ -213,7 +213,6 @@ pub async fn run(
         port,
         max_pods: config.max_pods,
         state_dir: config.state_dir.clone(),
-        pod_cidr: Some(config.pod_cidr.to_string()),
     };
 
     let node = node::Parts {

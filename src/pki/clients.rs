@@ -72,7 +72,7 @@ impl Known {
 }
 
 impl Clients {
-    pub(super) fn new(ca_pem: &str) -> Result<Self, Error> {
+    pub fn new(ca_pem: &str) -> Result<Self, Error> {
         let roots = Arc::new(roots(ca_pem)?);
         let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider())
             .build()

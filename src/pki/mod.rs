@@ -16,6 +16,7 @@ mod clients;
 pub mod clock;
 mod der;
 mod files;
+mod held;
 mod kubeconfig;
 mod leaf;
 mod leisure;
@@ -37,8 +38,10 @@ use rcgen::{
     PublicKeyData,
 };
 
+pub use self::renewal::Due;
 pub use self::{
     clients::{Clients, Holder, Refused},
+    held::Held,
     kubeconfig::{cluster_info, kubeconfig},
     leaf::{Leaf, Usage},
     live::{Live, renew_in_time},
@@ -46,7 +49,7 @@ pub use self::{
     tls::{client_config, live_client_config, server_config, server_config_with},
     tokens::{Algorithm, TokenKey, TokenKeys},
 };
-use self::{leaf::Validity, live::Signer, renewal::Due};
+use self::{leaf::Validity, live::Signer};
 
 /// The name by which aggregated API servers know this one.
 pub const FRONT_PROXY: &str = "front-proxy-client";

@@ -12,7 +12,7 @@ use rustls::{
     sign::{CertifiedKey, SingleCertAndKey},
 };
 
-use super::{Error, Identity, Leaf, Live, Pki, clients::Asked};
+use super::{Error, Identity, Leaf, Pki, clients::Asked};
 
 /// For a server that shows a certificate for `leaf`, renewed in time. Clients may show any
 /// certificate: what it is worth, [`super::Clients`] says. HTTP/2 and HTTP/1.1 are offered.
@@ -21,9 +21,11 @@ pub fn server_config(pki: &Pki, leaf: Leaf) -> Result<ServerConfig, Error> {
 }
 
 /// The same with a certificate that somebody else renews: a kubelet's, signed on request.
-pub fn server_config_with(ca_pem: &str, identity: &Identity) -> Result<ServerConfig, Error> {
-    let resolver = SingleCertAndKey::from(certified(identity)?);
-    with_resolver(ca_pem, Arc::new(resolver))
+pub fn server_config_with(
+    ca_pem: &str,
+    resolver: Arc<dyn ResolvesServerCert>,
+) -> Result<ServerConfig, Error> {
+    with_resolver(ca_pem, resolver)
 }
 
 fn with_resolver(
@@ -50,7 +52,10 @@ pub fn client_config(ca_pem: &str, identity: Option<&Identity>) -> Result<Client
 
 /// The same with a certificate that is renewed in time. Every handshake is a whole one: whoever takes up
 /// an earlier session is known by the certificate of that time, which may be worth nothing by now.
-pub fn live_client_config(ca_pem: &str, identity: Arc<Live>) -> Result<ClientConfig, Error> {
+pub fn live_client_config(
+    ca_pem: &str,
+    identity: Arc<dyn ResolvesClientCert>,
+) -> Result<ClientConfig, Error> {
     let mut config = client_with(ca_pem, Some(identity))?;
     config.resumption = Resumption::disabled();
     Ok(config)

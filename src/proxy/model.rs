@@ -153,14 +153,15 @@ pub fn plan(service: &Service, slices: &[&EndpointSlice], node: &Node) -> Plan {
         ) else {
             continue;
         };
-        let all = backends(slices, port, everywhere);
-        let near = backends(slices, port, here);
+        let usable = usable(slices, port, node, everywhere);
+        let (all, hinted) = (backends(&usable), hinted(&usable));
+        let near = backends(&self::usable(slices, port, node, here));
         plan.local.extend(near.iter().map(|(address, _)| *address));
         let outcome = |local: bool| match (local, all.is_empty(), near.is_empty()) {
             (_, true, _) => Outcome::Refuse,
             (true, _, true) => Outcome::Drop,
             (true, ..) => forward(&near, affinity),
-            (false, ..) => forward(&all, affinity),
+            (false, ..) => forward(&hinted, affinity),
         };
         let front = |address, port, audience| Front {
             address,
@@ -327,15 +328,53 @@ fn affinity(spec: &ServiceSpec) -> Option<u32> {
     })
 }
 
+/// For whom a backend says that it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hint {
+    /// It does not say.
+    None,
+    /// Other nodes.
+    Elsewhere,
+    /// This node among others.
+    Here,
+}
+
+impl Hint {
+    fn of(endpoint: &Endpoint, node: &Node) -> Self {
+        let hints = endpoint.hints.as_ref();
+        let nodes = hints.and_then(|hints| hints.for_nodes.as_deref());
+        match nodes.unwrap_or_default() {
+            [] => Self::None,
+            nodes if nodes.iter().any(|one| one.name == node.name) => Self::Here,
+            _ => Self::Elsewhere,
+        }
+    }
+}
+
+fn backends(usable: &BTreeMap<Backend, Hint>) -> BTreeSet<Backend> {
+    usable.keys().copied().collect()
+}
+
+/// Those for this node, where every one says for whom it is; else all of them.
+fn hinted(usable: &BTreeMap<Backend, Hint>) -> BTreeSet<Backend> {
+    let here = || usable.iter().filter(|(_, hint)| **hint == Hint::Here);
+    let by_hints = here().next().is_some() && usable.values().all(|hint| *hint != Hint::None);
+    match by_hints {
+        true => here().map(|(backend, _)| *backend).collect(),
+        false => backends(usable),
+    }
+}
+
 /// Ready endpoints of the port that are wanted; if there are none, those that still serve while
 /// they end.
-fn backends(
+fn usable(
     slices: &[&EndpointSlice],
     port: &ServicePort,
+    node: &Node,
     wanted: impl Fn(&Endpoint) -> bool,
-) -> BTreeSet<Backend> {
-    let mut ready = BTreeSet::new();
-    let mut ending = BTreeSet::new();
+) -> BTreeMap<Backend, Hint> {
+    let mut ready = BTreeMap::new();
+    let mut ending = BTreeMap::new();
     for slice in slices.iter().filter(|slice| slice.address_type == "IPv4") {
         let number = slice.ports.iter().flatten().find_map(|candidate| {
             let same_name = candidate.name.as_deref().unwrap_or_default()
@@ -363,10 +402,11 @@ fn backends(
             else {
                 continue;
             };
+            let hint = Hint::of(endpoint, node);
             if is_ready {
-                ready.insert((address, number));
+                ready.insert((address, number), hint);
             } else if is_ending {
-                ending.insert((address, number));
+                ending.insert((address, number), hint);
             }
         }
     }

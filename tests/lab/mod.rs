@@ -43,6 +43,24 @@ pub struct Host {
 
 impl Host {
     pub fn new() -> Self {
+        let host = Self::bare();
+        host.set_up("ip link add host0 type bridge", "192.168.77.1");
+        host
+    }
+
+    /// Another one, on a link with the first: 192.168.77.NUMBER.
+    pub fn beside(first: &Self, number: u8) -> Self {
+        let host = Self::bare();
+        let (pid, port) = (host.pid(), format!("port{number}"));
+        first.sh(&format!(
+            "ip link add {port} type veth peer name host0 netns {pid} && ip link set {port} master host0 up"
+        ));
+        host.set_up("true", &format!("192.168.77.{number}"));
+        host
+    }
+
+    /// With namespaces and nothing in them.
+    fn bare() -> Self {
         let holder = Command::new("unshare")
             .args(["--net", "--mount", "sleep", "infinity"])
             .spawn()
@@ -54,19 +72,22 @@ impl Host {
             link(&host.holder.id().to_string()) != link("self")
                 && std::fs::read_to_string(command).is_ok_and(|name| name.trim() == "sleep")
         });
+        host
+    }
+
+    fn set_up(&self, make_link: &str, address: &str) {
         for line in [
             "ip link set lo up",
-            "ip link add host0 type bridge",
-            "ip address add 192.168.77.1/24 dev host0",
+            make_link,
+            &format!("ip address add {address}/24 dev host0"),
             "ip link set host0 up",
             "ip route add default via 192.168.77.254",
         ] {
             let mut words = line.split(' ');
-            let output = host.command(words.next().unwrap()).args(words).output();
+            let output = self.command(words.next().unwrap()).args(words).output();
             let output = output.unwrap();
             assert!(output.status.success(), "{line}: {}", text(&output));
         }
-        host
     }
 
     /// The process that holds the namespaces.
@@ -127,6 +148,80 @@ impl Host {
             .collect();
         found.sort();
         found.concat()
+    }
+}
+
+/// A command below a root on a host. A machine that runs tests may have a full disk, which is nobody's
+/// pressure here: `up` and `agent` look at disks as the test says, or else not.
+fn vetch(host: &Host, program: &Path, root: &Path, arguments: &[&str]) -> Output {
+    let mut more = Vec::new();
+    let is_given = |flag: &str| arguments.iter().any(|one| one.starts_with(flag));
+    let is_older = std::env::var_os("VETCH_TEST_OLD_FLAGS").is_some();
+    if matches!(arguments.first(), Some(&"up" | &"agent")) && !is_older {
+        if !is_given("--eviction-hard") {
+            more.push("--eviction-hard=memory.available<100Mi");
+        }
+        if !is_given("--image-gc-high-threshold") {
+            more.push("--image-gc-high-threshold=100");
+        }
+    }
+    host.command(program)
+        .args(arguments)
+        .args(more)
+        .arg("--root")
+        .arg(root)
+        .output()
+        .unwrap()
+}
+
+/// Another machine, on a link with a cluster's. Drop it before the cluster.
+pub struct Machine {
+    pub root: tempfile::TempDir,
+    pub host: Host,
+    program: PathBuf,
+}
+
+impl Machine {
+    pub fn beside(cluster: &Cluster, number: u8) -> Self {
+        let machine = Self {
+            root: tempfile::tempdir().unwrap(),
+            host: Host::beside(&cluster.host, number),
+            program: cluster.program.clone(),
+        };
+        interrupted::remove_then(machine.root.path(), machine.host.pid());
+        machine
+    }
+
+    pub fn vetch(&self, arguments: &[&str]) -> Output {
+        vetch(&self.host, &self.program, self.root.path(), arguments)
+    }
+
+    /// A command that must succeed.
+    pub fn ok(&self, arguments: &[&str]) {
+        let output = self.vetch(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output));
+    }
+
+    pub fn import(&self, image: &str) {
+        let file = images().join(format!("{image}.tar"));
+        self.ok(&["image", "import", file.to_str().unwrap()]);
+    }
+
+    pub fn daemon_log(&self) -> String {
+        std::fs::read_to_string(self.root.path().join("log/vetch.log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("$ vetch logs (of an agent)\n{}", self.daemon_log());
+        }
+        let output = self.vetch(&["reset", "--yes"]);
+        interrupted::is_removed(self.root.path());
+        if !output.status.success() && !std::thread::panicking() {
+            panic!("reset: {}", text(&output));
+        }
     }
 }
 
@@ -200,28 +295,8 @@ impl Cluster {
         std::fs::read_to_string(self.path("log/vetch.log")).unwrap_or_default()
     }
 
-    /// A machine that runs tests may have a full disk, which is nobody's pressure here: `up` looks at
-    /// disks as the test says, or else not.
     pub fn vetch(&self, arguments: &[&str]) -> Output {
-        let mut more = Vec::new();
-        let is_given = |flag: &str| arguments.iter().any(|one| one.starts_with(flag));
-        let is_older = std::env::var_os("VETCH_TEST_OLD_FLAGS").is_some();
-        if arguments.first() == Some(&"up") && !is_older {
-            if !is_given("--eviction-hard") {
-                more.push("--eviction-hard=memory.available<100Mi");
-            }
-            if !is_given("--image-gc-high-threshold") {
-                more.push("--image-gc-high-threshold=100");
-            }
-        }
-        self.host
-            .command(&self.program)
-            .args(arguments)
-            .args(more)
-            .arg("--root")
-            .arg(self.root.path())
-            .output()
-            .unwrap()
+        vetch(&self.host, &self.program, self.root.path(), arguments)
     }
 
     /// The daemon's process.

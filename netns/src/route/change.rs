@@ -10,7 +10,7 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
     link::{InfoBridgePort, InfoData, InfoPortData, InfoPortKind, InfoVeth},
     neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
-    route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    route::{RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType},
 };
 use rtnetlink::{
     LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
@@ -22,6 +22,8 @@ use crate::wire::{self, Message};
 
 const CREATE: i32 = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
 const REPLACE: i32 = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+/// Whose routes those of [`RouteKind::Via`] are: a number that nobody else is known to use.
+pub const VIA_PROTOCOL: u8 = 86;
 /// The routing table of what is this machine's own.
 const LOCAL_TABLE: u8 = libc::RT_TABLE_LOCAL;
 
@@ -97,6 +99,9 @@ pub enum RouteKind {
     Connected(IpAddr),
     /// and to the address itself, which is this machine's.
     Local,
+    /// By another machine on the link, whose network need not be known. It bears [`VIA_PROTOCOL`], by which
+    /// it is found again.
+    Via(IpAddr),
 }
 
 /// One change, ready to be sent.
@@ -238,6 +243,13 @@ impl Change {
         message.header.scope = RouteScope::Link;
         match wanted.kind {
             RouteKind::Link => {}
+            RouteKind::Via(gateway) => {
+                message.header.protocol = RouteProtocol::from(VIA_PROTOCOL);
+                message.header.scope = RouteScope::Universe;
+                message.header.flags = RouteFlags::Onlink;
+                let gateway = RouteAttribute::Gateway(gateway.into());
+                message.attributes.push(gateway);
+            }
             RouteKind::Connected(source) => {
                 message.header.protocol = RouteProtocol::Kernel;
                 let source = RouteAttribute::PrefSource(source.into());

@@ -18,7 +18,7 @@ use crate::{
     wire::{self, Message},
 };
 
-pub use change::{Change, Port, RouteKind, Veth, WantedRoute};
+pub use change::{Change, Port, RouteKind, VIA_PROTOCOL, Veth, WantedRoute};
 
 const UP: u32 = libc::IFF_UP as u32;
 const INFO_KIND: u16 = 1;
@@ -79,6 +79,8 @@ pub struct Route {
     pub to: Prefix,
     /// `None` for one that leads by several links, or nowhere.
     pub link: Option<u32>,
+    /// `None`: the destination is on the link itself.
+    pub via: Option<IpAddr>,
 }
 
 /// A route socket in the namespace of the thread that opened it.
@@ -142,7 +144,7 @@ impl Socket {
             let same = found.filter(|found| found.to == wanted.to);
             if same
                 .as_ref()
-                .is_some_and(|found| found.link == Some(wanted.link))
+                .is_some_and(|found| found.link == Some(wanted.link) && found.via == via(wanted))
             {
                 continue;
             }
@@ -174,6 +176,20 @@ impl Socket {
         Ok(found)
     }
 
+    /// Routes of [`RouteKind::Via`], whoever made them.
+    pub fn routes_via(&mut self) -> Result<Vec<Route>, Error> {
+        let fixed = [libc::AF_INET as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let what = "list routes";
+        let message = Message::new(libc::RTM_GETROUTE, libc::NLM_F_DUMP, &fixed, what);
+        let mut found = Vec::new();
+        self.0.query(&message, |body| {
+            let header = [4, 5].map(|at| body.get(at).copied().unwrap_or_default());
+            let is_via = header == [libc::RT_TABLE_MAIN, VIA_PROTOCOL];
+            found.extend(parse_route(body).filter(|_| is_via));
+        })?;
+        Ok(found)
+    }
+
     /// Link and address, for every address of the namespace.
     pub fn addresses(&mut self) -> Result<Vec<(u32, Prefix)>, Error> {
         let all = AddressMessage::default();
@@ -182,6 +198,13 @@ impl Socket {
         self.0
             .query(&message, |body| addresses.extend(parse_address(body)))?;
         Ok(addresses)
+    }
+}
+
+fn via(wanted: &WantedRoute) -> Option<IpAddr> {
+    match wanted.kind {
+        RouteKind::Via(gateway) => Some(gateway),
+        RouteKind::Link | RouteKind::Connected(_) | RouteKind::Local => None,
     }
 }
 
@@ -242,6 +265,7 @@ pub(crate) fn parse_route(body: &[u8]) -> Option<Route> {
     Some(Route {
         to: Prefix::new(to, length),
         link: wire::attribute(attrs, libc::RTA_OIF).and_then(|link| wire::u32_at(link, 0)),
+        via: wire::attribute(attrs, libc::RTA_GATEWAY).and_then(address),
     })
 }
 

@@ -6,12 +6,9 @@ use kube::Client;
 
 use super::Config;
 use crate::{
-    apiserver::{
-        request::User,
-        start::{Handle, own_user},
-    },
+    apiserver::{request::User, start::Handle},
     cli::Error,
-    pki::{self, Clients, Leaf, Pki},
+    pki::{self, Clients, Held, Leaf, Pki},
 };
 
 /// A client for each part that acts as somebody of its own, and what the node's own API answers with.
@@ -19,8 +16,6 @@ use crate::{
 pub struct Identity {
     pub kubelet: Client,
     pub proxy: Client,
-    /// Announces this node's DNS.
-    pub dns: Client,
     /// Makes the folders of claims.
     pub local_volumes: Client,
     pub serving: Arc<rustls::ServerConfig>,
@@ -37,10 +32,20 @@ impl Identity {
         Ok(Self {
             kubelet: handle.client(node),
             proxy: handle.client(User::internal("system:kube-proxy", &[])),
-            dns: handle.client(own_user()),
             local_volumes: handle.client(account),
             serving: Arc::new(pki::server_config(pki, leaf)?),
             clients: pki.clients()?,
+        })
+    }
+
+    /// Of a node whose API server is on another machine: all of its parts act as the node.
+    pub fn joined(client: &Client, ca_pem: &str, serving: Arc<Held>) -> Result<Self, Error> {
+        Ok(Self {
+            kubelet: client.clone(),
+            proxy: client.clone(),
+            local_volumes: client.clone(),
+            serving: Arc::new(pki::server_config_with(ca_pem, serving)?),
+            clients: Arc::new(Clients::new(ca_pem)?),
         })
     }
 }

@@ -3,7 +3,6 @@
 //! Called by the daemon after the API server answers, and by `reset` without one. Several clusters
 //! may live on one machine: what must be unique on a host is derived from the root folder.
 
-mod announcement;
 mod identity;
 mod names;
 mod readiness;
@@ -13,7 +12,6 @@ mod settings;
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     num::NonZeroU32,
-    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -21,24 +19,28 @@ use k8s_openapi::api::core::v1::Node as NodeObject;
 use kube::{Api, Client};
 use tokio::{net::TcpListener, sync::watch};
 
-use self::{
-    announcement::Announcement,
-    names::Names,
-    readiness::{READY_WITHIN, REFUSED_FOR, not_ready, reached, refused},
-    removal::Recorded,
-    settings::{kubelet_config, network_config, proxy_config, resolv_conf, runtime_config},
-};
 pub use self::{
     identity::Identity,
     names::{Ranges, cluster_cidr, cluster_dns},
     readiness::Readiness,
     removal::{recorded_name, remove},
 };
+use self::{
+    names::Names,
+    readiness::{READY_WITHIN, REFUSED_FOR, not_ready, reached, refused},
+    removal::Recorded,
+    settings::{kubelet_config, network_config, own, proxy_config, resolv_conf, runtime_config},
+};
 use super::{Error, paths::Paths};
 use crate::{
     dns,
     informer::Informers,
-    kubelet::{self, container::SwapBehavior, network::PodNetwork, settings::ResourceSettings},
+    kubelet::{
+        self,
+        container::SwapBehavior,
+        network::{PodNetwork, peers},
+        settings::ResourceSettings,
+    },
     proxy,
     runtime::{Runtime, image::Images},
     supervision::{Parts, Policy},
@@ -55,7 +57,8 @@ pub struct Config {
     pub address: IpAddr,
     pub pod_cidr: IpNet,
     pub services: IpNet,
-    pub api_port: u16,
+    /// Where the API server listens on this machine; `None` where none does.
+    pub api_port: Option<u16>,
     pub kubelet_port: u16,
     pub limits: PodLimits,
     pub resources: ResourceSettings,
@@ -91,25 +94,15 @@ impl Node {
         let network = PodNetwork::open(network_config(&config, &names)).await?;
         let gateway = network.gateway();
         let cluster_dns = cluster_dns(config.services)?;
-        let dns = Announcement {
-            client: identity.dns,
-            node: config.name.clone(),
-            cluster_dns,
-            address: gateway,
-        };
-        if let Err(error) = dns.write().await {
-            // What users have set up may refuse it; the node starts all the same.
-            tracing::warn!(%error, "the cluster DNS is not announced, will retry");
-        }
         let parts = parts.group();
         let watching = Informers::of("kube-proxy", identity.proxy, parts.clone());
-        parts.start_endless("part/cluster-dns-service", Policy::Restart, {
-            let (dns, watching) = (Arc::new(dns), watching.clone());
-            move || dns.clone().keep(watching.clone())
-        });
         parts.start("part/kube-proxy", Policy::Restart, {
             let (watching, config) = (watching.clone(), proxy_config(&config, &names));
             move |shutdown| proxy::run(watching.clone(), config.clone(), shutdown)
+        });
+        parts.start("part/pod-routes", Policy::Restart, {
+            let (watching, own) = (watching.clone(), own(&config));
+            move |shutdown| peers::run(watching.clone(), own.clone(), shutdown)
         });
         let resolver = dns::Config {
             listen: vec![SocketAddr::new(gateway, DNS_PORT)],

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Config, PodLimits,
-    names::{Names, Ranges, cluster_dns},
+    names::{Names, Ranges, cluster_cidr, cluster_dns},
     settings::{kubelet_config, network_config, proxy_config, runtime_config},
 };
 use crate::{
@@ -46,7 +46,7 @@ pub async fn remove(paths: &Paths) -> Result<(), Error> {
         address: IpAddr::V4(Ipv4Addr::LOCALHOST),
         pod_cidr: recorded.pod_cidr.parse()?,
         services: recorded.services.parse()?,
-        api_port: 0,
+        api_port: None,
         kubelet_port: 0,
         limits: PodLimits::default(),
         resources: ResourceSettings::default(),
@@ -69,6 +69,7 @@ pub async fn remove(paths: &Paths) -> Result<(), Error> {
         kubelet::remove_pods(&kubelet, &runtime, &network).await?;
     }
     proxy::remove(proxy_config(&config, &names)).await?;
+    network::peers::remove(cluster_cidr(config.pod_cidr)).await?;
     network.remove().await?;
     group.remove()?;
     Ok(())

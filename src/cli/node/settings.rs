@@ -11,7 +11,10 @@ use super::{
 };
 use crate::{
     cli::paths::Paths,
-    kubelet::{self, network},
+    kubelet::{
+        self,
+        network::{self, peers},
+    },
     own_ports::{OwnPort, OwnPorts, TCP, UDP},
     proxy, runtime,
 };
@@ -37,6 +40,15 @@ pub(super) fn network_config(config: &Config, names: &Names) -> network::Config 
     }
 }
 
+/// This node among the others.
+pub(super) fn own(config: &Config) -> peers::Own {
+    peers::Own {
+        name: config.name.clone(),
+        range: config.pod_cidr,
+        cluster: cluster_cidr(config.pod_cidr),
+    }
+}
+
 /// Where the parts of this daemon listen on the node.
 fn own_ports(config: &Config) -> OwnPorts {
     let own = |address, protocol, port, user| OwnPort {
@@ -51,10 +63,11 @@ fn own_ports(config: &Config) -> OwnPorts {
     };
     let gateway = config.pod_cidr.hosts().next().and_then(v4);
     let dns = [TCP, UDP].map(|protocol| own(gateway, protocol, DNS_PORT, "cluster DNS"));
+    let api = config.api_port;
+    let api = api.map(|port| own(None, TCP, port, "the API server"));
     let health = v4(kubelet::HEALTH.0);
     OwnPorts::new(
         [
-            own(None, TCP, config.api_port, "the API server"),
             own(None, TCP, config.kubelet_port, "the kubelet"),
             own(
                 health,
@@ -64,6 +77,7 @@ fn own_ports(config: &Config) -> OwnPorts {
             ),
         ]
         .into_iter()
+        .chain(api)
         .chain(dns),
     )
 }

@@ -1,18 +1,20 @@
 //! Which requests are approved without anybody's doing: those of kubelets for their client
-//! certificate, if the requester may have one. Pure.
+//! certificate, if the requester may have one, and for the one that their own API shows, if it is for
+//! addresses of that node alone. Pure.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use k8s_openapi::{
     api::{
         authorization::v1::ResourceAttributes, certificates::v1::CertificateSigningRequest as Csr,
+        core::v1::Node,
     },
     jiff::Timestamp,
 };
 
 use super::{
     Requested, certificate, has,
-    signing::{KUBELET_CLIENT, kubelet_client},
+    signing::{KUBELET_CLIENT, KUBELET_SERVING, kubelet_client, kubelet_serving},
     usages,
 };
 
@@ -59,7 +61,7 @@ impl Recognized {
 
 /// Whether nobody has decided over it, and it is for the signer whose requests are approved here.
 pub fn is_open(csr: &Csr) -> bool {
-    csr.spec.signer_name == KUBELET_CLIENT
+    [KUBELET_CLIENT, KUBELET_SERVING].contains(&csr.spec.signer_name.as_str())
         && certificate(csr).is_none()
         && !has(csr, "Approved")
         && !has(csr, "Denied")
@@ -68,13 +70,43 @@ pub fn is_open(csr: &Csr) -> bool {
 
 /// What it may be approved as, in the order of asking.
 pub fn recognized(csr: &Csr, requested: &Requested) -> Vec<Recognized> {
-    if !is_open(csr) || kubelet_client(requested, &usages(csr)).is_err() {
+    let is_client = csr.spec.signer_name == KUBELET_CLIENT;
+    if !is_open(csr) || !is_client || kubelet_client(requested, &usages(csr)).is_err() {
         return Vec::new();
     }
     match csr.spec.username.as_deref() == Some(&requested.common_name) {
         true => vec![Recognized::SelfNode, Recognized::Node],
         false => vec![Recognized::Node],
     }
+}
+
+/// Whether a node asks for the certificate that its own API shows.
+pub fn is_serving(csr: &Csr, requested: &Requested) -> bool {
+    is_open(csr)
+        && csr.spec.signer_name == KUBELET_SERVING
+        && csr.spec.username.as_deref() == Some(&requested.common_name)
+        && kubelet_serving(requested, &usages(csr)).is_ok()
+}
+
+/// Whether all that the certificate is for is the node's, and no other node says so of itself.
+pub fn may_serve(requested: &Requested, nodes: &[Node]) -> bool {
+    let name = node(requested);
+    let (own, others): (Vec<&Node>, Vec<&Node>) = nodes
+        .iter()
+        .partition(|node| node.metadata.name.as_deref() == Some(name));
+    let has = |node: &&Node, wanted: &str| {
+        let status = node.status.as_ref();
+        let addresses = status.and_then(|status| status.addresses.as_deref());
+        let mut addresses = addresses.unwrap_or_default().iter();
+        addresses.any(|one| one.address == wanted)
+    };
+    let is_its = |wanted: &str| {
+        own.iter().any(|node| has(node, wanted)) && !others.iter().any(|node| has(node, wanted))
+    };
+    let addresses = requested.addresses.iter().map(IpAddr::to_string);
+    addresses
+        .chain(requested.names.iter().cloned())
+        .all(|wanted| is_its(&wanted))
 }
 
 /// The node that a request names.
@@ -99,7 +131,7 @@ pub fn ask_again(
     created: Option<Timestamp>,
     now: Timestamp,
 ) -> Option<Duration> {
-    if recognized(csr, requested).is_empty() {
+    if recognized(csr, requested).is_empty() && !is_serving(csr, requested) {
         return None;
     }
     let age = created.and_then(|created| now.duration_since(created).try_into().ok());

@@ -1,4 +1,4 @@
-//! Certificate signing requests: kubelets' own are approved, approved ones are signed by the
+//! Certificate signing requests: those of kubelets for themselves are approved, approved ones are signed by the
 //! built-in signers, old ones are removed.
 //!
 //! `approving.rs`, `signing.rs` and `cleaning.rs` each decide one of these, without I/O; the loop
@@ -12,6 +12,7 @@ mod signing;
 mod testing;
 
 use std::{
+    net::IpAddr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -30,7 +31,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, PostParams},
+    api::{DeleteParams, ListParams, PostParams},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -53,9 +54,10 @@ const WORKERS: usize = 2;
 pub struct Requested {
     pub common_name: String,
     pub organizations: Vec<String>,
-    /// How many DNS names, addresses, e-mail addresses and URIs it has.
-    pub names: usize,
-    pub addresses: usize,
+    /// DNS names.
+    pub names: Vec<String>,
+    pub addresses: Vec<IpAddr>,
+    /// How many e-mail addresses and URIs it has.
     pub emails: usize,
     pub uris: usize,
 }
@@ -202,6 +204,19 @@ impl Certificates {
         let requested = self.authority.read(&csr.spec.request.0);
         let requested =
             requested.map_err(|why| Error::invalid("request", format!("CSR {name}"), why))?;
+        if approving::is_serving(csr, &requested) {
+            let nodes = Api::<Node>::all(self.client.clone())
+                .list(&ListParams::default())
+                .await
+                .doing(|| format!("ask whose addresses CSR {name} is for"))?;
+            if approving::may_serve(&requested, &nodes.items) {
+                let message =
+                    "Auto approving kubelet serving certificate: its addresses are the node's.";
+                self.decide(csr, new_condition("Approved", "AutoApproved", message))
+                    .await?;
+                return Ok(None);
+            }
+        }
         for recognized in approving::recognized(csr, &requested) {
             if self.allowed(csr, recognized).await? {
                 let is_own = csr.spec.username.as_deref() == Some(&requested.common_name);
@@ -212,19 +227,24 @@ impl Certificates {
                     true => new_condition("Denied", "NodeExists", &approving::taken(&requested)),
                     false => new_condition("Approved", "AutoApproved", recognized.message()),
                 };
-                let mut csr = csr.clone();
-                let status = csr.status.get_or_insert_default();
-                status.conditions.get_or_insert_default().push(condition);
-                self.api()
-                    .replace_subresource("approval", &name, &PostParams::default(), &csr)
-                    .await
-                    .or_gone()
-                    .doing(|| format!("decide over CSR {name}"))?;
+                self.decide(csr, condition).await?;
                 return Ok(None);
             }
         }
         let created = csr.creation_timestamp().map(|time| time.0);
         Ok(approving::ask_again(csr, &requested, created, now))
+    }
+
+    async fn decide(&self, csr: &Csr, condition: Condition) -> Result<(), Error> {
+        let (name, mut csr) = (csr.name_any(), csr.clone());
+        let status = csr.status.get_or_insert_default();
+        status.conditions.get_or_insert_default().push(condition);
+        self.api()
+            .replace_subresource("approval", &name, &PostParams::default(), &csr)
+            .await
+            .or_gone()
+            .doing(|| format!("decide over CSR {name}"))?;
+        Ok(())
     }
 
     /// Whether the cluster has a node of that name. The server is asked: a cache may be late.

@@ -11,6 +11,7 @@ const LIFE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// Twice what certificates are dated back.
 const SHORTEST: Duration = Duration::from_secs(10 * 60);
 
+pub const KUBELET_SERVING: &str = "kubernetes.io/kubelet-serving";
 pub const KUBELET_CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 
 /// Whose certificates we issue.
@@ -27,7 +28,7 @@ impl Signer {
         Some(match name {
             "kubernetes.io/kube-apiserver-client" => Self::ApiClient,
             KUBELET_CLIENT => Self::KubeletClient,
-            "kubernetes.io/kubelet-serving" => Self::KubeletServing,
+            KUBELET_SERVING => Self::KubeletServing,
             "kubernetes.io/legacy-unknown" => Self::Legacy,
             _ => return None,
         })
@@ -78,9 +79,9 @@ fn api_client_usages(usages: &[&str]) -> Result<(), String> {
 pub fn kubelet_client(requested: &Requested, usages: &[&str]) -> Result<(), String> {
     of_nodes(requested)?;
     for (count, what) in [
-        (requested.names, "DNS"),
+        (requested.names.len(), "DNS"),
         (requested.emails, "Email"),
-        (requested.addresses, "IP"),
+        (requested.addresses.len(), "IP"),
         (requested.uris, "URI"),
     ] {
         no_names(count, what)?;
@@ -89,9 +90,9 @@ pub fn kubelet_client(requested: &Requested, usages: &[&str]) -> Result<(), Stri
     usages_are(usages, "client auth")
 }
 
-fn kubelet_serving(requested: &Requested, usages: &[&str]) -> Result<(), String> {
+pub fn kubelet_serving(requested: &Requested, usages: &[&str]) -> Result<(), String> {
     of_nodes(requested)?;
-    if requested.names == 0 && requested.addresses == 0 {
+    if requested.names.is_empty() && requested.addresses.is_empty() {
         return Err("DNS or IP subjectAltName is required".to_owned());
     }
     no_names(requested.emails, "Email")?;
@@ -171,7 +172,7 @@ mod tests {
             change(&mut requested);
             requested
         };
-        let named = |requested: &mut Requested| requested.names = 1;
+        let named = |requested: &mut Requested| requested.names = vec!["n".to_owned()];
         for (signer, requested, usages, want) in [
             (Signer::ApiClient, Requested::default(), &client[..], ""),
             (
@@ -214,7 +215,7 @@ mod tests {
             ),
             (
                 Signer::KubeletClient,
-                with(|requested| requested.addresses = 1),
+                with(|requested| requested.addresses = vec![[192, 0, 2, 1].into()]),
                 &client,
                 "IP subjectAltNames are not allowed",
             ),
@@ -239,13 +240,13 @@ mod tests {
             ),
             (
                 Signer::KubeletServing,
-                with(|requested| (requested.names, requested.uris) = (1, 1)),
+                with(|requested| (requested.names, requested.uris) = (vec!["n".to_owned()], 1)),
                 &serving,
                 "URI subjectAltNames are not allowed",
             ),
             (
                 Signer::KubeletServing,
-                with(|requested| (requested.names, requested.emails) = (1, 1)),
+                with(|requested| (requested.names, requested.emails) = (vec!["n".to_owned()], 1)),
                 &serving,
                 "Email subjectAltNames are not allowed",
             ),
@@ -258,7 +259,7 @@ mod tests {
             (
                 Signer::KubeletServing,
                 with(|requested| {
-                    requested.names = 1;
+                    requested.names = vec!["n".to_owned()];
                     requested.organizations.clear();
                 }),
                 &serving,

@@ -30,13 +30,22 @@ use crate::{
     informer::{Informer, Informers, Key},
 };
 
+/// What there is to give.
+#[derive(Clone, Debug)]
+pub struct Ranges {
+    /// Of the cluster: nodes get parts of them. The primary family first.
+    pub cluster: Vec<ClusterRange>,
+    /// The node beside the control plane and its ranges, which it uses before it is registered.
+    pub first: (String, Vec<IpNet>),
+}
+
 /// A node that got none is looked at again after this: another may have gone.
 const EXHAUSTED: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// Runs until `shutdown`.
 pub async fn run(
     informers: Informers,
-    ranges: Vec<ClusterRange>,
+    ranges: Ranges,
     shutdown: CancellationToken,
 ) -> Result<(), Stopped> {
     let nodes: Informer<Node> = informers.get();
@@ -71,7 +80,7 @@ struct Allocator {
     client: Client,
     events: Recorder,
     nodes: Informer<Node>,
-    ranges: Vec<ClusterRange>,
+    ranges: Ranges,
     given: Mutex<Given>,
 }
 
@@ -120,6 +129,10 @@ impl Allocator {
 
     /// A free part of each range; the same again for a node that was not told of it yet.
     fn choose(&self, name: &str) -> Option<Vec<IpNet>> {
+        let (first, its_own) = &self.ranges.first;
+        if name == first {
+            return Some(its_own.clone());
+        }
         let nodes = self.nodes.list();
         let mut given = self.given();
         if let Some(ranges) = given.by_node.get(name) {
@@ -128,10 +141,11 @@ impl Allocator {
         let held = nodes.iter().flat_map(|node| held(node));
         let taken: Vec<IpNet> = held
             .chain(given.by_node.values().flatten().copied())
+            .chain(its_own.iter().copied())
             .collect();
-        given.last.resize(self.ranges.len(), None);
+        given.last.resize(self.ranges.cluster.len(), None);
         let last = given.last.iter();
-        let parts = self.ranges.iter().zip(last);
+        let parts = self.ranges.cluster.iter().zip(last);
         let parts: Option<Vec<IpNet>> = parts
             .map(|(range, last)| range.free(&taken, *last))
             .collect();

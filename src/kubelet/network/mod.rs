@@ -9,6 +9,7 @@
 
 pub mod env;
 mod guard;
+pub mod peers;
 mod pool;
 mod ports;
 mod records;

@@ -1,6 +1,6 @@
 //! Writing the Node and its Lease.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use k8s_openapi::{
     api::{coordination::v1::Lease, core::v1::Node},
@@ -25,7 +25,7 @@ const LAST_RETRY: Duration = Duration::from_secs(7);
 pub async fn register(config: &Config, client: &Client, refused: &watch::Sender<Refused>) -> Node {
     let mut pause = FIRST_RETRY;
     loop {
-        let attempt = try_register(config, client);
+        let attempt = try_register(&config.node, client);
         match answered(refused, |refused| &mut refused.node, attempt).await {
             Ok(node) => return node,
             Err(error) => tracing::warn!(%error, "registering the node failed, will retry"),
@@ -35,31 +35,29 @@ pub async fn register(config: &Config, client: &Client, refused: &watch::Sender<
     }
 }
 
-async fn try_register(config: &Config, client: &Client) -> Result<Node, kube::Error> {
+async fn try_register(name: &str, client: &Client) -> Result<Node, kube::Error> {
     let nodes: Api<Node> = Api::all(client.clone());
-    if let Some(node) = nodes.get_opt(&config.node).await? {
-        let labels = status::labels(&config.node);
-        let mut patch = json!({"metadata": {"labels": labels}});
-        let has_range = node
-            .spec
-            .as_ref()
-            .is_some_and(|spec| spec.pod_cidr.is_some());
-        if let (Some(range), false) = (&config.pod_cidr, has_range) {
-            patch["spec"] = json!({"podCIDR": range, "podCIDRs": [range]});
-        }
+    let labels = status::labels(name);
+    if nodes.get_opt(name).await?.is_some() {
+        let patch = json!({"metadata": {"labels": labels}});
         return nodes
-            .patch(&config.node, &PatchParams::default(), &Patch::Merge(patch))
+            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
             .await;
     }
-    let mut object = json!({
-        "metadata": {"name": config.node, "labels": status::labels(&config.node)},
-        "spec": {},
-    });
-    if let Some(range) = &config.pod_cidr {
-        object["spec"] = json!({"podCIDR": range, "podCIDRs": [range]});
-    }
+    let object = json!({"metadata": {"name": name, "labels": labels}, "spec": {}});
     let node = serde_json::from_value(object).map_err(kube::Error::SerdeError)?;
     nodes.create(&PostParams::default(), &node).await
+}
+
+/// Creates the Node of a machine that is about to run pods, if there is none, and says where it is.
+pub async fn introduce(
+    client: &Client,
+    node: &str,
+    addresses: &[IpAddr],
+) -> Result<(), kube::Error> {
+    try_register(node, client).await?;
+    let status = json!({"addresses": status::addresses(node, addresses)});
+    write_status(client, node, &status).await.map(drop)
 }
 
 pub async fn read(client: &Client, node: &str) -> Result<Option<Node>, kube::Error> {

@@ -7,6 +7,7 @@ mod host;
 pub mod reserved;
 mod status;
 
+pub use self::api::introduce;
 pub use host::processes;
 
 use std::{
@@ -46,7 +47,6 @@ pub struct Config {
     pub port: u16,
     pub max_pods: u32,
     pub state_dir: std::path::PathBuf,
-    pub pod_cidr: Option<String>,
 }
 
 /// A write of the node's own that has no answer by then counts as refused until it has one.

@@ -1,6 +1,6 @@
 //! The Node's status from what was seen. Pure: no clock, no I/O.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::{api::core::v1::Node, jiff::Timestamp};
 use serde_json::{Map, Value, json};
@@ -39,7 +39,7 @@ pub fn status(seen: &Seen<'_>, now: Timestamp) -> Value {
         "capacity": capacity(seen),
         "allocatable": allocatable(seen),
         "conditions": conditions(seen, now),
-        "addresses": addresses(seen.config),
+        "addresses": addresses(&seen.config.node, &seen.config.addresses),
         "daemonEndpoints": {"kubeletEndpoint": {"Port": seen.config.port}},
         "nodeInfo": info(seen.host),
         "images": images(seen.images),
@@ -275,12 +275,11 @@ fn seconds(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-fn addresses(config: &Config) -> Vec<Value> {
-    config
-        .addresses
+pub fn addresses(node: &str, addresses: &[IpAddr]) -> Vec<Value> {
+    addresses
         .iter()
         .map(|address| json!({"type": "InternalIP", "address": address.to_string()}))
-        .chain([json!({"type": "Hostname", "address": config.node})])
+        .chain([json!({"type": "Hostname", "address": node})])
         // The list as a whole: a node may have several addresses of one type.
         .chain([json!({"$patch": "replace"})])
         .collect()
@@ -386,7 +385,6 @@ mod tests {
             port: 10250,
             max_pods: 110,
             state_dir: "/".into(),
-            pod_cidr: None,
         };
         let mut host = Host::default();
         host.facts.cpu_milli = 2000;

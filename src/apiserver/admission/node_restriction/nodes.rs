@@ -33,6 +33,12 @@ fn created(node: &str, new: &Value) -> Option<String> {
             "node {node:?} is not allowed to create pods with a non-nil configSource"
         ));
     }
+    // Other nodes send to whoever has a range what is for the pods in it.
+    if !ranges(new).is_empty() {
+        return Some(format!(
+            "node {node:?} is not allowed to choose podCIDRs: the control plane gives them"
+        ));
+    }
     // With an owner that does not exist its Node would be collected, to be made anew without what
     // others have written there.
     if !items(new, "metadata.ownerReferences").is_empty() {
@@ -56,6 +62,9 @@ fn changed(node: &str, new: &Value, old: &Value) -> Option<String> {
             "node {node:?} is not allowed to update configSource to a new non-nil configSource"
         ));
     }
+    if ranges(new) != ranges(old) {
+        return Some(format!("node {node:?} is not allowed to modify podCIDRs"));
+    }
     for (path, what) in [
         ("spec.taints", "taints"),
         ("metadata.ownerReferences", "ownerReferences"),
@@ -66,6 +75,15 @@ fn changed(node: &str, new: &Value, old: &Value) -> Option<String> {
     }
     let labels = labels::forbidden(new, old);
     (!labels.is_empty()).then(|| format!("is not allowed to modify labels: {}", list(labels)))
+}
+
+/// Of pods, in whichever field they are.
+fn ranges(node: &Value) -> std::collections::BTreeSet<&str> {
+    let all = items(node, "spec.podCIDRs")
+        .iter()
+        .filter_map(Value::as_str);
+    let one = at(node, "spec.podCIDR").and_then(Value::as_str);
+    all.chain(one).filter(|range| !range.is_empty()).collect()
 }
 
 fn list(labels: std::collections::BTreeSet<&str>) -> String {

@@ -4,11 +4,19 @@ use super::{EVENTS, READ, Row, named, on};
 
 /// What ours need more than the original's: they change one field with a patch where those write the
 /// whole object, ask for a Lease before they call its node silent,
-/// and for a Node before another machine gets its name.
+/// for a Node before another machine gets its name, and whose addresses a kubelet's certificate is for.
 pub const OURS: &[(&str, &[Row])] = &[
     (
         "system:controller:certificate-controller",
-        &[on("get", "core", "nodes")],
+        &[
+            on("get list", "core", "nodes"),
+            named(
+                "approve",
+                "certificates.k8s.io",
+                "signers",
+                "kubernetes.io/kubelet-serving",
+            ),
+        ],
     ),
     (
         "system:controller:deployment-controller",

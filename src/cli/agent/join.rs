@@ -1,0 +1,279 @@
+//! Becoming a node of the cluster, or being it again.
+
+use std::{
+    net::{IpAddr, SocketAddr, UdpSocket},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use http::Uri;
+use ipnet::IpNet;
+use k8s_openapi::api::{core::v1::Node, networking::v1::ServiceCIDR};
+use kube::{Api, Client, Config, api::ListParams, runtime::wait::await_condition};
+
+use super::super::{Error, node_args::Machine, paths::Paths};
+use crate::{
+    bootstrap_token::BootstrapToken,
+    joining::{
+        certificate::{self, Purpose},
+        client, discovery,
+        membership::{Membership, Ranges},
+    },
+    kubelet::node as node_api,
+    pki::Held,
+};
+
+/// A certificate that nobody signs by then is not waited for.
+const SIGNED_WITHIN: Duration = Duration::from_secs(60);
+/// The same for a range of pod addresses.
+const RANGE_WITHIN: Duration = Duration::from_secs(20);
+/// The range of services that a cluster has from its beginning.
+const FIRST_SERVICES: &str = "kubernetes";
+
+/// Where the membership is kept.
+pub fn record(paths: &Paths) -> PathBuf {
+    paths.state.join("membership.json")
+}
+
+/// A machine that is a node of a cluster elsewhere must not become a cluster of its own by mistake.
+pub fn refuse_member(machine: &Machine) -> Result<(), Error> {
+    let Some(kept) = Membership::load(&record(&machine.paths))? else {
+        return Ok(());
+    };
+    let (server, flag) = (kept.servers.join(","), &machine.root_flag);
+    Err(format!(
+        "this machine is the node {} of the cluster at {server}: start it with `vetch agent{flag}`, or \
+         leave that cluster with `vetch reset{flag}` first",
+        kept.node
+    )
+    .into())
+}
+
+/// A node of the cluster, known there.
+pub struct Joined {
+    pub membership: Membership,
+    pub ranges: Ranges,
+    /// Acts as the node.
+    pub client: Client,
+    pub known_by: Arc<Held>,
+    pub serving: Arc<Held>,
+    /// By which the server's machine is reached, and others reach this one.
+    pub address: IpAddr,
+}
+
+/// Joins the cluster, or takes over what an earlier daemon has kept.
+pub async fn join(
+    machine: &Machine,
+    servers: &[Uri],
+    token: Option<&BootstrapToken>,
+) -> Result<Joined, Error> {
+    if machine.paths.state.join("store").exists() {
+        let flag = &machine.root_flag;
+        return Err(format!(
+            "this machine holds a cluster of its own: remove it with `vetch reset{flag}` first, or join \
+             from another --root"
+        )
+        .into());
+    }
+    let path = record(&machine.paths);
+    let kept = Membership::load(&path)?;
+    let mut membership = match kept {
+        Some(kept) => again(kept, machine, servers)?,
+        None => {
+            let membership = first(&machine.name, servers, token).await?;
+            membership.save(&path)?;
+            membership
+        }
+    };
+    let known_by = Held::new(membership.client.clone().into())?;
+    if known_by.has_ended(SystemTime::now()) {
+        let (node, flag) = (&membership.node, &machine.root_flag);
+        return Err(format!(
+            "the certificate of the node {node} has expired: `kubectl delete node {node}` on the server, then \
+             `vetch reset{flag}` here and join again"
+        )
+        .into());
+    }
+    let servers: Vec<Uri> = membership
+        .servers
+        .iter()
+        .map(|server| server.parse())
+        .collect::<Result<_, _>>()?;
+    let address = own_address(&servers)?;
+    let client = client::client(&servers, &membership.ca, known_by.clone())?;
+    let (ranges, serving) = match (&membership.ranges, &membership.serving) {
+        (Some(ranges), Some(serving)) => (ranges.clone(), serving.clone()),
+        _ => {
+            let (ranges, serving) = introduce(&client, machine, address).await?;
+            membership.ranges = Some(ranges.clone());
+            membership.serving = Some(serving.clone());
+            membership.save(&path)?;
+            (ranges, serving)
+        }
+    };
+    Ok(Joined {
+        serving: Held::new(serving.into())?,
+        membership,
+        ranges,
+        client,
+        known_by,
+        address,
+    })
+}
+
+/// The machine has joined before.
+fn again(mut kept: Membership, machine: &Machine, servers: &[Uri]) -> Result<Membership, Error> {
+    if kept.node != machine.name {
+        let (flag, is, wanted) = (&machine.root_flag, &kept.node, &machine.name);
+        return Err(format!(
+            "this machine is the node {is}, and a node keeps its name: to make it {wanted}, `vetch \
+             reset{flag}` and join again"
+        )
+        .into());
+    }
+    if !servers.is_empty() {
+        kept.servers = servers.iter().map(plain).collect();
+    }
+    Ok(kept)
+}
+
+/// Without the slash that an address ends with.
+fn plain(server: &Uri) -> String {
+    server.to_string().trim_end_matches('/').to_owned()
+}
+
+/// Finds out by the token about the cluster, and gets the node's certificate from it.
+async fn first(
+    name: &str,
+    servers: &[Uri],
+    token: Option<&BootstrapToken>,
+) -> Result<Membership, Error> {
+    let (false, Some(token)) = (servers.is_empty(), token) else {
+        return Err(
+            "this machine has joined no cluster yet: --server and --token say which, and `vetch up` \
+             and `vetch token create` print them on the first machine"
+                .into(),
+        );
+    };
+    let mut found = None;
+    let mut failed: Option<Error> = None;
+    for server in servers {
+        match discovery::discover(server, token).await {
+            Ok(cluster) => {
+                found = Some(cluster);
+                break;
+            }
+            // What the first says matters most.
+            Err(error) => failed = failed.or(Some(error.into())),
+        }
+    }
+    let Some(cluster) = found else {
+        return Err(failed.unwrap_or_else(|| "there is no --server".into()));
+    };
+    let mut config = Config::new(cluster.server.clone());
+    config.root_cert = Some(certificates(&cluster.ca_pem)?);
+    config.auth_info.token = Some(token.to_string().into());
+    let holder = Client::try_from(config)?;
+    let identity = certificate::request(holder, name, Purpose::Client, SIGNED_WITHIN).await?;
+    let servers = servers.iter().map(plain).collect();
+    Ok(Membership::new(name, servers, &cluster.ca_pem, identity))
+}
+
+fn certificates(pem: &str) -> Result<Vec<Vec<u8>>, Error> {
+    use rustls::pki_types::{CertificateDer, pem::PemObject};
+    let all = CertificateDer::pem_slice_iter(pem.as_bytes());
+    let all: Result<Vec<_>, _> = all.map(|one| one.map(|one| one.to_vec())).collect();
+    Ok(all.map_err(|error| format!("the cluster's certificate authority: {error}"))?)
+}
+
+/// Makes the Node, so that the cluster gives it its range and signs what its own API shows.
+async fn introduce(
+    client: &Client,
+    machine: &Machine,
+    address: IpAddr,
+) -> Result<(Ranges, crate::joining::membership::KeyPair), Error> {
+    let name = machine.name.as_str();
+    node_api::introduce(client, name, &[address])
+        .await
+        .map_err(|error| format!("register the node {name}: {error}"))?;
+    let serving = async {
+        let purpose = Purpose::Serving(&[address]);
+        let signed = certificate::request(client.clone(), name, purpose, SIGNED_WITHIN).await;
+        signed.map_err(Error::from)
+    };
+    let (pods, services, serving) =
+        tokio::try_join!(pod_range(client, name), service_range(client), serving)?;
+    Ok((Ranges { pods, services }, serving.into()))
+}
+
+async fn pod_range(client: &Client, name: &str) -> Result<IpNet, Error> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let range = |node: Option<&Node>| node?.spec.as_ref()?.pod_cidr.clone();
+    let given = await_condition(nodes, name, move |node: Option<&Node>| {
+        range(node).is_some()
+    });
+    let node = match tokio::time::timeout(RANGE_WITHIN, given).await {
+        Ok(node) => node?,
+        Err(_) => {
+            return Err(format!(
+                "the cluster gives the node {name} no range of pod addresses: all may be taken; see `kubectl \
+                 describe node {name}`"
+            )
+            .into());
+        }
+    };
+    let text = range(node.as_ref()).unwrap_or_default();
+    let range = text.parse();
+    Ok(range.map_err(|error| format!("the range of pod addresses {text:?}: {error}"))?)
+}
+
+async fn service_range(client: &Client) -> Result<IpNet, Error> {
+    let ranges: Api<ServiceCIDR> = Api::all(client.clone());
+    let ranges = ranges.list(&ListParams::default()).await;
+    let ranges = ranges.map_err(|error| format!("read the ranges of services: {error}"))?;
+    let first = ranges
+        .items
+        .into_iter()
+        .find(|range| range.metadata.name.as_deref() == Some(FIRST_SERVICES));
+    let cidrs = first.and_then(|range| range.spec?.cidrs);
+    let mut cidrs = cidrs.unwrap_or_default().into_iter();
+    let v4 = cidrs.find_map(|range| {
+        range
+            .parse()
+            .ok()
+            .filter(|range| matches!(range, IpNet::V4(_)))
+    });
+    v4.ok_or_else(|| {
+        format!("the cluster has no ServiceCIDR {FIRST_SERVICES} with an IPv4 range").into()
+    })
+}
+
+/// The address from which this machine reaches the servers. Connecting a UDP socket sends nothing; it only
+/// asks the kernel for a route.
+fn own_address(servers: &[Uri]) -> Result<IpAddr, Error> {
+    use std::net::ToSocketAddrs;
+    let mut failed = None;
+    for server in servers {
+        let host = server.host().unwrap_or_default();
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let address = (host, server.port_u16().unwrap_or_default()).to_socket_addrs();
+        let asked = address.and_then(|mut found| {
+            let to = found.next().ok_or(std::io::ErrorKind::NotFound)?;
+            let from: SocketAddr = match to {
+                SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
+                SocketAddr::V6(_) => ([0; 16], 0).into(),
+            };
+            let socket = UdpSocket::bind(from)?;
+            socket.connect(to)?;
+            Ok(socket.local_addr()?.ip())
+        });
+        match asked {
+            Ok(address) => return Ok(address),
+            Err(error) => failed = failed.or(Some(format!("{server} is not reached: {error}"))),
+        }
+    }
+    Err(failed
+        .unwrap_or_else(|| "there is no --server".to_owned())
+        .into())
+}

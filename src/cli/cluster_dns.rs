@@ -1,0 +1,239 @@
+//! The Service and the endpoints by which pods find the DNS of their node, or of another one.
+//!
+//! Every node answers at the first address of its pods' range. Each has a slice of its own, so that none of
+//! them must be allowed to write it: this is done where the API server is.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+
+use ipnet::IpNet;
+use k8s_openapi::api::{
+    core::v1::{Node, Service},
+    discovery::v1::EndpointSlice,
+};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use super::Error;
+use crate::{
+    backoff::Backoff,
+    dns,
+    informer::{Change, Changes, Informers, Key},
+};
+
+/// The objects by which pods find DNS.
+pub struct ClusterDns {
+    pub client: Client,
+    pub cluster_dns: IpAddr,
+    /// The node of this process and the address of its DNS, known before it is registered.
+    pub own: (String, IpAddr),
+}
+
+/// What a node's slice says: where its DNS is, and whether it can be asked.
+type Wanted = BTreeMap<String, (IpAddr, bool)>;
+
+impl ClusterDns {
+    /// What is needed here, before any node is known.
+    pub async fn write(&self) -> Result<(), Error> {
+        let (name, address) = &self.own;
+        self.write_all(&Wanted::from([(name.clone(), (*address, true))]))
+            .await
+    }
+
+    async fn write_all(&self, wanted: &Wanted) -> Result<(), Error> {
+        apply(&self.client, &dns::service(self.cluster_dns)).await?;
+        for (node, (address, ready)) in wanted {
+            apply(&self.client, &dns::endpoint_slice(node, *address, *ready)).await?;
+        }
+        Ok(())
+    }
+
+    /// Keeps them as the Nodes say, also when somebody has deleted them.
+    pub async fn keep(self: Arc<Self>, informers: Informers) {
+        let (services, slices) = (informers.get::<Service>(), informers.get::<EndpointSlice>());
+        let nodes = informers.get::<Node>();
+        let mut service_changes = services.changes();
+        let mut slice_changes = slices.changes();
+        let mut node_changes = nodes.changes();
+        tokio::join!(nodes.synced(), slices.synced());
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+        let service = Key::of(&dns::service(self.cluster_dns));
+        let mut written = None;
+        loop {
+            let wanted = wanted(&nodes.list(), &self.own);
+            if written.as_ref() != Some(&wanted) {
+                let kept = async {
+                    self.write_all(&wanted).await?;
+                    self.remove_others(&wanted, &slices.list_in(&service.namespace))
+                        .await
+                };
+                match kept.await {
+                    Ok(()) => backoff.reset(),
+                    Err(error) => {
+                        tracing::debug!(%error, "the cluster DNS is not announced");
+                        tokio::time::sleep(backoff.next_wait()).await;
+                        continue;
+                    }
+                }
+                written = Some(wanted);
+            }
+            tokio::select! {
+                () = gone(&mut service_changes, |key| *key == service) => written = None,
+                () = gone(&mut slice_changes, |key| key.name.starts_with(dns::SLICE_PREFIX)) => {
+                    written = None;
+                }
+                change = node_changes.next() => if change.is_none() { return },
+            }
+        }
+    }
+
+    /// Slices of nodes that are gone.
+    async fn remove_others(
+        &self,
+        wanted: &Wanted,
+        slices: &[Arc<EndpointSlice>],
+    ) -> Result<(), Error> {
+        for slice in slices.iter().filter(|slice| dns::is_ours(slice)) {
+            let name = slice.name_any();
+            let node = name.strip_prefix(dns::SLICE_PREFIX).unwrap_or_default();
+            if wanted.contains_key(node) {
+                continue;
+            }
+            let api: Api<EndpointSlice> =
+                Api::namespaced(self.client.clone(), &slice.namespace().unwrap_or_default());
+            match api.delete(&name, &DeleteParams::default()).await {
+                Err(kube::Error::Api(status)) if status.is_not_found() => {}
+                gone => gone.map(drop)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Every node's DNS; that of the process's own node can always be asked.
+fn wanted(nodes: &[Arc<Node>], own: &(String, IpAddr)) -> Wanted {
+    let of_node = |node: &Arc<Node>| {
+        let range: IpNet = node.spec.as_ref()?.pod_cidr.as_deref()?.parse().ok()?;
+        let status = node.status.as_ref();
+        let conditions = status.and_then(|status| status.conditions.as_deref());
+        let ready = |condition: &&k8s_openapi::api::core::v1::NodeCondition| {
+            condition.type_ == "Ready" && condition.status == "True"
+        };
+        let is_ready = conditions.unwrap_or_default().iter().find(ready).is_some();
+        Some((node.name_any(), (range.hosts().next()?, is_ready)))
+    };
+    let mut wanted: Wanted = nodes.iter().filter_map(of_node).collect();
+    wanted.insert(own.0.clone(), (own.1, true));
+    wanted
+}
+
+/// Resolves when one of the objects has been deleted, or may have been.
+async fn gone<K: Resource<DynamicType = ()>>(
+    changes: &mut Changes<K>,
+    is_it: impl Fn(&Key) -> bool,
+) {
+    loop {
+        match changes.next().await {
+            Some(Change::Deleted(object)) if is_it(&Key::of(&*object)) => return,
+            Some(Change::Resync) => return,
+            Some(_) => {}
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Whether all that is wanted is there already, whatever else is.
+fn holds(found: &Value, wanted: &Value) -> bool {
+    match (found, wanted) {
+        (_, Value::Null) => true,
+        (Value::Object(found), Value::Object(wanted)) => wanted
+            .iter()
+            .all(|(name, value)| found.get(name).is_some_and(|found| holds(found, value))),
+        (Value::Array(found), Value::Array(wanted)) => {
+            let pairs = found.iter().zip(wanted);
+            found.len() == wanted.len() && pairs.into_iter().all(|(a, b)| holds(a, b))
+        }
+        (found, wanted) => found == wanted,
+    }
+}
+
+/// Creates the object, or brings the one that is there to the same content. One that is so already is
+/// not written.
+async fn apply<K>(client: &Client, object: &K) -> Result<(), Error>
+where
+    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + Serialize
+        + DeserializeOwned,
+{
+    let namespace = object.namespace().unwrap_or_default();
+    let name = object.name_any();
+    let api: Api<K> = Api::namespaced(client.clone(), &namespace);
+    let said =
+        |error: kube::Error| -> Error { format!("write {namespace}/{name}: {error}").into() };
+    let found = api.get_opt(&name).await.map_err(&said)?;
+    let written = match found {
+        None => api.create(&PostParams::default(), object).await,
+        Some(found) => {
+            let json = |object: &K| serde_json::to_value(object).unwrap_or_default();
+            if holds(&json(&found), &json(object)) {
+                return Ok(());
+            }
+            let patch = Patch::Merge(object);
+            api.patch(&name, &PatchParams::default(), &patch).await
+        }
+    };
+    written.map(drop).map_err(said)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn each_node_has_its_own() {
+        let node = |name: &str, range: &str, ready: &str| -> Arc<Node> {
+            let node = json!({
+                "metadata": {"name": name},
+                "spec": {"podCIDR": range},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]},
+            });
+            Arc::new(serde_json::from_value(node).unwrap())
+        };
+        let own = ("a".to_owned(), "10.42.0.1".parse().unwrap());
+        let nodes = [
+            node("a", "10.42.0.0/24", "Unknown"),
+            node("b", "10.42.1.0/24", "True"),
+            node("c", "10.42.2.0/24", "False"),
+            node("d", "", "True"),
+        ];
+        let found: Vec<String> = wanted(&nodes, &own)
+            .iter()
+            .map(|(name, (address, ready))| format!("{name} {address} {ready}"))
+            .collect();
+        assert_eq!(
+            found,
+            ["a 10.42.0.1 true", "b 10.42.1.1 true", "c 10.42.2.1 false"]
+        );
+        assert_eq!(wanted(&[], &own).len(), 1);
+    }
+
+    #[test]
+    fn what_is_there_is_not_written_again() {
+        let found = json!({"a": 1, "ports": [{"port": 53, "protocol": "UDP"}], "more": true});
+        for (wanted, want) in [
+            (json!({"a": 1, "ports": [{"port": 53}]}), true),
+            (json!({"a": 2}), false),
+            (json!({"b": 1}), false),
+            (json!({"ports": []}), false),
+        ] {
+            assert_eq!(holds(&found, &wanted), want, "{wanted}");
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! What `up` and `agent` let one say of this machine as a node.
+
+use std::num::NonZeroU32;
+
+use super::{
+    Error, check, daemon,
+    node::{self, PodLimits},
+    node_name,
+    paths::{Paths, RootArg},
+    registries::{ImagesFolder, Registries},
+    reservations::Reservations,
+};
+use crate::{
+    kubelet::{container::SwapBehavior, settings::ResourceSettings},
+    runtime::image,
+};
+
+#[derive(clap::Args)]
+pub struct NodeArgs {
+    #[command(flatten)]
+    pub root: RootArg,
+    /// Go to the background once it can be used
+    #[arg(long)]
+    pub detach: bool,
+    /// This node's name [default: the one it had before, or the host's]
+    #[arg(long, value_name = "NAME")]
+    node_name: Option<String>,
+    /// Port of the node's own API; 0 for any that is free
+    #[arg(long, default_value_t = 10250, value_name = "PORT")]
+    kubelet_port: u16,
+    /// How many processes and threads a pod may have [default: as many as the node]
+    #[arg(long, value_name = "N")]
+    pod_pids_limit: Option<NonZeroU32>,
+    /// How much swap pods may use whose annotations do not say so themselves
+    #[arg(long, value_enum, default_value_t = Swap::None, value_name = "HOW")]
+    swap: Swap,
+    #[command(flatten)]
+    reservations: Reservations,
+    #[command(flatten)]
+    registries: Registries,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Swap {
+    /// No swap
+    None,
+    /// Burstable pods get of the swap what their request is of the memory
+    Limited,
+}
+
+impl From<Swap> for SwapBehavior {
+    fn from(swap: Swap) -> Self {
+        match swap {
+            Swap::None => Self::NoSwap,
+            Swap::Limited => Self::LimitedSwap,
+        }
+    }
+}
+
+/// The same, checked.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    pub paths: Paths,
+    pub name: String,
+    pub kubelet_port: u16,
+    pub limits: PodLimits,
+    pub resources: ResourceSettings,
+    pub registries: image::Settings,
+    /// Archives to import at start.
+    pub images: ImagesFolder,
+    /// How the user would spell `--root` again, for messages.
+    pub root_flag: String,
+}
+
+impl NodeArgs {
+    /// Checks the arguments and what the kernel can do.
+    pub fn machine(&self) -> Result<Machine, Error> {
+        let paths = self.root.paths()?;
+        let resources = self.reservations.settings()?;
+        let registries = self.registries.settings(&paths)?;
+        let images = self.registries.images(&paths)?;
+        if let Some(obstacles) = check::obstacles() {
+            return Err(obstacles.into());
+        }
+        let recorded = node::recorded_name(&paths)?;
+        let given = self.node_name.as_deref();
+        let name = node_name::choose(given, recorded.as_deref(), &daemon::hostname())?;
+        Ok(Machine {
+            paths,
+            name,
+            kubelet_port: self.kubelet_port,
+            limits: PodLimits {
+                swap: self.swap.into(),
+                processes: self.pod_pids_limit,
+            },
+            resources,
+            registries,
+            images,
+            root_flag: self.root.flag(),
+        })
+    }
+}

@@ -1,0 +1,172 @@
+//! What a machine keeps of the cluster that it has joined.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{format, pki};
+
+/// The format of the record, and the oldest that is still read.
+const RECORD: u32 = 1;
+const OLDEST: u32 = 1;
+
+/// The cluster, this node of it, and by what it is known there. Holds keys: the file is its owner's alone.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Membership {
+    #[serde(default)]
+    version: u32,
+    pub node: String,
+    /// `https://host:port` each.
+    pub servers: Vec<String>,
+    pub ca: String,
+    pub client: KeyPair,
+    /// `None` as long as nobody has signed one.
+    pub serving: Option<KeyPair>,
+    /// The ranges of this node's pods and of services, once they are known.
+    pub ranges: Option<Ranges>,
+}
+
+/// A certificate with its key, both as PEM.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct KeyPair {
+    pub certificate: String,
+    pub key: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ranges {
+    pub pods: ipnet::IpNet,
+    pub services: ipnet::IpNet,
+}
+
+impl From<pki::Identity> for KeyPair {
+    fn from(pki::Identity { certificate, key }: pki::Identity) -> Self {
+        Self { certificate, key }
+    }
+}
+
+impl From<KeyPair> for pki::Identity {
+    fn from(KeyPair { certificate, key }: KeyPair) -> Self {
+        Self { certificate, key }
+    }
+}
+
+/// Why the record could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{action} {path}")]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("read {path}")]
+    Unreadable {
+        path: PathBuf,
+        source: format::Unreadable,
+    },
+    #[error("make {path}")]
+    Unwritable {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
+}
+
+impl Membership {
+    pub fn new(node: &str, servers: Vec<String>, ca: &str, client: pki::Identity) -> Self {
+        Self {
+            version: RECORD,
+            node: node.to_owned(),
+            servers,
+            ca: ca.to_owned(),
+            client: client.into(),
+            serving: None,
+            ranges: None,
+        }
+    }
+
+    /// `None` where this machine has joined nothing.
+    pub fn load(path: &Path) -> Result<Option<Self>, Error> {
+        match fs::read(path) {
+            Ok(bytes) => format::parse(&bytes, OLDEST..=RECORD)
+                .map(Some)
+                .map_err(|source| Error::Unreadable {
+                    path: path.to_owned(),
+                    source,
+                }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(at("read", path)(source)),
+        }
+    }
+
+    /// All of it or nothing, also when the machine loses its power.
+    pub fn save(&self, path: &Path) -> Result<(), Error> {
+        let text = serde_json::to_vec(self).map_err(|source| Error::Unwritable {
+            path: path.to_owned(),
+            source,
+        })?;
+        let temporary = path.with_extension("tmp");
+        let written = (|| {
+            let mut options = OpenOptions::new();
+            let options = options.create(true).write(true).truncate(true).mode(0o600);
+            let mut file = options.open(&temporary)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            fs::rename(&temporary, path)?;
+            match path.parent() {
+                Some(dir) => File::open(dir)?.sync_all(),
+                None => Ok(()),
+            }
+        })();
+        written.map_err(at("write", path))
+    }
+}
+
+fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io {
+        action,
+        path,
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_found_again() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("membership.json");
+        assert!(Membership::load(&path).expect("nothing").is_none());
+        let identity = pki::Identity {
+            certificate: "c".to_owned(),
+            key: "k".to_owned(),
+        };
+        let servers = vec!["https://192.0.2.1:6443".to_owned()];
+        let mut kept = Membership::new("n", servers, "ca", identity.clone());
+        kept.save(&path).expect("kept");
+        kept.ranges = Some(Ranges {
+            pods: "10.42.1.0/24".parse().expect("a range"),
+            services: "10.96.0.0/12".parse().expect("a range"),
+        });
+        kept.save(&path).expect("kept");
+        let mode = fs::metadata(&path).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let found = Membership::load(&path).expect("readable").expect("there");
+        assert_eq!(found.node, "n");
+        assert_eq!(found.ranges, kept.ranges);
+        assert!(pki::Identity::from(found.client) == identity);
+        fs::write(&path, r#"{"version": 99}"#).expect("written");
+        let error = Membership::load(&path).err().expect("too new");
+        assert!(matches!(error, Error::Unreadable { .. }), "{error}");
+    }
+}

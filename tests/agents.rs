@@ -1,0 +1,252 @@
+//! A cluster of several machines, each a host of its own, by the commands that a user types. As root.
+
+mod lab;
+
+use std::time::{Duration, Instant};
+
+use lab::{Cluster, Machine, text, until};
+
+const SERVER: &str = "https://192.168.77.1:6443";
+
+fn token(cluster: &Cluster) -> String {
+    let made = cluster.vetch(&["token", "create"]);
+    assert!(made.status.success(), "{}", text(&made));
+    String::from_utf8(made.stdout).unwrap().trim().to_owned()
+}
+
+/// A cluster with one more machine, the node `second`.
+fn of_two() -> (Cluster, Machine) {
+    let cluster = Cluster::started();
+    let machine = Machine::beside(&cluster, 2);
+    join(&cluster, &machine, "second");
+    (cluster, machine)
+}
+
+fn join(cluster: &Cluster, machine: &Machine, name: &str) {
+    let (server, token) = (
+        format!("--server={SERVER}"),
+        format!("--token={}", token(cluster)),
+    );
+    let name = format!("--node-name={name}");
+    machine.ok(&["agent", &server, &token, &name, "--detach"]);
+}
+
+fn pod(name: &str, node: &str, command: &str) -> String {
+    format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, labels: {{app: {name}}}}}
+spec:
+  terminationGracePeriodSeconds: 0
+  nodeSelector: {{kubernetes.io/hostname: {node}}}
+  containers: [{{name: c, image: 'busybox:1', command: [sh, -c, '{command}']}}]
+---
+"
+    )
+}
+
+/// Answers each request with the address that it came from.
+const TELL: &str = "mkdir /w; cd /w; mkdir cgi-bin; printf \"#!/bin/sh\\necho; echo \\$REMOTE_ADDR\" > cgi-bin/who; \
+                    chmod 755 cgi-bin/who; exec httpd -f -p 80";
+
+fn service(name: &str) -> String {
+    format!(
+        "{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {{selector: {{app: {name}}}, \
+         ports: [{{port: 80}}]}}}}\n---\n"
+    )
+}
+
+#[test]
+#[ignore = "needs root"]
+fn pods_of_two_machines_reach_each_other() {
+    let (cluster, machine) = of_two();
+    let first = cluster.field(
+        "nodes",
+        ".items[?(@.metadata.name!=\"second\")].metadata.name",
+    );
+    for image in ["busybox"] {
+        cluster.import(image);
+        machine.import(image);
+    }
+    cluster.apply(&format!(
+        "{}{}{}{}",
+        pod("here", &first, TELL),
+        pod("there", "second", TELL),
+        service("here"),
+        service("there"),
+    ));
+    for name in ["here", "there"] {
+        cluster.ready(name);
+    }
+    let address = |name: &str| cluster.field(&format!("pod/{name}"), ".status.podIP");
+    let ask = |from: &str, whom: &str| {
+        let line = format!("wget -qO- -T 5 http://{whom}/cgi-bin/who");
+        cluster
+            .ok_with(&["exec", from, "--", "sh", "-c", &line])
+            .trim()
+            .to_owned()
+    };
+    for (from, to) in [("here", "there"), ("there", "here"), ("there", "there")] {
+        until(&format!("{from} reaches {to}"), || {
+            let line = format!("wget -qO- -T 1 http://{}/cgi-bin/who", address(to));
+            let asked = cluster.kubectl_with(&["exec", from, "--", "sh", "-c", &line]);
+            asked.status.success()
+        });
+        assert_eq!(
+            ask(from, &address(to)),
+            address(from),
+            "no NAT from {from} to {to}"
+        );
+        if from != to {
+            // By name, which the node's own DNS answers.
+            assert_eq!(ask(from, to), address(from), "service {to} from {from}");
+        }
+    }
+    // The hosts themselves, and what goes by the kubelet.
+    let there = address("there");
+    let from_host = cluster
+        .host
+        .sh(&format!("curl -s -m 5 http://{there}/cgi-bin/who"));
+    assert_eq!(from_host.trim(), "192.168.77.1");
+    let services = cluster.field("service/there", ".spec.clusterIP");
+    machine
+        .host
+        .sh(&format!("curl -s -m 5 http://{services}/cgi-bin/who"));
+    cluster.ok("logs there");
+    cluster.ok("top node second").find("second").unwrap();
+
+    // It starts again with what it has kept, and its pods go on.
+    machine.ok(&["down"]);
+    assert_eq!(
+        ask("here", &there),
+        address("here"),
+        "pods outlive the daemon"
+    );
+    machine.ok(&["agent", "--detach"]);
+    assert_eq!(
+        cluster.field("pod/there", ".status.containerStatuses[0].restartCount"),
+        "0"
+    );
+    assert_eq!(ask("there", "here"), address("there"));
+
+    // The node goes, and its routes with it.
+    let routes = || cluster.host.sh("ip route show proto 86");
+    assert!(routes().contains("via 192.168.77.2"), "{}", routes());
+    machine.ok(&["down", "--pods"]);
+    cluster.ok("delete node second");
+    until("its routes are gone", || routes().trim().is_empty());
+    until("its DNS is not asked any more", || {
+        !cluster
+            .ok("get endpointslices -n kube-system -o name")
+            .contains("second")
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_route_that_is_taken_away_comes_back() {
+    let (cluster, _machine) = of_two();
+    let routes = || cluster.host.sh("ip route show proto 86");
+    until("there is a route", || routes().contains("via 192.168.77.2"));
+    let route = routes();
+    let began = Instant::now();
+    cluster.host.sh(&format!(
+        "ip route del {}",
+        route.split(" proto").next().unwrap()
+    ));
+    until("it is back", || routes() == route);
+    assert!(began.elapsed() < Duration::from_secs(5));
+    cluster.wait_for(
+        "get events -A --field-selector reason=HostStateRestored",
+        |got| got.contains("the route to the pods in"),
+    );
+    // Of others only what is theirs.
+    cluster
+        .host
+        .sh("ip route add 10.99.0.0/24 via 192.168.77.2 proto 86");
+    cluster.ok("delete node second");
+    until("its routes are gone", || !routes().contains("10.42."));
+    assert!(routes().contains("10.99.0.0/24"));
+    cluster.host.sh("ip route del 10.99.0.0/24");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_cannot_join_is_told_why() {
+    let cluster = Cluster::started();
+    let first = cluster.field("nodes", ".items[0].metadata.name");
+    let machine = Machine::beside(&cluster, 2);
+    let idle = machine.host.picture();
+    let good = token(&cluster);
+    let wrong = format!("{}.0000000000000000", &good[..6]);
+    let fails = |server: &str, token: &str, name: &str, says: &str| {
+        let words = [
+            "agent".to_owned(),
+            format!("--server={server}"),
+            format!("--token={token}"),
+            format!("--node-name={name}"),
+        ];
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let output = machine.vetch(&words);
+        assert!(!output.status.success(), "{words:?}");
+        let said = text(&output);
+        assert!(said.contains(says), "{words:?}: {said}");
+    };
+    fails(SERVER, &wrong, "second", "token");
+    fails(SERVER, "abcdef.0123456789abcdef", "second", "token");
+    fails(SERVER, &good, &first, "there is a node");
+    fails("https://192.168.77.1:9", &good, "second", "does not answer");
+    fails(
+        "https://192.168.77.9:6443",
+        &good,
+        "second",
+        "does not answer",
+    );
+    fails(
+        "http://192.168.77.1:6443",
+        &good,
+        "second",
+        "must be https://HOST:PORT",
+    );
+    fails(SERVER, "x", "second", "token");
+    let none = machine.vetch(&["agent"]);
+    assert!(
+        text(&none).contains("--server and --token"),
+        "{}",
+        text(&none)
+    );
+    assert_eq!(
+        machine.host.picture(),
+        idle,
+        "nothing half-made stays behind"
+    );
+
+    join(&cluster, &machine, "second");
+    let up = machine.vetch(&["up"]);
+    assert!(text(&up).contains("already running"), "{}", text(&up));
+    machine.ok(&["down"]);
+    let up = machine.vetch(&["up"]);
+    assert!(
+        text(&up).contains("is the node second of the cluster"),
+        "{}",
+        text(&up)
+    );
+    let renamed = machine.vetch(&["agent", "--node-name=third"]);
+    assert!(
+        text(&renamed).contains("a node keeps its name"),
+        "{}",
+        text(&renamed)
+    );
+    let agent = cluster.vetch(&[
+        "agent",
+        &format!("--server={SERVER}"),
+        &format!("--token={good}"),
+    ]);
+    assert!(text(&agent).contains("already running"), "{}", text(&agent));
+    machine.ok(&["reset", "--yes"]);
+    assert_eq!(
+        machine.host.picture(),
+        idle,
+        "reset leaves the host as it was"
+    );
+}
