@@ -12,10 +12,14 @@ use std::{
 
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
+/// What is logged unless `RUST_LOG` says otherwise. A machine that joins finds out by its token whom it talks
+/// to; the client's warning that it does not look at the certificate would only alarm.
+const USUAL: &str = "info,kube_client::client::tls=error";
+
 /// Sends what is traced to standard error, from `info` on unless `RUST_LOG` says otherwise.
 pub fn start() {
     tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
+        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| USUAL.into()))
         .with_target(false)
         .with_writer(Log)
         // It would write to standard error too, and panic where that fails.

@@ -12,6 +12,8 @@ use super::volumes::PROVISIONED_BY;
 pub const PROVISIONER: &str = "vetch.io/local";
 /// Holds a volume until its node has removed the folder.
 pub const FINALIZER: &str = "vetch.io/local-folder";
+/// The annotation of a Node that says where its folders lie, if not where the control plane's do.
+pub const FOLDERS: &str = "vetch.io/local-volumes";
 /// Where the folders lie below what a daemon keeps.
 pub const FOLDER: &str = "volumes";
 /// The longest name that file systems take.

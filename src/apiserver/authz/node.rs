@@ -15,7 +15,7 @@ use crate::apiserver::{
     objects::Lookup,
     registry::kinds::{
         pods::references,
-        value::{at, text},
+        value::{at, items, text},
     },
     request::{Attributes, Target},
 };
@@ -76,7 +76,7 @@ async fn allowed(node: &str, attributes: &Attributes, lookup: &dyn Lookup) -> Re
             asked.claim_status().await
         }
         ("", "persistentvolumeclaims") => asked.get(Kind::Claim).await,
-        ("", "persistentvolumes") => asked.get(Kind::Volume).await,
+        ("", "persistentvolumes") => asked.volume_request().await,
         ("", "serviceaccounts") if asked.verb == "create" => asked.token().await,
         ("", "serviceaccounts") => asked.get(Kind::ServiceAccount).await,
         ("", "nodes") => asked.node(),
@@ -124,6 +124,22 @@ impl Asked<'_> {
             return no("cannot get subresource");
         }
         self.related(kind).await
+    }
+
+    /// Ours: a node removes the folders of volumes that are on it alone, and frees the volumes then. So it
+    /// watches all, and may change those. What it may change of them is for admission to see.
+    async fn volume_request(&self) -> Result<(), Refused> {
+        match self.verb {
+            "list" | "watch" if self.subresource.is_empty() => Ok(()),
+            "update" if self.subresource.is_empty() => {
+                let volume = self.lookup.get("persistentvolumes", "", self.name).await;
+                match volume.is_some_and(|volume| is_only_on(&volume, self.node)) {
+                    true => Ok(()),
+                    false => no("can only update volumes that are on the node and on no other"),
+                }
+            }
+            _ => self.get(Kind::Volume).await,
+        }
     }
 
     async fn claim_status(&self) -> Result<(), Refused> {
@@ -300,6 +316,18 @@ impl Asked<'_> {
         }
         false
     }
+}
+
+/// Whether the volume can be reached from that node alone, by its name.
+fn is_only_on(volume: &Value, node: &str) -> bool {
+    let terms = items(volume, "spec.nodeAffinity.required.nodeSelectorTerms");
+    let by_name = |expression: &Value| {
+        text(expression, "key") == "kubernetes.io/hostname"
+            && text(expression, "operator") == "In"
+            && items(expression, "values") == [Value::from(node)]
+    };
+    let on_it = |term: &Value| items(term, "matchExpressions").iter().any(by_name);
+    !terms.is_empty() && terms.iter().all(on_it)
 }
 
 /// What a node's pods lead to.

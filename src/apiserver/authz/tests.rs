@@ -263,6 +263,17 @@ async fn a_node_reaches_what_its_pods_use() {
             }),
         );
     }
+    for (name, node) in [("here", "node-1"), ("there", "node-2")] {
+        let by_name = json!({"key": "kubernetes.io/hostname", "operator": "In", "values": [node]});
+        objects.put(
+            "persistentvolumes",
+            json!({
+                "metadata": { "name": name },
+                "spec": { "nodeAffinity": { "required": {
+                    "nodeSelectorTerms": [{ "matchExpressions": [by_name] }] } } },
+            }),
+        );
+    }
     let own_pods = |node| where_equal(on("watch", "", "pods", "", ""), "spec.nodeName", node);
     let nameless = User::internal("system:node:", &[NODES]);
     let node = User::internal("system:node:node-1", &[NODES]);
@@ -301,7 +312,27 @@ async fn a_node_reaches_what_its_pods_use() {
         (&node, own_pods("node-2"), false),
         (&node, on("create", "", "pods/binding", "shop", "db"), false),
         (&node, on("create", "", "pods/exec", "shop", "web"), false),
-        (&node, on("list", "", "persistentvolumes", "", ""), false),
+        (&node, on("list", "", "persistentvolumes", "", ""), true),
+        (
+            &node,
+            on("update", "", "persistentvolumes", "", "here"),
+            true,
+        ),
+        (
+            &node,
+            on("update", "", "persistentvolumes", "", "there"),
+            false,
+        ),
+        (
+            &node,
+            on("update", "", "persistentvolumes", "", "disk"),
+            false,
+        ),
+        (
+            &node,
+            on("delete", "", "persistentvolumes", "", "here"),
+            false,
+        ),
         (&node, on("get", "", "persistentvolumes", "", "disk"), true),
         (
             &node,

@@ -194,7 +194,7 @@ async fn introduce(
     address: IpAddr,
 ) -> Result<(Ranges, crate::joining::membership::KeyPair), Error> {
     let name = machine.name.as_str();
-    node_api::introduce(client, name, &[address])
+    node_api::introduce(client, name, &[address], &machine.paths.state)
         .await
         .map_err(|error| format!("register the node {name}: {error}"))?;
     let serving = async {

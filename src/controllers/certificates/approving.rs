@@ -174,6 +174,57 @@ mod tests {
     }
 
     #[test]
+    fn what_a_kubelet_may_show() {
+        let has = |name: &str, addresses: &[&str]| -> Node {
+            let addresses: Vec<_> = addresses
+                .iter()
+                .map(|one| serde_json::json!({"type": "InternalIP", "address": one}))
+                .collect();
+            let node = serde_json::json!({"metadata": {"name": name},
+                "status": {"addresses": addresses}});
+            serde_json::from_value(node).expect("a node")
+        };
+        let nodes = [
+            has("n", &["192.0.2.1", "n", "192.0.2.9"]),
+            has("m", &["192.0.2.2", "m", "192.0.2.9"]),
+            has("empty", &[]),
+        ];
+        for (name, addresses, names, want) in [
+            ("n", &["192.0.2.1"][..], &["n"][..], true),
+            ("n", &["192.0.2.1", "192.0.2.3"], &["n"], false),
+            ("n", &["192.0.2.2"], &["n"], false),
+            ("n", &["192.0.2.1"], &["m"], false),
+            ("n", &["192.0.2.1"], &["kubernetes.default"], false),
+            // Another one says the same of itself.
+            ("n", &["192.0.2.9"], &[], false),
+            ("empty", &["192.0.2.1"], &[], false),
+            ("gone", &["192.0.2.1"], &[], false),
+        ] {
+            let mut wanted = node(name);
+            wanted.addresses = addresses
+                .iter()
+                .map(|one| one.parse().expect("one"))
+                .collect();
+            wanted.names = names.iter().map(|name| (*name).to_owned()).collect();
+            assert_eq!(
+                may_serve(&wanted, &nodes),
+                want,
+                "{name} {addresses:?} {names:?}"
+            );
+            let mut request = csr(KUBELET_SERVING, &[], false);
+            request.spec.usages = Some(vec!["server auth".into(), "digital signature".into()]);
+            for (user, is_own) in [
+                (format!("system:node:{name}"), true),
+                ("jane".into(), false),
+            ] {
+                request.spec.username = Some(user);
+                assert_eq!(is_serving(&request, &wanted), is_own);
+                assert!(recognized(&request, &wanted).is_empty());
+            }
+        }
+    }
+
+    #[test]
     fn a_missing_right_is_asked_for_less_and_less() {
         let at = |seconds| Timestamp::from_second(1_000_000 + i64::from(seconds)).expect("a time");
         let open = csr(KUBELET_CLIENT, &[], false);

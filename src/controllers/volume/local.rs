@@ -19,13 +19,14 @@ use k8s_openapi::{
 use kube::ResourceExt;
 
 use crate::placement::{
-    local::{FINALIZER, PROVISIONER, folder_name},
+    local::{FINALIZER, FOLDERS, PROVISIONER, folder_name},
     volumes::{PROVISIONED_BY, is_allowed, phase, request_text},
 };
 
 const HOSTNAME: &str = "kubernetes.io/hostname";
 
-/// The claim's volume on `node`, or why there cannot be one.
+/// The claim's volume on `node`, or why there cannot be one. `folders`: where volumes lie on nodes that do
+/// not say so.
 pub fn volume(
     claim: &PersistentVolumeClaim,
     class: &StorageClass,
@@ -53,6 +54,8 @@ pub fn volume(
             class.name_any()
         ));
     }
+    let its_own = node.annotations().get(FOLDERS).map(Path::new);
+    let folders = its_own.filter(|path| path.is_absolute()).unwrap_or(folders);
     let name = format!("pvc-{uid}");
     let folder = folder_name(
         &name,

@@ -1,6 +1,6 @@
 //! Writing the Node and its Lease.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, path::Path, time::Duration};
 
 use k8s_openapi::{
     api::{coordination::v1::Lease, core::v1::Node},
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::{Config, Refused, answered, status};
+use crate::placement::local::{FOLDER, FOLDERS};
 
 const LEASES: &str = "kube-node-lease";
 const LEASE_SECONDS: u32 = 40;
@@ -25,7 +26,7 @@ const LAST_RETRY: Duration = Duration::from_secs(7);
 pub async fn register(config: &Config, client: &Client, refused: &watch::Sender<Refused>) -> Node {
     let mut pause = FIRST_RETRY;
     loop {
-        let attempt = try_register(&config.node, client);
+        let attempt = try_register(&config.node, &config.state_dir, client);
         match answered(refused, |refused| &mut refused.node, attempt).await {
             Ok(node) => return node,
             Err(error) => tracing::warn!(%error, "registering the node failed, will retry"),
@@ -35,16 +36,18 @@ pub async fn register(config: &Config, client: &Client, refused: &watch::Sender<
     }
 }
 
-async fn try_register(name: &str, client: &Client) -> Result<Node, kube::Error> {
+async fn try_register(name: &str, state_dir: &Path, client: &Client) -> Result<Node, kube::Error> {
     let nodes: Api<Node> = Api::all(client.clone());
-    let labels = status::labels(name);
+    let metadata = json!({
+        "name": name,
+        "labels": status::labels(name),
+        "annotations": {FOLDERS: state_dir.join(FOLDER)},
+    });
     if nodes.get_opt(name).await?.is_some() {
-        let patch = json!({"metadata": {"labels": labels}});
-        return nodes
-            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
-            .await;
+        let patch = Patch::Merge(json!({"metadata": metadata}));
+        return nodes.patch(name, &PatchParams::default(), &patch).await;
     }
-    let object = json!({"metadata": {"name": name, "labels": labels}, "spec": {}});
+    let object = json!({"metadata": metadata, "spec": {}});
     let node = serde_json::from_value(object).map_err(kube::Error::SerdeError)?;
     nodes.create(&PostParams::default(), &node).await
 }
@@ -54,8 +57,9 @@ pub async fn introduce(
     client: &Client,
     node: &str,
     addresses: &[IpAddr],
+    state_dir: &Path,
 ) -> Result<(), kube::Error> {
-    try_register(node, client).await?;
+    try_register(node, state_dir, client).await?;
     let status = json!({"addresses": status::addresses(node, addresses)});
     write_status(client, node, &status).await.map(drop)
 }

@@ -11,6 +11,7 @@ mod labels;
 mod nodes;
 mod pods;
 mod tokens;
+mod volumes;
 
 use std::sync::Arc;
 
@@ -92,6 +93,7 @@ impl NodeRestriction {
                 "unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed"
             )),
             ("", "nodes", _) => nodes::check(&asked),
+            ("", "persistentvolumes", _) => volumes::check(&asked),
             ("", "persistentvolumeclaims", Some("status")) => claims::status(&asked),
             ("", "persistentvolumeclaims", _) => asked.refuse("may only update PVC status"),
             ("", "serviceaccounts", Some("token")) => tokens::check(&asked, &self.0).await,

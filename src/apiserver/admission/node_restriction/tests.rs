@@ -183,6 +183,24 @@ async fn a_node_writes_its_own_node() {
             Case::create("nodes", "", own("spec.configSource", json!({}))),
             Some("node \"A\" is not allowed to create pods with a non-nil configSource"),
         ),
+        // A range of pod addresses leads others' packets there.
+        (
+            Case::create("nodes", "", own("spec.podCIDR", json!("10.42.0.0/24"))),
+            Some("node \"A\" is not allowed to choose podCIDRs: the control plane gives them"),
+        ),
+        (
+            Case::create("nodes", "", own("spec.podCIDRs", json!(["10.42.0.0/24"]))),
+            Some("node \"A\" is not allowed to choose podCIDRs: the control plane gives them"),
+        ),
+        (
+            Case::update(
+                "nodes",
+                "",
+                plain(),
+                own("spec.podCIDRs", json!(["10.42.0.0/24"])),
+            ),
+            Some("node \"A\" is not allowed to modify podCIDRs"),
+        ),
         (
             Case::create("nodes", "", own("metadata.ownerReferences", owner.clone())),
             Some("node \"A\" is not allowed to set ownerReferences"),
