@@ -18,6 +18,9 @@ use k8s_openapi::api::core::v1::{
     NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Toleration,
 };
 
+/// The annotation of a Node whose pods have addresses already: the range that it should get again.
+pub const WANTED_RANGE: &str = "vetch.io/pod-cidr";
+
 /// True if a node of these labels and this name has all that the pod requires of nodes.
 pub fn wants_node(spec: &PodSpec, labels: &BTreeMap<String, String>, name: &str) -> bool {
     let selected = spec

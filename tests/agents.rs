@@ -49,6 +49,12 @@ spec:
 const TELL: &str = "mkdir /w; cd /w; mkdir cgi-bin; printf \"#!/bin/sh\\necho; echo \\$REMOTE_ADDR\" > cgi-bin/who; \
                     chmod 755 cgi-bin/who; exec httpd -f -p 80";
 
+/// The address, as a server tells it that listens on both families.
+fn plain(told: &str) -> String {
+    let told = told.trim().trim_start_matches("[::ffff:");
+    told.trim_end_matches(']').to_owned()
+}
+
 fn service(name: &str) -> String {
     format!(
         "{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {{selector: {{app: {name}}}, \
@@ -79,10 +85,7 @@ fn pods_of_two_machines_reach_each_other() {
     let address = |name: &str| cluster.field(&format!("pod/{name}"), ".status.podIP");
     let ask = |from: &str, whom: &str| {
         let line = format!("timeout 5 wget -qO- http://{whom}/cgi-bin/who");
-        let told = cluster.ok_with(&["exec", from, "--", "sh", "-c", &line]);
-        // As a server that listens on both families sees it.
-        let told = told.trim().trim_start_matches("[::ffff:");
-        told.trim_end_matches(']').to_owned()
+        plain(&cluster.ok_with(&["exec", from, "--", "sh", "-c", &line]))
     };
     for (from, to) in [("here", "there"), ("there", "here"), ("there", "there")] {
         until(&format!("{from} reaches {to}"), || {
@@ -105,13 +108,13 @@ fn pods_of_two_machines_reach_each_other() {
     let from_host = cluster
         .host
         .sh(&format!("curl -s -m 5 http://{there}/cgi-bin/who"));
-    assert_eq!(from_host.trim(), "192.168.77.1");
+    assert_eq!(plain(&from_host), "192.168.77.1");
     let services = cluster.field("service/there", ".spec.clusterIP");
     machine
         .host
         .sh(&format!("curl -s -m 5 http://{services}/cgi-bin/who"));
     cluster.ok("logs there");
-    cluster.ok("top node second").find("second").unwrap();
+    cluster.ok("get --raw /api/v1/nodes/second/proxy/stats/summary");
 
     // It starts again with what it has kept, and its pods go on.
     machine.ok(&["down"]);
@@ -126,6 +129,15 @@ fn pods_of_two_machines_reach_each_other() {
         "0"
     );
     assert_eq!(ask("there", "here"), address("there"));
+
+    // Its Node is deleted by mistake: it gets the same range again.
+    let range = cluster.field("node/second", ".spec.podCIDR");
+    let uid = cluster.field("node/second", ".metadata.uid");
+    cluster.ok("delete node second");
+    cluster.wait_for("get node second -o jsonpath={.metadata.uid}", |got| {
+        got.len() == uid.len() && got != uid
+    });
+    cluster.wait("get node second -o jsonpath={.spec.podCIDR}", &range);
 
     // The node goes, and its routes with it.
     let routes = || cluster.host.sh("ip route show proto 86");
@@ -205,6 +217,33 @@ fn a_route_that_is_taken_away_comes_back() {
     until("its routes are gone", || !routes().contains("10.42."));
     assert!(routes().contains("10.99.0.0/24"));
     cluster.host.sh("ip route del 10.99.0.0/24");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn an_agent_starts_without_its_server() {
+    let (cluster, machine) = of_two();
+    machine.import("busybox");
+    cluster.apply(&pod("there", "second", "exec sleep 100000"));
+    cluster.ready("there");
+    let address = cluster.field("pod/there", ".status.podIP");
+    assert!(cluster.vetch(&["down"]).status.success());
+    machine.ok(&["down"]);
+    machine.ok(&["agent", "--detach"]);
+    // Its pod goes on.
+    machine
+        .host
+        .sh(&format!("ip neigh show {address} | grep -q PERMANENT"));
+    assert!(machine.daemon_log().contains("joins in when the cluster"));
+    cluster.up();
+    cluster.ready("there");
+    let restarts = cluster.field("pod/there", ".status.containerStatuses[0].restartCount");
+    assert_eq!(restarts, "0");
+    cluster.ok("delete pod there");
+    until("it hears of that", || {
+        let shown = machine.host.sh(&format!("ip neigh show {address}"));
+        shown.trim().is_empty()
+    });
 }
 
 #[test]

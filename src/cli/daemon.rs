@@ -181,6 +181,7 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
                 notifier,
                 parts: &parts,
                 server: &server,
+                address,
             };
             serving.until_the_end(node, &mut stopped).await
         }
@@ -347,6 +348,7 @@ struct Serving<'a> {
     parts: &'a Parts,
     /// As other machines reach it.
     server: &'a str,
+    address: IpAddr,
 }
 
 impl Serving<'_> {
@@ -408,7 +410,8 @@ impl Serving<'_> {
 
     /// To who has asked for the daemon, and waits for it to be ready.
     async fn tell_how_to_join(&self) {
-        if !self.notifier.is_heard() {
+        // Nobody reaches what is on this machine alone.
+        if !self.notifier.is_heard() || self.address.is_loopback() {
             return;
         }
         match token::for_joining(self.handle.client(own_user())).await {

@@ -213,6 +213,7 @@ pub async fn run(
         port,
         max_pods: config.max_pods,
         state_dir: config.state_dir.clone(),
+        pod_cidr: config.pod_cidr,
     };
 
     let node = node::Parts {

@@ -98,10 +98,13 @@ impl Lab {
             ca_pem: pki.ca_pem().into(),
             cluster_info: vetch::pki::cluster_info("https://192.0.2.1:6443", pki.ca_pem()),
             authority: Arc::new(vetch::cli::ClusterAuthority(pki.clone())),
-            cluster_ranges: vec![controllers::ClusterRange {
-                range: "10.42.0.0/16".parse()?,
-                node_prefix: 24,
-            }],
+            pod_ranges: controllers::Ranges {
+                cluster: vec![controllers::ClusterRange {
+                    range: "10.42.0.0/16".parse()?,
+                    node_prefix: 24,
+                }],
+                first: ("first".into(), vec!["10.42.255.0/24".parse()?]),
+            },
             volumes: dir.path().join("volumes"),
             make_token: Arc::new({
                 let issuer = handle.issuer.clone();

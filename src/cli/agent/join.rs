@@ -79,7 +79,14 @@ pub async fn join(
     let path = record(&machine.paths);
     let kept = Membership::load(&path)?;
     let mut membership = match kept {
-        Some(kept) => again(kept, machine, servers)?,
+        Some(kept) => {
+            let before = kept.servers.clone();
+            let membership = again(kept, machine, servers)?;
+            if membership.servers != before {
+                membership.save(&path)?;
+            }
+            membership
+        }
         None => {
             let membership = first(&machine.name, servers, token).await?;
             membership.save(&path)?;

@@ -1,13 +1,17 @@
 //! What runs on a machine that is a node and nothing else.
 
+use std::time::Duration;
+
 use http::Uri;
+use k8s_openapi::api::core::v1::Node as NodeObject;
+use kube::{Api, runtime::wait::await_condition};
 use tokio::sync::mpsc;
 
 use super::{
     super::{
         Error,
         daemon::{self, Pods, say},
-        node::{self, Identity, Node, Readiness},
+        node::{self, Identity, Node},
         node_args::Machine,
         notify::Notifier,
     },
@@ -19,6 +23,10 @@ use crate::{
     runtime::image::Images,
     supervision::{Parts, Policy},
 };
+
+/// A node that is not ready by then is waited for in the background.
+const PATIENCE: Duration = Duration::from_secs(30);
+const RETRY: Duration = Duration::from_secs(1);
 
 /// All settings, checked before anything starts.
 #[derive(Clone, Debug)]
@@ -104,7 +112,7 @@ fn node_config(machine: &Machine, joined: &Joined) -> node::Config {
 }
 
 /// From the node's start to the end that somebody asks for. The server may be away for as long as it likes:
-/// only what this machine lacks ends the daemon.
+/// only what this machine lacks ends the daemon, or a range of pod addresses that is not this node's any more.
 async fn until_the_end(
     joined: &Joined,
     node: Node,
@@ -115,6 +123,7 @@ async fn until_the_end(
     let result = tokio::select! {
         end = daemon::wait_for_end(stopped) => end,
         error = welcome(joined, &node, notifier) => Err(error),
+        range = other_range(joined) => Err(moved(joined, &range)),
         failure = parts.fatal() => Err(failure.into()),
     };
     say(notifier, "stopping");
@@ -127,20 +136,55 @@ async fn until_the_end(
 
 /// Tells when pods can run here; resolves when they cannot.
 async fn welcome(joined: &Joined, node: &Node, notifier: &Notifier) -> Error {
-    let (client, name) = (joined.client.clone(), &joined.membership.node);
-    match node.ready(client.clone()).await {
-        Ok(Readiness::Ready) => {}
-        Ok(Readiness::Refused(why)) => {
-            let line = format!("node {name} is not ready, and runs no new pods: {why}");
-            tracing::warn!("{line}");
-            notifier.status(&line);
-            if let Err(error) = node.ready_at_last(client).await {
-                return error;
-            }
+    let name = &joined.membership.node;
+    let told = async {
+        tokio::time::sleep(PATIENCE).await;
+        let line = format!(
+            "node {name} is not ready yet; its pods go on, and it joins in when the cluster at {} answers",
+            joined.membership.servers.join(",")
+        );
+        tracing::warn!("{line}");
+        notifier.status(&line);
+        notifier.ready();
+        std::future::pending::<()>().await
+    };
+    let ready = async {
+        while let Err(error) = node.ready_at_last(joined.client.clone()).await {
+            tracing::debug!(%error, "whether the node is ready is not known");
+            tokio::time::sleep(RETRY).await;
         }
-        Err(error) => return error,
+    };
+    tokio::select! {
+        () = ready => {}
+        () = told => {}
+        error = node.failed() => return error,
     }
     tracing::info!("this machine is the node {name}");
     notifier.ready();
     std::future::pending().await
+}
+
+/// The range of pod addresses that the cluster says this node has, once it is not the one that its pods are in.
+async fn other_range(joined: &Joined) -> String {
+    let nodes: Api<NodeObject> = Api::all(joined.client.clone());
+    let own = joined.ranges.pods.to_string();
+    let range = |node: Option<&NodeObject>| node?.spec.as_ref()?.pod_cidr.clone();
+    loop {
+        let own = own.clone();
+        let moved = move |node: Option<&NodeObject>| range(node).is_some_and(|range| range != own);
+        match await_condition(nodes.clone(), &joined.membership.node, moved).await {
+            Ok(node) => return range(node.as_ref()).unwrap_or_default(),
+            Err(error) => tracing::debug!(%error, "the node's range is not known"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+fn moved(joined: &Joined, range: &str) -> Error {
+    let (own, name) = (joined.ranges.pods, &joined.membership.node);
+    format!(
+        "the cluster gives the node {name} the range {range} for its pods, and those here have addresses of {own}: \
+         somebody has deleted the Node, and others have its range now; `vetch reset` and join again"
+    )
+    .into()
 }

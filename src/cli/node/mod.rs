@@ -160,6 +160,11 @@ impl Node {
         reached(&Api::all(client), &self.config.node).await
     }
 
+    /// Resolves when one of the node's parts has failed before it came up.
+    pub async fn failed(&self) -> Error {
+        self.parts.failed().await.into()
+    }
+
     /// Stops the node's parts; its pods go on.
     pub async fn stop(&self) {
         self.parts.stop().await;

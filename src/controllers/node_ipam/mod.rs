@@ -28,6 +28,7 @@ use super::{
 use crate::{
     events::{Level, Recorder},
     informer::{Informer, Informers, Key},
+    placement::WANTED_RANGE,
 };
 
 /// What there is to give.
@@ -68,6 +69,11 @@ fn held(node: &Node) -> Vec<IpNet> {
     ranges.filter_map(|range| range.parse().ok()).collect()
 }
 
+/// The range that it asks to get again.
+fn wanted(node: &Node) -> Option<IpNet> {
+    node.annotations().get(WANTED_RANGE)?.parse().ok()
+}
+
 /// What was given to nodes and the cache may not show yet.
 #[derive(Default)]
 struct Given {
@@ -101,7 +107,7 @@ impl Controller for Allocator {
             self.given().by_node.remove(&key.name);
             return Ok(Next::Settled);
         }
-        let Some(ranges) = self.choose(&key.name) else {
+        let Some(ranges) = self.choose(&key.name, wanted(&node)) else {
             let message = format!("Node {} status is now: CIDRNotAvailable", key.name);
             self.events
                 .record(&*node, Level::Normal, "CIDRNotAvailable", message);
@@ -128,7 +134,7 @@ impl Allocator {
     }
 
     /// A free part of each range; the same again for a node that was not told of it yet.
-    fn choose(&self, name: &str) -> Option<Vec<IpNet>> {
+    fn choose(&self, name: &str, wanted: Option<IpNet>) -> Option<Vec<IpNet>> {
         let (first, its_own) = &self.ranges.first;
         if name == first {
             return Some(its_own.clone());
@@ -147,7 +153,7 @@ impl Allocator {
         let last = given.last.iter();
         let parts = self.ranges.cluster.iter().zip(last);
         let parts: Option<Vec<IpNet>> = parts
-            .map(|(range, last)| range.free(&taken, *last))
+            .map(|(range, last)| range.free(&taken, *last, wanted))
             .collect();
         let parts = parts.filter(|parts| !parts.is_empty())?;
         given.last = parts.iter().copied().map(Some).collect();

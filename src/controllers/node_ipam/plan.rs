@@ -12,10 +12,22 @@ pub struct ClusterRange {
 
 impl ClusterRange {
     /// The first part that no range in `taken` touches, after `last` and then from the beginning: what a
-    /// node gave back rests as long as others are free. `None`: all are taken.
-    pub fn free(&self, taken: &[IpNet], last: Option<IpNet>) -> Option<IpNet> {
+    /// node gave back rests as long as others are free. `wanted` comes before all, if it is one and free.
+    /// `None`: all are taken.
+    pub fn free(
+        &self,
+        taken: &[IpNet],
+        last: Option<IpNet>,
+        wanted: Option<IpNet>,
+    ) -> Option<IpNet> {
         let parts = || self.range.subnets(self.node_prefix).into_iter().flatten();
         let is_free = |part: &IpNet| !taken.iter().any(|other| overlap(part, other));
+        let is_part =
+            |range: &IpNet| self.range.contains(range) && range.prefix_len() == self.node_prefix;
+        let wanted = wanted.map(|range| range.trunc());
+        if let Some(wanted) = wanted.filter(|range| is_part(range) && is_free(range)) {
+            return Some(wanted);
+        }
         let after = parts().filter(|part| last.is_none_or(|last| *part > last));
         after.chain(parts()).find(is_free)
     }
@@ -69,13 +81,24 @@ mod tests {
             (v6, &["10.42.0.0/16"], None, Some("fd00:42::/64")),
         ] {
             let taken: Vec<IpNet> = taken.iter().map(|text| range(text)).collect();
-            let got = cluster.free(&taken, last.map(range));
+            let got = cluster.free(&taken, last.map(range), None);
             assert_eq!(got, want.map(range), "{cluster:?} {taken:?} {last:?}");
         }
         let wrong = ClusterRange {
             range: range("10.42.0.0/24"),
             node_prefix: 16,
         };
-        assert_eq!(wrong.free(&[], None), None);
+        assert_eq!(wrong.free(&[], None, None), None);
+        for (taken, wanted, want) in [
+            (none, "10.42.2.0/24", "10.42.2.0/24"),
+            (&["10.42.2.0/24"], "10.42.2.0/24", "10.42.0.0/24"),
+            (none, "10.42.2.0/25", "10.42.0.0/24"),
+            (none, "10.9.0.0/24", "10.42.0.0/24"),
+            (none, "10.42.2.7/24", "10.42.2.0/24"),
+        ] {
+            let taken: Vec<IpNet> = taken.iter().map(|text| range(text)).collect();
+            let got = v4.free(&taken, None, Some(range(wanted)));
+            assert_eq!(got, Some(range(want)), "{taken:?} {wanted}");
+        }
     }
 }

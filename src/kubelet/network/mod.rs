@@ -301,6 +301,8 @@ impl Shared {
     }
 
     fn adopt_ports(&self, forwards: BTreeMap<String, Vec<Forward>>) -> Result<(), Error> {
+        // A pod that is being detached meanwhile must not get its ports back, for nobody would close them.
+        let _alone = self.alone();
         let mut wanted = BTreeMap::new();
         for (uid, forwards) in forwards {
             let address = self.pool().of(&uid);

@@ -2,6 +2,7 @@
 
 use std::{net::IpAddr, path::Path, time::Duration};
 
+use ipnet::IpNet;
 use k8s_openapi::{
     api::{coordination::v1::Lease, core::v1::Node},
     jiff::Timestamp,
@@ -14,7 +15,10 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::{Config, Refused, answered, status};
-use crate::placement::local::{FOLDER, FOLDERS};
+use crate::placement::{
+    WANTED_RANGE,
+    local::{FOLDER, FOLDERS},
+};
 
 const LEASES: &str = "kube-node-lease";
 const LEASE_SECONDS: u32 = 40;
@@ -26,7 +30,12 @@ const LAST_RETRY: Duration = Duration::from_secs(7);
 pub async fn register(config: &Config, client: &Client, refused: &watch::Sender<Refused>) -> Node {
     let mut pause = FIRST_RETRY;
     loop {
-        let attempt = try_register(&config.node, &config.state_dir, client);
+        let attempt = try_register(
+            &config.node,
+            &config.state_dir,
+            Some(config.pod_cidr),
+            client,
+        );
         match answered(refused, |refused| &mut refused.node, attempt).await {
             Ok(node) => return node,
             Err(error) => tracing::warn!(%error, "registering the node failed, will retry"),
@@ -36,12 +45,21 @@ pub async fn register(config: &Config, client: &Client, refused: &watch::Sender<
     }
 }
 
-async fn try_register(name: &str, state_dir: &Path, client: &Client) -> Result<Node, kube::Error> {
+async fn try_register(
+    name: &str,
+    state_dir: &Path,
+    range: Option<IpNet>,
+    client: &Client,
+) -> Result<Node, kube::Error> {
     let nodes: Api<Node> = Api::all(client.clone());
+    let mut annotations = json!({FOLDERS: state_dir.join(FOLDER)});
+    if let Some(range) = range {
+        annotations[WANTED_RANGE] = range.to_string().into();
+    }
     let metadata = json!({
         "name": name,
         "labels": status::labels(name),
-        "annotations": {FOLDERS: state_dir.join(FOLDER)},
+        "annotations": annotations,
     });
     if nodes.get_opt(name).await?.is_some() {
         let patch = Patch::Merge(json!({"metadata": metadata}));
@@ -59,7 +77,7 @@ pub async fn introduce(
     addresses: &[IpAddr],
     state_dir: &Path,
 ) -> Result<(), kube::Error> {
-    try_register(node, state_dir, client).await?;
+    try_register(node, state_dir, None, client).await?;
     let status = json!({"addresses": status::addresses(node, addresses)});
     write_status(client, node, &status).await.map(drop)
 }

@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
 use k8s_openapi::{api::core::v1::Node, jiff::Timestamp};
 use serde_json::Value;
 use tokio::{sync::watch, time::MissedTickBehavior};
@@ -47,6 +48,8 @@ pub struct Config {
     pub port: u16,
     pub max_pods: u32,
     pub state_dir: std::path::PathBuf,
+    /// The addresses that its pods have.
+    pub pod_cidr: IpNet,
 }
 
 /// A write of the node's own that has no answer by then counts as refused until it has one.

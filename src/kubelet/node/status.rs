@@ -385,6 +385,7 @@ mod tests {
             port: 10250,
             max_pods: 110,
             state_dir: "/".into(),
+            pod_cidr: "10.42.0.0/24".parse().unwrap(),
         };
         let mut host = Host::default();
         host.facts.cpu_milli = 2000;
