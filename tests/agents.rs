@@ -152,6 +152,141 @@ fn pods_of_two_machines_reach_each_other() {
     });
 }
 
+/// A packet of the tunnel `vni` with one inside: UDP to that pod's port 7, as if from `from`.
+fn forged(vni: u32, mac: &str, from: [u8; 4], to: [u8; 4], word: &[u8]) -> Vec<u8> {
+    let mut udp = Vec::new();
+    let length = |bytes: usize| u16::try_from(bytes).unwrap().to_be_bytes();
+    for part in [&[0, 9, 0, 7][..], &length(8 + word.len()), &[0, 0], word] {
+        udp.extend_from_slice(part);
+    }
+    let mut ip = vec![0x45, 0];
+    ip.extend(length(20 + udp.len()));
+    ip.extend([0, 0, 0, 0, 64, 17, 0, 0]);
+    ip.extend([from, to].concat());
+    let words = ip
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
+    let sum: u32 = words.sum();
+    let sum = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    let mut packet = vec![8, 0, 0, 0];
+    packet.extend(&(vni << 8).to_be_bytes());
+    packet.extend(
+        mac.split(':')
+            .map(|byte| u8::from_str_radix(byte, 16).unwrap()),
+    );
+    packet.extend([2, 0, 0, 0, 0, 9, 8, 0]);
+    packet.extend(ip);
+    packet.extend(udp);
+    packet
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_machine_behind_a_router_is_reached_by_a_tunnel() {
+    let cluster = Cluster::started();
+    let machine = Machine::behind_a_router(&cluster);
+    let idle = machine.host.picture();
+    join(&cluster, &machine, "second");
+    let first = cluster.field(
+        "nodes",
+        ".items[?(@.metadata.name!=\"second\")].metadata.name",
+    );
+    cluster.import("busybox");
+    machine.import("busybox");
+    let listens = "nc -u -l -p 7 > /heard & mkdir /w; cd /w; head -c 3000000 /dev/zero > big; exec httpd -f -p 80";
+    cluster.apply(&format!(
+        "{}{}",
+        pod("here", &first, TELL),
+        pod("there", "second", listens),
+    ));
+    for name in ["here", "there"] {
+        cluster.ready(name);
+    }
+    let there = cluster.field("pod/there", ".status.podIP");
+    let here = cluster.field("pod/here", ".status.podIP");
+    // More than one packet's worth, both ways.
+    until("a large file comes through", || {
+        let line = format!("timeout 5 wget -qO- http://{there}/big | wc -c");
+        let got = cluster.kubectl_with(&["exec", "here", "--", "sh", "-c", &line]);
+        text(&got).trim() == "3000000"
+    });
+    let line = format!("timeout 5 wget -qO- http://{here}/cgi-bin/who");
+    assert_eq!(
+        plain(&cluster.ok_with(&["exec", "there", "--", "sh", "-c", &line])),
+        there
+    );
+    cluster
+        .host
+        .sh(&format!("curl -s -m 5 -o /dev/null http://{there}/big"));
+    let link = cluster.host.sh("ip -d -o link show type vxlan");
+    assert!(
+        link.contains("mtu 1450") && link.contains("nolearning"),
+        "{link}"
+    );
+
+    // A pod could name itself as it likes in a packet of the tunnel: none of its own comes there.
+    let shown = machine.host.sh("ip -d -o link show type vxlan");
+    let after = |word: &str| {
+        let rest = shown.split(&format!("{word} ")).nth(1).unwrap_or_default();
+        rest.split_whitespace()
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let (vni, mac) = (after("vxlan id").parse().unwrap(), after("link/ether"));
+    let octets = |address: &str| address.parse::<std::net::Ipv4Addr>().unwrap().octets();
+    let hex = |word: &[u8]| -> String {
+        let packet = forged(vni, &mac, [10, 42, 255, 9], octets(&there), word);
+        packet.iter().map(|byte| format!("\\x{byte:02x}")).collect()
+    };
+    let send = |word: &[u8]| {
+        format!(
+            "printf '{}' | timeout 2 nc -u -w 1 192.168.88.2 8472; true",
+            hex(word)
+        )
+    };
+    cluster.ok_with(&["exec", "here", "--", "sh", "-c", &send(b"pod")]);
+    // From a peer's machine itself it does come: so it would have been heard.
+    cluster
+        .host
+        .sh(&format!("busybox sh -c \"{}\"", send(b"machine")));
+    until("the machine is heard", || {
+        cluster.ok("exec there -- cat /heard").contains("machine")
+    });
+    assert!(!cluster.ok("exec there -- cat /heard").contains("pod"));
+
+    // Others take it away.
+    let name = link
+        .split(": ")
+        .nth(1)
+        .unwrap()
+        .split('@')
+        .next()
+        .unwrap()
+        .to_owned();
+    cluster.host.sh(&format!("ip link del {name}"));
+    until("it is back", || {
+        let line = format!("timeout 1 wget -qO- http://{there}/big | wc -c");
+        let got = cluster.kubectl_with(&["exec", "here", "--", "sh", "-c", &line]);
+        text(&got).trim() == "3000000"
+    });
+    machine.ok(&["reset", "--yes"]);
+    assert_eq!(
+        machine.host.picture(),
+        idle,
+        "reset leaves the host as it was"
+    );
+    cluster.ok("delete node second");
+    until("the tunnel is gone", || {
+        cluster
+            .host
+            .sh("ip -o link show type vxlan")
+            .trim()
+            .is_empty()
+    });
+}
+
 #[test]
 #[ignore = "needs root"]
 fn a_claim_is_kept_on_the_machine_of_its_pod() {

@@ -128,6 +128,13 @@ fn a_token_shows_the_cluster_and_gets_a_nodes_certificate() {
             .create(&params, &object("second").unwrap())
             .await
             .unwrap();
+        // Nobody shows a certificate for an address that is not the node's.
+        let elsewhere = ["192.0.2.77".parse().unwrap()];
+        let purpose = Purpose::Serving(&elsewhere);
+        let second = Duration::from_secs(1);
+        let pending = certificate::request(node.clone(), "second", purpose, second).await;
+        let why = pending.err().expect("nothing is signed").to_string();
+        assert!(why.contains("nobody has approved"), "{why}");
         let third = nodes.create(&params, &object("third").unwrap()).await;
         assert_eq!(code(third), 403);
         // Whoever has the token alone is no node and sees no secrets.

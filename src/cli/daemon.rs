@@ -250,6 +250,7 @@ fn control_cluster(
             cluster: vec![cluster_range],
             first: (config.machine.name.clone(), vec![config.pod_cidr]),
         },
+        services: config.services,
         volumes: config.machine.paths.volumes(),
     };
     controllers::start(parts, &informers, client_of, &config);

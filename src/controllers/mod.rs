@@ -45,6 +45,7 @@ mod written;
 use std::sync::Arc;
 
 use futures::{FutureExt, future::BoxFuture};
+use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 
 use self::shared::Stopped;
@@ -70,8 +71,18 @@ pub struct Config {
     pub authority: Arc<dyn Authority>,
     /// The ranges of pod addresses.
     pub pod_ranges: Ranges,
+    /// The range of service addresses.
+    pub services: IpNet,
     /// Where every node keeps the volumes of the provisioner `vetch.io/local`.
     pub volumes: std::path::PathBuf,
+}
+
+impl Config {
+    /// Ranges whose addresses no machine has.
+    fn virtual_ranges(&self) -> Vec<IpNet> {
+        let pods = self.pod_ranges.cluster.iter().map(|pods| pods.range);
+        pods.chain([self.services]).collect()
+    }
 }
 
 /// Makes a token, or says why not. Not for threads that others need: a signature takes a while.
@@ -110,7 +121,10 @@ const CONTROLLERS: [(&str, Option<&str>, Run); 29] = [
     (
         "certificatesigningrequest-controller",
         Some("certificate-controller"),
-        |informers, config, until| certificates::run(informers, config.authority, until).boxed(),
+        |informers, config, until| {
+            let ranges = config.virtual_ranges();
+            certificates::run(informers, config.authority, ranges, until).boxed()
+        },
     ),
     (
         "bootstrap-signer-controller",

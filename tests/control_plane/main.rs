@@ -105,6 +105,7 @@ impl Lab {
                 }],
                 first: ("first".into(), vec!["10.42.255.0/24".parse()?]),
             },
+            services: "10.96.0.0/12".parse()?,
             volumes: dir.path().join("volumes"),
             make_token: Arc::new({
                 let issuer = handle.issuer.clone();

@@ -178,14 +178,52 @@ fn vetch(host: &Host, program: &Path, root: &Path, arguments: &[&str]) -> Output
 pub struct Machine {
     pub root: tempfile::TempDir,
     pub host: Host,
+    /// Lives as long as the machine does.
+    router: Option<Host>,
     program: PathBuf,
 }
 
 impl Machine {
     pub fn beside(cluster: &Cluster, number: u8) -> Self {
+        Self::on(cluster, Host::beside(&cluster.host, number), None)
+    }
+
+    /// One that only a router leads to: 192.168.88.2.
+    pub fn behind_a_router(cluster: &Cluster) -> Self {
+        let (router, host) = (Host::bare(), Host::bare());
+        let (pid, far) = (router.pid(), host.pid());
+        cluster.host.sh(&format!(
+            "ip link add port254 type veth peer name near netns {pid} && ip link set port254 master host0 up"
+        ));
+        router.sh(&format!(
+            "ip link add far type veth peer name host0 netns {far}"
+        ));
+        for line in [
+            "ip link set lo up",
+            "ip address add 192.168.77.254/24 dev near",
+            "ip address add 192.168.88.254/24 dev far",
+            "ip link set near up",
+            "ip link set far up",
+            "sysctl -qw net.ipv4.ip_forward=1",
+        ] {
+            router.sh(line);
+        }
+        for line in [
+            "ip link set lo up",
+            "ip address add 192.168.88.2/24 dev host0",
+            "ip link set host0 up",
+            "ip route add default via 192.168.88.254",
+        ] {
+            host.sh(line);
+        }
+        Self::on(cluster, host, Some(router))
+    }
+
+    fn on(cluster: &Cluster, host: Host, router: Option<Host>) -> Self {
         let machine = Self {
             root: tempfile::tempdir().unwrap(),
-            host: Host::beside(&cluster.host, number),
+            host,
+            router,
             program: cluster.program.clone(),
         };
         interrupted::remove_then(machine.root.path(), machine.host.pid());

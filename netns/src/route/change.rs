@@ -13,7 +13,7 @@ use netlink_packet_route::{
     route::{RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType},
 };
 use rtnetlink::{
-    LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder,
     packet_core::Emitable,
 };
 
@@ -82,6 +82,26 @@ impl Port {
     }
 }
 
+/// What the two ends of a VXLAN have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vxlan {
+    /// 24 bits.
+    pub id: u32,
+    pub port: u16,
+}
+
+impl Vxlan {
+    pub(super) fn parse(settings: &[u8]) -> Option<Self> {
+        const ID: u16 = 1;
+        const PORT: u16 = 15;
+        let port = wire::attribute(settings, PORT)?;
+        Some(Self {
+            id: wire::u32_at(wire::attribute(settings, ID)?, 0)?,
+            port: u16::from_be_bytes(port.get(..2)?.try_into().ok()?),
+        })
+    }
+}
+
 /// A route that shall be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WantedRoute {
@@ -127,6 +147,39 @@ impl Change {
         let bridge = LinkBridge::new(name).down().address(mac.to_vec()).build();
         let what = format!("add the bridge {name}");
         Self::new(libc::RTM_NEWLINK, CREATE, &bridge, what)
+    }
+
+    /// A VXLAN link: frames to a hardware address go, in UDP packets to that port, where
+    /// [`Change::add_tunnel_entry`] says, and nowhere else. It stays down until it has its address.
+    pub fn add_vxlan(name: &str, vxlan: Vxlan, mac: Mac, mtu: u32) -> Self {
+        let link = LinkVxlan::new(name, vxlan.id)
+            .port(vxlan.port)
+            .learning(false)
+            .address(mac.to_vec())
+            .mtu(mtu)
+            .down()
+            .build();
+        let what = format!("add the VXLAN link {name}");
+        Self::new(libc::RTM_NEWLINK, CREATE, &link, what)
+    }
+
+    /// Idempotent: frames to this hardware address leave the VXLAN link for that machine.
+    pub fn add_tunnel_entry(index: u32, mac: Mac, machine: IpAddr) -> Self {
+        let mut message = tunnel_entry(index, mac);
+        let machine = NeighbourAttribute::Destination(machine.into());
+        message.attributes.push(machine);
+        let what = format!("add the tunnel entry of link {index}");
+        Self::new(libc::RTM_NEWNEIGH, REPLACE, &message, what)
+    }
+
+    pub fn delete_tunnel_entry(index: u32, mac: Mac) -> Self {
+        let what = format!("delete the tunnel entry of link {index}");
+        Self::new(libc::RTM_DELNEIGH, 0, &tunnel_entry(index, mac), what)
+    }
+
+    pub fn set_mtu(index: u32, mtu: u32) -> Self {
+        let link = LinkUnspec::new_with_index(index).mtu(mtu);
+        Self::set_link(link, format!("set the MTU of link {index} to {mtu}"))
     }
 
     /// This end comes up at once; the peer, which never exists outside its own namespace, must be
@@ -297,6 +350,16 @@ impl Change {
         let what = format!("delete the neighbour {address} on link {index}");
         Self::new(libc::RTM_DELNEIGH, 0, &neighbour(index, address), what)
     }
+}
+
+fn tunnel_entry(index: u32, mac: Mac) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = index;
+    message.header.state = NeighbourState::Permanent;
+    message.header.flags = NeighbourFlags::Own;
+    message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.to_vec())];
+    message
 }
 
 fn route(index: u32, to: Prefix) -> RouteMessage {

@@ -18,10 +18,11 @@ use crate::{
     wire::{self, Message},
 };
 
-pub use change::{Change, Port, RouteKind, VIA_PROTOCOL, Veth, WantedRoute};
+pub use change::{Change, Port, RouteKind, VIA_PROTOCOL, Veth, Vxlan, WantedRoute};
 
 const UP: u32 = libc::IFF_UP as u32;
 const INFO_KIND: u16 = 1;
+const INFO_DATA: u16 = 2;
 const INFO_MASTER_KIND: u16 = 4;
 const INFO_PORT: u16 = 5;
 /// The protocol of routes that programs make.
@@ -71,6 +72,8 @@ pub struct Link {
     pub kind: Option<String>,
     /// How its bridge treats it; `None` for what is no port of a bridge.
     pub port: Option<Port>,
+    /// `None` for what is no VXLAN link.
+    pub vxlan: Option<Vxlan>,
 }
 
 /// A route as the kernel shows it.
@@ -234,6 +237,12 @@ pub(crate) fn parse_link(body: &[u8]) -> Option<Link> {
             })
             .and_then(|info| wire::attribute(info, INFO_PORT))
             .map(Port::parse),
+        vxlan: wire::attribute(attrs, libc::IFLA_LINKINFO)
+            .filter(|info| {
+                wire::attribute(info, INFO_KIND).map(wire::text).as_deref() == Some("vxlan")
+            })
+            .and_then(|info| wire::attribute(info, INFO_DATA))
+            .and_then(Vxlan::parse),
     })
 }
 

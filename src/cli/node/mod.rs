@@ -29,7 +29,9 @@ use self::{
     names::Names,
     readiness::{READY_WITHIN, REFUSED_FOR, not_ready, reached, refused},
     removal::Recorded,
-    settings::{kubelet_config, network_config, own, proxy_config, resolv_conf, runtime_config},
+    settings::{
+        kubelet_config, network_config, own, proxy_config, resolv_conf, runtime_config, tunnel,
+    },
 };
 use super::{Error, paths::Paths};
 use crate::{
@@ -102,7 +104,8 @@ impl Node {
         });
         parts.start("part/pod-routes", Policy::Restart, {
             let (watching, own) = (watching.clone(), own(&config));
-            move |shutdown| peers::run(watching.clone(), own.clone(), shutdown)
+            let tunnel = tunnel(&config, &names);
+            move |shutdown| peers::run(watching.clone(), own.clone(), tunnel.clone(), shutdown)
         });
         let resolver = dns::Config {
             listen: vec![SocketAddr::new(gateway, DNS_PORT)],

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Config, PodLimits,
     names::{Names, Ranges, cluster_cidr, cluster_dns},
-    settings::{kubelet_config, network_config, proxy_config, runtime_config},
+    settings::{kubelet_config, network_config, proxy_config, runtime_config, tunnel},
 };
 use crate::{
     cli::{Error, paths::Paths},
@@ -69,7 +69,7 @@ pub async fn remove(paths: &Paths) -> Result<(), Error> {
         kubelet::remove_pods(&kubelet, &runtime, &network).await?;
     }
     proxy::remove(proxy_config(&config, &names)).await?;
-    network::peers::remove(cluster_cidr(config.pod_cidr)).await?;
+    network::peers::remove(cluster_cidr(config.pod_cidr), tunnel(&config, &names)).await?;
     network.remove().await?;
     group.remove()?;
     Ok(())

@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use sha2::{Digest, Sha256};
+
 use super::{
     CLUSTER_DOMAIN, Config, DNS_PORT,
     names::{Names, cluster_cidr},
@@ -20,6 +22,8 @@ use crate::{
 };
 
 const MAX_PODS: u32 = 110;
+/// The kernel's own choice.
+const VXLAN_PORT: u16 = 8472;
 
 pub(super) fn runtime_config(paths: &Paths, names: &Names) -> runtime::Config {
     runtime::Config {
@@ -46,6 +50,22 @@ pub(super) fn own(config: &Config) -> peers::Own {
         name: config.name.clone(),
         range: config.pod_cidr,
         cluster: cluster_cidr(config.pod_cidr),
+    }
+}
+
+/// The tunnel to machines behind routers. Its number follows from the range of services: clusters below other
+/// roots on the same machines have others.
+pub(super) fn tunnel(config: &Config, names: &Names) -> peers::TunnelConfig {
+    let digest = Sha256::digest(config.services.to_string());
+    let id = u32::from_be_bytes([0, digest[0], digest[1], digest[2]]);
+    peers::TunnelConfig {
+        link: format!("{}x", names.bridge),
+        vxlan: netns::route::Vxlan {
+            id: id.max(1),
+            port: VXLAN_PORT,
+        },
+        table: format!("{}-tunnel", names.table),
+        bridge: names.bridge.clone(),
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use ipnet::IpNet;
 use k8s_openapi::{
     api::{
         authorization::v1::ResourceAttributes, certificates::v1::CertificateSigningRequest as Csr,
@@ -17,6 +18,7 @@ use super::{
     signing::{KUBELET_CLIENT, KUBELET_SERVING, kubelet_client, kubelet_serving},
     usages,
 };
+use crate::addresses::may_be_proxied_to;
 
 /// A right that is missing may be given later. It is asked for as long after as it was missing,
 /// between these.
@@ -88,9 +90,25 @@ pub fn is_serving(csr: &Csr, requested: &Requested) -> bool {
         && kubelet_serving(requested, &usages(csr)).is_ok()
 }
 
-/// Whether all that the certificate is for is the node's, and no other node says so of itself.
-pub fn may_serve(requested: &Requested, nodes: &[Node]) -> bool {
+/// Whether all that the certificate is for is the node's, and no other node says so of itself. `ranges`: of
+/// pods and services. A node says itself what its addresses are: none of these may be what pods take for the
+/// API server.
+pub fn may_serve(requested: &Requested, nodes: &[Node], ranges: &[IpNet]) -> bool {
     let name = node(requested);
+    let is_machines = |address: &IpAddr| {
+        may_be_proxied_to(*address) && !ranges.iter().any(|range| range.contains(address))
+    };
+    if !requested.addresses.iter().all(is_machines)
+        || !requested.names.iter().all(|own| own == name)
+    {
+        return false;
+    }
+    let reserved = name
+        .split('.')
+        .any(|part| matches!(part, "kubernetes" | "localhost" | "svc"));
+    if reserved && !requested.names.is_empty() {
+        return false;
+    }
     let (own, others): (Vec<&Node>, Vec<&Node>) = nodes
         .iter()
         .partition(|node| node.metadata.name.as_deref() == Some(name));
@@ -188,7 +206,15 @@ mod tests {
             has("n", &["192.0.2.1", "n", "192.0.2.9"]),
             has("m", &["192.0.2.2", "m", "192.0.2.9"]),
             has("empty", &[]),
+            has(
+                "kubernetes.default.svc",
+                &["192.0.2.5", "kubernetes.default.svc", "10.96.0.1"],
+            ),
+            has("loop", &["127.0.0.1", "loop"]),
         ];
+        let ranges: Vec<IpNet> = ["10.42.0.0/16", "10.96.0.0/12"]
+            .map(|range| range.parse().expect("a range"))
+            .into();
         for (name, addresses, names, want) in [
             ("n", &["192.0.2.1"][..], &["n"][..], true),
             ("n", &["192.0.2.1", "192.0.2.3"], &["n"], false),
@@ -199,6 +225,16 @@ mod tests {
             ("n", &["192.0.2.9"], &[], false),
             ("empty", &["192.0.2.1"], &[], false),
             ("gone", &["192.0.2.1"], &[], false),
+            // What pods know the API server by.
+            ("kubernetes.default.svc", &["10.96.0.1"], &[], false),
+            (
+                "kubernetes.default.svc",
+                &["192.0.2.5"],
+                &["kubernetes.default.svc"],
+                false,
+            ),
+            ("kubernetes.default.svc", &["192.0.2.5"], &[], true),
+            ("loop", &["127.0.0.1"], &["loop"], false),
         ] {
             let mut wanted = node(name);
             wanted.addresses = addresses
@@ -207,7 +243,7 @@ mod tests {
                 .collect();
             wanted.names = names.iter().map(|name| (*name).to_owned()).collect();
             assert_eq!(
-                may_serve(&wanted, &nodes),
+                may_serve(&wanted, &nodes, &ranges),
                 want,
                 "{name} {addresses:?} {names:?}"
             );

@@ -17,6 +17,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use ipnet::IpNet;
 use k8s_openapi::{
     ByteString,
     api::{
@@ -84,6 +85,7 @@ pub trait Authority: Send + Sync {
 pub async fn run(
     informers: Informers,
     authority: Arc<dyn Authority>,
+    ranges: Vec<IpNet>,
     shutdown: CancellationToken,
 ) -> Result<(), Stopped> {
     let requests: Informer<Csr> = informers.get();
@@ -91,6 +93,7 @@ pub async fn run(
         client: informers.client().clone(),
         requests: requests.clone(),
         authority,
+        ranges,
     };
     Loop::new(controller, &requests)
         .run(WORKERS, shutdown)
@@ -126,6 +129,8 @@ struct Certificates {
     client: Client,
     requests: Informer<Csr>,
     authority: Arc<dyn Authority>,
+    /// Of pods and services: no node has an address of these.
+    ranges: Vec<IpNet>,
 }
 
 impl Controller for Certificates {
@@ -209,7 +214,7 @@ impl Certificates {
                 .list(&ListParams::default())
                 .await
                 .doing(|| format!("ask whose addresses CSR {name} is for"))?;
-            if approving::may_serve(&requested, &nodes.items) {
+            if approving::may_serve(&requested, &nodes.items, &self.ranges) {
                 let message =
                     "Auto approving kubelet serving certificate: its addresses are the node's.";
                 self.decide(csr, new_condition("Approved", "AutoApproved", message))

@@ -13,6 +13,7 @@ mod admit;
 mod decide;
 mod local;
 mod message;
+mod question;
 mod rank;
 mod threshold;
 mod usage;
@@ -36,7 +37,6 @@ use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::ResourceExt;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    task::JoinHandle,
     time::MissedTickBehavior,
 };
 use tokio_util::sync::CancellationToken;
@@ -45,6 +45,7 @@ use self::{
     decide::{Observations, Observed, State},
     local::LocalUsage,
     message::{Told, Usages},
+    question::Question,
     rank::Candidate,
     threshold::Resource,
     usage::Places,
@@ -121,7 +122,7 @@ pub async fn run(settings: Settings, parts: Parts, shutdown: CancellationToken) 
         parts,
         state: State::default(),
         rest: HashMap::new(),
-        disks: None,
+        disks: Question::default(),
     };
     let mut stalls = MemoryStalls::watch();
     let mut ticks = tokio::time::interval(EVERY);
@@ -150,6 +151,9 @@ pub async fn run(settings: Settings, parts: Parts, shutdown: CancellationToken) 
 /// How the manager learns that an evicted pod is gone.
 type Gone = oneshot::Receiver<()>;
 
+/// Of the node's disk and of that of images.
+type Spaces = (io::Result<Space>, io::Result<Space>);
+
 /// A pod that runs here.
 struct Active {
     pod: Arc<Pod>,
@@ -162,8 +166,7 @@ struct Manager {
     state: State,
     /// Pods that are not to be measured before.
     rest: HashMap<String, Instant>,
-    /// The measuring of disks that has not ended.
-    disks: Option<JoinHandle<(io::Result<Space>, io::Result<Space>)>>,
+    disks: Question<Spaces>,
 }
 
 impl Manager {
@@ -242,22 +245,15 @@ impl Manager {
         found
     }
 
-    /// The node's disk and that of images. One that hangs holds up nothing else: it is left out, and
-    /// nobody asks it again before it has answered.
-    async fn disks(&mut self) -> Option<(io::Result<Space>, io::Result<Space>)> {
-        let dirs = &self.parts.dirs;
-        let asked = self.disks.get_or_insert_with(|| {
-            let dirs = dirs.clone();
-            tokio::task::spawn_blocking(move || (Space::of(&dirs.state), Space::of(&dirs.images)))
-        });
-        let Ok(answer) = tokio::time::timeout(DISK_WITHIN, asked).await else {
+    /// The node's disk and that of images. One that hangs holds up nothing else: it is left out.
+    async fn disks(&mut self) -> Option<Spaces> {
+        let dirs = self.parts.dirs.clone();
+        let measure = move || (Space::of(&dirs.state), Space::of(&dirs.images));
+        let spaces = self.disks.ask(measure, DISK_WITHIN).await;
+        if spaces.is_none() {
             tracing::warn!("a disk did not answer within {DISK_WITHIN:?}");
-            return None;
-        };
-        self.disks = None;
-        answer
-            .inspect_err(|error| tracing::error!(%error, "measuring failed"))
-            .ok()
+        }
+        spaces
     }
 
     fn of_memory(&self, readings: MemoryReadings) -> Vec<(Signal, Observed)> {

@@ -239,7 +239,7 @@ pub fn link_name(pod_uid: &str) -> String {
 }
 
 /// A hardware address of the locally administered kind that follows from `seed`.
-fn mac(seed: &str) -> Mac {
+pub fn mac(seed: &str) -> Mac {
     let digest = Sha256::digest(seed.as_bytes());
     [2, digest[6], digest[7], digest[8], digest[9], digest[10]]
 }

@@ -1,15 +1,17 @@
-//! Routes to the pods of other nodes, whose machines are on a link with this one.
+//! Routes to the pods of other nodes: by the other machine's address where it is on a link with this one, else
+//! by a tunnel.
 //!
-//! `plan.rs` says whose ranges are where; here the kernel is brought there, and back when others change
-//! it. Started by the node beside the kubelet, with a client that may watch all Nodes.
+//! `plan.rs` says whose ranges are where, `tunnel.rs` makes the tunnel; here the kernel is brought there, and
+//! back when others change it. Started by the node beside the kubelet, with a client that may watch all Nodes.
 //! Always true: only routes that bear our mark and lie inside of the cluster's range are ever removed, so
 //! what the host and others route stays.
 
 mod plan;
+mod tunnel;
 
 use std::{
-    collections::BTreeSet,
-    net::IpAddr,
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -17,13 +19,16 @@ use ipnet::{IpNet, Ipv4Net};
 use k8s_openapi::api::core::v1::{Node, ObjectReference};
 use netns::{
     monitor::Changes,
-    route::{Change, Prefix, RouteKind, Socket, WantedRoute},
+    route::{Change, Prefix, Route, RouteKind, Socket, WantedRoute},
 };
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-pub use self::plan::Own;
-use self::plan::{Peer, Peers, plan};
+pub use self::{plan::Own, tunnel::Config as TunnelConfig};
+use self::{
+    plan::{Peer, Peers, plan},
+    tunnel::Tunnel,
+};
 use super::{Error, blocking, during};
 use crate::{
     events::{Level, Recorder, Source},
@@ -32,7 +37,14 @@ use crate::{
 };
 
 /// Keeps the routes as the Nodes say, until `shutdown`; they stay then, for running pods.
-pub async fn run(informers: Informers, own: Own, shutdown: CancellationToken) -> Result<(), Error> {
+pub async fn run(
+    informers: Informers,
+    own: Own,
+    tunnel: TunnelConfig,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let opened = Tunnel::open(tunnel).and_then(|tunnel| Ok((tunnel.own_port()?, tunnel)));
+    let (own_port, tunnel) = opened.map_err(during("open a socket for the tunnel".into()))?;
     let nodes: Informer<Node> = informers.get();
     let mut changes = nodes.changes();
     nodes.synced().await;
@@ -51,7 +63,7 @@ pub async fn run(informers: Informers, own: Own, shutdown: CancellationToken) ->
         let (reason, message) = repair::event(&told);
         events.record_ref(about.clone(), Level::Warning, reason, message);
     };
-    let routes = Arc::new(Routes::new(own, events.clone(), about.clone()));
+    let routes = Arc::new(Routes::new(own, tunnel, events.clone(), about.clone()));
     let again = Notify::new();
     routes.want(&nodes.list());
     let follow = async {
@@ -61,10 +73,9 @@ pub async fn run(informers: Informers, own: Own, shutdown: CancellationToken) ->
             }
         }
     };
-    // It changes no tables, so none of their changes is its own.
     let keeping = repair::keep(
         Arc::new(Kept(routes.clone())),
-        0,
+        own_port,
         &again,
         tell,
         shutdown.clone(),
@@ -78,12 +89,14 @@ pub async fn run(informers: Informers, own: Own, shutdown: CancellationToken) ->
     Ok(())
 }
 
-/// Takes the routes to pods inside of the cluster's range away (for `reset`).
-pub async fn remove(cluster: IpNet) -> Result<(), Error> {
+/// Takes the routes to pods inside of the cluster's range away, and the tunnel (for `reset`).
+pub async fn remove(cluster: IpNet, tunnel: TunnelConfig) -> Result<(), Error> {
     blocking(move || {
         let failed = || during("remove the routes to the pods of other nodes".into());
         let mut socket = Socket::open().map_err(failed())?;
-        remove_others(&mut socket, cluster, &BTreeSet::new()).map_err(failed())
+        remove_others(&mut socket, cluster, &BTreeSet::new()).map_err(failed())?;
+        let removed = Tunnel::open(tunnel).and_then(|mut tunnel| tunnel.remove(&mut socket));
+        removed.map_err(failed())
     })
     .await
 }
@@ -96,8 +109,8 @@ struct Routes {
     inner: Mutex<Inner>,
 }
 
-#[derive(Default)]
 struct Inner {
+    tunnel: Tunnel,
     peers: Peers,
     /// What the kernel had when it was looked at last.
     routed: BTreeSet<Ipv4Net>,
@@ -107,12 +120,18 @@ struct Inner {
 }
 
 impl Routes {
-    fn new(own: Own, events: Recorder, about: ObjectReference) -> Self {
+    fn new(own: Own, tunnel: Tunnel, events: Recorder, about: ObjectReference) -> Self {
         Self {
             own,
             events,
             about,
-            inner: Mutex::default(),
+            inner: Mutex::new(Inner {
+                tunnel,
+                peers: Peers::default(),
+                routed: BTreeSet::new(),
+                links: BTreeSet::new(),
+                told: BTreeSet::new(),
+            }),
         }
     }
 
@@ -131,29 +150,46 @@ impl Routes {
     /// Brings the kernel there; the ranges that had a route, which somebody else had taken away.
     fn settle(&self) -> Result<Vec<Ipv4Net>, netns::Error> {
         let mut inner = self.inner();
+        let inner = &mut *inner;
         let mut socket = Socket::open()?;
         let mut refused: BTreeSet<(String, String)> =
             inner.peers.refused.clone().into_iter().collect();
         let mut wanted = Vec::new();
+        let (mut far, mut links) = (BTreeMap::new(), BTreeSet::new());
         for (range, peer) in &inner.peers.by_range {
-            match link(&mut socket, peer)? {
-                Ok(link) => wanted.push((*range, wanted_route(*range, link, peer))),
-                Err(why) => {
+            match way(&mut socket, peer)? {
+                Way::Link(link) => wanted.push((*range, wanted_route(*range, link, peer.address))),
+                Way::Router(link) => {
+                    far.insert(*range, peer.clone());
+                    links.insert(link);
+                }
+                Way::None(why) => {
                     refused.insert((peer.node.clone(), why));
                 }
             }
+        }
+        if let (false, IpNet::V4(own)) = (far.is_empty(), self.own.range) {
+            let mtu = least_mtu(&mut socket, &links)?;
+            let own = (self.own.name.as_str(), own);
+            let link = inner.tunnel.settle(&mut socket, own, &far, mtu)?;
+            let inside = far.keys().map(|range| (*range, Tunnel::inside(*range)));
+            wanted.extend(inside.map(|(range, via)| (range, wanted_route(range, link, via))));
         }
         let routes: Vec<WantedRoute> = wanted.iter().map(|(_, route)| *route).collect();
         let made = socket.ensure_routes(&routes)?;
         let keep: BTreeSet<Key> = routes.iter().map(|route| key(&route.to)).collect();
         remove_others(&mut socket, self.own.cluster, &keep)?;
+        if far.is_empty() {
+            inner.tunnel.remove(&mut socket)?;
+        }
         let undone = wanted
             .iter()
             .filter(|(range, route)| made.contains(&route.to) && inner.routed.contains(range))
             .map(|(range, _)| *range)
             .collect();
         inner.routed = wanted.iter().map(|(range, _)| *range).collect();
-        inner.links = routes.iter().map(|route| route.link).collect();
+        links.extend(routes.iter().map(|route| route.link));
+        inner.links = links;
         for (node, why) in refused.difference(&inner.told) {
             let message = format!("Pods of the node {node} cannot be reached from here: {why}");
             tracing::warn!("{message}");
@@ -175,9 +211,11 @@ impl HostState for Kept {
     type Error = Error;
 
     fn notice(&self, changes: &Changes) -> bool {
-        let inner = self.0.inner();
+        let mut inner = self.0.inner();
+        let tunnel = inner.tunnel.notice(changes);
         let is_used = |link: &u32| inner.links.contains(link);
-        changes.overrun
+        tunnel
+            || changes.overrun
             || changes.lost_routes.iter().any(is_used)
             || changes.lost_addresses.iter().any(|(link, _)| is_used(link))
             // One that came up may lead to a machine that no link led to.
@@ -199,34 +237,52 @@ impl HostState for Kept {
     }
 }
 
-/// The link that the peer's machine is on, or why there is none.
-fn link(socket: &mut Socket, peer: &Peer) -> Result<Result<u32, String>, netns::Error> {
+/// How a machine is reached.
+enum Way {
+    /// It is on that link.
+    Link(u32),
+    /// Behind a router on that link.
+    Router(u32),
+    None(String),
+}
+
+fn way(socket: &mut Socket, peer: &Peer) -> Result<Way, netns::Error> {
     let address = IpAddr::V4(peer.address);
-    if socket
-        .addresses()?
-        .iter()
-        .any(|(_, own)| own.address == address)
-    {
-        return Ok(Err(format!("its address {address} is this machine's")));
+    let own = socket.addresses()?;
+    if own.iter().any(|(_, own)| own.address == address) {
+        return Ok(Way::None(format!(
+            "its address {address} is this machine's"
+        )));
     }
-    let route = socket.route_to(address)?;
-    Ok(match route {
-        Some(route) => match (route.link, route.via) {
-            (Some(link), None) => Ok(link),
-            _ => Err(format!(
-                "its address {address} is behind a router, and only machines on one link reach each \
-                 other's pods so far"
-            )),
-        },
-        None => Err(format!("there is no route to its address {address}")),
+    Ok(match socket.route_to(address)? {
+        Some(Route {
+            link: Some(link),
+            via: None,
+            ..
+        }) => Way::Link(link),
+        Some(Route {
+            link: Some(link), ..
+        }) => Way::Router(link),
+        Some(_) => Way::None(format!(
+            "the route to its address {address} leads by several links"
+        )),
+        None => Way::None(format!("there is no route to its address {address}")),
     })
 }
 
-fn wanted_route(range: Ipv4Net, link: u32, peer: &Peer) -> WantedRoute {
+/// The least that one of the links takes in a packet.
+fn least_mtu(socket: &mut Socket, links: &BTreeSet<u32>) -> Result<u32, netns::Error> {
+    const USUAL: u32 = 1500;
+    let all = socket.links()?;
+    let used = all.iter().filter(|link| links.contains(&link.index));
+    Ok(used.map(|link| link.mtu).min().unwrap_or(USUAL))
+}
+
+fn wanted_route(range: Ipv4Net, link: u32, via: Ipv4Addr) -> WantedRoute {
     WantedRoute {
         to: Prefix::new(range.network().into(), range.prefix_len()),
         link,
-        kind: RouteKind::Via(peer.address.into()),
+        kind: RouteKind::Via(via.into()),
     }
 }
 
