@@ -2,7 +2,10 @@
 
 mod lab;
 
-use std::time::{Duration, Instant};
+use std::{
+    net::UdpSocket,
+    time::{Duration, Instant},
+};
 
 use lab::{Cluster, Machine, text, until};
 
@@ -181,6 +184,33 @@ fn forged(vni: u32, mac: &str, from: [u8; 4], to: [u8; 4], word: &[u8]) -> Vec<u
     packet
 }
 
+/// The process whose command line ends so.
+fn find(end: &str) -> u32 {
+    let mut found = None;
+    until("the process is there", || {
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        found = pids.into_iter().find(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline"));
+            line.is_ok_and(|line| line.ends_with(end.as_bytes()))
+        });
+        found.is_some()
+    });
+    found.unwrap()
+}
+
+/// A socket in the network of that process.
+fn socket(pid: u32, address: &str) -> UdpSocket {
+    std::thread::scope(|scope| {
+        let opening = scope.spawn(|| {
+            let space = std::fs::File::open(format!("/proc/{pid}/ns/net")).unwrap();
+            nix::sched::setns(space, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            UdpSocket::bind(address).unwrap()
+        });
+        opening.join().unwrap()
+    })
+}
+
 #[test]
 #[ignore = "needs root"]
 fn a_machine_behind_a_router_is_reached_by_a_tunnel() {
@@ -194,11 +224,15 @@ fn a_machine_behind_a_router_is_reached_by_a_tunnel() {
     );
     cluster.import("busybox");
     machine.import("busybox");
-    let listens = "nc -u -l -p 7 > /heard & mkdir /w; cd /w; head -c 3000000 /dev/zero > big; exec httpd -f -p 80";
+    // A number that no other process has.
+    let mark = format!("{}007", std::process::id());
+    let listens = format!(
+        "sleep {mark}8 & mkdir /w; cd /w; head -c 3000000 /dev/zero > big; exec httpd -f -p 80"
+    );
     cluster.apply(&format!(
         "{}{}",
-        pod("here", &first, TELL),
-        pod("there", "second", listens),
+        pod("here", &first, &format!("sleep {mark}7 & {TELL}")),
+        pod("there", "second", &listens),
     ));
     for name in ["here", "there"] {
         cluster.ready(name);
@@ -236,25 +270,21 @@ fn a_machine_behind_a_router_is_reached_by_a_tunnel() {
     };
     let (vni, mac) = (after("vxlan id").parse().unwrap(), after("link/ether"));
     let octets = |address: &str| address.parse::<std::net::Ipv4Addr>().unwrap().octets();
-    let hex = |word: &[u8]| -> String {
-        let packet = forged(vni, &mac, [10, 42, 255, 9], octets(&there), word);
-        packet.iter().map(|byte| format!("\\x{byte:02x}")).collect()
-    };
-    let send = |word: &[u8]| {
-        format!(
-            "printf '{}' | timeout 2 nc -u -w 1 192.168.88.2 8472; true",
-            hex(word)
-        )
-    };
-    cluster.ok_with(&["exec", "here", "--", "sh", "-c", &send(b"pod")]);
-    // From a peer's machine itself it does come: so it would have been heard.
-    cluster
-        .host
-        .sh(&format!("busybox sh -c \"{}\"", send(b"machine")));
-    until("the machine is heard", || {
-        cluster.ok("exec there -- cat /heard").contains("machine")
-    });
-    assert!(!cluster.ok("exec there -- cat /heard").contains("pod"));
+    let packet = |word| forged(vni, &mac, [10, 42, 255, 9], octets(&there), word);
+    let pod_of = |number: u8| find(&format!("sleep\0{mark}{number}\0"));
+    let listener = socket(pod_of(8), "0.0.0.0:7");
+    listener
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    let tunnel = "192.168.88.2:8472";
+    let sender = socket(pod_of(7), "0.0.0.0:0");
+    sender.send_to(&packet(b"pod"), tunnel).unwrap();
+    // From a peer's machine itself it does come: so the other would have been heard.
+    let sender = socket(cluster.host.pid(), "0.0.0.0:0");
+    sender.send_to(&packet(b"machine"), tunnel).unwrap();
+    let mut heard = [0; 64];
+    let (length, _) = listener.recv_from(&mut heard).unwrap();
+    assert_eq!(&heard[..length], b"machine");
 
     // Others take it away.
     let name = link
