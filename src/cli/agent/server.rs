@@ -12,13 +12,18 @@ pub fn address(text: &str) -> Result<Uri, String> {
     let (Some("https"), Some(host), true) = (uri.scheme_str(), uri.host(), plain) else {
         return Err(wanted.to_owned());
     };
-    let user = uri
-        .authority()
-        .is_some_and(|authority| authority.as_str().contains('@'));
-    if host.is_empty() || user {
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let port = match authority.strip_prefix(host) {
+        Some("") => PORT,
+        // A user before the host, a port that is none.
+        _ => uri
+            .port_u16()
+            .filter(|port| authority == format!("{host}:{port}"))
+            .ok_or_else(|| wanted.to_owned())?,
+    };
+    if host.is_empty() {
         return Err(wanted.to_owned());
     }
-    let port = uri.port_u16().unwrap_or(PORT);
     let address = format!("https://{host}:{port}");
     address
         .parse()
