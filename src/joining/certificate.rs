@@ -25,6 +25,8 @@ pub enum Purpose<'a> {
     Client,
     /// The node's own API shows it, at these addresses.
     Serving(&'a [IpAddr]),
+    /// The parts that must know Services and other nodes are known by it: the node itself sees none of these.
+    Proxy,
 }
 
 impl Purpose<'_> {
@@ -32,12 +34,13 @@ impl Purpose<'_> {
         match self {
             Self::Client => "kubernetes.io/kube-apiserver-client-kubelet",
             Self::Serving(_) => "kubernetes.io/kubelet-serving",
+            Self::Proxy => "kubernetes.io/kube-apiserver-client",
         }
     }
 
     fn usages(self) -> [&'static str; 2] {
         match self {
-            Self::Client => ["digital signature", "client auth"],
+            Self::Client | Self::Proxy => ["digital signature", "client auth"],
             Self::Serving(_) => ["digital signature", "server auth"],
         }
     }
@@ -46,6 +49,7 @@ impl Purpose<'_> {
         match self {
             Self::Client => Leaf::node_client(node),
             Self::Serving(addresses) => Leaf::kubelet_serving(node, addresses),
+            Self::Proxy => Leaf::client("system:kube-proxy", &[]),
         }
     }
 }

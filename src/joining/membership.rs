@@ -27,6 +27,8 @@ pub struct Membership {
     pub client: KeyPair,
     /// `None` as long as nobody has signed one.
     pub serving: Option<KeyPair>,
+    /// As kube-proxy; the same.
+    pub proxy: Option<KeyPair>,
     /// The ranges of this node's pods and of services, once they are known.
     pub ranges: Option<Ranges>,
 }
@@ -86,6 +88,7 @@ impl Membership {
             ca: ca.to_owned(),
             client: client.into(),
             serving: None,
+            proxy: None,
             ranges: None,
         }
     }

@@ -193,7 +193,7 @@ pub async fn run(
         client: informers.client().clone(),
         events: Recorder::start(informers.client().clone(), "vetch.io/local"),
         volumes: informers.get(),
-        nodes: informers.get(),
+        nodes: informers.some(&format!("metadata.name={node}")),
         node,
         folders,
         queue: Queue::default(),

@@ -34,6 +34,7 @@ pub struct Kept {
     pub record: PathBuf,
     pub known_by: Arc<Held>,
     pub serving: Arc<Held>,
+    pub proxy_known_by: Arc<Held>,
     pub address: IpAddr,
 }
 
@@ -71,10 +72,16 @@ impl Kept {
         let ends = pki::ends(self.membership.ca.as_bytes()).unwrap_or(now);
         let addresses = [self.address];
         let mut next = LOOK;
-        for purpose in [Purpose::Client, Purpose::Serving(&addresses)] {
+        let all = [
+            Purpose::Client,
+            Purpose::Serving(&addresses),
+            Purpose::Proxy,
+        ];
+        for purpose in all {
             let held = match purpose {
                 Purpose::Client => &self.known_by,
                 Purpose::Serving(_) => &self.serving,
+                Purpose::Proxy => &self.proxy_known_by,
             };
             match held.due(ends, now) {
                 Due::Never => {}
@@ -87,6 +94,7 @@ impl Kept {
                     match purpose {
                         Purpose::Client => self.membership.client = new.into(),
                         Purpose::Serving(_) => self.membership.serving = Some(new.into()),
+                        Purpose::Proxy => self.membership.proxy = Some(new.into()),
                     }
                     self.membership.save(&self.record)?;
                     tracing::info!(?purpose, "certificate of this node renewed");

@@ -18,7 +18,7 @@ use crate::{
     joining::{
         certificate::{self, Purpose},
         client, discovery,
-        membership::{Membership, Ranges},
+        membership::{KeyPair, Membership, Ranges},
     },
     kubelet::node as node_api,
     pki::Held,
@@ -58,6 +58,9 @@ pub struct Joined {
     pub client: Client,
     pub known_by: Arc<Held>,
     pub serving: Arc<Held>,
+    /// Acts as kube-proxy.
+    pub proxy: Client,
+    pub proxy_known_by: Arc<Held>,
     /// By which the server's machine is reached, and others reach this one.
     pub address: IpAddr,
 }
@@ -109,20 +112,28 @@ pub async fn join(
         .collect::<Result<_, _>>()?;
     let address = own_address(&servers)?;
     let client = client::client(&servers, &membership.ca, known_by.clone())?;
-    let (ranges, serving) = match (&membership.ranges, &membership.serving) {
-        (Some(ranges), Some(serving)) => (ranges.clone(), serving.clone()),
+    let introduced = match (&membership.ranges, &membership.serving, &membership.proxy) {
+        (Some(ranges), Some(serving), Some(proxy)) => Introduced {
+            ranges: ranges.clone(),
+            serving: serving.clone(),
+            proxy: proxy.clone(),
+        },
         _ => {
-            let (ranges, serving) = introduce(&client, machine, address).await?;
-            membership.ranges = Some(ranges.clone());
-            membership.serving = Some(serving.clone());
+            let introduced = introduce(&client, machine, &servers, &membership.ca, address).await?;
+            membership.ranges = Some(introduced.ranges.clone());
+            membership.serving = Some(introduced.serving.clone());
+            membership.proxy = Some(introduced.proxy.clone());
             membership.save(&path)?;
-            (ranges, serving)
+            introduced
         }
     };
+    let proxy_known_by = Held::new(introduced.proxy.into())?;
     Ok(Joined {
-        serving: Held::new(serving.into())?,
+        proxy: client::client(&servers, &membership.ca, proxy_known_by.clone())?,
+        proxy_known_by,
+        serving: Held::new(introduced.serving.into())?,
+        ranges: introduced.ranges,
         membership,
-        ranges,
         client,
         known_by,
         address,
@@ -194,24 +205,44 @@ fn certificates(pem: &str) -> Result<Vec<Vec<u8>>, Error> {
     Ok(all.map_err(|error| format!("the cluster's certificate authority: {error}"))?)
 }
 
+/// What the cluster gives a new node.
+struct Introduced {
+    ranges: Ranges,
+    serving: KeyPair,
+    proxy: KeyPair,
+}
+
 /// Makes the Node, so that the cluster gives it its range and signs what its own API shows.
 async fn introduce(
     client: &Client,
     machine: &Machine,
+    servers: &[Uri],
+    ca: &str,
     address: IpAddr,
-) -> Result<(Ranges, crate::joining::membership::KeyPair), Error> {
+) -> Result<Introduced, Error> {
     let name = machine.name.as_str();
     node_api::introduce(client, name, &[address], &machine.paths.state)
         .await
         .map_err(|error| format!("register the node {name}: {error}"))?;
-    let serving = async {
-        let purpose = Purpose::Serving(&[address]);
+    let addresses = [address];
+    let signed = async |purpose: Purpose<'_>| {
         let signed = certificate::request(client.clone(), name, purpose, SIGNED_WITHIN).await;
         signed.map_err(Error::from)
     };
-    let (pods, services, serving) =
-        tokio::try_join!(pod_range(client, name), service_range(client), serving)?;
-    Ok((Ranges { pods, services }, serving.into()))
+    let services = async {
+        let proxy = signed(Purpose::Proxy).await?;
+        let known_by = Held::new(proxy.clone())?;
+        let services = service_range(&client::client(servers, ca, known_by)?).await?;
+        Ok::<_, Error>((proxy, services))
+    };
+    let serving = signed(Purpose::Serving(&addresses));
+    let (pods, (proxy, services), serving) =
+        tokio::try_join!(pod_range(client, name), services, serving)?;
+    Ok(Introduced {
+        ranges: Ranges { pods, services },
+        serving: serving.into(),
+        proxy: proxy.into(),
+    })
 }
 
 async fn pod_range(client: &Client, name: &str) -> Result<IpNet, Error> {

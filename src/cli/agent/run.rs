@@ -50,6 +50,7 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     let joined = join::join(machine, &config.servers, config.token.as_ref()).await?;
     let identity = Identity::joined(
         &joined.client,
+        &joined.proxy,
         &joined.membership.ca,
         joined.serving.clone(),
     )?;
@@ -88,6 +89,7 @@ fn renew_certificates(parts: &Parts, machine: &Machine, joined: &Joined) {
         record: join::record(&machine.paths),
         known_by: joined.known_by.clone(),
         serving: joined.serving.clone(),
+        proxy_known_by: joined.proxy_known_by.clone(),
         address: joined.address,
     };
     parts.start(

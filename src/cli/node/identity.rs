@@ -38,12 +38,17 @@ impl Identity {
         })
     }
 
-    /// Of a node whose API server is on another machine: all of its parts act as the node.
-    pub fn joined(client: &Client, ca_pem: &str, serving: Arc<Held>) -> Result<Self, Error> {
+    /// Of a node whose API server is on another machine.
+    pub fn joined(
+        node: &Client,
+        proxy: &Client,
+        ca_pem: &str,
+        serving: Arc<Held>,
+    ) -> Result<Self, Error> {
         Ok(Self {
-            kubelet: client.clone(),
-            proxy: client.clone(),
-            local_volumes: client.clone(),
+            kubelet: node.clone(),
+            proxy: proxy.clone(),
+            local_volumes: node.clone(),
             serving: Arc::new(pki::server_config_with(ca_pem, serving)?),
             clients: Arc::new(Clients::new(ca_pem)?),
         })

@@ -15,7 +15,10 @@ use k8s_openapi::{
 
 use super::{
     Requested, certificate, has,
-    signing::{KUBELET_CLIENT, KUBELET_SERVING, kubelet_client, kubelet_serving},
+    signing::{
+        API_CLIENT, KUBELET_CLIENT, KUBELET_SERVING, api_client_usages, kubelet_client,
+        kubelet_serving,
+    },
     usages,
 };
 use crate::addresses::may_be_proxied_to;
@@ -24,6 +27,9 @@ use crate::addresses::may_be_proxied_to;
 /// between these.
 const SOONEST: Duration = Duration::from_secs(1);
 const LATEST: Duration = Duration::from_secs(5 * 60);
+
+/// Whom services and their endpoints are shown to.
+const PROXY: &str = "system:kube-proxy";
 
 /// What a request is taken for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +69,8 @@ impl Recognized {
 
 /// Whether nobody has decided over it, and it is for the signer whose requests are approved here.
 pub fn is_open(csr: &Csr) -> bool {
-    [KUBELET_CLIENT, KUBELET_SERVING].contains(&csr.spec.signer_name.as_str())
+    let signer = csr.spec.signer_name.as_str();
+    ([KUBELET_CLIENT, KUBELET_SERVING].contains(&signer) || signer == API_CLIENT && is_of_node(csr))
         && certificate(csr).is_none()
         && !has(csr, "Approved")
         && !has(csr, "Denied")
@@ -80,6 +87,24 @@ pub fn recognized(csr: &Csr, requested: &Requested) -> Vec<Recognized> {
         true => vec![Recognized::SelfNode, Recognized::Node],
         false => vec![Recognized::Node],
     }
+}
+
+fn is_of_node(csr: &Csr) -> bool {
+    let groups = csr.spec.groups.iter().flatten();
+    groups.into_iter().any(|group| group == "system:nodes")
+}
+
+/// Whether a node asks for the certificate that the service proxy is known by, on every node the same user.
+pub fn is_proxy(csr: &Csr, requested: &Requested) -> bool {
+    let wanted = Requested {
+        common_name: PROXY.to_owned(),
+        ..Requested::default()
+    };
+    is_open(csr)
+        && csr.spec.signer_name == API_CLIENT
+        && is_of_node(csr)
+        && *requested == wanted
+        && api_client_usages(&usages(csr)).is_ok()
 }
 
 /// Whether a node asks for the certificate that its own API shows.
@@ -188,6 +213,34 @@ mod tests {
                 want,
                 "{username} {change:?}"
             );
+        }
+    }
+
+    #[test]
+    fn a_nodes_proxy_and_nobody_else_is_the_proxy() {
+        let proxy = Requested {
+            common_name: PROXY.to_owned(),
+            ..Requested::default()
+        };
+        let master = Requested {
+            organizations: vec!["system:masters".to_owned()],
+            ..proxy.clone()
+        };
+        let other = Requested {
+            common_name: "system:kube-scheduler".to_owned(),
+            ..Requested::default()
+        };
+        for (requested, group, signer, want) in [
+            (&proxy, "system:nodes", API_CLIENT, true),
+            (&proxy, "system:bootstrappers", API_CLIENT, false),
+            (&proxy, "system:nodes", KUBELET_CLIENT, false),
+            (&master, "system:nodes", API_CLIENT, false),
+            (&other, "system:nodes", API_CLIENT, false),
+        ] {
+            let mut request = csr(signer, &[], false);
+            request.spec.groups = Some(vec![group.to_owned()]);
+            assert_eq!(is_proxy(&request, requested), want, "{requested:?} {group}");
+            assert!(recognized(&request, requested).is_empty());
         }
     }
 

@@ -209,6 +209,12 @@ impl Certificates {
         let requested = self.authority.read(&csr.spec.request.0);
         let requested =
             requested.map_err(|why| Error::invalid("request", format!("CSR {name}"), why))?;
+        if approving::is_proxy(csr, &requested) {
+            let message = "Auto approving the certificate of a node's service proxy.";
+            self.decide(csr, new_condition("Approved", "AutoApproved", message))
+                .await?;
+            return Ok(None);
+        }
         if approving::is_serving(csr, &requested) {
             let nodes = Api::<Node>::all(self.client.clone())
                 .list(&ListParams::default())

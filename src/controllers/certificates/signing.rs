@@ -11,6 +11,7 @@ const LIFE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// Twice what certificates are dated back.
 const SHORTEST: Duration = Duration::from_secs(10 * 60);
 
+pub const API_CLIENT: &str = "kubernetes.io/kube-apiserver-client";
 pub const KUBELET_SERVING: &str = "kubernetes.io/kubelet-serving";
 pub const KUBELET_CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 
@@ -26,7 +27,7 @@ pub enum Signer {
 impl Signer {
     fn of(name: &str) -> Option<Self> {
         Some(match name {
-            "kubernetes.io/kube-apiserver-client" => Self::ApiClient,
+            API_CLIENT => Self::ApiClient,
             KUBELET_CLIENT => Self::KubeletClient,
             KUBELET_SERVING => Self::KubeletServing,
             "kubernetes.io/legacy-unknown" => Self::Legacy,
@@ -65,7 +66,7 @@ pub fn check(signer: Signer, requested: &Requested, usages: &[&str]) -> Result<(
     }
 }
 
-fn api_client_usages(usages: &[&str]) -> Result<(), String> {
+pub fn api_client_usages(usages: &[&str]) -> Result<(), String> {
     let fits = ["digital signature", "key encipherment", "client auth"];
     if let Some(other) = usages.iter().find(|usage| !fits.contains(usage)) {
         return Err(format!("invalid usage for client certificate: {other}"));

@@ -231,11 +231,7 @@ pub const BINDINGS: &[(&str, Subjects)] = &[
     ("system:monitoring", &["group:system:monitoring"]),
     // Nodes are the node authorizer's; the binding is there for those who add to it.
     ("system:node", &[]),
-    // Also nodes': theirs do the proxy's work with the node's own certificate.
-    (
-        "system:node-proxier",
-        &["user:system:kube-proxy", "group:system:nodes"],
-    ),
+    ("system:node-proxier", &["user:system:kube-proxy"]),
     (
         "system:kube-controller-manager",
         &["user:system:kube-controller-manager"],

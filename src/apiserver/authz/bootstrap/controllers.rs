@@ -4,7 +4,7 @@ use super::{EVENTS, READ, Row, named, on};
 
 /// What ours need more than the original's: they change one field with a patch where those write the
 /// whole object, ask for a Lease before they call its node silent,
-/// for a Node before another machine gets its name, and whose addresses a kubelet's certificate is for.
+/// for a Node before another machine gets its name, whose addresses a kubelet's certificate is for, and approve that and the one of a node's proxy.
 pub const OURS: &[(&str, &[Row])] = &[
     (
         "system:controller:certificate-controller",
@@ -14,7 +14,7 @@ pub const OURS: &[(&str, &[Row])] = &[
                 "approve",
                 "certificates.k8s.io",
                 "signers",
-                "kubernetes.io/kubelet-serving",
+                "kubernetes.io/kubelet-serving kubernetes.io/kube-apiserver-client",
             ),
         ],
     ),
