@@ -476,7 +476,7 @@ fn a_tenant_gets_nothing_of_the_node_or_of_others() {
     );
 
     // Files are open in a pod that was never told to end; the claim comes again under its name.
-    let holds = "i=0; while true; do i=$((i+1)); echo $i > /data/$i; done";
+    let holds = "(i=0; while true; do i=$((i+1)); echo $i > /data/$i; done) & true";
     cluster.ok("delete pod out up magic --force --grace-period=0");
     cluster.apply(&pod("holds", "mine", holds, ""));
     cluster.ready("holds");
