@@ -61,6 +61,8 @@ use crate::runtime::{MemoryReadings, MemoryStalls, PodState, Runtime};
 
 /// How often the node is looked at, and pods with limits are measured.
 const EVERY: Duration = Duration::from_secs(10);
+/// So many looks are left out at a node that is short of nothing and runs no pod: nobody could be evicted.
+const QUIET: u32 = 2;
 /// A disk that takes longer to say how full it is hangs.
 const DISK_WITHIN: Duration = Duration::from_secs(5);
 /// How long an evicted pod may take to be gone before the next look.
@@ -127,12 +129,17 @@ pub async fn run(settings: Settings, parts: Parts, shutdown: CancellationToken) 
     let mut stalls = MemoryStalls::watch();
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut passed_over = 0;
     loop {
         tokio::select! {
-            _ = ticks.tick() => {}
+            _ = ticks.tick() => if manager.is_quiet() && passed_over < QUIET {
+                passed_over += 1;
+                continue;
+            },
             () = stalls.next() => {}
             () = shutdown.cancelled() => return,
         }
+        passed_over = 0;
         // As long as somebody goes, there may be more who must.
         loop {
             let evicted = manager.look().await;
@@ -170,6 +177,10 @@ struct Manager {
 }
 
 impl Manager {
+    fn is_quiet(&self) -> bool {
+        *self.parts.pressures.borrow() == Pressures::default() && self.parts.pods.pods().is_empty()
+    }
+
     /// One look at the node, and what must follow; returns the pods that go.
     async fn look(&mut self) -> Vec<Gone> {
         let observations = self.observe().await;
