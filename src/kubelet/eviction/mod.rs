@@ -4,7 +4,7 @@
 //! Owns the decision; the pods' workers carry an eviction out, `image_gc` removes images. Called by
 //! the kubelet's `run`.
 //! Always true:
-//! - A look every ten seconds costs a few reads; pods' disk use is measured only of pods that have
+//! - A look every ten seconds costs a few reads, and every third is enough where no pod runs; pods' disk use is measured only of pods that have
 //!   a limit, or when the disk is short.
 //! - At most one pod goes for a shortage, and it is gone before the next look.
 //! - Pods that the node or the cluster needs are never evicted.
