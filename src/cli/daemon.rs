@@ -16,6 +16,7 @@ use tokio::{
     net::{TcpListener, UnixListener},
     sync::mpsc,
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     ClusterAuthority, Error, agent,
@@ -153,6 +154,7 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     say(notifier, "starting scheduler and controllers");
     schedule(&running, &handle);
     let server = server_url(address, port);
+    let invitation = invite(&handle, notifier, &server, address);
     let cluster_info = pki::cluster_info(&server, pki.ca_pem());
     let informers = control_cluster(&running, &handle, &pki, cluster_info, &config);
     announce_dns(&running, &handle, informers, &config).await?;
@@ -180,10 +182,8 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
                 images: &images,
                 notifier,
                 parts: &parts,
-                server: &server,
-                address,
             };
-            serving.until_the_end(node, &mut stopped).await
+            serving.until_the_end(node, invitation, &mut stopped).await
         }
         Err(error) => Err(error),
     };
@@ -347,9 +347,29 @@ struct Serving<'a> {
     images: &'a Images,
     notifier: &'a Notifier,
     parts: &'a Parts,
-    /// As other machines reach it.
-    server: &'a str,
-    address: IpAddr,
+}
+
+/// The command that makes another machine a node.
+type Invitation = AbortOnDropHandle<Option<String>>;
+
+/// Makes it beside the node's start, for who has asked for the daemon and waits for it to be ready.
+fn invite(handle: &Handle, notifier: &Notifier, server: &str, address: IpAddr) -> Invitation {
+    // Nobody reaches what is on this machine alone.
+    let wanted = notifier.is_heard() && !address.is_loopback();
+    let (client, server) = (handle.client(own_user()), server.to_owned());
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        if !wanted {
+            return None;
+        }
+        match token::for_joining(client).await {
+            Ok(token) => Some(token::join_command(&server, &token)),
+            // What users have set up may refuse it.
+            Err(error) => {
+                tracing::warn!(%error, "there is no token for other machines");
+                None
+            }
+        }
+    }))
 }
 
 impl Serving<'_> {
@@ -358,11 +378,12 @@ impl Serving<'_> {
     async fn until_the_end(
         &self,
         node: Node,
+        invitation: Invitation,
         stopped: &mut mpsc::Receiver<Pods>,
     ) -> Result<(), Error> {
         let result = tokio::select! {
             end = wait_for_end(stopped) => end,
-            error = self.welcome(&node) => Err(error),
+            error = self.welcome(&node, invitation) => Err(error),
             failure = self.parts.fatal() => Err(failure.into()),
         };
         say(self.notifier, "stopping");
@@ -375,11 +396,14 @@ impl Serving<'_> {
 
     /// Tells when the cluster can be used; resolves when it cannot. What users have set up may refuse
     /// the node: that is said, and they can change it, so the cluster is up all the same.
-    async fn welcome(&self, node: &Node) -> Error {
+    async fn welcome(&self, node: &Node, invitation: Invitation) -> Error {
         let client = self.handle.client(own_user());
-        self.tell_how_to_join().await;
         let mut told = false;
-        match node.ready(client.clone()).await {
+        let (readiness, invitation) = tokio::join!(node.ready(client.clone()), invitation);
+        if let Ok(Some(command)) = invitation {
+            self.notifier.join(&command);
+        }
+        match readiness {
             Ok(Readiness::Ready) => {}
             Ok(Readiness::Refused(why)) => {
                 let name = &self.config.machine.name;
@@ -407,21 +431,6 @@ impl Serving<'_> {
             greet(self.config);
         }
         std::future::pending().await
-    }
-
-    /// To who has asked for the daemon, and waits for it to be ready.
-    async fn tell_how_to_join(&self) {
-        // Nobody reaches what is on this machine alone.
-        if !self.notifier.is_heard() || self.address.is_loopback() {
-            return;
-        }
-        match token::for_joining(self.handle.client(own_user())).await {
-            Ok(token) => self
-                .notifier
-                .join(&token::join_command(self.server, &token)),
-            // What users have set up may refuse it.
-            Err(error) => tracing::warn!(%error, "there is no token for other machines"),
-        }
     }
 
     async fn demo(&self) -> Result<(), Error> {

@@ -1,9 +1,7 @@
 //! What a machine keeps of the cluster that it has joined.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -61,9 +59,8 @@ impl From<KeyPair> for pki::Identity {
 /// Why the record could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{action} {path}")]
+    #[error("read {path}")]
     Io {
-        action: &'static str,
         path: PathBuf,
         source: io::Error,
     },
@@ -77,6 +74,8 @@ pub enum Error {
         path: PathBuf,
         source: serde_json::Error,
     },
+    #[error(transparent)]
+    Write(#[from] pki::Error),
 }
 
 impl Membership {
@@ -103,39 +102,21 @@ impl Membership {
                     source,
                 }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(at("read", path)(source)),
+            Err(source) => Err(Error::Io {
+                path: path.to_owned(),
+                source,
+            }),
         }
     }
 
     /// All of it or nothing, also when the machine loses its power.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
-        let text = serde_json::to_vec(self).map_err(|source| Error::Unwritable {
+        let text = serde_json::to_string(self).map_err(|source| Error::Unwritable {
             path: path.to_owned(),
             source,
         })?;
-        let temporary = path.with_extension("tmp");
-        let written = (|| {
-            let mut options = OpenOptions::new();
-            let options = options.create(true).write(true).truncate(true).mode(0o600);
-            let mut file = options.open(&temporary)?;
-            file.write_all(&text)?;
-            file.sync_all()?;
-            fs::rename(&temporary, path)?;
-            match path.parent() {
-                Some(dir) => File::open(dir)?.sync_all(),
-                None => Ok(()),
-            }
-        })();
-        written.map_err(at("write", path))
-    }
-}
-
-fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.to_owned();
-    move |source| Error::Io {
-        action,
-        path,
-        source,
+        pki::write_private(path, &text)?;
+        Ok(())
     }
 }
 

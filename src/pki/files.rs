@@ -34,6 +34,7 @@ pub fn read(path: &Path) -> Result<Option<String>, Error> {
     }
 }
 
+/// All of it or nothing, also when the machine loses its power.
 pub fn write(path: &Path, text: &str) -> Result<(), Error> {
     let temporary = path.with_extension("tmp");
     let written = (|| {

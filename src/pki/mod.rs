@@ -38,7 +38,7 @@ use rcgen::{
     PublicKeyData,
 };
 
-pub use self::renewal::Due;
+pub use self::{files::write as write_private, renewal::Due};
 pub use self::{
     clients::{Clients, Holder, Refused},
     held::Held,
