@@ -311,6 +311,13 @@ impl Informers {
         }
     }
 
+    /// For who is in the API server's own process: a watch lasts as long as the server lets it (half an hour and
+    /// more), for no connection can be lost without notice. Each new one costs as much as a dozen changes.
+    pub fn beside_the_server(mut self) -> Self {
+        self.config = self.config.timeout(0);
+        self
+    }
+
     /// The same caches, for somebody who does everything else with another client.
     pub fn acting_with(&self, client: Client) -> Self {
         Self {

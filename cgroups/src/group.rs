@@ -385,6 +385,11 @@ fn hand_to_children(root: &Path, dir: &Path) -> Result<(), Error> {
 /// A v1 cpuset starts empty and takes no process until both files are filled. Those above may be
 /// empty still: two make the same groups at once, or one was stopped halfway.
 fn inherit_cpuset(root: &Path, name: &Path) -> Result<(), Error> {
+    const FOR_CHILDREN: &str = "cgroup.clone_children";
+    // The kernel does it by itself below a group that says so, and makes such groups there.
+    if name.components().count() == 1 {
+        write(&root.join(name).join(FOR_CHILDREN), "1")?;
+    }
     for file in ["cpuset.cpus", "cpuset.mems"] {
         cpuset(root, name, file)?;
     }

@@ -26,6 +26,18 @@ pub struct Hierarchy {
 }
 
 impl Hierarchy {
+    /// One tree of it, for groups that only keep processes together: each tree costs a folder for each group.
+    pub fn one_tree(&self) -> Self {
+        let cheapest = ["freezer", "pids", "devices"]
+            .iter()
+            .find(|name| self.v1.contains_key(**name));
+        let chosen = cheapest.map(|name| (*name).to_owned());
+        let chosen = chosen.or_else(|| self.v1.keys().next().cloned());
+        let mut narrow = self.clone();
+        narrow.v1.retain(|name, _| Some(name) == chosen.as_ref());
+        narrow
+    }
+
     /// Reads `/proc/self/mountinfo`.
     pub fn detect() -> Result<Self, Error> {
         let path = Path::new("/proc/self/mountinfo");

@@ -216,7 +216,7 @@ fn serve(
 fn schedule(parts: &Parts, handle: &Handle) {
     let name = "system:kube-scheduler";
     let client = handle.client(User::internal(name, &[]));
-    let informers = Informers::of("kube-scheduler", client, parts.clone());
+    let informers = Informers::of("kube-scheduler", client, parts.clone()).beside_the_server();
     parts.start("part/kube-scheduler", Policy::Restart, move |shutdown| {
         let informers = informers.clone();
         async move {
@@ -235,7 +235,8 @@ fn control_cluster(
 ) -> Informers {
     let name = "system:kube-controller-manager";
     let client = handle.client(User::internal(name, &[]));
-    let informers = Informers::of("kube-controller-manager", client, parts.clone());
+    let informers =
+        Informers::of("kube-controller-manager", client, parts.clone()).beside_the_server();
     let client_of = |account: &str| handle.client(User::service_account("kube-system", account));
     let cluster_range = controllers::ClusterRange {
         range: node::cluster_cidr(config.pod_cidr),

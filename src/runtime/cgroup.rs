@@ -26,6 +26,12 @@ pub fn supervisor_name(cgroup_root: &str, pod: &str) -> String {
     format!("{cgroup_root}/{SUPERVISORS}/{own}")
 }
 
+/// Makes the group of a pod's supervisor. Nothing is limited or counted there, so with cgroup v1 it is in one
+/// tree; in the others the supervisor stays beside all others.
+pub fn create_supervisor(hierarchy: &Hierarchy, name: &str) -> Result<(), cgroups::Error> {
+    Group::create(&hierarchy.one_tree(), name).map(drop)
+}
+
 /// The group around all pods.
 pub fn pods_name(cgroup_root: &str) -> String {
     format!("{cgroup_root}/{PODS}")

@@ -226,7 +226,7 @@ impl Node {
         reached(Step::PodRecorded);
         let config = &record.config;
         let own = cgroup::supervisor_name(&self.config.cgroup_root, &config.cgroup);
-        cgroup::create(&self.hierarchy, &own, None, None)
+        cgroup::create_supervisor(&self.hierarchy, &own)
             .map_err(|error| cgroup::failed(&own, error))?;
         let (ours, theirs) = protocol::pair().map_err(io_error("supervisor's socket"))?;
         supervisor_nonblocking(&ours).map_err(io_error("supervisor's socket"))?;

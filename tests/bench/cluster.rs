@@ -4,8 +4,9 @@
 //!
 //! Cases: exec to node Ready; one pod, create to Ready; 50 pods at once; claims with their pods, one
 //! and 100 at once, beside pods without; memory (PSS) idle and per pod; CPU and disk writes while
-//! idle; creations under three policies and two webhooks; bytes a second between two pods; a container of `true` beside crun and runc.
+//! idle; creations under three policies and two webhooks; applies of a Deployment; a definition, create to served; bytes a second between two pods; a container of `true` beside crun and runc.
 
+mod applies;
 mod claims;
 mod containers;
 #[path = "../lab/mod.rs"]
@@ -74,6 +75,12 @@ fn main() {
         }
         if wanted("policies") {
             policies::judged(&pods, &cluster).await;
+        }
+        if wanted("apply") {
+            applies::deployments(pods::client(cluster.root.path()).await).await;
+        }
+        if wanted("definition") {
+            applies::definitions(pods::client(cluster.root.path()).await).await;
         }
         if wanted("throughput") {
             throughput(&pods).await;

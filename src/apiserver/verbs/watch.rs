@@ -18,7 +18,8 @@ use crate::apiserver::{
 
 /// Changes taken from the history at once.
 const CHUNK: usize = 512;
-const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+/// Less than what the history keeps of what has changed: who resumes from the last bookmark finds all of it.
+const BOOKMARK_EVERY: Duration = Duration::from_secs(150);
 /// A last bookmark this long before the end saves the client a relist.
 const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
 

@@ -8,7 +8,9 @@ use super::Config;
 use crate::{
     apiserver::{request::User, start::Handle},
     cli::Error,
+    informer::Informers,
     pki::{self, Clients, Held, Leaf, Pki},
+    supervision::Parts,
 };
 
 /// A client for each part that acts as somebody of its own, and what the node's own API answers with.
@@ -21,6 +23,26 @@ pub struct Identity {
     pub serving: Arc<rustls::ServerConfig>,
     /// Whose certificates are good.
     pub clients: Arc<Clients>,
+    pub place: Place,
+}
+
+/// Where the API server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In this process.
+    Here,
+    /// On another machine.
+    Elsewhere,
+}
+
+impl Place {
+    pub fn informers(self, owner: &'static str, client: Client, parts: Parts) -> Informers {
+        let informers = Informers::of(owner, client, parts);
+        match self {
+            Self::Here => informers.beside_the_server(),
+            Self::Elsewhere => informers,
+        }
+    }
 }
 
 impl Identity {
@@ -35,6 +57,7 @@ impl Identity {
             local_volumes: handle.client(account),
             serving: Arc::new(pki::server_config(pki, leaf)?),
             clients: pki.clients()?,
+            place: Place::Here,
         })
     }
 
@@ -51,6 +74,7 @@ impl Identity {
             local_volumes: node.clone(),
             serving: Arc::new(pki::server_config_with(ca_pem, serving)?),
             clients: Arc::new(Clients::new(ca_pem)?),
+            place: Place::Elsewhere,
         })
     }
 }

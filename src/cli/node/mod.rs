@@ -36,7 +36,6 @@ use self::{
 use super::{Error, paths::Paths};
 use crate::{
     dns,
-    informer::Informers,
     kubelet::{
         self,
         container::SwapBehavior,
@@ -97,7 +96,9 @@ impl Node {
         let gateway = network.gateway();
         let cluster_dns = cluster_dns(config.services)?;
         let parts = parts.group();
-        let watching = Informers::of("kube-proxy", identity.proxy, parts.clone());
+        let place = identity.place;
+        let informers = |owner, client| place.informers(owner, client, parts.clone());
+        let watching = informers("kube-proxy", identity.proxy);
         parts.start("part/kube-proxy", Policy::Restart, {
             let (watching, config) = (watching.clone(), proxy_config(&config, &names));
             move |shutdown| proxy::run(watching.clone(), config.clone(), shutdown)
@@ -121,7 +122,7 @@ impl Node {
             dns::run(watching.clone(), resolver.clone(), shutdown)
         });
 
-        let watching = Informers::of("local-volumes", identity.local_volumes, parts.clone());
+        let watching = informers("local-volumes", identity.local_volumes);
         let (name, folders) = (config.name.clone(), config.paths.volumes());
         parts.start("part/local-volumes", Policy::Restart, move |shutdown| {
             let (watching, name, folders) = (watching.clone(), name.clone(), folders.clone());
@@ -129,7 +130,7 @@ impl Node {
         });
 
         let deps = kubelet::Deps {
-            informers: Informers::of("kubelet", identity.kubelet, parts.clone()),
+            informers: informers("kubelet", identity.kubelet),
             runtime,
             images,
             network,

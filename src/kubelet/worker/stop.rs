@@ -7,6 +7,7 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod, PodSpec};
+use kube::ResourceExt;
 
 use super::Context;
 use crate::{
@@ -26,6 +27,9 @@ use crate::{
 
 /// What is left for a signal to work after a hook has used up the time.
 const LEAST: Duration = Duration::from_secs(2);
+/// Within this time the proxies of all nodes have heard that a pod ends, and begin no new connections to it.
+/// Nobody could tell that they have.
+const PROXIES_HEAR: Duration = Duration::from_millis(150);
 /// A stop that failed is not tried again at once.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
@@ -51,6 +55,9 @@ pub async fn stop(context: &Context, order: &Order) {
     let events = &context.events;
     events.container(&order.pod, &member, Level::Normal, "Killing", message);
     let began = Instant::now();
+    if order.cause == Cause::Pod && order.grace >= LEAST && is_served(context, &order.pod) {
+        tokio::time::sleep(PROXIES_HEAR).await;
+    }
     if !order.grace.is_zero()
         && let Some(handler) = pre_stop(&member)
         && let Err(message) =
@@ -69,6 +76,20 @@ pub async fn stop(context: &Context, order: &Order) {
     let left = order.grace.saturating_sub(began.elapsed());
     kill(context, order, left.max(LEAST.min(order.grace))).await;
     reached(Step::ContainerGone);
+}
+
+/// Whether a Service sends connections to the pod, which it would refuse as soon as it has the signal.
+fn is_served(context: &Context, pod: &Pod) -> bool {
+    let services = context.services.list_in(&pod.namespace().unwrap_or_default());
+    services.iter().any(|service| {
+        let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+        selector.is_some_and(|selector| {
+            !selector.is_empty()
+                && selector
+                    .iter()
+                    .all(|(key, value)| pod.labels().get(key) == Some(value))
+        })
+    })
 }
 
 async fn kill(context: &Context, order: &Order, grace: Duration) {

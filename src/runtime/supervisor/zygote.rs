@@ -116,12 +116,13 @@ impl Drop for Running {
 pub fn serve(supervise: impl Fn(&Path, Result<Place, Failed>) -> i32) -> std::io::Result<()> {
     let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
     let hierarchy = cgroups::Hierarchy::detect();
+    let mut place = None;
     while let Some((order, fds)) = protocol::receive::<Order>(socket.as_fd())? {
         let mut fds = fds.into_iter();
         let (Some(connection), Some(log)) = (fds.next(), fds.next()) else {
             continue;
         };
-        let group = open(hierarchy.as_ref(), &order.group);
+        let group = open(hierarchy.as_ref(), &order.group, &mut place);
         let forked = match &group {
             Ok((_, group)) => fork_into(group, 0),
             // It says so itself.
@@ -162,11 +163,21 @@ pub struct Place {
     pub in_group: bool,
 }
 
+/// The supervisor's own group, which is there. `place` is where this process is: with cgroup v1 it goes among the
+/// supervisors once, and each of them is there from its first moment in all trees but that of its own group.
 fn open<'a>(
     hierarchy: Result<&'a cgroups::Hierarchy, &cgroups::Error>,
     name: &str,
+    place: &mut Option<String>,
 ) -> Result<(&'a cgroups::Hierarchy, cgroups::Group), Failed> {
     let hierarchy = hierarchy.stage("cgroups")?;
-    let group = cgroups::Group::open(hierarchy, name).stage("cgroups")?;
+    let group = cgroups::Group::open(&hierarchy.one_tree(), name).stage("cgroups")?;
+    if let (cgroups::Layout::V1, Some((all, _))) = (hierarchy.layout, name.rsplit_once('/'))
+        && place.as_deref() != Some(all)
+    {
+        let entered = cgroups::Group::create(hierarchy, all).and_then(|all| all.enter());
+        entered.stage("cgroups")?;
+        *place = Some(all.to_owned());
+    }
     Ok((hierarchy, group))
 }
