@@ -504,7 +504,7 @@ fn from_the_first_packet_to_the_last() {
         .cluster
         .field(&format!("pod -n y {}", b.name), ".status.hostIP");
     let host = lab.cluster.host.sh(&format!(
-        "nc -z -w 1 {} 80 && echo open || echo closed",
+        "busybox nc -w 1 {} 80 </dev/null && echo open || echo closed",
         b.address
     ));
     let is_own = node == "192.168.77.1";
@@ -518,7 +518,7 @@ fn from_the_first_packet_to_the_last() {
         "sh",
         "-c",
         format!(
-            "for i in 1 2 3 4 5; do nc -z -w 1 {} 80 && echo through; done; true",
+            "for i in 1 2 3 4 5; do nc -w 1 {} 80 </dev/null 2>/dev/null && echo through; done; true",
             lab.pod("z", "b").address
         )
     ]);
@@ -528,6 +528,25 @@ fn from_the_first_packet_to_the_last() {
         "Succeeded",
     );
     assert_eq!(lab.cluster.ok("logs -n x early"), "");
+    // Why, for who asks.
+    let traced = lab.cluster.vetch(&["policy", "trace", "x/a", "z/b", "80"]);
+    let said = String::from_utf8_lossy(&traced.stdout).into_owned();
+    assert_eq!(traced.status.code(), Some(1), "{}", text(&traced));
+    assert_eq!(
+        said,
+        "egress   denied: isolated by deny, none of which allows it\n\
+         ingress  allowed: no policy isolates it\n"
+    );
+    let traced = lab.cluster.vetch(&["policy", "trace", "z/a", "y/b", "80"]);
+    assert!(traced.status.success(), "{}", text(&traced));
+    let traced = lab
+        .cluster
+        .vetch(&["policy", "trace", "x/nobody", "z/b", "80"]);
+    assert!(
+        text(&traced).contains("there is no pod x/nobody"),
+        "{}",
+        text(&traced)
+    );
     // DNS is a pod's as everywhere: it is reached where the policy names it.
     let dns = json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"to": [{
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},

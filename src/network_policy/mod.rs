@@ -19,10 +19,12 @@ mod model;
 mod plan;
 mod ranges;
 mod rules;
+mod snapshot;
 mod sync;
 mod table;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod watched;
 
 use std::{
@@ -47,11 +49,16 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    model::{PodFacts, Protocol},
+    model::PodFacts,
     plan::{World, plan},
     rules::Rules,
     sync::Writer,
     watched::WatchedPod,
+};
+pub use self::{
+    model::Protocol,
+    snapshot::Snapshot,
+    trace::{Connection, End, Judgement},
 };
 use crate::{
     events::{Level, Recorder, Source},
@@ -453,7 +460,9 @@ impl Engine {
         let admitted = self.admitted.iter();
         let unseen = admitted.filter(|(uid, _)| !seen.contains(uid.as_str()));
         pods.extend(unseen.map(|(_, facts)| facts.clone()));
-        pods.push(cluster_dns(watched, self.config.dns));
+        let slices = watched.slices.list();
+        let slices = slices.iter().map(|slice| &**slice);
+        pods.push(cluster_dns(slices, Some(self.config.dns)));
         let namespaces = watched.namespaces.list();
         let namespaces = namespaces.iter();
         World {
@@ -487,10 +496,12 @@ impl Engine {
     }
 }
 
-/// As if a pod served it on each node.
-fn cluster_dns(watched: &Watched, own: IpAddr) -> PodFacts {
-    let slices = watched.slices.list();
-    let serving = slices.iter().filter(|slice| {
+/// As if a pod served it on each node; `own` is where this one's answers.
+fn cluster_dns<'a>(
+    slices: impl Iterator<Item = &'a EndpointSlice>,
+    own: Option<IpAddr>,
+) -> PodFacts {
+    let serving = slices.filter(|slice| {
         slice.namespace().as_deref() == Some(DNS_NAMESPACE)
             && slice.labels().get(SERVICE_NAME).map(String::as_str) == Some(DNS_NAME)
     });
@@ -503,7 +514,7 @@ fn cluster_dns(watched: &Watched, own: IpAddr) -> PodFacts {
         name: DNS_NAME.into(),
         uid: String::new(),
         labels: [(DNS_LABEL.to_owned(), DNS_NAME.to_owned())].into(),
-        addresses: addresses.chain([own]).collect(),
+        addresses: addresses.chain(own).collect(),
         ports: [port(Protocol::Udp, "dns"), port(Protocol::Tcp, "dns-tcp")].into(),
         is_local: false,
     }

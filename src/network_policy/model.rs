@@ -108,6 +108,16 @@ pub struct Chain {
     pub allowed: Allowed,
 }
 
+impl Chain {
+    pub fn passes(&self, peer: IpAddr, protocol: u8, port: u16) -> bool {
+        let mut fitting = self
+            .allowed
+            .iter()
+            .filter(|(ports, _)| ports.include(protocol, port));
+        fitting.any(|(_, peers)| peers.include(peer))
+    }
+}
+
 /// What the kernel shall hold, for one family of addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
@@ -180,8 +190,6 @@ impl Desired {
             return true;
         };
         let chain = self.chains.get(chain);
-        let allowed = chain.into_iter().flat_map(|chain| &chain.allowed);
-        let mut fitting = allowed.filter(|(ports, _)| ports.include(protocol, port));
-        fitting.any(|(_, peers)| peers.include(peer))
+        chain.is_some_and(|chain| chain.passes(peer, protocol, port))
     }
 }

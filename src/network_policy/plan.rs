@@ -82,6 +82,17 @@ pub fn plan(world: &World, ipv6: bool) -> Desired {
     desired
 }
 
+/// What one policy lets through for one pod.
+pub fn alone<'a>(
+    world: &'a World,
+    pod: &PodFacts,
+    direction: Direction,
+    policy: &'a Rules,
+    ipv6: bool,
+) -> Allowed {
+    Planner::new(world, ipv6).allowed(pod, direction, &[policy])
+}
+
 /// What pods of one chain have in common.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Class {

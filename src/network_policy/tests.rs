@@ -10,6 +10,7 @@ use super::{
     plan::{World, plan},
     rules::Rules,
     sync::Writer,
+    trace::{Connection, End, trace},
 };
 
 const TCP: u8 = 6;
@@ -257,6 +258,36 @@ fn many_policies_are_a_union() {
         desired.ingress[&address("10.0.0.2")],
         desired.ingress[&address("10.0.0.3")]
     );
+}
+
+#[test]
+fn why_a_connection_is_denied() {
+    let none = policy("a", "none", json!({"podSelector": {}}));
+    let from_b = json!({"podSelector": {}, "ingress": [{"from": [{"namespaceSelector": {"matchLabels": {"ns": "b"}}}]}]});
+    let world = world(vec![none, policy("a", "from-b", from_b)]);
+    let ask = |from: End, to: &str| {
+        let connection = Connection {
+            from,
+            to: End::Pod(Box::new(pod(to))),
+            protocol: Protocol::Tcp,
+            port: 80,
+        };
+        trace(&world, &connection).map(|judgement| judgement.to_string())
+    };
+    let free = "allowed: no policy isolates it".to_owned();
+    let by = |name: &str| End::Pod(Box::new(pod(name)));
+    assert_eq!(
+        ask(by("b1"), "a1"),
+        [free.clone(), "allowed by from-b".into()]
+    );
+    let denied = "denied: isolated by none, from-b, none of which allows it".to_owned();
+    assert_eq!(ask(by("c1"), "a1"), [free.clone(), denied.clone()]);
+    assert_eq!(
+        ask(End::Address(address("192.0.2.1")), "a1"),
+        [free.clone(), denied]
+    );
+    assert_eq!(ask(by("a1"), "a1"), [free.clone(), free.clone()]);
+    assert_eq!(ask(by("a1"), "c1"), [free.clone(), free]);
 }
 
 #[test]
