@@ -7,7 +7,7 @@ use std::{
 };
 
 /// What each part of `src` may use of the others. `cli` may use everything.
-const ALLOWED: [(&str, &[&str]); 23] = [
+const ALLOWED: [(&str, &[&str]); 24] = [
     ("accepting", &[]),
     ("addresses", &[]),
     ("allocator", &["program_text"]),
@@ -48,6 +48,7 @@ const ALLOWED: [(&str, &[&str]); 23] = [
             "accepting",
             "addresses",
             "any_certificate",
+            "network_policy",
             "own_ports",
             "repair",
             "runtime",
@@ -58,6 +59,7 @@ const ALLOWED: [(&str, &[&str]); 23] = [
             "placement",
         ],
     ),
+    ("network_policy", &["events", "informer", "repair"]),
     ("own_ports", &[]),
     ("pki", &[]),
     ("placement", &[]),
@@ -94,12 +96,13 @@ const FOR_ALL: [&str; 9] = [
 ];
 
 /// Which of our crates each part may use.
-const CRATES: [(&str, &[&str]); 11] = [
+const CRATES: [(&str, &[&str]); 12] = [
     ("apiserver", &["proto"]),
     ("cel", &["proto"]),
     ("controllers", &["proto"]),
     ("kubelet", &["netns", "cgroups", "proto"]),
     ("runtime", &["netns", "cgroups"]),
+    ("network_policy", &["netns"]),
     ("own_ports", &["netns"]),
     ("placement", &["proto"]),
     ("proxy", &["netns"]),

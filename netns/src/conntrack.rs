@@ -89,7 +89,7 @@ fn parse(family: u8, attrs: &[u8]) -> Option<Entry> {
     })
 }
 
-/// `None` for protocols without ports.
+/// Protocols without ports have port 0.
 fn tuple(bytes: &[u8]) -> Option<Tuple> {
     let ip = wire::attribute(bytes, TUPLE_IP)?;
     let proto = wire::attribute(bytes, TUPLE_PROTO)?;
@@ -102,9 +102,9 @@ fn tuple(bytes: &[u8]) -> Option<Tuple> {
             }
         }
     };
-    let port = |kind: u16| -> Option<u16> {
-        let bytes = wire::attribute(proto, kind)?;
-        Some(u16::from_be_bytes(bytes.try_into().ok()?))
+    let port = |kind: u16| match wire::attribute(proto, kind) {
+        Some(bytes) => Some(u16::from_be_bytes(bytes.try_into().ok()?)),
+        None => Some(0),
     };
     Some(Tuple {
         protocol: *wire::attribute(proto, 1)?.first()?,

@@ -22,6 +22,7 @@ mod node_name;
 mod notify;
 mod oom;
 mod paths;
+mod policy;
 mod preload;
 mod registries;
 mod reservations;
@@ -66,6 +67,7 @@ enum Command {
     Kubeconfig(kubeconfig::Kubeconfig),
     Logs(logs::Logs),
     Token(token::Token),
+    Policy(policy::Policy),
     Version(version::Version),
     Completion(completion::Completion),
     #[command(name = demo::server::SUBCOMMAND, hide = true)]
@@ -93,6 +95,7 @@ pub fn main() -> ExitCode {
         Command::Kubeconfig(kubeconfig) => kubeconfig.run(&mut std::io::stdout()),
         Command::Logs(logs) => logs.run(&mut std::io::stdout()),
         Command::Token(token) => token.run(&mut std::io::stdout()),
+        Command::Policy(policy) => policy.run(&mut std::io::stdout()),
         Command::Version(version) => version.run(&mut std::io::stdout()),
         Command::Completion(completion) => completion.run(&mut std::io::stdout()),
         Command::DemoServer(server) => server.run(),

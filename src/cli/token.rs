@@ -193,7 +193,8 @@ async fn secrets(root: &RootArg) -> Result<Api<Secret>, Error> {
     Ok(Api::namespaced(client, bootstrap_token::NAMESPACE))
 }
 
-async fn administrator(paths: &Paths, flag: &str) -> Result<Client, Error> {
+/// The cluster's administrator, for commands on the machine that has the control plane.
+pub(super) async fn administrator(paths: &Paths, flag: &str) -> Result<Client, Error> {
     let path = paths.kubeconfig();
     if !path.exists() {
         let path = path.display();

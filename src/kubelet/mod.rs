@@ -52,6 +52,7 @@ use crate::{
     accepting,
     causes::causes,
     informer::Informers,
+    network_policy::Policies,
     pki::Clients,
     runtime::{Runtime, image::Images},
 };
@@ -105,6 +106,8 @@ pub struct Deps {
     pub runtime: Runtime,
     pub images: Images,
     pub network: network::PodNetwork,
+    /// Asked before a pod starts.
+    pub policies: Policies,
     /// For the kubelet's own API: asks for client certificates.
     pub server_tls: Arc<rustls::ServerConfig>,
     /// Says whom they name.
@@ -173,6 +176,7 @@ pub async fn run(
         services: deps.informers.get(),
         runtime: deps.runtime.clone(),
         network: deps.network.clone(),
+        policies: deps.policies.clone(),
         config: config.clone(),
         client: client.clone(),
         facts,

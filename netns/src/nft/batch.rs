@@ -28,9 +28,11 @@ const DELETE_ELEMENT: u16 = 14;
 const CREATE: i32 = libc::NLM_F_CREATE;
 /// An attribute holds at most 64 KiB; a list of elements is split before that.
 const LIST_BYTES: usize = 48 << 10;
+const SET_INTERVAL: u32 = 4;
 const SET_MAP: u32 = 8;
 const SET_TIMEOUT: u32 = 0x10;
 const SET_EVAL: u32 = 0x20;
+const ELEMENT_INTERVAL_END: u32 = 1;
 const TABLE_HANDLE: u16 = 4;
 const VERDICT_TYPE: u32 = 0xffff_ff00;
 
@@ -40,6 +42,8 @@ pub enum Value {
     None,
     Data(Vec<u8>),
     Verdict(Verdict),
+    /// This key is the first one after a range.
+    RangeEnd,
 }
 
 /// One element: every field of key and data padded to four bytes, unless it is alone.
@@ -146,6 +150,9 @@ impl Batch {
         };
         if set.dynamic.is_some() {
             flags |= SET_TIMEOUT | SET_EVAL;
+        }
+        if set.ranges {
+            flags |= SET_INTERVAL;
         }
         self.message(NEW_SET, CREATE, table, what, |body| {
             body.str(1, &table.name)
@@ -255,6 +262,9 @@ fn encode(list: &mut Attrs, element: &Element) {
             }
             Value::Verdict(verdict) => {
                 attrs.nest(2, |value| verdict.encode(value));
+            }
+            Value::RangeEnd => {
+                attrs.be32(3, ELEMENT_INTERVAL_END);
             }
         }
     });

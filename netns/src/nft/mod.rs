@@ -8,5 +8,5 @@ mod rule;
 mod types;
 
 pub use batch::{Batch, Element, Socket, Value};
-pub use rule::{Reg, Reject, Rule};
+pub use rule::{Reg, Reject, Rule, Tracked};
 pub use types::{BaseChain, ChainKind, Family, Hook, Policy, Set, SetKind, Table, Type, Verdict};

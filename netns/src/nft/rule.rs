@@ -25,6 +25,30 @@ pub enum Reject {
     Icmpv6Port,
 }
 
+/// What connection tracking says of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracked {
+    /// It fits no connection.
+    Invalid,
+    /// Both sides have been heard.
+    Established,
+    /// It belongs to an established one: an error message, say.
+    Related,
+    /// It is not looked at.
+    Untracked,
+}
+
+impl Tracked {
+    fn bit(self) -> u32 {
+        match self {
+            Self::Invalid => 1,
+            Self::Established => 1 << 1,
+            Self::Related => 1 << 2,
+            Self::Untracked => 1 << 6,
+        }
+    }
+}
+
 /// A rule under construction.
 #[derive(Clone, Debug, Default)]
 pub struct Rule(pub(super) Attrs);
@@ -159,6 +183,11 @@ impl Rule {
         self.compare(5, register, value)
     }
 
+    /// The same, so large at most.
+    pub fn at_most(self, register: Reg, value: &[u8]) -> Self {
+        self.compare(3, register, value)
+    }
+
     fn compare(self, operation: u32, register: Reg, value: &[u8]) -> Self {
         self.expression("cmp", |e| {
             e.be32(1, register.number())
@@ -222,6 +251,26 @@ impl Rule {
             true => rule.equal(Reg(0), &value),
             false => rule.not_equal(Reg(0), &value),
         }
+    }
+
+    /// Goes on only if the packet's connection is in one of these states.
+    pub fn connection_in(self, states: &[Tracked]) -> Self {
+        const STATE: u32 = 0;
+        let mask = states.iter().fold(0, |mask, state| mask | state.bit());
+        self.expression("ct", |e| {
+            e.be32(1, Reg(0).number()).be32(2, STATE);
+        })
+        .bitwise(Reg(0), &mask.to_ne_bytes(), &[0; 4])
+        .not_equal(Reg(0), &[0; 4])
+    }
+
+    /// Goes on only if the TCP segment, which the packet must be, begins no connection.
+    pub fn no_first_segment(self) -> Self {
+        const FIN_SYN_RST_ACK: u8 = 0x17;
+        const SYN: u8 = 0x02;
+        self.payload(2, Reg(0), 13, 1)
+            .bitwise(Reg(0), &[FIN_SYN_RST_ACK], &[0])
+            .not_equal(Reg(0), &[SYN])
     }
 
     /// Goes on only if the connection's destination was rewritten.

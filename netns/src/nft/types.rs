@@ -196,6 +196,8 @@ pub struct Set<'a> {
     /// It never holds more than this: the kernel then takes a table of fixed size, which is found through
     /// faster than one that grows.
     pub most: Option<u32>,
+    /// It holds ranges: each is its first key, and the one after its last with [`super::Value::RangeEnd`].
+    pub ranges: bool,
 }
 
 impl<'a> Set<'a> {
@@ -206,7 +208,14 @@ impl<'a> Set<'a> {
             kind,
             dynamic: None,
             most: None,
+            ranges: false,
         }
+    }
+
+    /// Of ranges of keys, which must not overlap.
+    pub fn of_ranges(mut self) -> Self {
+        self.ranges = true;
+        self
     }
 
     /// Elements beyond so many fail their batch.

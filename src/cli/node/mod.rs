@@ -30,7 +30,8 @@ use self::{
     readiness::{READY_WITHIN, REFUSED_FOR, not_ready, reached, refused},
     removal::Recorded,
     settings::{
-        kubelet_config, network_config, own, proxy_config, resolv_conf, runtime_config, tunnel,
+        kubelet_config, network_config, own, policy_config, proxy_config, resolv_conf,
+        runtime_config, tunnel,
     },
 };
 use super::{Error, paths::Paths};
@@ -42,6 +43,7 @@ use crate::{
         network::{PodNetwork, peers},
         settings::ResourceSettings,
     },
+    network_policy::Policies,
     proxy,
     runtime::{Runtime, image::Images},
     supervision::{Parts, Policy},
@@ -108,6 +110,11 @@ impl Node {
             let tunnel = tunnel(&config, &names);
             move |shutdown| peers::run(watching.clone(), own.clone(), tunnel.clone(), shutdown)
         });
+        let policies = Policies::new(policy_config(&config, &names, gateway));
+        parts.start("part/network-policy", Policy::Restart, {
+            let (watching, policies) = (watching.clone(), policies.clone());
+            move |shutdown| policies.clone().run(watching.clone(), shutdown)
+        });
         let resolver = dns::Config {
             listen: vec![SocketAddr::new(gateway, DNS_PORT)],
             domain: CLUSTER_DOMAIN.into(),
@@ -134,6 +141,7 @@ impl Node {
             runtime,
             images,
             network,
+            policies,
             server_tls: identity.serving,
             clients: identity.clients,
             refused: watch::Sender::default(),

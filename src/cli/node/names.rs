@@ -45,6 +45,7 @@ pub(super) struct Names {
     pub bridge: String,
     pub table: String,
     pub proxy_table: String,
+    pub policy_table: String,
     pub cgroup_root: String,
 }
 
@@ -55,6 +56,7 @@ impl Names {
                 bridge: "vetch0".into(),
                 table: "vetch".into(),
                 proxy_table: "vetch-proxy".into(),
+                policy_table: "vetch-policy".into(),
                 cgroup_root: "vetch".into(),
             },
             Some(bytes) => {
@@ -63,6 +65,7 @@ impl Names {
                     bridge: format!("vetch{tag}"),
                     table: format!("vetch-{tag}"),
                     proxy_table: format!("vetch-proxy-{tag}"),
+                    policy_table: format!("vetch-policy-{tag}"),
                     cgroup_root: format!("vetch-{tag}"),
                 }
             }

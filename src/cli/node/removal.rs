@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::{
     Config, PodLimits,
     names::{Names, Ranges, cluster_cidr, cluster_dns},
-    settings::{kubelet_config, network_config, proxy_config, runtime_config, tunnel},
+    settings::{
+        kubelet_config, network_config, policy_config, proxy_config, runtime_config, tunnel,
+    },
 };
 use crate::{
     cli::{Error, paths::Paths},
@@ -20,7 +22,7 @@ use crate::{
         network::{self, PodNetwork},
         settings::ResourceSettings,
     },
-    proxy,
+    network_policy, proxy,
     runtime::Runtime,
 };
 
@@ -69,6 +71,7 @@ pub async fn remove(paths: &Paths) -> Result<(), Error> {
         kubelet::remove_pods(&kubelet, &runtime, &network).await?;
     }
     proxy::remove(proxy_config(&config, &names)).await?;
+    network_policy::remove(policy_config(&config, &names, network.gateway())).await?;
     network::peers::remove(cluster_cidr(config.pod_cidr), tunnel(&config, &names)).await?;
     network.remove().await?;
     group.remove()?;

@@ -17,6 +17,7 @@ use crate::{
         self,
         network::{self, peers},
     },
+    network_policy,
     own_ports::{OwnPort, OwnPorts, TCP, UDP},
     proxy, runtime,
 };
@@ -114,6 +115,18 @@ pub(super) fn proxy_config(config: &Config, names: &Names) -> proxy::Config {
             .flatten()
             .collect(),
         own_ports: own_ports(config),
+    }
+}
+
+pub(super) fn policy_config(
+    config: &Config,
+    names: &Names,
+    gateway: IpAddr,
+) -> network_policy::Config {
+    network_policy::Config {
+        table: names.policy_table.clone(),
+        node: config.name.clone(),
+        dns: gateway,
     }
 }
 

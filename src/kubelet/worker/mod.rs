@@ -54,6 +54,7 @@ use super::{
 };
 use crate::{
     informer::Informer,
+    network_policy::Policies,
     runtime::{Phase, Runtime},
     supervision::steps::{Step, reached},
 };
@@ -72,6 +73,7 @@ pub struct Context {
     pub client: Client,
     pub runtime: Runtime,
     pub network: PodNetwork,
+    pub policies: Policies,
     pub puller: Puller,
     pub volumes: Volumes,
     pub prober: Prober,

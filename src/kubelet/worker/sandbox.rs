@@ -89,6 +89,8 @@ async fn namespaces(
     let failed = |error: network::Error| causes(&error);
     let attached = context.network.attach(&uid, netns.as_fd()).await;
     let address = attached.map_err(failed)?;
+    let admitted = context.policies.admit(pod, &[address]).await;
+    admitted.map_err(|error| causes(&error))?;
     open_ports(context, pod).await?;
     Ok(vec![address])
 }
@@ -132,7 +134,9 @@ async fn remove(context: &Context, uid: &str) -> Result<(), String> {
         Err(error) => return Err(causes(&error)),
     }
     let detached = context.network.detach(uid).await;
-    detached.map_err(|error| causes(&error))
+    detached.map_err(|error| causes(&error))?;
+    context.policies.forget(uid);
+    Ok(())
 }
 
 /// Gives back everything of a pod whose containers have ended. Tries until it works: an object

@@ -129,6 +129,14 @@ pub const ROLES: &[Role] = &[
             on("list watch", "networking.k8s.io", "servicecidrs"),
         ],
     ),
+    // Ours: who enforces policies on a node must know whom they select.
+    role(
+        "system:network-policy-enforcer",
+        &[
+            on("list watch", "core", "namespaces pods"),
+            on("list watch", "networking.k8s.io", "networkpolicies"),
+        ],
+    ),
     role(
         "system:auth-delegator",
         &[
@@ -232,6 +240,10 @@ pub const BINDINGS: &[(&str, Subjects)] = &[
     // Nodes are the node authorizer's; the binding is there for those who add to it.
     ("system:node", &[]),
     ("system:node-proxier", &["user:system:kube-proxy"]),
+    (
+        "system:network-policy-enforcer",
+        &["user:system:kube-proxy"],
+    ),
     (
         "system:kube-controller-manager",
         &["user:system:kube-controller-manager"],

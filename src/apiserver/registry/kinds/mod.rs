@@ -27,8 +27,6 @@ use super::Resource;
 /// list serves it.
 pub const NOT_SERVED: &[&str] = &[
     "horizontalpodautoscalers.autoscaling",
-    // The proxy does not filter yet: accepting one would be false safety.
-    "networkpolicies.networking.k8s.io",
     "volumeattributesclasses.storage.k8s.io",
 ];
 

@@ -1,6 +1,7 @@
 //! Ingresses, network policies, addresses and service ranges.
 
 mod addresses;
+mod policy;
 
 use serde_json::{Value, json};
 
@@ -11,8 +12,7 @@ use crate::apiserver::registry::{
         cells::{label_selector, text_or_none},
         names,
         row::{self, AGE, column},
-        selector,
-        value::{at, default_text, default_to, has, items, items_mut, set, text, texts},
+        value::{at, default_text, default_to, has, items, set, text, texts},
     },
 };
 
@@ -119,8 +119,8 @@ pub const NETWORKPOLICY: Resource = Resource {
         AGE,
     ],
     behaviour: Behaviour {
-        default: policy_default,
-        validate: policy,
+        default: policy::default,
+        validate: policy::validate,
         generation: true,
         ..PLAIN
     },
@@ -284,59 +284,5 @@ fn backend(backend: &Value, path: &str, causes: &mut Causes) {
             }
         }
         (false, true) => {}
-    }
-}
-
-fn policy_default(policy: &mut Value) {
-    default_to(policy, "spec.podSelector", json!({}));
-    if items(policy, "spec.policyTypes").is_empty() {
-        let egress = !items(policy, "spec.egress").is_empty();
-        let types = if egress {
-            json!(["Ingress", "Egress"])
-        } else {
-            json!(["Ingress"])
-        };
-        set(policy, "spec.policyTypes", types);
-    }
-    for list in ["spec.ingress", "spec.egress"] {
-        for rule in items_mut(policy, list) {
-            for port in items_mut(rule, "ports") {
-                default_text(port, "protocol", "TCP");
-            }
-        }
-    }
-}
-
-fn policy(policy: &Value, causes: &mut Causes) {
-    names::object_name(policy, names::dns_subdomain, causes);
-    selector::validate(&policy["spec"]["podSelector"], "spec.podSelector", causes);
-    for (list, peers) in [("ingress", "from"), ("egress", "to")] {
-        for (index, rule) in items(&policy["spec"], list).iter().enumerate() {
-            for (at, peer) in items(rule, peers).iter().enumerate() {
-                let path = format!("spec.{list}[{index}].{peers}[{at}]");
-                let selects = has(peer, "podSelector") || has(peer, "namespaceSelector");
-                match (has(peer, "ipBlock"), selects) {
-                    (true, true) => {
-                        causes.forbidden(&path, "may not specify both ipBlock and another peer")
-                    }
-                    (false, false) => causes.required(&path, "must specify a peer"),
-                    _ => {}
-                }
-                if has(peer, "ipBlock")
-                    && text(peer, "ipBlock.cidr").parse::<ipnet::IpNet>().is_err()
-                {
-                    causes.invalid(
-                        format!("{path}.ipBlock.cidr"),
-                        text(peer, "ipBlock.cidr"),
-                        "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
-                    );
-                }
-            }
-        }
-    }
-    for kind in texts(policy, "spec.policyTypes") {
-        if !matches!(kind, "Ingress" | "Egress") {
-            causes.unsupported("spec.policyTypes", kind, &["Ingress", "Egress"]);
-        }
     }
 }
