@@ -127,9 +127,13 @@ impl Group {
     /// Lets the group use what `rules` allow, and nothing else if they begin by denying all.
     pub fn set_devices(&self, rules: &[Rule]) -> Result<(), Error> {
         match self.layout() {
+            // Opening such a file takes longer than writing to it, and there are some thirty rules.
             Layout::V1 => v1_writes(rules)
-                .iter()
-                .try_for_each(|(file, value)| self.write(file, value)),
+                .chunk_by(|(one, _), (other, _)| one == other)
+                .try_for_each(|writes| {
+                    let values = writes.iter().map(|(_, value)| value.as_str());
+                    self.write_each(writes[0].0, values)
+                }),
             Layout::V2 => crate::bpf::attach(self, rules),
         }
     }

@@ -327,6 +327,15 @@ impl Group {
         write(&self.file(file)?, value)
     }
 
+    /// Writes the values one after the other; stops at the first that is refused.
+    pub(crate) fn write_each<'a>(
+        &self,
+        file: &str,
+        values: impl Iterator<Item = &'a str>,
+    ) -> Result<(), Error> {
+        write_each(&self.file(file)?, values)
+    }
+
     pub(crate) fn unified(&self) -> Result<PathBuf, Error> {
         let root = self.hierarchy.v2.as_ref();
         let root = root.ok_or_else(|| Error::NoController("cgroup2".into()))?;
@@ -492,14 +501,27 @@ pub(crate) fn read(path: &Path) -> Result<String, Error> {
 }
 
 pub(crate) fn write(path: &Path, value: &str) -> Result<(), Error> {
-    // Not created when missing, as `fs::write` would try: a file the kernel lacks is an error.
-    let file = fs::OpenOptions::new().write(true).open(path);
-    file.and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))
-        .map_err(|source| Error::Write {
+    write_each(path, std::iter::once(value))
+}
+
+fn write_each<'a>(path: &Path, values: impl Iterator<Item = &'a str>) -> Result<(), Error> {
+    let mut file = None;
+    for value in values {
+        let written = match &mut file {
+            Some(file) => io::Write::write_all(file, value.as_bytes()),
+            // Not created when missing, as `fs::write` would try: a file the kernel lacks is an error.
+            none => fs::OpenOptions::new()
+                .write(true)
+                .open(path)
+                .and_then(|file| io::Write::write_all(none.insert(file), value.as_bytes())),
+        };
+        written.map_err(|source| Error::Write {
             path: path.into(),
             value: value.into(),
             source,
-        })
+        })?;
+    }
+    Ok(())
 }
 
 pub(crate) fn failed(operation: &'static str, path: &Path, source: io::Error) -> Error {

@@ -80,9 +80,14 @@ pub async fn stop(context: &Context, order: &Order) {
 
 /// Whether a Service sends connections to the pod, which it would refuse as soon as it has the signal.
 fn is_served(context: &Context, pod: &Pod) -> bool {
-    let services = context.services.list_in(&pod.namespace().unwrap_or_default());
+    let services = context
+        .services
+        .list_in(&pod.namespace().unwrap_or_default());
     services.iter().any(|service| {
-        let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+        let selector = service
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.selector.as_ref());
         selector.is_some_and(|selector| {
             !selector.is_empty()
                 && selector
