@@ -14,6 +14,8 @@ use netns::nft::{BaseChain, Batch, ChainKind, Family, Hook, Policy, Reg, Rule, T
 
 use crate::{addresses::canonical, own_ports::OwnPorts};
 
+/// Services have their rules at -100: who may have a port of the node keeps it from them.
+const BEFORE_SERVICES: i32 = -101;
 const LOOPBACK: (IpAddr, u8) = (IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8);
 
 /// One port of the node.
@@ -101,7 +103,7 @@ pub fn batch(
     }
     for (name, hook) in [("prerouting", Hook::Prerouting), ("output", Hook::Output)] {
         batch
-            .add_base_chain(&table, name, base(ChainKind::Nat, hook, -100))
+            .add_base_chain(&table, name, base(ChainKind::Nat, hook, BEFORE_SERVICES))
             .add_rule(
                 &table,
                 name,

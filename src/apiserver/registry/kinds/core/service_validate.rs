@@ -108,6 +108,18 @@ pub fn validate(service: &Value, causes: &mut Causes) {
         ips::endpoint(ip, &format!("spec.externalIPs[{index}]"), causes);
     }
     source_ranges(service, kind, causes);
+    balancer_class(service, kind, causes);
+}
+
+fn balancer_class(service: &Value, kind: &str, causes: &mut Causes) {
+    const FIELD: &str = "spec.loadBalancerClass";
+    let Some(class) = at(service, FIELD).and_then(Value::as_str) else {
+        return;
+    };
+    match kind {
+        "LoadBalancer" => names::report(names::qualified_name(class), class, FIELD, causes),
+        _ => causes.forbidden(FIELD, "may only be used when `type` is 'LoadBalancer'"),
+    }
 }
 
 /// Blanks around a range are allowed, as they always were.
@@ -254,6 +266,12 @@ pub fn validate_update(new: &Value, old: &Value, causes: &mut Causes) {
     if at(new, "status.loadBalancer") != at(old, "status.loadBalancer") {
         balancer(new, causes);
     }
+    // Whose load balancer it is: the one that gave it addresses must hear of its end.
+    let class = "spec.loadBalancerClass";
+    let is_balanced = |service: &Value| text(service, "spec.type") == "LoadBalancer";
+    if is_balanced(new) && is_balanced(old) && at(new, class) != at(old, class) {
+        causes.invalid(class, at(new, class), "may not change once set");
+    }
     let uses_addresses = |service: &Value| text(service, "spec.type") != "ExternalName";
     if !uses_addresses(new) || !uses_addresses(old) {
         return;
@@ -325,6 +343,11 @@ mod tests {
                 "Invalid value: \"10.0.0.0\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
             ),
             (
+                json!({"type": "NodePort", "loadBalancerClass": "a.b/c", "ports": [{"port": 1, "protocol": "TCP"}]}),
+                "spec.loadBalancerClass",
+                "Forbidden: may only be used when `type` is 'LoadBalancer'",
+            ),
+            (
                 json!({"type": "ExternalName"}),
                 "spec.externalName",
                 "Required value",
@@ -383,6 +406,41 @@ mod tests {
             validate_update(&new, &old, &mut causes);
             let got = causes.0.first().map(|cause| cause.field.as_str());
             assert_eq!(got, want, "{new}");
+        }
+    }
+
+    #[test]
+    fn a_balancer_keeps_its_class() {
+        for (before, after, kind, want) in [
+            (Some("a.b/c"), Some("a.b/c"), "LoadBalancer", None),
+            (None, None, "LoadBalancer", None),
+            (
+                None,
+                Some("a.b/c"),
+                "LoadBalancer",
+                Some("spec.loadBalancerClass"),
+            ),
+            (
+                Some("a.b/c"),
+                None,
+                "LoadBalancer",
+                Some("spec.loadBalancerClass"),
+            ),
+            // Another type has none.
+            (Some("a.b/c"), None, "ClusterIP", None),
+        ] {
+            let service = |kind, class: Option<&str>| {
+                let mut service = json!({"spec": {"type": kind}});
+                if let Some(class) = class {
+                    service["spec"]["loadBalancerClass"] = class.into();
+                }
+                service
+            };
+            let (new, old) = (service(kind, after), service("LoadBalancer", before));
+            let mut causes = Causes::default();
+            validate_update(&new, &old, &mut causes);
+            let got = causes.0.first().map(|cause| cause.field.as_str());
+            assert_eq!(got, want, "{old} {new}");
         }
     }
 
