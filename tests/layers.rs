@@ -7,7 +7,7 @@ use std::{
 };
 
 /// What each part of `src` may use of the others. `cli` may use everything.
-const ALLOWED: [(&str, &[&str]); 23] = [
+const ALLOWED: [(&str, &[&str]); 24] = [
     ("accepting", &[]),
     ("addresses", &[]),
     ("allocator", &["program_text"]),
@@ -41,6 +41,7 @@ const ALLOWED: [(&str, &[&str]); 23] = [
     ("events", &[]),
     ("informer", &[]),
     ("joining", &["bootstrap_token", "pki"]),
+    ("lab", &["pki", "runtime"]),
     ("listener", &["accepting"]),
     (
         "kubelet",
@@ -94,11 +95,12 @@ const FOR_ALL: [&str; 9] = [
 ];
 
 /// Which of our crates each part may use.
-const CRATES: [(&str, &[&str]); 11] = [
+const CRATES: [(&str, &[&str]); 12] = [
     ("apiserver", &["proto"]),
     ("cel", &["proto"]),
     ("controllers", &["proto"]),
     ("kubelet", &["netns", "cgroups", "proto"]),
+    ("lab", &["netns", "cgroups"]),
     ("runtime", &["netns", "cgroups"]),
     ("own_ports", &["netns"]),
     ("placement", &["proto"]),

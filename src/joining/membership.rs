@@ -60,10 +60,7 @@ impl From<KeyPair> for pki::Identity {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("read {path}")]
-    Io {
-        path: PathBuf,
-        source: io::Error,
-    },
+    Io { path: PathBuf, source: io::Error },
     #[error("read {path}")]
     Unreadable {
         path: PathBuf,

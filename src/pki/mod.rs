@@ -38,7 +38,6 @@ use rcgen::{
     PublicKeyData,
 };
 
-pub use self::{files::write as write_private, renewal::Due};
 pub use self::{
     clients::{Clients, Holder, Refused},
     held::Held,
@@ -49,6 +48,7 @@ pub use self::{
     tls::{client_config, live_client_config, server_config, server_config_with},
     tokens::{Algorithm, TokenKey, TokenKeys},
 };
+pub use self::{files::write as write_private, renewal::Due};
 use self::{leaf::Validity, live::Signer};
 
 /// The name by which aggregated API servers know this one.
