@@ -25,6 +25,7 @@ mod hex;
 pub mod informer;
 pub mod joining;
 pub mod kubelet;
+pub mod lab;
 pub mod listener;
 pub mod logging;
 pub mod network_policy;

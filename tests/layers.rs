@@ -41,6 +41,7 @@ const ALLOWED: [(&str, &[&str]); 24] = [
     ("events", &[]),
     ("informer", &[]),
     ("joining", &["bootstrap_token", "pki"]),
+    ("lab", &["pki", "runtime"]),
     ("listener", &["accepting"]),
     (
         "kubelet",
@@ -101,6 +102,7 @@ const CRATES: [(&str, &[&str]); 12] = [
     ("cel", &["proto"]),
     ("controllers", &["proto"]),
     ("kubelet", &["netns", "cgroups", "proto"]),
+    ("lab", &["netns", "cgroups"]),
     ("runtime", &["netns", "cgroups"]),
     ("network_policy", &["netns"]),
     ("own_ports", &["netns"]),

@@ -233,6 +233,9 @@ fn a_host_without_root_is_told_and_not_touched() {
         "reset --yes",
         "image ls",
         "image pull a",
+        "lab up",
+        "lab down",
+        "lab list",
     ];
     for command in commands {
         let mut as_nobody = cluster.host.command("setpriv");

@@ -1,18 +1,19 @@
 //! Network namespaces, links, addresses, routes, bridges and nf_tables over netlink.
 //!
 //! Owns the encoding of every message that changes a network namespace; knows nothing of
-//! Kubernetes. Called by the kubelet (pod wiring), the proxy (services) and the runtime
-//! (namespaces).
+//! Kubernetes. Called by the kubelet (pod wiring), the proxy (services), the runtime
+//! (namespaces) and the lab (whole hosts).
 //! Always true:
 //! - Calls block, for microseconds: the kernel answers inside `sendmsg`. Async callers use a
 //!   blocking thread. Only a [`monitor::Monitor`] is awaited.
 //! - A socket belongs to the namespace of the thread that opened it, for good.
 //! - An error names the message that failed and carries the kernel's own words where it has any.
 //!
-//! Start at [`route::Socket`] for links, at [`nft::Batch`] for packet rules, and at
-//! [`monitor::Monitor`] for what others change.
+//! Start at [`route::Socket`] for links, at [`nft::Batch`] for packet rules, at
+//! [`monitor::Monitor`] for what others change, and at [`host::Process`] for a host of one's own.
 
 pub mod conntrack;
+pub mod host;
 pub mod monitor;
 pub mod namespace;
 pub mod nft;

@@ -16,7 +16,7 @@ use netns::{
         BaseChain, Batch, ChainKind, Element, Family, Hook, Policy, Reg, Reject, Rule, Set,
         SetKind, Socket, Table, Type, Value, Verdict,
     },
-    route::{self, Change, Port, Prefix, RouteKind, Veth, WantedRoute},
+    route::{self, Change, Disturbance, Port, Prefix, RouteKind, Veth, WantedRoute},
 };
 
 type TestResult<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
@@ -107,11 +107,40 @@ fn a_wired_namespace_reaches_its_gateway() -> TestResult {
     })??;
     host.run(|| -> TestResult {
         let mut socket = route::Socket::open()?;
+        let destinations = socket.destinations()?;
+        let network = Prefix::new("10.9.0.0".parse()?, 24);
+        assert!(destinations.contains(&network), "{destinations:?}");
+        assert!(destinations.contains(&Prefix::host(GATEWAY)));
+        socket.apply(vec![Change::set_down("v1")])?;
+        assert!(!socket.link("v1")?.up);
+        disturb(&mut socket)?;
         socket.apply(vec![Change::delete_link("v1")])?;
         let gone = socket.apply(vec![Change::delete_link("v1")]);
         assert!(gone.is_err_and(|error| error.is_absent()));
         Ok(())
     })?
+}
+
+/// Where the kernel has a network emulator, it delays and loses; where it has none, it says that.
+fn disturb(socket: &mut route::Socket) -> TestResult {
+    let index = socket.link("v1")?.index;
+    let nothing = socket.apply(vec![Change::undisturb(index)]);
+    assert!(nothing.is_err_and(|error| error.is_absent()));
+    for (delay_ms, lost_percent) in [(20, 5), (0, 100)] {
+        let how = Disturbance {
+            delay: Duration::from_millis(delay_ms),
+            lost_percent,
+        };
+        match socket.apply(vec![Change::disturb(index, &how)]) {
+            Err(error) => return Ok(assert!(error.is_absent(), "{error}")),
+            Ok(()) => {
+                let shown = output("tc", &["qdisc", "show", "dev", "v1"])?;
+                assert!(shown.contains(&format!("loss {lost_percent}%")), "{shown}");
+                assert_eq!(shown.contains("delay 20ms"), delay_ms == 20, "{shown}");
+            }
+        }
+    }
+    Ok(socket.apply(vec![Change::undisturb(index)])?)
 }
 
 /// A table with one of everything the proxy uses.

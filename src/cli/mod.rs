@@ -16,6 +16,7 @@ mod disable;
 mod down;
 mod image;
 mod kubeconfig;
+mod lab;
 mod logs;
 mod node;
 mod node_args;
@@ -39,7 +40,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{allocator, causes::causes, logging, runtime::supervisor};
+use crate::{allocator, causes::causes, lab::holder, logging, runtime::supervisor};
 
 /// What went wrong, for a person: wrapping any error with what was being done is enough here.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -66,6 +67,7 @@ enum Command {
     Check(check::Check),
     Image(image::ImageCommand),
     Kubeconfig(kubeconfig::Kubeconfig),
+    Lab(lab::Lab),
     Logs(logs::Logs),
     Token(token::Token),
     Policy(policy::Policy),
@@ -77,13 +79,17 @@ enum Command {
 
 /// Parses the arguments of the process and runs what they ask for.
 pub fn main() -> ExitCode {
-    // A pod's supervisor is this program too; it needs nothing of what follows.
+    // A pod's supervisor and the first process of a lab's host are this program too; they need nothing of what
+    // follows.
     let mut args = std::env::args_os().skip(1);
-    if args
-        .next()
-        .is_some_and(|first| first == supervisor::SUBCOMMAND)
-    {
-        return supervisor::main(&args.collect::<Vec<_>>());
+    match args.next() {
+        Some(first) if first == supervisor::SUBCOMMAND => {
+            return supervisor::main(&args.collect::<Vec<_>>());
+        }
+        Some(first) if first == holder::SUBCOMMAND => {
+            return holder::main(&args.collect::<Vec<_>>());
+        }
+        _ => {}
     }
     allocator::give_back();
     let result = match Cli::parse().command {
@@ -94,6 +100,7 @@ pub fn main() -> ExitCode {
         Command::Check(check) => check.run(&mut std::io::stdout()),
         Command::Image(image) => image.run(),
         Command::Kubeconfig(kubeconfig) => kubeconfig.run(&mut std::io::stdout()),
+        Command::Lab(lab) => lab.run(&mut std::io::stdout()),
         Command::Logs(logs) => logs.run(&mut std::io::stdout()),
         Command::Token(token) => token.run(&mut std::io::stdout()),
         Command::Policy(policy) => policy.run(&mut std::io::stdout()),
@@ -156,6 +163,15 @@ mod tests {
             "vetch token create --ttl 2h --root /x",
             "vetch token list --root /x",
             "vetch token delete abcdef --root /x",
+            "vetch lab up --name a --servers 1 --nodes 3 --root /x -- --images-dir /i",
+            "vetch lab down --name a --root /x",
+            "vetch lab list",
+            "vetch lab exec node1 --name a -- ip -o link",
+            "vetch lab kubeconfig",
+            "vetch lab delay node1 20",
+            "vetch lab lose node1 5",
+            "vetch lab heal",
+            "vetch lab heal node1 --name a",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }

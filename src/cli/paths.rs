@@ -60,7 +60,7 @@ impl Paths {
         }
     }
 
-    fn under(root: &Path) -> Self {
+    pub fn under(root: &Path) -> Self {
         Self {
             etc: root.join("etc"),
             state: root.join("lib"),

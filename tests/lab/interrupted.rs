@@ -10,15 +10,22 @@ use std::{
 
 use tokio::signal::unix::{SignalKind, signal};
 
-/// The root folders, and who holds the namespaces of their hosts.
-static CLUSTERS: Mutex<BTreeMap<PathBuf, u32>> = Mutex::new(BTreeMap::new());
+/// What removes what lies below a root folder, and who holds the namespaces of its host.
+type Removal = (u32, &'static [&'static str]);
+
+static CLUSTERS: Mutex<BTreeMap<PathBuf, Removal>> = Mutex::new(BTreeMap::new());
 static WATCH: Once = Once::new();
 
-fn clusters() -> MutexGuard<'static, BTreeMap<PathBuf, u32>> {
+fn clusters() -> MutexGuard<'static, BTreeMap<PathBuf, Removal>> {
     CLUSTERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub fn remove_then(root: &Path, holder: u32) {
+    remove_by(&["reset", "--yes"], root, holder);
+}
+
+/// As [`remove_then`], by other commands of vetch than `reset`.
+pub fn remove_by(command: &'static [&'static str], root: &Path, holder: u32) {
     WATCH.call_once(|| {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = runtime.enable_io().build().unwrap();
@@ -34,25 +41,26 @@ pub fn remove_then(root: &Path, holder: u32) {
                     _ = interrupt.recv() => SignalKind::interrupt(),
                 }
             });
-            for (root, holder) in &*clusters() {
-                remove(root, *holder);
+            for (root, removal) in &*clusters() {
+                remove(root, *removal);
             }
             std::process::exit(128 + number.as_raw_value());
         });
     });
-    clusters().insert(root.to_owned(), holder);
+    clusters().insert(root.to_owned(), (holder, command));
 }
 
 pub fn is_removed(root: &Path) {
     clusters().remove(root);
 }
 
-fn remove(root: &Path, holder: u32) {
+fn remove(root: &Path, (holder, command): Removal) {
     let reset = Command::new("nsenter")
         .arg(format!("--target={holder}"))
         .args(["--net", "--mount", "--"])
         .arg(super::program())
-        .args(["reset", "--yes", "--root"])
+        .args(command)
+        .arg("--root")
         .arg(root)
         .status();
     eprintln!("interrupted: {} was reset: {reset:?}", root.display());

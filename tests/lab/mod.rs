@@ -7,7 +7,7 @@
 //! away on drop, also when the test failed, and when it is interrupted or runs out of time.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-mod interrupted;
+pub mod interrupted;
 
 use std::{
     ffi::OsStr,

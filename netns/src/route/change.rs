@@ -3,6 +3,7 @@
 use std::{
     net::IpAddr,
     os::fd::{AsRawFd, BorrowedFd},
+    time::Duration,
 };
 
 use netlink_packet_route::{
@@ -18,7 +19,7 @@ use rtnetlink::{
 };
 
 use super::{Mac, Prefix};
-use crate::wire::{self, Message};
+use crate::wire::{self, Attrs, Message};
 
 const CREATE: i32 = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
 const REPLACE: i32 = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
@@ -241,6 +242,12 @@ impl Change {
         Self::set_link(link, format!("set link {index} up"))
     }
 
+    /// As if its cable was pulled: the other end of a veth pair loses its carrier.
+    pub fn set_down(name: &str) -> Self {
+        let link = LinkUnspec::new_with_name(name).down();
+        Self::set_link(link, format!("set the link {name} down"))
+    }
+
     /// Makes the link a port of the bridge `master`, and sets it up.
     pub fn set_master(name: &str, master: u32) -> Self {
         let link = LinkUnspec::new_with_name(name).controller(master).up();
@@ -350,6 +357,57 @@ impl Change {
         let what = format!("delete the neighbour {address} on link {index}");
         Self::new(libc::RTM_DELNEIGH, 0, &neighbour(index, address), what)
     }
+}
+
+/// What becomes of the packets that leave by a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Disturbance {
+    /// Each leaves so much later.
+    pub delay: Duration,
+    /// Of a hundred so many do not leave at all, chosen at random.
+    pub lost_percent: u8,
+}
+
+impl Change {
+    /// Idempotent; takes the place of what was set before. `ENOENT`: this kernel has no network emulator
+    /// (`sch_netem`).
+    pub fn disturb(index: u32, how: &Disturbance) -> Self {
+        /// Nanoseconds; the field of the fixed part has the kernel's own ticks.
+        const LATENCY64: u16 = 10;
+        /// Packets that wait at most: about what a gigabit brings in a second.
+        const LIMIT: u32 = 100_000;
+        let lost = u64::from(u32::MAX) * u64::from(how.lost_percent.min(100)) / 100;
+        let mut options = Attrs::default();
+        for word in [0, LIMIT, lost as u32, 0, 0, 0] {
+            options.0.extend(word.to_ne_bytes());
+        }
+        let delay = i64::try_from(how.delay.as_nanos()).unwrap_or(i64::MAX);
+        options.bytes(LATENCY64, &delay.to_ne_bytes());
+        let what = format!("disturb what leaves by link {index}");
+        let mut message = Message::new(libc::RTM_NEWQDISC, REPLACE, &root_queue(index), what);
+        message.body.str(QUEUE_KIND, "netem");
+        message.body.bytes(QUEUE_OPTIONS, &options.0);
+        Self(message)
+    }
+
+    /// Takes [`Change::disturb`] back; absent where nothing is disturbed.
+    pub fn undisturb(index: u32) -> Self {
+        let what = format!("let packets leave by link {index} as they come");
+        let message = Message::new(libc::RTM_DELQDISC, 0, &root_queue(index), what);
+        Self(message)
+    }
+}
+
+const QUEUE_KIND: u16 = 1;
+const QUEUE_OPTIONS: u16 = 2;
+
+/// `tcmsg`: family and padding, link, handle, parent, and a word that is not used here.
+fn root_queue(index: u32) -> Vec<u8> {
+    const ROOT: u32 = u32::MAX;
+    [0, index, 0, ROOT, 0]
+        .into_iter()
+        .flat_map(u32::to_ne_bytes)
+        .collect()
 }
 
 fn tunnel_entry(index: u32, mac: Mac) -> NeighbourMessage {

@@ -18,7 +18,7 @@ use crate::{
     wire::{self, Message},
 };
 
-pub use change::{Change, Port, RouteKind, VIA_PROTOCOL, Veth, Vxlan, WantedRoute};
+pub use change::{Change, Disturbance, Port, RouteKind, VIA_PROTOCOL, Veth, Vxlan, WantedRoute};
 
 const UP: u32 = libc::IFF_UP as u32;
 const INFO_KIND: u16 = 1;
@@ -162,6 +162,17 @@ impl Socket {
             made.push(wanted.to);
         }
         Ok(made)
+    }
+
+    /// Where any table leads, for IPv4: also to addresses of this machine, and to nowhere.
+    pub fn destinations(&mut self) -> Result<Vec<Prefix>, Error> {
+        let fixed = [libc::AF_INET as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let message = Message::new(libc::RTM_GETROUTE, libc::NLM_F_DUMP, &fixed, "list routes");
+        let mut found = Vec::new();
+        self.0.query(&message, |body| {
+            found.extend(parse_route(body).map(|route| route.to));
+        })?;
+        Ok(found)
     }
 
     /// Where the main table leads straight to this link because a program said so, not the kernel.

@@ -21,7 +21,7 @@ use tokio::{net::TcpListener, sync::watch};
 
 pub use self::{
     identity::Identity,
-    names::{Ranges, cluster_cidr, cluster_dns},
+    names::{Ranges, cgroup_below, cluster_cidr, cluster_dns},
     readiness::Readiness,
     removal::{recorded_name, remove},
     settings::VXLAN_PORT,

@@ -1,6 +1,9 @@
 //! What must be unique where several clusters live on one machine, and the ranges of addresses.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+};
 
 use ipnet::{IpNet, Ipv4Net};
 use sha2::{Digest, Sha256};
@@ -71,6 +74,11 @@ impl Names {
             }
         }
     }
+}
+
+/// The control group of what runs below that root.
+pub fn cgroup_below(root: &Path) -> String {
+    Names::of(&Paths::under(root)).cgroup_root
 }
 
 /// Follows from the root folder; `None` for the system's own.

@@ -1,0 +1,404 @@
+//! `vetch lab`: a cluster of several machines on one, its faults, and that nothing of it is left. As root.
+
+mod lab;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use lab::{Host, interrupted, text, until};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// A machine that runs tests may have a full disk, which is nobody's pressure here.
+const FLAGS: [&str; 2] = [
+    "--eviction-hard=memory.available<100Mi",
+    "--image-gc-high-threshold=100",
+];
+
+/// A machine on which labs are made.
+struct Machine {
+    host: Host,
+    root: tempfile::TempDir,
+    /// How it was before the first lab.
+    before: Vec<String>,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let host = Host::new();
+        let root = tempfile::tempdir().unwrap();
+        interrupted::remove_by(&["lab", "down"], root.path(), host.pid());
+        let before = host.picture();
+        Self { host, root, before }
+    }
+
+    fn labs(&self) -> PathBuf {
+        self.root.path().join("labs")
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let (flags, rest) = match words.iter().position(|word| *word == "--") {
+            Some(at) => words.split_at(at),
+            None => (words, &[][..]),
+        };
+        let mut command = self.host.command(lab::program());
+        command
+            .arg("lab")
+            .args(flags)
+            .arg("--root")
+            .arg(self.labs())
+            .args(rest);
+        command
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        self.command(words).output().unwrap()
+    }
+
+    /// A command that must succeed; what it printed.
+    fn ok(&self, words: &[&str]) -> String {
+        let output = self.run(words);
+        assert!(output.status.success(), "{words:?}: {}", text(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// One that must fail, and say this.
+    fn fails(&self, words: &[&str], says: &str) {
+        let output = self.run(words);
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {said}");
+        assert!(said.contains(says), "{words:?}: {said}");
+    }
+
+    fn up(&self, name: &str, nodes: &str) -> String {
+        let words = ["up", "--name", name, "--nodes", nodes, "--"];
+        self.ok(&[&words[..], &FLAGS[..]].concat())
+    }
+
+    fn kubectl(&self, lab: &str, words: &[&str]) -> Output {
+        let kubectl = std::env::var_os("VETCH_TEST_KUBECTL").unwrap_or_else(|| "kubectl".into());
+        self.host
+            .command(kubectl)
+            .env("HOME", self.root.path())
+            .env("KUBECONFIG", self.labs().join(lab).join("kubeconfig"))
+            .args(words)
+            .output()
+            .unwrap()
+    }
+
+    fn kubectl_ok(&self, lab: &str, words: &[&str]) -> String {
+        let output = self.kubectl(lab, words);
+        assert!(output.status.success(), "{words:?}: {}", text(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// How many nodes of a lab are Ready, as this machine sees it.
+    fn ready(&self, lab: &str) -> usize {
+        let said = self.kubectl_ok(lab, &["get", "nodes", "--no-headers"]);
+        said.lines().filter(|line| line.contains(" Ready ")).count()
+    }
+
+    fn record(&self, lab: &str) -> serde_json::Value {
+        let text = fs::read(self.labs().join(lab).join("lab.json")).unwrap();
+        serde_json::from_slice(&text).unwrap()
+    }
+
+    /// Processes of anybody that name something below the labs' folder.
+    fn processes(&self, below: &str) -> Vec<(i32, String)> {
+        let folder = self.labs().join(below).display().to_string();
+        let all = fs::read_dir("/proc").unwrap().flatten();
+        let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter_map(|pid: i32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            line.contains(&folder).then_some((pid, line))
+        })
+        .collect()
+    }
+
+    /// Kills what holds the hosts, and takes the lab's link away, as a restart of the machine does.
+    fn restart(&self, lab: &str) {
+        for (pid, line) in self.processes(lab) {
+            if line.contains(" lab-host ") {
+                kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+            }
+        }
+        until("all of the lab has ended", || {
+            self.processes(lab).is_empty()
+        });
+        let link = self.record(lab)["link"].as_str().unwrap().to_owned();
+        self.host
+            .sh(&format!("ip link del {link} 2>/dev/null || true"));
+    }
+
+    /// Nothing is left of any lab.
+    fn is_as_before(&self, groups: &[String]) {
+        assert_eq!(self.host.picture(), self.before);
+        let left: Vec<PathBuf> = groups.iter().flat_map(|group| folders(group)).collect();
+        assert_eq!(left, Vec::<PathBuf>::new());
+        assert_eq!(self.processes(""), Vec::new());
+        assert!(!self.labs().exists());
+    }
+
+    /// The control groups of a lab's hosts.
+    fn groups(&self, lab: &str) -> Vec<String> {
+        let record = self.record(lab);
+        let hosts = record["hosts"].as_array().unwrap();
+        let groups = hosts.iter().map(|host| host["group"].as_str().unwrap());
+        groups.map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let entries = fs::read_dir(self.labs()).into_iter().flatten().flatten();
+        for entry in entries {
+            let name = entry.file_name();
+            if std::thread::panicking() {
+                for host in fs::read_dir(entry.path()).into_iter().flatten().flatten() {
+                    let log = fs::read_to_string(host.path().join("log/vetch.log"));
+                    eprintln!("{}: {}", host.path().display(), log.unwrap_or_default());
+                }
+            }
+            let down = self.run(&["down", "--name", name.to_str().unwrap()]);
+            if !down.status.success() {
+                eprintln!("{}", text(&down));
+            }
+        }
+        interrupted::is_removed(self.root.path());
+    }
+}
+
+/// A control group in each hierarchy.
+fn folders(group: &str) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    mounts
+        .lines()
+        .filter(|line| line.contains(" cgroup"))
+        .map(|line| Path::new(line.split(' ').nth(1).unwrap()).join(group))
+        .filter(|folder| folder.exists())
+        .collect()
+}
+
+/// A web server on that node.
+fn pod(name: &str, node: &str) -> String {
+    format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  terminationGracePeriodSeconds: 0
+  nodeSelector: {{kubernetes.io/hostname: {node}}}
+  containers: [{{name: c, image: 'busybox:1', command: [httpd, -f, -p, '80', -h, /bin]}}]
+---
+"
+    )
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_lab_is_a_cluster_with_faults_until_it_is_removed() {
+    let machine = Machine::new();
+    let said = machine.up("default", "2");
+    let groups = machine.groups("default");
+    let kubeconfig = machine.labs().join("default/kubeconfig");
+    let export = format!("export KUBECONFIG={}\n", kubeconfig.display());
+    assert!(said.ends_with(&export), "{said}");
+    for host in ["server1", "node1", "node2"] {
+        assert!(said.contains(host), "{said}");
+    }
+    assert_eq!(machine.ready("default"), 3);
+    let printed = machine.ok(&["kubeconfig"]);
+    assert_eq!(printed, fs::read_to_string(&kubeconfig).unwrap());
+
+    // Whoever asks for what cannot be is told why.
+    machine.fails(&["up"], "vetch lab down --root");
+    machine.fails(
+        &["up", "--servers", "2", "--name", "b"],
+        "one server so far",
+    );
+    machine.fails(&["up", "--nodes", "100", "--name", "b"], "at most 100");
+    machine.fails(&["exec", "node9", "--", "true"], "server1, node1, node2");
+    machine.fails(&["down", "--name", "b"], "there is no lab b");
+    machine.fails(&["cut", "switch"], "no machine");
+
+    let exec = |host: &str, line: &str| machine.run(&["exec", host, "--", "sh", "-c", line]);
+    assert_eq!(exec("node1", "exit 7").status.code(), Some(7));
+    assert_eq!(exec("node1", "kill -9 $$").status.code(), Some(137));
+    assert_eq!(text(&exec("node2", "hostname")).trim(), "node2");
+    assert!(text(&exec("switch", "ip -o link")).contains(" node2@"));
+
+    pods_reach_each_other(&machine);
+    faults_come_and_go(&machine);
+
+    machine.ok(&["down"]);
+    machine.is_as_before(&groups);
+}
+
+fn pods_reach_each_other(machine: &Machine) {
+    let program = lab::program().display().to_string();
+    let image = lab::images().join("busybox.tar").display().to_string();
+    for node in ["node1", "node2"] {
+        let root = machine.labs().join("default").join(node);
+        let root = root.display().to_string();
+        let import = [&program, "image", "import", &image, "--root", &root];
+        machine.ok(&[&["exec", node, "--"], &import[..]].concat());
+    }
+    let manifest = machine.root.path().join("pods.yaml");
+    let pods = format!("{}{}", pod("one", "node1"), pod("two", "node2"));
+    fs::write(&manifest, pods).unwrap();
+    machine.kubectl_ok("default", &["apply", "-f", manifest.to_str().unwrap()]);
+    for name in ["one", "two"] {
+        is_ready(machine, name);
+    }
+    until("one pod reaches the other", || reaches(machine));
+}
+
+fn is_ready(machine: &Machine, pod: &str) {
+    let path = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+    until("the pod is ready", || {
+        text(&machine.kubectl("default", &["get", "pod", pod, "-o", path])) == "True"
+    });
+}
+
+/// Whether the pod of the first node reaches that of the second.
+fn reaches(machine: &Machine) -> bool {
+    let path = "jsonpath={.status.podIP}";
+    let there = machine.kubectl_ok("default", &["get", "pod", "two", "-o", path]);
+    let url = format!("http://{there}/busybox");
+    let ask = ["timeout", "2", "wget", "-qO", "/dev/null", &url];
+    let asked = machine.kubectl("default", &[&["exec", "one", "--"], &ask[..]].concat());
+    asked.status.success()
+}
+
+fn faults_come_and_go(machine: &Machine) {
+    let state = |host: &str| {
+        let all = machine.ok(&["list"]);
+        let line = all.lines().find(|line| line.contains(host)).unwrap();
+        let words: Vec<&str> = line.split_whitespace().skip(3).collect();
+        words.join(" ")
+    };
+    machine.ok(&["cut", "node2"]);
+    assert_eq!(state("node2"), "cut");
+    assert!(!reaches(machine));
+    machine.ok(&["heal"]);
+    assert_eq!(state("node2"), "up");
+    until("it is reached again", || reaches(machine));
+
+    // Where the kernel cannot, it is told, and nothing is changed.
+    let delayed = machine.run(&["delay", "node2", "20"]);
+    match delayed.status.success() {
+        true => {
+            machine.ok(&["lose", "node2", "1"]);
+            assert_eq!(state("node2"), "delayed 20 ms, loses 1 %");
+            machine.ok(&["heal", "node2"]);
+        }
+        false => assert!(
+            text(&delayed).contains("modprobe sch_netem"),
+            "{}",
+            text(&delayed)
+        ),
+    }
+    assert_eq!(state("node2"), "up");
+
+    let root = machine.labs().join("default/node2").display().to_string();
+    let line = format!("sed -n 's/^State:.//p' /proc/$(cat {root}/run/vetch.lock)/status");
+    let daemon = || machine.ok(&["exec", "node2", "--", "sh", "-c", &line]);
+    machine.ok(&["freeze", "node2"]);
+    assert_eq!(state("node2"), "frozen");
+    assert!(daemon().starts_with('T'), "{}", daemon());
+    assert!(reaches(machine), "pods go on");
+    machine.ok(&["heal", "node2"]);
+    assert!(!daemon().starts_with('T'), "{}", daemon());
+
+    machine.ok(&["kill", "node2"]);
+    assert_eq!(state("node2"), "killed");
+    assert_eq!(machine.processes("default/node2"), Vec::new());
+    machine.fails(&["exec", "node2", "--", "true"], "vetch lab heal node2");
+    machine.fails(&["cut", "node2"], "is off");
+    machine.ok(&["kill", "node2"]);
+    machine.ok(&["heal", "node2"]);
+    assert_eq!(state("node2"), "up");
+    until("its pod runs again", || reaches(machine));
+    is_ready(machine, "two");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn two_labs_and_a_restart_of_the_machine() {
+    let machine = Machine::new();
+    machine.up("first", "0");
+    machine.up("second", "1");
+    let groups = [machine.groups("first"), machine.groups("second")].concat();
+    let (first, second) = (machine.record("first"), machine.record("second"));
+    assert_ne!(first["range"], second["range"]);
+    assert_ne!(first["link"], second["link"]);
+    assert_eq!((machine.ready("first"), machine.ready("second")), (1, 2));
+
+    // One restarts; the other does not notice.
+    machine.restart("second");
+    let listed = machine.ok(&["list"]);
+    assert_eq!(listed.matches(" off").count(), 2, "{listed}");
+    machine.ok(&["heal", "--name", "second"]);
+    assert_eq!((machine.ready("first"), machine.ready("second")), (1, 2));
+    machine.ok(&["down", "--name", "first"]);
+    assert_eq!(machine.ready("second"), 2);
+
+    // And once more, now to be removed.
+    machine.restart("second");
+    machine.ok(&["down", "--name", "second"]);
+    machine.is_as_before(&groups);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_is_half_made_is_removed_whole() {
+    let machine = Machine::new();
+    // It fails, and takes itself back.
+    machine.fails(&["up", "--", "--no-such-flag"], "--no-such-flag");
+    machine.is_as_before(&[]);
+
+    let lab = machine.labs().join("default");
+    let start = || {
+        let words = ["up", "--nodes", "1", "--"];
+        machine
+            .command(&[&words[..], &FLAGS[..]].concat())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    // Killed at different moments.
+    for moment in [
+        "lab.json",
+        "holders/switch",
+        "holders/server1",
+        "server1/log/vetch.log",
+        "server1/etc/admin.kubeconfig",
+        "node1/log/vetch.log",
+        "node1/lib/membership.json",
+    ] {
+        let mut up = start();
+        until(moment, || lab.join(moment).exists());
+        up.kill().unwrap();
+        up.wait().unwrap();
+        let groups = machine.groups("default");
+        machine.fails(&["exec", "server1", "--", "true"], "half made");
+        machine.ok(&["down"]);
+        machine.is_as_before(&groups);
+    }
+    // Interrupted, it removes all by itself.
+    let mut up = start();
+    until("the agent starts", || {
+        lab.join("node1/log/vetch.log").exists()
+    });
+    let groups = machine.groups("default");
+    kill(Pid::from_raw(up.id() as i32), Signal::SIGINT).unwrap();
+    assert!(!up.wait().unwrap().success());
+    machine.is_as_before(&groups);
+}
