@@ -4,6 +4,7 @@
 //! take traffic for. IPv4-mapped, IPv4-compatible and NAT64 forms are judged as the IPv4 address that
 //! they stand for, so that `::ffff:127.0.0.1` is loopback everywhere.
 
+pub mod balancing;
 pub mod ranges;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -7,31 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lab::{Cluster, Machine, text, until};
-
-const SERVER: &str = "https://192.168.77.1:6443";
-
-fn token(cluster: &Cluster) -> String {
-    let made = cluster.vetch(&["token", "create"]);
-    assert!(made.status.success(), "{}", text(&made));
-    String::from_utf8(made.stdout).unwrap().trim().to_owned()
-}
+use lab::{Cluster, Machine, SERVER, text, until};
 
 /// A cluster with one more machine, the node `second`.
 fn of_two() -> (Cluster, Machine) {
     let cluster = Cluster::started();
     let machine = Machine::beside(&cluster, 2);
-    join(&cluster, &machine, "second");
+    machine.join(&cluster, "second");
     (cluster, machine)
-}
-
-fn join(cluster: &Cluster, machine: &Machine, name: &str) {
-    let (server, token) = (
-        format!("--server={SERVER}"),
-        format!("--token={}", token(cluster)),
-    );
-    let name = format!("--node-name={name}");
-    machine.ok(&["agent", &server, &token, &name, "--detach"]);
 }
 
 fn pod(name: &str, node: &str, command: &str) -> String {
@@ -217,7 +200,7 @@ fn a_machine_behind_a_router_is_reached_by_a_tunnel() {
     let cluster = Cluster::started();
     let machine = Machine::behind_a_router(&cluster);
     let idle = machine.host.picture();
-    join(&cluster, &machine, "second");
+    machine.join(&cluster, "second");
     let first = cluster.field(
         "nodes",
         ".items[?(@.metadata.name!=\"second\")].metadata.name",
@@ -418,7 +401,7 @@ fn what_cannot_join_is_told_why() {
     let first = cluster.field("nodes", ".items[0].metadata.name");
     let machine = Machine::beside(&cluster, 2);
     let idle = machine.host.picture();
-    let good = token(&cluster);
+    let good = cluster.token();
     let wrong = format!("{}.0000000000000000", &good[..6]);
     let fails = |server: &str, token: &str, name: &str, says: &str| {
         let words = [
@@ -462,7 +445,7 @@ fn what_cannot_join_is_told_why() {
         "nothing half-made stays behind"
     );
 
-    join(&cluster, &machine, "second");
+    machine.join(&cluster, "second");
     let up = machine.vetch(&["up"]);
     assert!(text(&up).contains("already running"), "{}", text(&up));
     machine.ok(&["down"]);

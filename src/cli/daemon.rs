@@ -22,7 +22,7 @@ use super::{
     ClusterAuthority, Error, agent,
     cluster_dns::ClusterDns,
     control::{self, Outcome, Reply, Request},
-    demo, image,
+    demo, disable, image,
     node::{self, Node, Readiness},
     node_args::Machine,
     notify::Notifier,
@@ -71,6 +71,8 @@ pub struct Config {
     pub external_ips: ExternalIps,
     /// From Pod Security.
     pub exemptions: Exemptions,
+    /// Parts that other programs take the place of.
+    pub disabled: Vec<disable::Part>,
     /// Make the demo's application before saying that the cluster is ready.
     pub demo: bool,
 }
@@ -156,7 +158,8 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     let server = server_url(address, port);
     let invitation = invite(&handle, notifier, &server, address);
     let cluster_info = pki::cluster_info(&server, pki.ca_pem());
-    let informers = control_cluster(&running, &handle, &pki, cluster_info, &config);
+    let balancing = disable::balancing(&config.disabled, port, config.machine.kubelet_port);
+    let informers = control_cluster(&running, &handle, &pki, cluster_info, &config, balancing);
     announce_dns(&running, &handle, informers, &config).await?;
 
     let (state, run) = (
@@ -232,6 +235,7 @@ fn control_cluster(
     pki: &Pki,
     cluster_info: String,
     config: &Config,
+    balancing: controllers::Balancing,
 ) -> Informers {
     let name = "system:kube-controller-manager";
     let client = handle.client(User::internal(name, &[]));
@@ -252,6 +256,7 @@ fn control_cluster(
         },
         services: config.services,
         volumes: config.machine.paths.volumes(),
+        balancing,
     };
     controllers::start(parts, &informers, client_of, &config);
     informers

@@ -12,6 +12,7 @@ mod control;
 mod daemon;
 mod demo;
 mod detached;
+mod disable;
 mod down;
 mod image;
 mod kubeconfig;

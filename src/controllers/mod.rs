@@ -35,6 +35,7 @@ mod root_ca;
 mod served;
 mod service_account;
 mod service_cidr;
+mod service_lb;
 mod shared;
 mod stateful;
 mod token;
@@ -52,6 +53,7 @@ use self::shared::Stopped;
 pub use self::{
     certificates::{Authority, Requested},
     node_ipam::{ClusterRange, Ranges},
+    service_lb::{Balancing, Reserved},
 };
 use crate::{
     informer::Informers,
@@ -75,6 +77,8 @@ pub struct Config {
     pub services: IpNet,
     /// Where every node keeps the volumes of the provisioner `vetch.io/local`.
     pub volumes: std::path::PathBuf,
+    /// Who gives addresses to Services of the type LoadBalancer.
+    pub balancing: Balancing,
 }
 
 impl Config {
@@ -100,9 +104,9 @@ pub struct TokenFor<'a> {
 /// Starts one controller: with the caches that all share and a client of its own.
 type Run = fn(Informers, Config, CancellationToken) -> BoxFuture<'static, Result<(), Stopped>>;
 
-/// Every controller: its name, the service account of `kube-system` that it acts as (all as the
-/// original has them; `None`: the controller manager itself), and what runs it.
-const CONTROLLERS: [(&str, Option<&str>, Run); 29] = [
+/// Every controller: its name, the service account of `kube-system` that it acts as (as the original has them,
+/// but for `service-lb-controller`; `None`: the controller manager itself), and what runs it.
+const CONTROLLERS: [(&str, Option<&str>, Run); 30] = [
     (
         "namespace-controller",
         Some("namespace-controller"),
@@ -232,6 +236,14 @@ const CONTROLLERS: [(&str, Option<&str>, Run); 29] = [
         "service-cidr-controller",
         Some("service-cidrs-controller"),
         |informers, _, until| service_cidr::run(informers, until).boxed(),
+    ),
+    (
+        "service-lb-controller",
+        Some("service-lb-controller"),
+        |informers, config, until| {
+            let ranges = config.virtual_ranges();
+            service_lb::run(informers, config.balancing, ranges, until).boxed()
+        },
     ),
     (
         "persistentvolume-binder-controller",

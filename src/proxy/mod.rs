@@ -7,13 +7,15 @@
 //! - A change costs what changed; a packet costs the same with one service or ten thousand.
 //! - Foreign tables are never touched; what others do to ours is undone.
 //! - What could not be written is tried again until it works.
-//! - The daemon's own ports and the node's addresses are never led elsewhere by what a Service says.
+//! - The daemon's own ports and the node's addresses are never led elsewhere by what a Service says; the
+//!   addresses only by what the cluster's own controller of load balancers says of it (`addresses/balancing.rs`).
 //!
-//! `model.rs` says what a Service asks for, `health.rs` answers load balancers, `render.rs` which elements that is, `table.rs` has the
+//! `model.rs` says what a Service asks for, `listening.rs` which ports the node's programs have, `health.rs` answers load balancers, `render.rs` which elements that is, `table.rs` has the
 //! rules, `sync.rs` talks to the kernel, `routes.rs` about routes. IPv4 only, so far. Node ports answer on every address of
 //! the node but loopback, which the kernel does not let go elsewhere.
 
 mod health;
+mod listening;
 mod model;
 mod render;
 mod routes;
@@ -23,23 +25,28 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
-use k8s_openapi::api::{core::v1::ObjectReference, discovery::v1::EndpointSlice};
+use k8s_openapi::api::{
+    core::v1::{Node as NodeObject, ObjectReference},
+    discovery::v1::EndpointSlice,
+};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use self::{
     health::HealthChecks,
+    listening::Listening,
     model::{Node, Plan},
     render::Notice,
     sync::{Shared, Writer},
 };
 use crate::{
+    addresses::balancing,
     events::{Level, Recorder, Source},
     informer::{
-        Informers, Key,
+        Informer, Informers, Key,
         service_ranges::ServiceRanges,
         services::{Joined, Services},
     },
@@ -64,7 +71,8 @@ pub struct Config {
     pub service_route: Option<(IpNet, String)>,
     /// One bit of the packet mark: [`DEFAULT_MARK`].
     pub mark: u32,
-    /// The node's addresses: no Service takes traffic for them, but by node ports.
+    /// The node's addresses: no Service takes traffic for them, but by node ports and as a load balancer of the
+    /// cluster's own.
     pub addresses: Vec<IpAddr>,
     /// Ports of the node that no Service takes.
     pub own_ports: OwnPorts,
@@ -77,6 +85,9 @@ impl Config {
             name: self.node.clone(),
             cluster: services.chain([self.cluster_cidr]).collect(),
             addresses: self.addresses.clone(),
+            known_as: BTreeSet::new(),
+            own_ports: self.own_ports.clone(),
+            listening: Listening::default(),
         }
     }
 }
@@ -91,13 +102,18 @@ pub async fn run(
     let configured = node.cluster.clone();
     let mut ranges = ServiceRanges::start(&informers).await;
     node.cluster.extend(ranges.told());
+    let nodes: Informer<NodeObject> = informers.get();
+    let mut node_changes = nodes.changes();
+    nodes.synced().await;
+    let own_node = Key::new("", config.node.as_str());
+    node.take(nodes.get(&own_node).as_deref());
     let source = Source {
         component: "kube-proxy",
         host: Some(config.node.clone()),
     };
     let events = Recorder::start(informers.client().clone(), source);
     let mut services = Services::start(&informers).await;
-    let first = plans(services.all(), &node);
+    let first = plans(services.all(), &mut node);
     let mut health = HealthChecks::default();
     check(&mut health, &first, &events).await;
     let told = ranges.told().clone();
@@ -133,9 +149,14 @@ pub async fn run(
                     }
                     None => None,
                 },
+                changed = node_changes.next() => match changed {
+                    Some(_) if !node.take(nodes.get(&own_node).as_deref()) => continue,
+                    Some(_) => Some(services.all()),
+                    None => None,
+                },
             };
             let Some(changed) = changed else { return };
-            let changed = plans(changed, &node);
+            let changed = plans(changed, &mut node);
             check(&mut health, &changed, &events).await;
             let writer = writer.clone();
             let applied = blocking(move || Ok(writer.lock().apply(changed))).await;
@@ -197,7 +218,15 @@ fn tell(events: &Recorder, notices: Vec<Notice>) {
     }
 }
 
-fn plans(services: Vec<Joined>, node: &Node) -> Vec<(Key, Plan)> {
+fn plans(services: Vec<Joined>, node: &mut Node) -> Vec<(Key, Plan)> {
+    let mut given = services.iter().filter_map(|joined| joined.service.as_ref());
+    if given.any(|service| balancing::is_given(service)) {
+        match Listening::read() {
+            Ok(listening) => node.listening = listening,
+            Err(error) => tracing::warn!(%error, "programs that listen are taken to be as before"),
+        }
+    }
+    let node = &*node;
     let plan = |joined: &Joined| match &joined.service {
         Some(service) => {
             let slices: Vec<&EndpointSlice> = joined.slices.iter().map(|slice| &**slice).collect();

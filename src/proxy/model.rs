@@ -2,7 +2,8 @@
 
 //!
 //! Always true: whatever objects say, no connection is led to an address that is only on this host or
-//! its links, and no front stands on one of the cluster's own addresses except a cluster IP.
+//! its links, and no front stands on one of the cluster's own addresses except a cluster IP, and on the node's
+//! own only for what the cluster's own controller of load balancers has written into the status.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,17 +12,21 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 use k8s_openapi::api::{
-    core::v1::{LoadBalancerIngress, Service, ServicePort, ServiceSpec},
+    core::v1::{LoadBalancerIngress, Node as NodeObject, Service, ServicePort, ServiceSpec},
     discovery::v1::{Endpoint, EndpointSlice},
 };
 use kube::ResourceExt;
 
-use crate::addresses::may_be_proxied_to;
+use super::listening::Listening;
+use crate::{
+    addresses::{balancing, may_be_proxied_to},
+    own_ports::OwnPorts,
+};
 
 /// A Service may name so many ranges of clients; with more, nobody gets in.
 const MOST_SOURCES: usize = 1024;
 
-/// What a Service must not take.
+/// The node, and what a Service must not take of it.
 #[derive(Clone, Debug, Default)]
 pub struct Node {
     /// As endpoints carry it.
@@ -30,6 +35,40 @@ pub struct Node {
     pub cluster: Vec<IpNet>,
     /// The node's own addresses.
     pub addresses: Vec<IpAddr>,
+    /// Those by which its Node is known: others may lead them to its own.
+    pub known_as: BTreeSet<IpAddr>,
+    /// Ports that no Service takes.
+    pub own_ports: OwnPorts,
+    /// Those on which programs of the node listen: no load balancer takes them.
+    pub listening: Listening,
+}
+
+impl Node {
+    /// Takes over what its Node says; whether that is something new.
+    pub fn take(&mut self, object: Option<&NodeObject>) -> bool {
+        let status = object.and_then(|object| object.status.as_ref());
+        let addresses = status
+            .iter()
+            .flat_map(|status| status.addresses.iter().flatten());
+        let known_as = addresses
+            .filter_map(|one| one.address.parse().ok())
+            .collect();
+        let before = std::mem::replace(&mut self.known_as, known_as);
+        before != self.known_as
+    }
+
+    /// Its own addresses that are none of the cluster's inside.
+    fn outer(&self) -> impl Iterator<Item = Ipv4Addr> {
+        let inside = |address: &IpAddr| self.cluster.iter().any(|range| range.contains(address));
+        let outer = self
+            .addresses
+            .iter()
+            .filter(move |address| !inside(address));
+        outer.filter_map(|address| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        })
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -175,8 +214,14 @@ pub fn plan(service: &Service, slices: &[&EndpointSlice], node: &Node) -> Plan {
         }
         let node_port = port.node_port.and_then(|port| u16::try_from(port).ok());
         let open = BTreeSet::new();
+        for address in external.keys() {
+            if let Some(why) = reserved(*address, protocol, number, node) {
+                plan.ignored.insert(format!("{address}:{number}"), why);
+            }
+        }
         let outer = external
             .iter()
+            .filter(|(address, _)| reserved(**address, protocol, number, node).is_none())
             .map(|(address, sources)| (Some(*address), number, sources))
             .chain(
                 node_port
@@ -249,25 +294,39 @@ fn externals(
     plan: &mut Plan,
 ) -> BTreeMap<Ipv4Addr, BTreeSet<Ipv4Net>> {
     let mut found = BTreeMap::new();
-    let mut take = |text: &String, sources: BTreeSet<Ipv4Net>| {
+    let mut take = |text: &str, sources: BTreeSet<Ipv4Net>, giver: Giver| {
         let address: Ipv4Addr = text.parse().ok()?; // the other family is somebody else's
-        match unfit(address, node) {
+        match unfit(address, node, giver) {
             Some(why) => {
-                plan.ignored.insert(text.clone(), why);
+                plan.ignored.insert(text.to_owned(), why);
                 None
             }
             None => {
+                plan.ignored.remove(text); // named by its owner, and given too
                 found.insert(address, sources);
                 Some(address)
             }
         }
     };
     for text in spec.external_ips.iter().flatten() {
-        take(text, BTreeSet::new());
+        take(text, BTreeSet::new(), Giver::Other);
     }
+    let giver = match balancing::is_given(service) {
+        true => Giver::Cluster,
+        false => Giver::Other,
+    };
     let mut balanced = BTreeSet::new();
+    let mut is_known = false;
     for text in balanced_addresses(service, spec) {
-        balanced.extend(take(text, sources(spec)));
+        let taken = take(text, sources(spec), giver);
+        is_known |= taken.is_some_and(|address| node.known_as.contains(&address.into()));
+        balanced.extend(taken);
+    }
+    // What comes for an address that others lead here comes for the node's own.
+    if is_known && giver == Giver::Cluster {
+        for address in node.outer() {
+            balanced.extend(take(&address.to_string(), sources(spec), giver));
+        }
     }
     plan.balanced = balanced;
     found
@@ -297,13 +356,35 @@ fn sources(spec: &ServiceSpec) -> BTreeSet<Ipv4Net> {
         .collect()
 }
 
+/// On whose word a Service has an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Giver {
+    /// The cluster's own controller of load balancers.
+    Cluster,
+    /// Its owner, or another controller.
+    Other,
+}
+
+/// Why this port is not led elsewhere, on an address that is the node's own.
+fn reserved(address: Ipv4Addr, protocol: Protocol, port: u16, node: &Node) -> Option<&'static str> {
+    if !node.addresses.contains(&address.into()) {
+        return None;
+    }
+    let user = node.own_ports.user(Some(address), protocol.number(), port);
+    if user.is_some() {
+        return Some("the port is the node's own");
+    }
+    let is_listened = node.listening.has(address, protocol, port);
+    is_listened.then_some("a program of the node listens on the port")
+}
+
 /// Why a Service cannot have this address.
-fn unfit(address: Ipv4Addr, node: &Node) -> Option<&'static str> {
+fn unfit(address: Ipv4Addr, node: &Node, giver: Giver) -> Option<&'static str> {
     let address = IpAddr::from(address);
     if !may_be_proxied_to(address) {
         return Some("it is only on this host or its links");
     }
-    if node.addresses.contains(&address) {
+    if node.addresses.contains(&address) && giver != Giver::Cluster {
         return Some("it is the node's own");
     }
     let inside = node.cluster.iter().any(|range| range.contains(&address));

@@ -1,5 +1,7 @@
 //! Services in namespaces of the tests' own, with real sockets.
 
+mod balanced;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{Read, Write},
@@ -64,7 +66,18 @@ fn at(name: &str) -> Node {
             .map(|range| range.parse().expect("a literal range"))
             .into(),
         addresses: vec![NODE],
+        own_ports: own_ports(),
+        ..Node::default()
     }
+}
+
+fn own_ports() -> OwnPorts {
+    OwnPorts::new([OwnPort {
+        address: None,
+        protocol: TCP,
+        port: 6443,
+        user: "the API server",
+    }])
 }
 
 fn front(address: Option<[u8; 4]>, port: u16, audience: Audience) -> Front {
@@ -393,12 +406,7 @@ impl Lab {
             )),
             mark: DEFAULT_MARK,
             addresses: vec![NODE],
-            own_ports: OwnPorts::new([OwnPort {
-                address: None,
-                protocol: TCP,
-                port: 6443,
-                user: "the API server",
-            }]),
+            own_ports: own_ports(),
         }
     }
 }
@@ -565,34 +573,6 @@ fn added_ranges_are_routed_but_not_the_hosts_own() -> TestResult {
         assert_eq!(routed()?, ["10.96.0.0/12"]);
         Ok(())
     })?
-}
-
-#[test]
-#[ignore = "needs root"]
-fn a_balanced_address_is_for_its_source_ranges() -> TestResult {
-    let lab = Lab::new()?;
-    lab.serve()?;
-    let plan = |range: &str| -> TestResult<Plan> {
-        let spec = json!({
-            "type": "LoadBalancer", "clusterIP": "10.96.0.1", "ports": [{"port": 80}],
-            "loadBalancerSourceRanges": [range, " 203.0.113.0/24"],
-        });
-        let mut service = serde_json::to_value(service(spec))?;
-        service["status"] = json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.7"}]}});
-        let service = serde_json::from_value(service)?;
-        let slice = slice(8080, "TCP", BOTH);
-        Ok(model::plan(&service, &[&slice], &at("a")))
-    };
-    let key = Key::new("n", "s");
-    let first = vec![(key.clone(), plan("192.0.2.0/24")?)];
-    let mut writer = lab.node.run(|| start(lab.config(), first))??;
-    let balanced = IpAddr::from([198, 51, 100, 7]);
-    ask(&lab.outside, balanced, 80)?;
-    ask(&lab.outside, CLUSTER_IP, 80)?;
-    writer.apply(vec![(key, plan("198.18.0.0/15")?)]).1?;
-    assert!(ask(&lab.outside, balanced, 80).is_err());
-    ask(&lab.outside, CLUSTER_IP, 80)?;
-    Ok(())
 }
 
 #[test]

@@ -107,6 +107,7 @@ impl Lab {
             },
             services: "10.96.0.0/12".parse()?,
             volumes: dir.path().join("volumes"),
+            balancing: controllers::Balancing::Nodes(Vec::new()),
             make_token: Arc::new({
                 let issuer = handle.issuer.clone();
                 move |wanted| {

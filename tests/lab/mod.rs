@@ -17,6 +17,8 @@ use std::{
 };
 
 pub const DEADLINE: Duration = Duration::from_secs(60);
+/// A cluster's API server, as machines beside it reach it.
+pub const SERVER: &str = "https://192.168.77.1:6443";
 
 /// As long as `wanted`, or longer where the machine is emulated: `VETCH_TEST_PATIENCE` times as long.
 pub fn patiently(wanted: Duration) -> Duration {
@@ -230,6 +232,16 @@ impl Machine {
         machine
     }
 
+    /// Becomes the node `name` of the cluster.
+    pub fn join(&self, cluster: &Cluster, name: &str) {
+        let (server, token) = (
+            format!("--server={SERVER}"),
+            format!("--token={}", cluster.token()),
+        );
+        let name = format!("--node-name={name}");
+        self.ok(&["agent", &server, &token, &name, "--detach"]);
+    }
+
     pub fn vetch(&self, arguments: &[&str]) -> Output {
         vetch(&self.host, &self.program, self.root.path(), arguments)
     }
@@ -335,6 +347,13 @@ impl Cluster {
 
     pub fn vetch(&self, arguments: &[&str]) -> Output {
         vetch(&self.host, &self.program, self.root.path(), arguments)
+    }
+
+    /// By which a machine joins.
+    pub fn token(&self) -> String {
+        let made = self.vetch(&["token", "create"]);
+        assert!(made.status.success(), "{}", text(&made));
+        String::from_utf8(made.stdout).unwrap().trim().to_owned()
     }
 
     /// The daemon's process.

@@ -24,6 +24,7 @@ pub use self::{
     names::{Ranges, cluster_cidr, cluster_dns},
     readiness::Readiness,
     removal::{recorded_name, remove},
+    settings::VXLAN_PORT,
 };
 use self::{
     names::Names,

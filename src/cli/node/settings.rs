@@ -23,7 +23,7 @@ use crate::{
 
 const MAX_PODS: u32 = 110;
 /// The kernel's own choice.
-const VXLAN_PORT: u16 = 8472;
+pub const VXLAN_PORT: u16 = 8472;
 
 pub(super) fn runtime_config(paths: &Paths, names: &Names) -> runtime::Config {
     runtime::Config {
@@ -89,6 +89,7 @@ fn own_ports(config: &Config) -> OwnPorts {
     OwnPorts::new(
         [
             own(None, TCP, config.kubelet_port, "the kubelet"),
+            own(None, UDP, VXLAN_PORT, "the tunnel between machines"),
             own(
                 health,
                 TCP,

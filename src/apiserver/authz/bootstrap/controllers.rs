@@ -463,6 +463,16 @@ pub const ROLES: &[(&str, &[Row])] = &[
             EVENTS,
         ],
     ),
+    // Ours: addresses of nodes for Services of the type LoadBalancer.
+    (
+        "system:controller:service-lb-controller",
+        &[
+            on(READ, "core", "nodes services"),
+            on(READ, "discovery.k8s.io", "endpointslices"),
+            on("patch", "core", "services services/status"),
+            EVENTS,
+        ],
+    ),
     (
         "system:controller:statefulset-controller",
         &[

@@ -256,4 +256,35 @@ mod tests {
         }
         assert!(seen.len() > 130, "{}", seen.len());
     }
+
+    /// What a status says of a load balancer is taken for its controller's word (`addresses/balancing.rs`).
+    #[test]
+    fn owners_of_services_do_not_write_their_status() {
+        let mut seen = 0;
+        for object in objects() {
+            let part_of =
+                |whole: &str| object["metadata"]["labels"][aggregate_label(whole)] == "true";
+            if !["admin", "edit", "view"].into_iter().any(part_of) {
+                continue;
+            }
+            seen += 1;
+            for rule in object["rules"].as_array().into_iter().flatten() {
+                let has = |key: &str, word: &str| {
+                    rule[key]
+                        .as_array()
+                        .is_some_and(|list| list.contains(&json!(word)))
+                };
+                let writes = ["create", "update", "patch", "delete", "*"];
+                let writes = writes.into_iter().any(|verb| has("verbs", verb));
+                let reaches = ["services/status", "*/status", "*"];
+                let reaches = reaches.into_iter().any(|one| has("resources", one));
+                assert!(
+                    !(writes && reaches),
+                    "{}: {rule}",
+                    object["metadata"]["name"]
+                );
+            }
+        }
+        assert!(seen >= 3, "{seen}");
+    }
 }
