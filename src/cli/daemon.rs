@@ -25,6 +25,7 @@ use super::{
     demo, image,
     node::{self, Node, Readiness},
     node_args::Machine,
+    node_role,
     notify::Notifier,
     paths::Paths,
     preload, token,
@@ -157,6 +158,8 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     let invitation = invite(&handle, notifier, &server, address);
     let cluster_info = pki::cluster_info(&server, pki.ca_pem());
     let informers = control_cluster(&running, &handle, &pki, cluster_info, &config);
+    let name = &config.machine.name;
+    node_role::keep(&running, handle.client(own_user()), informers.clone(), name);
     announce_dns(&running, &handle, informers, &config).await?;
 
     let (state, run) = (

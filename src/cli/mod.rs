@@ -19,6 +19,7 @@ mod logs;
 mod node;
 mod node_args;
 mod node_name;
+mod node_role;
 mod notify;
 mod oom;
 mod paths;
