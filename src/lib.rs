@@ -27,6 +27,7 @@ pub mod joining;
 pub mod kubelet;
 pub mod listener;
 pub mod logging;
+pub mod node_identity;
 pub mod own_ports;
 pub mod pki;
 pub mod placement;

@@ -7,7 +7,7 @@ use std::{
 };
 
 /// What each part of `src` may use of the others. `cli` may use everything.
-const ALLOWED: [(&str, &[&str]); 23] = [
+const ALLOWED: [(&str, &[&str]); 24] = [
     ("accepting", &[]),
     ("addresses", &[]),
     ("allocator", &["program_text"]),
@@ -21,6 +21,7 @@ const ALLOWED: [(&str, &[&str]); 23] = [
             "bootstrap_token",
             "cel",
             "listener",
+            "node_identity",
             "store",
             "pki",
         ],
@@ -34,13 +35,14 @@ const ALLOWED: [(&str, &[&str]); 23] = [
             "bootstrap_token",
             "events",
             "informer",
+            "node_identity",
             "placement",
         ],
     ),
     ("dns", &["accepting", "addresses", "informer"]),
     ("events", &[]),
     ("informer", &[]),
-    ("joining", &["bootstrap_token", "pki"]),
+    ("joining", &["bootstrap_token", "node_identity", "pki"]),
     ("listener", &["accepting"]),
     (
         "kubelet",
@@ -58,6 +60,7 @@ const ALLOWED: [(&str, &[&str]); 23] = [
             "placement",
         ],
     ),
+    ("node_identity", &[]),
     ("own_ports", &[]),
     ("pki", &[]),
     ("placement", &[]),

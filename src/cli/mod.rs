@@ -3,6 +3,7 @@
 //! Knows every part and is known by none but `main`. Exit codes: 0 done, 1 it failed (the message
 //! says what and how to mend it), 2 the arguments make no sense.
 
+mod administrator;
 mod agent;
 mod authority;
 mod check;
@@ -20,6 +21,7 @@ mod node;
 mod node_args;
 mod node_name;
 mod node_role;
+mod nodes;
 mod notify;
 mod oom;
 mod paths;
@@ -27,6 +29,8 @@ mod preload;
 mod registries;
 mod reservations;
 mod reset;
+mod status;
+mod table;
 mod token;
 mod up;
 mod version;
@@ -67,6 +71,8 @@ enum Command {
     Kubeconfig(kubeconfig::Kubeconfig),
     Logs(logs::Logs),
     Token(token::Token),
+    Node(nodes::Node),
+    Status(status::Status),
     Version(version::Version),
     Completion(completion::Completion),
     #[command(name = demo::server::SUBCOMMAND, hide = true)]
@@ -94,6 +100,8 @@ pub fn main() -> ExitCode {
         Command::Kubeconfig(kubeconfig) => kubeconfig.run(&mut std::io::stdout()),
         Command::Logs(logs) => logs.run(&mut std::io::stdout()),
         Command::Token(token) => token.run(&mut std::io::stdout()),
+        Command::Node(node) => node.run(&mut std::io::stdout()),
+        Command::Status(status) => status.run(&mut std::io::stdout()),
         Command::Version(version) => version.run(&mut std::io::stdout()),
         Command::Completion(completion) => completion.run(&mut std::io::stdout()),
         Command::DemoServer(server) => server.run(),
@@ -153,6 +161,9 @@ mod tests {
             "vetch token create --ttl 2h --root /x",
             "vetch token list --root /x",
             "vetch token delete abcdef --root /x",
+            "vetch node rm second --timeout 1m --force --root /x",
+            "vetch node ls --root /x",
+            "vetch status -o json --root /x",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }

@@ -50,7 +50,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::shared::Stopped;
 pub use self::{
-    certificates::{Authority, Requested},
+    certificates::{Authority, Former, Requested},
     node_ipam::{ClusterRange, Ranges},
 };
 use crate::{
