@@ -101,7 +101,8 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     let store = Embedded::open_with(&config.machine.paths.state.join("store"), quota)?;
     let store = Arc::new(store);
     let pki = Pki::open(&config.machine.paths.state.join("pki"))?;
-    let address = node_address();
+    let address = config.machine.described.address;
+    let address = address.unwrap_or_else(node_address);
 
     say(notifier, "starting the API server");
     let api = ApiConfig {
@@ -473,6 +474,7 @@ fn node_config(config: &Config, address: IpAddr, api_port: u16) -> node::Config 
         kubelet_port: config.machine.kubelet_port,
         limits: config.machine.limits,
         resources: config.machine.resources.clone(),
+        description: config.machine.described.description.clone(),
     }
 }
 
@@ -627,14 +629,6 @@ fn node_address() -> IpAddr {
         Some(socket.local_addr().ok()?.ip())
     };
     ask().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
-}
-
-/// The machine's name.
-pub fn hostname() -> String {
-    nix::unistd::gethostname()
-        .ok()
-        .and_then(|name| name.into_string().ok())
-        .unwrap_or_else(|| "localhost".to_owned())
 }
 
 /// Where other machines reach the API server.

@@ -19,6 +19,7 @@ mod kubeconfig;
 mod logs;
 mod node;
 mod node_args;
+mod node_description;
 mod node_name;
 mod node_role;
 mod nodes;

@@ -160,7 +160,7 @@ pub(super) struct Facts {
     pub(super) user: String,
     pub(super) groups: Vec<String>,
     names: BTreeSet<String>,
-    addresses: BTreeSet<IpAddr>,
+    pub(super) addresses: BTreeSet<IpAddr>,
     pub(super) usages: Vec<Usage>,
     pub(super) validity: Validity,
     /// SubjectPublicKeyInfo.

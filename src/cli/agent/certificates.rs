@@ -74,7 +74,12 @@ impl Kept {
                 Purpose::Serving(_) => &self.serving,
                 Purpose::Proxy => &self.proxy_known_by,
             };
-            match held.due(ends, now) {
+            // A machine may have got another address since.
+            let due = match purpose {
+                Purpose::Serving(addresses) if !held.is_for(addresses) => Due::Now,
+                _ => held.due(ends, now),
+            };
+            match due {
                 Due::Never => {}
                 Due::At(at) => next = next.min(at.duration_since(now).unwrap_or_default()),
                 Due::Now => {

@@ -123,7 +123,10 @@ pub async fn join(
         .iter()
         .map(|server| server.parse())
         .collect::<Result<_, _>>()?;
-    let address = own_address(&servers)?;
+    let address = match machine.described.address {
+        Some(address) => address,
+        None => own_address(&servers)?,
+    };
     let client = client::client(&servers, &membership.ca, known_by.clone())?;
     // One that has expired is worth no more than none.
     let lasting = |pair: &Option<KeyPair>| {
@@ -280,7 +283,8 @@ async fn introduce(
     address: IpAddr,
 ) -> Result<Introduced, Error> {
     let name = machine.name.as_str();
-    node_api::introduce(client, name, &[address], &machine.paths.state)
+    let description = &machine.described.description;
+    node_api::introduce(client, name, &[address], &machine.paths.state, description)
         .await
         .map_err(|error| format!("register the node {name}: {error}"))?;
     let addresses = [address];

@@ -111,6 +111,7 @@ fn node_config(machine: &Machine, joined: &Joined) -> node::Config {
         kubelet_port: machine.kubelet_port,
         limits: machine.limits,
         resources: machine.resources.clone(),
+        description: machine.described.description.clone(),
     }
 }
 
