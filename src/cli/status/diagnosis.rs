@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
-use super::facts::{CertificateKind, Facts, Machine, NodeLine, PodLine, Ready, Trouble, span};
+use super::facts::{CertificateKind, Facts, Health, Machine, NodeLine, PodLine, Trouble, span};
 
 /// A pod that stays as it is for longer needs somebody.
 const STAYS: SignedDuration = SignedDuration::from_mins(2);
@@ -201,15 +201,15 @@ fn node_findings(node: &NodeLine, flag: &str) -> Vec<Finding> {
     let name = &node.name;
     let mut found = Vec::new();
     match node.ready {
-        Ready::Ready => {}
-        Ready::NotReady => {
+        Health::Ready => {}
+        Health::NotReady => {
             let why = node.why.as_deref().unwrap_or("it does not say why");
             found.push(finding(
                 format!("the node {name} is not ready: {why}"),
                 format!("`kubectl describe node {name}`, and `vetch logs` on its machine, say more"),
             ));
         }
-        Ready::Unknown => found.push(finding(
+        Health::Unknown => found.push(finding(
             format!("the node {name} does not report"),
             format!(
                 "start `vetch agent` on its machine, or see the network between; `vetch node rm {name} \
@@ -218,7 +218,7 @@ fn node_findings(node: &NodeLine, flag: &str) -> Vec<Finding> {
         )),
     }
     // What a silent node said last says nothing.
-    if node.ready == Ready::Ready {
+    if node.ready == Health::Ready {
         found.extend(node.pressures.iter().map(|pressure| {
             finding(
                 format!("the node {name} has {pressure}: it takes no new pods, and may evict some"),
@@ -281,7 +281,7 @@ mod tests {
                 address: "https://127.0.0.1:6443".to_owned(),
                 error: None,
             }),
-            nodes: vec![node(Ready::Ready)],
+            nodes: vec![node(Health::Ready)],
             store: Some(Store {
                 used_bytes: 10 << 20,
                 quota_bytes: 256 << 20,
@@ -300,7 +300,7 @@ mod tests {
         }
     }
 
-    fn node(ready: Ready) -> NodeLine {
+    fn node(ready: Health) -> NodeLine {
         NodeLine {
             name: "n".to_owned(),
             ready,
@@ -444,12 +444,12 @@ mod tests {
                 "vetch agent --token-file FILE --root /x",
             ),
             (
-                Box::new(|facts| facts.nodes = vec![node(Ready::NotReady)]),
+                Box::new(|facts| facts.nodes = vec![node(Health::NotReady)]),
                 "the node n is not ready: it does not say why",
                 "kubectl describe node n",
             ),
             (
-                Box::new(|facts| facts.nodes = vec![node(Ready::Unknown)]),
+                Box::new(|facts| facts.nodes = vec![node(Health::Unknown)]),
                 "the node n does not report",
                 "vetch node rm n --force --root /x",
             ),

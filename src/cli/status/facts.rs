@@ -56,7 +56,7 @@ pub struct Server {
 pub struct NodeLine {
     pub name: String,
     pub roles: Vec<String>,
-    pub ready: Ready,
+    pub ready: Health,
     /// Why it is not ready.
     pub why: Option<String>,
     pub unschedulable: bool,
@@ -68,7 +68,7 @@ pub struct NodeLine {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub enum Ready {
+pub enum Health {
     Ready,
     NotReady,
     /// Nothing has been heard of it.
@@ -159,9 +159,9 @@ impl NodeLine {
                 .map(str::to_owned)
                 .collect(),
             ready: match ready.map(|one| one.status.as_str()) {
-                Some("True") => Ready::Ready,
-                Some("False") => Ready::NotReady,
-                _ => Ready::Unknown,
+                Some("True") => Health::Ready,
+                Some("False") => Health::NotReady,
+                _ => Health::Unknown,
             },
             why: ready
                 .filter(|one| one.status != "True")
