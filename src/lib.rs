@@ -29,6 +29,7 @@ pub mod lab;
 pub mod listener;
 pub mod logging;
 pub mod network_policy;
+pub mod node_identity;
 pub mod own_ports;
 pub mod pki;
 pub mod placement;

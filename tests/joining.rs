@@ -2,22 +2,29 @@
 
 mod lab;
 
-use std::{collections::BTreeMap, fs::File, process::Output, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    process::Output,
+    time::{Duration, Instant},
+};
 
+use futures::StreamExt;
 use http::Uri;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret};
 use kube::{
     Api, Client, Config,
-    api::{ListParams, PostParams},
+    api::{ListParams, PostParams, WatchParams},
 };
-use lab::{Cluster, text, until};
+use lab::{Cluster, Machine, text, until};
 use serde_json::json;
 use vetch::{
     bootstrap_token::{BootstrapToken, signature},
     joining::{
         certificate::{self, Purpose},
-        discovery,
+        client, discovery,
     },
+    pki::{Held, Leaf, Pki},
 };
 
 const SERVER: &str = "https://192.168.77.1:6443";
@@ -50,7 +57,11 @@ fn is_signed(cluster: &Cluster, token: &BootstrapToken) -> bool {
 
 /// On the cluster's host, as a machine that joins would be, but for the network between.
 fn on_host<T: Send>(cluster: &Cluster, work: impl AsyncFnOnce() -> T + Send) -> T {
-    let pid = cluster.host.pid();
+    on(cluster.host.pid(), work)
+}
+
+/// In the network of that process.
+fn on<T: Send>(pid: u32, work: impl AsyncFnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let running = scope.spawn(|| {
             let space = File::open(format!("/proc/{pid}/ns/net")).unwrap();
@@ -65,7 +76,7 @@ fn on_host<T: Send>(cluster: &Cluster, work: impl AsyncFnOnce() -> T + Send) -> 
 }
 
 /// A client of the cluster as it was found, with more credentials.
-fn client(cluster: &discovery::Cluster, more: impl FnOnce(&mut Config)) -> Client {
+fn client_of(cluster: &discovery::Cluster, more: impl FnOnce(&mut Config)) -> Client {
     let mut config = Config::new(cluster.server.clone());
     let (_, authority) = x509_parser::pem::parse_x509_pem(cluster.ca_pem.as_bytes()).unwrap();
     config.root_cert = Some(vec![authority.contents]);
@@ -92,7 +103,7 @@ fn a_token_shows_the_cluster_and_gets_a_nodes_certificate() {
 
     let found = on_host(&cluster, async || {
         let found = discovery::discover(&server, &joining).await.unwrap();
-        let held = client(&found, |config| {
+        let held = client_of(&found, |config| {
             config.auth_info.token = Some(joining.to_string().into());
         });
         // Nobody takes the name of a node that is there.
@@ -112,7 +123,7 @@ fn a_token_shows_the_cluster_and_gets_a_nodes_certificate() {
             Duration::from_secs(60),
         );
         let identity = identity.await.unwrap();
-        let node = client(&found, |config| {
+        let node = client_of(&found, |config| {
             let encode = |text: &str| {
                 use base64::{Engine, prelude::BASE64_STANDARD};
                 Some(BASE64_STANDARD.encode(text))
@@ -176,11 +187,51 @@ fn a_token_shows_the_cluster_and_gets_a_nodes_certificate() {
         let error = discovery::discover(&server, &joining).await.unwrap_err();
         let why = vetch::causes::causes(&error);
         assert!(why.contains("it knows no token"), "{why}");
-        let gone = client(&found, |config| {
+        let gone = client_of(&found, |config| {
             config.auth_info.token = Some(joining.to_string().into());
         });
         let nodes: Api<Node> = Api::all(gone);
         assert_eq!(code(nodes.list(&ListParams::default()).await), 401);
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_server_that_is_gone_without_a_word_is_noticed() {
+    let cluster = Cluster::started();
+    let machine = Machine::beside(&cluster, 2);
+    let pki = Pki::open(&cluster.root.path().join("lib/pki")).unwrap();
+    let servers: [Uri; 1] = [SERVER.parse().unwrap()];
+    let nodes = || -> Api<Node> {
+        let identity = pki.issue(&Leaf::client("root", &["system:masters"]));
+        let held = Held::new(identity.unwrap()).unwrap();
+        Api::all(client::client(&servers, pki.ca_pem(), held).unwrap())
+    };
+    on(machine.host.pid(), async || {
+        let all = ListParams::default();
+        let (busy, fresh) = (nodes(), nodes());
+        busy.list(&all).await.unwrap();
+        // Who only waits for news.
+        let mut watch = busy
+            .watch(&WatchParams::default(), "0")
+            .await
+            .unwrap()
+            .boxed();
+        watch.next().await.unwrap().unwrap();
+        let changes = tokio::spawn(async move { while let Some(Ok(_)) = watch.next().await {} });
+        cluster.host.sh("ip link set port2 nomaster");
+        let cut = Instant::now();
+        assert!(
+            fresh.list(&all).await.is_err(),
+            "nobody is there to connect to"
+        );
+        let refused = cut.elapsed();
+        assert!(refused < Duration::from_secs(8), "{refused:?}");
+        // 10 s of silence, and three questions, each 5 s later.
+        let noticed = tokio::time::timeout(Duration::from_secs(45), changes).await;
+        noticed.expect("it is noticed").expect("no panic");
+        let noticed = cut.elapsed();
+        assert!(noticed > Duration::from_secs(9), "{noticed:?}");
     });
 }
 

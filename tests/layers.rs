@@ -7,7 +7,7 @@ use std::{
 };
 
 /// What each part of `src` may use of the others. `cli` may use everything.
-const ALLOWED: [(&str, &[&str]); 25] = [
+const ALLOWED: [(&str, &[&str]); 26] = [
     ("accepting", &[]),
     ("addresses", &[]),
     ("allocator", &["program_text"]),
@@ -21,6 +21,7 @@ const ALLOWED: [(&str, &[&str]); 25] = [
             "bootstrap_token",
             "cel",
             "listener",
+            "node_identity",
             "store",
             "pki",
         ],
@@ -34,13 +35,14 @@ const ALLOWED: [(&str, &[&str]); 25] = [
             "bootstrap_token",
             "events",
             "informer",
+            "node_identity",
             "placement",
         ],
     ),
     ("dns", &["accepting", "addresses", "informer"]),
     ("events", &[]),
     ("informer", &[]),
-    ("joining", &["bootstrap_token", "pki"]),
+    ("joining", &["bootstrap_token", "node_identity", "pki"]),
     ("lab", &["pki", "runtime"]),
     ("listener", &["accepting"]),
     (
@@ -61,6 +63,7 @@ const ALLOWED: [(&str, &[&str]); 25] = [
         ],
     ),
     ("network_policy", &["events", "informer", "repair"]),
+    ("node_identity", &[]),
     ("own_ports", &[]),
     ("pki", &[]),
     ("placement", &[]),

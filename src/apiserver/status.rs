@@ -142,6 +142,8 @@ pub enum CauseType {
     ResourceVersionTooLarge,
     UnexpectedServerResponse,
     DisruptionBudget,
+    /// Ours: the requester's certificate is of a node that was removed for good.
+    NodeRemoved,
     /// Only the message says it.
     None,
 }

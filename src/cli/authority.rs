@@ -4,7 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::{
-    controllers::{Authority, Requested},
+    controllers::{Authority, Former, Requested},
     pki::{Pki, Request},
 };
 
@@ -37,5 +37,15 @@ impl Authority for ClusterAuthority {
 
     fn ends(&self, certificate: &[u8]) -> Option<SystemTime> {
         crate::pki::ends(certificate)
+    }
+
+    fn former(&self, certificate: &str, request: &[u8]) -> Option<Former> {
+        let request = Request::parse(request).ok()?;
+        let former = self.0.former(certificate, &request)?;
+        Some(Former {
+            user: former.user,
+            groups: former.groups,
+            issued: former.issued,
+        })
     }
 }

@@ -25,6 +25,7 @@ use super::{
     demo, disable, image,
     node::{self, Node, Readiness},
     node_args::Machine,
+    node_role,
     notify::Notifier,
     paths::Paths,
     preload, token,
@@ -102,7 +103,8 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     let store = Embedded::open_with(&config.machine.paths.state.join("store"), quota)?;
     let store = Arc::new(store);
     let pki = Pki::open(&config.machine.paths.state.join("pki"))?;
-    let address = node_address();
+    let address = config.machine.described.address;
+    let address = address.unwrap_or_else(node_address);
 
     say(notifier, "starting the API server");
     let api = ApiConfig {
@@ -160,6 +162,8 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     let cluster_info = pki::cluster_info(&server, pki.ca_pem());
     let balancing = disable::balancing(&config.disabled, port, config.machine.kubelet_port);
     let informers = control_cluster(&running, &handle, &pki, cluster_info, &config, balancing);
+    let name = &config.machine.name;
+    node_role::keep(&running, handle.client(own_user()), informers.clone(), name);
     announce_dns(&running, &handle, informers, &config).await?;
 
     let (state, run) = (
@@ -476,6 +480,7 @@ fn node_config(config: &Config, address: IpAddr, api_port: u16) -> node::Config 
         kubelet_port: config.machine.kubelet_port,
         limits: config.machine.limits,
         resources: config.machine.resources.clone(),
+        description: config.machine.described.description.clone(),
     }
 }
 
@@ -630,14 +635,6 @@ fn node_address() -> IpAddr {
         Some(socket.local_addr().ok()?.ip())
     };
     ask().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
-}
-
-/// The machine's name.
-pub fn hostname() -> String {
-    nix::unistd::gethostname()
-        .ok()
-        .and_then(|name| name.into_string().ok())
-        .unwrap_or_else(|| "localhost".to_owned())
 }
 
 /// Where other machines reach the API server.

@@ -3,6 +3,7 @@
 //! Knows every part and is known by none but `main`. Exit codes: 0 done, 1 it failed (the message
 //! says what and how to mend it), 2 the arguments make no sense.
 
+mod administrator;
 mod agent;
 mod authority;
 mod check;
@@ -20,7 +21,10 @@ mod lab;
 mod logs;
 mod node;
 mod node_args;
+mod node_description;
 mod node_name;
+mod node_role;
+mod nodes;
 mod notify;
 mod oom;
 mod paths;
@@ -29,6 +33,8 @@ mod preload;
 mod registries;
 mod reservations;
 mod reset;
+mod status;
+mod table;
 mod token;
 mod up;
 mod version;
@@ -71,6 +77,8 @@ enum Command {
     Logs(logs::Logs),
     Token(token::Token),
     Policy(policy::Policy),
+    Node(nodes::Node),
+    Status(status::Status),
     Version(version::Version),
     Completion(completion::Completion),
     #[command(name = demo::server::SUBCOMMAND, hide = true)]
@@ -104,6 +112,8 @@ pub fn main() -> ExitCode {
         Command::Logs(logs) => logs.run(&mut std::io::stdout()),
         Command::Token(token) => token.run(&mut std::io::stdout()),
         Command::Policy(policy) => policy.run(&mut std::io::stdout()),
+        Command::Node(node) => node.run(&mut std::io::stdout()),
+        Command::Status(status) => status.run(&mut std::io::stdout()),
         Command::Version(version) => version.run(&mut std::io::stdout()),
         Command::Completion(completion) => completion.run(&mut std::io::stdout()),
         Command::DemoServer(server) => server.run(),
@@ -172,6 +182,9 @@ mod tests {
             "vetch lab lose node1 5",
             "vetch lab heal",
             "vetch lab heal node1 --name a",
+            "vetch node rm second --timeout 1m --force --root /x",
+            "vetch node ls --root /x",
+            "vetch status -o json --root /x",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }

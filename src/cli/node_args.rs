@@ -3,8 +3,9 @@
 use std::num::NonZeroU32;
 
 use super::{
-    Error, check, daemon,
+    Error, check,
     node::{self, PodLimits},
+    node_description::{Described, DescriptionArgs},
     node_name,
     paths::{Paths, RootArg},
     registries::{ImagesFolder, Registries},
@@ -12,6 +13,7 @@ use super::{
 };
 use crate::{
     kubelet::{container::SwapBehavior, settings::ResourceSettings},
+    logging,
     runtime::image,
 };
 
@@ -38,6 +40,8 @@ pub struct NodeArgs {
     reservations: Reservations,
     #[command(flatten)]
     registries: Registries,
+    #[command(flatten)]
+    description: DescriptionArgs,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -62,6 +66,8 @@ impl From<Swap> for SwapBehavior {
 pub struct Machine {
     pub paths: Paths,
     pub name: String,
+    /// Its labels, its taints, and the address that was chosen for it.
+    pub described: Described,
     pub kubelet_port: u16,
     pub limits: PodLimits,
     pub resources: ResourceSettings,
@@ -79,15 +85,20 @@ impl NodeArgs {
         let resources = self.reservations.settings()?;
         let registries = self.registries.settings(&paths)?;
         let images = self.registries.images(&paths)?;
+        let described = self.description.described(&paths)?;
         if let Some(obstacles) = check::obstacles() {
             return Err(obstacles.into());
         }
         let recorded = node::recorded_name(&paths)?;
         let given = self.node_name.as_deref();
-        let name = node_name::choose(given, recorded.as_deref(), &daemon::hostname())?;
+        let chosen = node_name::choose(given, recorded.as_deref(), &node_name::hostname())?;
+        if let Some(note) = chosen.note {
+            logging::note(format_args!("{note}"));
+        }
         Ok(Machine {
             paths,
-            name,
+            name: chosen.name,
+            described,
             kubelet_port: self.kubelet_port,
             limits: PodLimits {
                 swap: self.swap.into(),

@@ -4,7 +4,7 @@ use std::{io::Write, net::IpAddr, process::ExitCode, str::FromStr};
 
 use clap::{Args, Subcommand};
 
-use super::{Error, block_on, daemon, paths::RootArg, token::administrator};
+use super::{Error, administrator, block_on, daemon, paths::RootArg};
 use crate::network_policy::{Connection, End, Protocol, Snapshot};
 
 /// Ask what network policies come to
@@ -78,7 +78,7 @@ impl Policy {
             root,
         } = self.verb;
         let snapshot = block_on(async {
-            let client = administrator(&root.paths()?, &root.flag()).await?;
+            let client = administrator::client(&root.paths()?, &root.flag()).await?;
             Ok(Snapshot::read(client).await?)
         })?;
         let connection = Connection {

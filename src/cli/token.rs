@@ -12,15 +12,12 @@ use k8s_openapi::{
     api::core::v1::{ConfigMap, Secret},
 };
 use kube::{
-    Api, Client, Config,
+    Api, Client,
     api::{DeleteParams, ListParams, ObjectMeta, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
+    config::Kubeconfig,
 };
 
-use super::{
-    Error, block_on, daemon,
-    paths::{Paths, RootArg},
-};
+use super::{Error, administrator, block_on, daemon, paths::RootArg};
 use crate::{
     bootstrap_token::{self, BootstrapToken, Expiration, KeptToken},
     kubelet::settings,
@@ -132,7 +129,7 @@ pub fn join_command(server: &str, token: &BootstrapToken) -> String {
 
 /// Where other machines reach the cluster, as it tells them itself.
 async fn server(root: &RootArg) -> Result<String, Error> {
-    let client = administrator(&root.paths()?, &root.flag()).await?;
+    let client = administrator::client(&root.paths()?, &root.flag()).await?;
     let maps: Api<ConfigMap> = Api::namespaced(client, "kube-public");
     let map = maps.get("cluster-info").await?;
     let text = map.data.and_then(|mut data| data.remove("kubeconfig"));
@@ -189,22 +186,8 @@ async fn delete(secrets: &Api<Secret>, id: &str, root: &RootArg) -> Result<(), E
 
 /// The tokens' Secrets, as the administrator of the cluster below `root` sees them.
 async fn secrets(root: &RootArg) -> Result<Api<Secret>, Error> {
-    let client = administrator(&root.paths()?, &root.flag()).await?;
+    let client = administrator::client(&root.paths()?, &root.flag()).await?;
     Ok(Api::namespaced(client, bootstrap_token::NAMESPACE))
-}
-
-/// The cluster's administrator, for commands on the machine that has the control plane.
-pub(super) async fn administrator(paths: &Paths, flag: &str) -> Result<Client, Error> {
-    let path = paths.kubeconfig();
-    if !path.exists() {
-        let path = path.display();
-        return Err(
-            format!("{path} is not there: start the cluster with `vetch up{flag}` first").into(),
-        );
-    }
-    let kubeconfig = Kubeconfig::read_from(path)?;
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-    Ok(Client::try_from(config)?)
 }
 
 /// When a token of now ends; `None`: never.

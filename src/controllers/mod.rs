@@ -51,7 +51,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::shared::Stopped;
 pub use self::{
-    certificates::{Authority, Requested},
+    certificates::{Authority, Former, Requested},
     node_ipam::{ClusterRange, Ranges},
     service_lb::{Balancing, Reserved},
 };

@@ -1,7 +1,7 @@
 //! Asking a cluster for the certificates of a node: the one that it is known by, and the one that its own API
 //! shows.
 
-use std::{net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use k8s_openapi::{
     ByteString,
@@ -16,7 +16,10 @@ use kube::{
     runtime::wait::await_condition,
 };
 
-use crate::pki::{self, Identity, Leaf};
+use crate::{
+    node_identity::{FORMER, PROXY, proxy_group},
+    pki::{self, Identity, Leaf},
+};
 
 /// What a certificate is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +52,7 @@ impl Purpose<'_> {
         match self {
             Self::Client => Leaf::node_client(node),
             Self::Serving(addresses) => Leaf::kubelet_serving(node, addresses),
-            Self::Proxy => Leaf::client("system:kube-proxy", &[]),
+            Self::Proxy => Leaf::client(PROXY, &[&proxy_group(node)]),
         }
     }
 }
@@ -117,10 +120,35 @@ pub async fn request(
     within: Duration,
 ) -> Result<Identity, Error> {
     let wanted = pki::SigningRequest::new(&purpose.leaf(name))?;
+    ask(client, wanted, purpose, None, within).await
+}
+
+/// The certificate by which the node `name` is known, for a machine whose last one, `former`, has expired: `client`
+/// holds a token, and the request is made with the old key, so that nobody else can become that node.
+pub async fn request_again(
+    client: Client,
+    name: &str,
+    former: &Identity,
+    within: Duration,
+) -> Result<Identity, Error> {
+    let purpose = Purpose::Client;
+    let wanted = pki::SigningRequest::with_key(&purpose.leaf(name), &former.key)?;
+    let shown = BTreeMap::from([(FORMER.to_owned(), former.certificate.clone())]);
+    ask(client, wanted, purpose, Some(shown), within).await
+}
+
+async fn ask(
+    client: Client,
+    wanted: pki::SigningRequest,
+    purpose: Purpose<'_>,
+    annotations: Option<BTreeMap<String, String>>,
+    within: Duration,
+) -> Result<Identity, Error> {
     let requests: Api<Csr> = Api::all(client);
     let csr = Csr {
         metadata: ObjectMeta {
             generate_name: Some("node-csr-".to_owned()),
+            annotations,
             ..ObjectMeta::default()
         },
         spec: Spec {

@@ -29,6 +29,9 @@ pub struct Membership {
     pub proxy: Option<KeyPair>,
     /// The ranges of this node's pods and of services, once they are known.
     pub ranges: Option<Ranges>,
+    /// What the cluster has said since it has removed this node for good.
+    #[serde(default)]
+    pub removed: Option<String>,
 }
 
 /// A certificate with its key, both as PEM.
@@ -86,6 +89,7 @@ impl Membership {
             serving: None,
             proxy: None,
             ranges: None,
+            removed: None,
         }
     }
 
@@ -139,12 +143,14 @@ mod tests {
             pods: "10.42.1.0/24".parse().expect("a range"),
             services: "10.96.0.0/12".parse().expect("a range"),
         });
+        kept.removed = Some("why".to_owned());
         kept.save(&path).expect("kept");
         let mode = fs::metadata(&path).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let found = Membership::load(&path).expect("readable").expect("there");
         assert_eq!(found.node, "n");
         assert_eq!(found.ranges, kept.ranges);
+        assert_eq!(found.removed, kept.removed);
         assert!(pki::Identity::from(found.client) == identity);
         fs::write(&path, r#"{"version": 99}"#).expect("written");
         let error = Membership::load(&path).err().expect("too new");

@@ -94,6 +94,7 @@ pub struct Config {
     pub pod_pids_limit: Option<std::num::NonZeroU32>,
     pub swap: container::SwapBehavior,
     pub resources: settings::ResourceSettings,
+    pub description: node::Description,
     /// No pod is given one of these.
     pub own_ports: crate::own_ports::OwnPorts,
 }
@@ -218,6 +219,7 @@ pub async fn run(
         max_pods: config.max_pods,
         state_dir: config.state_dir.clone(),
         pod_cidr: config.pod_cidr,
+        description: config.description.clone(),
     };
 
     let node = node::Parts {

@@ -24,7 +24,7 @@ use rustls::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    Error,
+    BACKDATE, Error,
     leaf::{Validity, common_name, organizations},
     tls::{provider, roots},
 };
@@ -43,6 +43,8 @@ pub struct Holder {
     pub groups: Vec<String>,
     /// The certificate's SHA-256.
     pub fingerprint: [u8; 32],
+    /// When it was issued, by the authority's clock.
+    pub issued: SystemTime,
 }
 
 /// Why a certificate says nothing about its holder.
@@ -135,6 +137,10 @@ impl Clients {
         let time = |seconds: i64| {
             UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
         };
+        let validity = Validity {
+            from: time(parsed.validity().not_before.timestamp()),
+            to: time(parsed.validity().not_after.timestamp()),
+        };
         Ok(Known {
             holder: common_name(subject)
                 .filter(|name| !name.is_empty())
@@ -142,11 +148,9 @@ impl Clients {
                     user,
                     groups: organizations(subject),
                     fingerprint,
+                    issued: validity.from + BACKDATE,
                 }),
-            validity: Validity {
-                from: time(parsed.validity().not_before.timestamp()),
-                to: time(parsed.validity().not_after.timestamp()),
-            },
+            validity,
             judged: now,
         })
     }

@@ -1,7 +1,9 @@
 //! A certificate that somebody else signs, as servers and clients of this process show it.
 
 use std::{
+    collections::BTreeSet,
     fmt,
+    net::IpAddr,
     sync::{Arc, PoisonError, RwLock},
     time::SystemTime,
 };
@@ -28,6 +30,7 @@ struct Current {
     identity: Identity,
     key: Arc<CertifiedKey>,
     validity: Validity,
+    addresses: BTreeSet<IpAddr>,
     spread: u8,
 }
 
@@ -38,6 +41,7 @@ impl Current {
         Ok(Self {
             key: Arc::new(certified(&identity)?),
             validity: facts.validity,
+            addresses: facts.addresses,
             spread: rand::random(),
             identity,
         })
@@ -64,6 +68,12 @@ impl Held {
     pub fn due(&self, authority_ends: SystemTime, now: SystemTime) -> Due {
         let current = self.0.read().unwrap_or_else(PoisonError::into_inner);
         due(current.validity, authority_ends, current.spread, now)
+    }
+
+    /// Whether it is one for all of these addresses.
+    pub fn is_for(&self, addresses: &[IpAddr]) -> bool {
+        let current = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        addresses.iter().all(|one| current.addresses.contains(one))
     }
 
     /// Whether it is worth nothing any more.
@@ -132,5 +142,11 @@ mod tests {
         };
         assert!(held.replace(broken).is_err());
         assert!(held.identity() == second, "what is there stays");
+
+        let [own, other] = ["192.0.2.1", "192.0.2.2"].map(|text| text.parse().expect("one"));
+        let serving = pki.issue(&Leaf::kubelet_serving("n", &[own]));
+        held.replace(serving.expect("issued")).expect("usable");
+        assert!(held.is_for(&[own]) && held.is_for(&[]));
+        assert!(!held.is_for(&[own, other]));
     }
 }

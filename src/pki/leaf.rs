@@ -157,10 +157,10 @@ fn distinct<T: PartialEq>(items: impl Iterator<Item = T>) -> Vec<T> {
 /// What matters of a certificate that exists.
 #[derive(Debug)]
 pub(super) struct Facts {
-    user: String,
-    groups: Vec<String>,
+    pub(super) user: String,
+    pub(super) groups: Vec<String>,
     names: BTreeSet<String>,
-    addresses: BTreeSet<IpAddr>,
+    pub(super) addresses: BTreeSet<IpAddr>,
     pub(super) usages: Vec<Usage>,
     pub(super) validity: Validity,
     /// SubjectPublicKeyInfo.

@@ -8,7 +8,7 @@
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError, RwLock, Weak},
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
 
 use rustls::{
@@ -22,15 +22,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Authority, Error, Identity, Leaf, Pki,
-    clock::Clock,
     renewal::{Due, due},
+    rounds::{LOOK, RETRY, Rounds},
     tls::certified,
 };
-
-/// A certificate that could not be renewed is tried again after so long.
-const RETRY: Duration = Duration::from_secs(60);
-/// How often the task looks at the clock, which may have been set unnoticed.
-const LOOK: Duration = Duration::from_secs(60 * 60);
 
 /// One certificate with its key, renewed in time.
 pub struct Live {
@@ -228,7 +223,7 @@ impl Pki {
 
 /// Renews every certificate in use, until `shutdown`.
 pub async fn renew_in_time(pki: Pki, shutdown: CancellationToken) -> Result<(), JoinError> {
-    let mut clock = Clock::watch();
+    let mut rounds = Rounds::new();
     loop {
         let renewing = pki.clone();
         // It writes files.
@@ -237,13 +232,7 @@ pub async fn renew_in_time(pki: Pki, shutdown: CancellationToken) -> Result<(), 
         let wait = next.map_or(LOOK, |next| {
             next.duration_since(SystemTime::now()).unwrap_or(RETRY)
         });
-        let wait = async {
-            tokio::select! {
-                () = tokio::time::sleep(wait.clamp(RETRY, LOOK)) => {}
-                () = clock.set() => tracing::info!("the clock was set"),
-            }
-        };
-        if shutdown.run_until_cancelled(wait).await.is_none() {
+        if !rounds.next(wait, &shutdown).await {
             return Ok(());
         }
     }
@@ -251,7 +240,7 @@ pub async fn renew_in_time(pki: Pki, shutdown: CancellationToken) -> Result<(), 
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::{sync::mpsc, time::Duration};
 
     use super::*;
 

@@ -9,7 +9,7 @@
 //! - An authority is never replaced: what it has signed would be worthless.
 //! - A certificate issued here is renewed after two thirds of its life, without a restart.
 //!
-//! `live.rs` renews, `clients.rs` says whom a client's certificate names, `tokens.rs` has the keys
+//! `live.rs` renews, `rounds.rs` says when, `clients.rs` says whom a client's certificate names, `tokens.rs` has the keys
 //! of tokens, `request.rs` reads and signs signing requests.
 
 mod clients;
@@ -23,6 +23,7 @@ mod leisure;
 mod live;
 mod renewal;
 mod request;
+mod rounds;
 mod tls;
 mod tokens;
 mod usages;
@@ -44,7 +45,8 @@ pub use self::{
     kubeconfig::{cluster_info, kubeconfig},
     leaf::{Leaf, Usage},
     live::{Live, renew_in_time},
-    request::{MAX_REQUEST_BYTES, Request, SigningRequest},
+    request::{Former, MAX_REQUEST_BYTES, Request, SigningRequest},
+    rounds::{LOOK, RETRY, Rounds},
     tls::{client_config, live_client_config, server_config, server_config_with},
     tokens::{Algorithm, TokenKey, TokenKeys},
 };
@@ -213,6 +215,12 @@ impl Pki {
     fn files(&self, name: &str) -> (PathBuf, PathBuf) {
         let file = |kind: &str| self.inner.dir.join(format!("{name}.{kind}"));
         (file("crt"), file("key"))
+    }
+
+    /// Whom a certificate of `request`'s key names that this authority has signed for a client, also one that has
+    /// expired: whoever made the request holds the key.
+    pub fn former(&self, certificate: &str, request: &Request) -> Option<Former> {
+        request.former(certificate, self.ca_pem())
     }
 
     /// A new key with a certificate for it, kept nowhere. Valid for a year.

@@ -11,7 +11,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType, SubjectPublicKeyInfo};
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, KeyPair, PublicKeyData, SanType,
+    SubjectPublicKeyInfo,
+};
 use x509_parser::{
     certification_request::X509CertificationRequest,
     extensions::{GeneralName, ParsedExtension},
@@ -22,7 +25,7 @@ use x509_parser::{
 use super::{
     BACKDATE, Error, Pki,
     der::{self, ATTRIBUTES, Attribute},
-    leaf::{self, Leaf, address},
+    leaf::{self, Leaf, Usage, address},
     usages::{Purpose, purpose},
 };
 
@@ -49,6 +52,15 @@ pub struct Request {
     key: SubjectPublicKeyInfo,
 }
 
+/// Whom an earlier certificate of a request's key names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Former {
+    pub user: String,
+    pub groups: Vec<String>,
+    /// When it was issued, by the authority's clock.
+    pub issued: SystemTime,
+}
+
 /// A request for others to sign, with its key, both as PEM.
 pub struct SigningRequest {
     pub pem: String,
@@ -58,12 +70,21 @@ pub struct SigningRequest {
 impl SigningRequest {
     /// With a new key, for all that `leaf` says but its usages, which go beside the request.
     pub fn new(leaf: &Leaf) -> Result<Self, Error> {
+        Self::of(leaf, KeyPair::generate())
+    }
+
+    /// The same with a key that an earlier certificate is for.
+    pub fn with_key(leaf: &Leaf, key_pem: &str) -> Result<Self, Error> {
+        Self::of(leaf, KeyPair::from_pem(key_pem))
+    }
+
+    fn of(leaf: &Leaf, key: Result<KeyPair, rcgen::Error>) -> Result<Self, Error> {
         let failed = |source| Error::Issue {
             action: "ask for",
             subject: leaf.user.clone(),
             source,
         };
-        let key = KeyPair::generate().map_err(failed)?;
+        let key = key.map_err(failed)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         for group in &leaf.groups {
@@ -168,6 +189,19 @@ impl Request {
             }
         }
         Ok(())
+    }
+
+    /// See [`Pki::former`].
+    pub(super) fn former(&self, certificate: &str, ca: &str) -> Option<Former> {
+        let facts = leaf::Facts::read(certificate)?;
+        let counts = facts.public_key == self.key.subject_public_key_info()
+            && facts.usages.contains(&Usage::Client)
+            && leaf::signed_by(certificate, ca);
+        counts.then(|| Former {
+            issued: facts.validity.from + BACKDATE,
+            user: facts.user,
+            groups: facts.groups,
+        })
     }
 
     fn alternative_names(&self) -> Result<Vec<SanType>, rcgen::Error> {
@@ -302,6 +336,48 @@ mod tests {
             assert_eq!(read.organizations, leaf.groups);
             assert_eq!((read.names, read.addresses), (leaf.names, leaf.addresses));
             assert!(KeyPair::from_pem(&made.key).is_ok());
+        }
+    }
+
+    #[test]
+    fn an_earlier_certificate_counts_for_its_key_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let [pki, strangers] = ["ours", "theirs"].map(|name| {
+            let dir = dir.path().join(name);
+            Pki::open(&dir).unwrap()
+        });
+        let leaf = Leaf::node_client("n");
+        let first = SigningRequest::new(&leaf).unwrap();
+        let day = Duration::from_secs(86_400);
+        let long_ago = SystemTime::now() - 30 * day;
+        let sign = |pki: &Pki, pem: &str, usages: &[&str]| {
+            let request = Request::parse(pem.as_bytes()).unwrap();
+            pki.sign(&request, usages, day, long_ago).unwrap()
+        };
+        let client = ["client auth", "digital signature"];
+        let expired = sign(&pki, &first.pem, &client);
+        let again = SigningRequest::with_key(&leaf, &first.key).unwrap();
+        let other = SigningRequest::new(&leaf).unwrap();
+        for (certificate, request, want) in [
+            (&expired, &again, true),
+            (&expired, &other, false),
+            (&sign(&strangers, &first.pem, &client), &again, false),
+            (&sign(&pki, &first.pem, &["server auth"]), &again, false),
+            (&"x".to_owned(), &again, false),
+        ] {
+            let request = Request::parse(request.pem.as_bytes()).unwrap();
+            let former = pki.former(certificate, &request);
+            assert_eq!(former.is_some(), want);
+            if let Some(former) = former {
+                assert_eq!(former.user, "system:node:n");
+                assert_eq!(former.groups, ["system:nodes"]);
+                let late = long_ago.duration_since(former.issued).unwrap();
+                assert!(late < Duration::from_secs(1), "{late:?}");
+            }
+        }
+        // Their threads write into the folders.
+        for pki in [pki, strangers] {
+            pki.token_keys().signing().unwrap();
         }
     }
 

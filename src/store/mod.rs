@@ -137,6 +137,8 @@ pub trait Watch: Send {
 pub trait Store: Send + Sync + 'static {
     /// The revision of the last committed write.
     fn revision(&self) -> Revision;
+    /// How much it holds, and may hold.
+    fn usage(&self) -> Usage;
     async fn get(&self, key: &str) -> Result<(Option<Entry>, Revision), Error>;
     async fn range(&self, range: Range) -> Result<Slice, Error>;
     /// Writes if `expect` holds, else [`Error::Conflict`], and all guards, else [`Error::Guarded`];
@@ -149,6 +151,13 @@ pub trait Store: Send + Sync + 'static {
     async fn compact(&self, revision: Revision) -> Result<(), Error>;
     /// Resolves when the store has failed for good: no write can happen any more.
     async fn failed(&self);
+}
+
+/// Bytes that count against the store's quota.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    pub used_bytes: usize,
+    pub quota_bytes: usize,
 }
 
 /// Why the store could not do what was asked.

@@ -40,7 +40,7 @@ use crate::supervision::Parts;
 pub use held::{Held, Reservation};
 pub use late::Late;
 pub use lifecycle::refusal as namespace_refusal;
-pub use node_restriction::NodeRestriction;
+pub use node_restriction::{NodeRestriction, is_label_of_cluster};
 pub use pod_security::Exemptions;
 pub use priority::system_classes;
 pub use service::{ExternalIps, ReservedAddress, ServiceConfig};

@@ -4,6 +4,7 @@
 //! [`Lookup`] only.
 //! Always true:
 //! - A credential that is present but wrong is an error, never an anonymous user.
+//! - The certificates of a node that was removed for good say nothing any more.
 //! - A service account's token dies with the account, pod, node or secret it is bound to: only its
 //!   signature is remembered, what it is bound to is looked up each time.
 
@@ -11,6 +12,7 @@ mod bearer;
 mod bootstrap_token;
 mod impersonate;
 mod issuer;
+mod removed;
 mod reviews;
 mod service_account;
 #[cfg(test)]
@@ -91,18 +93,21 @@ impl Authenticator {
         shown: Option<&[CertificateDer<'static>]>,
     ) -> Result<User, Status> {
         let refused = match shown.map_or(Ok(None), |chain| self.clients.holder(chain)) {
-            Ok(Some(holder)) => return Ok(certificate_user(holder)),
-            Ok(None) => false,
+            Ok(Some(holder)) => match removed::refusal(&holder, &*self.lookup).await {
+                None => return Ok(certificate_user(holder)),
+                Some(why) => {
+                    tracing::debug!(user = holder.user, "certificate of a removed node rejected");
+                    Some(why)
+                }
+            },
+            Ok(None) => None,
             Err(why) => {
                 tracing::debug!(%why, "certificate rejected");
-                true
+                Some(unauthorized())
             }
         };
         let Some(token) = bearer_token(parts) else {
-            return match refused {
-                true => Err(unauthorized()),
-                false => Ok(anonymous()),
-            };
+            return refused.map_or_else(|| Ok(anonymous()), Err);
         };
         match self.token(&token, self.issuer.audiences()).await {
             Ok(verified) => Ok(verified.user),

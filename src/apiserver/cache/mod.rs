@@ -356,6 +356,9 @@ mod tests {
         fn revision(&self) -> Revision {
             self.store.revision()
         }
+        fn usage(&self) -> store::Usage {
+            self.store.usage()
+        }
         async fn get(&self, key: &str) -> Result<(Option<Entry>, Revision), Error> {
             self.store.get(key).await
         }

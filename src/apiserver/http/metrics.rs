@@ -30,6 +30,22 @@ pub(super) fn metrics(frontend: &Frontend) -> String {
         "The revision that clients are shown.",
         cache.revision() as f64,
     );
+    let usage = cache.store().usage();
+    page.family(
+        "apiserver_storage_size_bytes",
+        Kind::Gauge,
+        "[STABLE] Size of the storage database file physically allocated in bytes.",
+        [(
+            Labels::of(&[("storage_cluster_id", "etcd-0")]),
+            usage.used_bytes as f64,
+        )],
+    );
+    page.single(
+        "etcd_server_quota_backend_bytes",
+        Kind::Gauge,
+        "Current backend storage quota size in bytes.",
+        usage.quota_bytes as f64,
+    );
     page.family(
         "vetch_part_restarts_total",
         Kind::Counter,

@@ -17,12 +17,9 @@ use crate::{
         certificate::{self, Purpose},
         membership::Membership,
     },
-    pki::{self, Due, Held, clock::Clock},
+    pki::{self, Due, Held, LOOK, RETRY, Rounds},
 };
 
-const RETRY: Duration = Duration::from_secs(60);
-/// How often the clock is looked at, which may have been set unnoticed.
-const LOOK: Duration = Duration::from_secs(60 * 60);
 const SIGNED_WITHIN: Duration = Duration::from_secs(60);
 
 /// What is renewed.
@@ -41,7 +38,7 @@ pub struct Kept {
 impl Kept {
     /// Until `shutdown`.
     pub async fn renew(mut self, shutdown: CancellationToken) -> Result<(), Error> {
-        let mut clock = Clock::watch();
+        let mut rounds = Rounds::new();
         loop {
             let wait = match self.renew_due().await {
                 Ok(wait) => wait,
@@ -54,13 +51,7 @@ impl Kept {
                     RETRY
                 }
             };
-            let wait = async {
-                tokio::select! {
-                    () = tokio::time::sleep(wait.clamp(RETRY, LOOK)) => {}
-                    () = clock.set() => tracing::info!("the clock was set"),
-                }
-            };
-            if shutdown.run_until_cancelled(wait).await.is_none() {
+            if !rounds.next(wait, &shutdown).await {
                 return Ok(());
             }
         }
@@ -83,7 +74,12 @@ impl Kept {
                 Purpose::Serving(_) => &self.serving,
                 Purpose::Proxy => &self.proxy_known_by,
             };
-            match held.due(ends, now) {
+            // A machine may have got another address since.
+            let due = match purpose {
+                Purpose::Serving(addresses) if !held.is_for(addresses) => Due::Now,
+                _ => held.due(ends, now),
+            };
+            match due {
                 Due::Never => {}
                 Due::At(at) => next = next.min(at.duration_since(now).unwrap_or_default()),
                 Due::Now => {

@@ -12,16 +12,20 @@ use ipnet::IpNet;
 use k8s_openapi::api::{core::v1::Node, networking::v1::ServiceCIDR};
 use kube::{Api, Client, Config, api::ListParams, runtime::wait::await_condition};
 
-use super::super::{Error, node_args::Machine, paths::Paths};
+use super::{
+    super::{Error, node_args::Machine, paths::Paths},
+    token::TokenSource,
+};
 use crate::{
     bootstrap_token::BootstrapToken,
     joining::{
         certificate::{self, Purpose},
-        client, discovery,
+        client,
+        discovery::{self, Cluster},
         membership::{KeyPair, Membership, Ranges},
     },
     kubelet::node as node_api,
-    pki::Held,
+    pki::{Held, Identity},
 };
 
 /// A certificate that nobody signs by then is not waited for.
@@ -34,6 +38,16 @@ const FIRST_SERVICES: &str = "kubernetes";
 /// Where the membership is kept.
 pub fn record(paths: &Paths) -> PathBuf {
     paths.state.join("membership.json")
+}
+
+/// Keeps what the cluster has said when it removed this node for good: the next start needs not ask it.
+pub fn remember_removal(paths: &Paths, why: &str) -> Result<(), Error> {
+    let path = record(paths);
+    if let Some(mut kept) = Membership::load(&path)? {
+        kept.removed = Some(why.to_owned());
+        kept.save(&path)?;
+    }
+    Ok(())
 }
 
 /// A machine that is a node of a cluster elsewhere must not become a cluster of its own by mistake.
@@ -69,7 +83,7 @@ pub struct Joined {
 pub async fn join(
     machine: &Machine,
     servers: &[Uri],
-    token: Option<&BootstrapToken>,
+    token: &TokenSource,
 ) -> Result<Joined, Error> {
     if machine.paths.state.join("store").exists() {
         let flag = &machine.root_flag;
@@ -81,6 +95,9 @@ pub async fn join(
     }
     let path = record(&machine.paths);
     let kept = Membership::load(&path)?;
+    if let Some(why) = kept.as_ref().and_then(|kept| kept.removed.clone()) {
+        return Err(why.into());
+    }
     let mut membership = match kept {
         Some(kept) => {
             let before = kept.servers.clone();
@@ -91,36 +108,44 @@ pub async fn join(
             membership
         }
         None => {
-            let membership = first(&machine.name, servers, token).await?;
+            let membership = first(&machine.name, servers, token.read()?.as_ref()).await?;
             membership.save(&path)?;
             membership
         }
     };
     let known_by = Held::new(membership.client.clone().into())?;
     if known_by.has_ended(SystemTime::now()) {
-        let (node, flag) = (&membership.node, &machine.root_flag);
-        return Err(format!(
-            "the certificate of the node {node} has expired: `kubectl delete node {node}` on the server, then \
-             `vetch reset{flag}` here and join again"
-        )
-        .into());
+        known_by.replace(known_again(machine, &mut membership, token).await?)?;
+        membership.save(&path)?;
     }
     let servers: Vec<Uri> = membership
         .servers
         .iter()
         .map(|server| server.parse())
         .collect::<Result<_, _>>()?;
-    let address = own_address(&servers)?;
+    let address = match machine.described.address {
+        Some(address) => address,
+        None => own_address(&servers)?,
+    };
     let client = client::client(&servers, &membership.ca, known_by.clone())?;
-    let introduced = match (&membership.ranges, &membership.serving, &membership.proxy) {
+    // One that has expired is worth no more than none.
+    let lasting = |pair: &Option<KeyPair>| {
+        let held = Held::new(pair.clone()?.into()).ok()?;
+        (!held.has_ended(SystemTime::now())).then(|| pair.clone())?
+    };
+    let (serving, proxy) = (lasting(&membership.serving), lasting(&membership.proxy));
+    let introduced = match (&membership.ranges, &serving, &proxy) {
         (Some(ranges), Some(serving), Some(proxy)) => Introduced {
             ranges: ranges.clone(),
             serving: serving.clone(),
             proxy: proxy.clone(),
         },
         _ => {
-            let introduced = introduce(&client, machine, &servers, &membership.ca, address).await?;
-            membership.ranges = Some(introduced.ranges.clone());
+            let mut introduced =
+                introduce(&client, machine, &servers, &membership.ca, address).await?;
+            // Its pods have addresses of the range that it knows; another one is noticed later.
+            let ranges = membership.ranges.get_or_insert(introduced.ranges);
+            introduced.ranges = ranges.clone();
             membership.serving = Some(introduced.serving.clone());
             membership.proxy = Some(introduced.proxy.clone());
             membership.save(&path)?;
@@ -161,6 +186,39 @@ fn plain(server: &Uri) -> String {
     server.to_string().trim_end_matches('/').to_owned()
 }
 
+/// A new certificate for a machine that was off until its last one had expired. It shows a token, and that it has
+/// been the node.
+async fn known_again(
+    machine: &Machine,
+    kept: &mut Membership,
+    token: &TokenSource,
+) -> Result<Identity, Error> {
+    let (node, flag) = (&kept.node, &machine.root_flag);
+    let Some(token) = token.read()? else {
+        return Err(format!(
+            "the certificate of the node {node} has expired: `vetch token create` on the server makes a token, with \
+             which `vetch agent --token-file FILE{flag}` joins again"
+        )
+        .into());
+    };
+    let servers = kept.servers.iter().map(|server| server.parse());
+    let servers = servers.collect::<Result<Vec<Uri>, _>>()?;
+    let cluster = find(&servers, &token).await?;
+    if cluster.ca_pem.trim() != kept.ca.trim() {
+        return Err(format!(
+            "the cluster at {} is another one than this machine is a node of: `vetch reset{flag}` here, and join it",
+            cluster.server
+        )
+        .into());
+    }
+    let holder = holder(&cluster, &token)?;
+    let former = kept.client.clone().into();
+    let identity = certificate::request_again(holder, node, &former, SIGNED_WITHIN).await?;
+    kept.client = identity.clone().into();
+    tracing::info!("this machine is the node {node} again, after its certificate had expired");
+    Ok(identity)
+}
+
 /// Finds out by the token about the cluster, and gets the node's certificate from it.
 async fn first(
     name: &str,
@@ -169,33 +227,37 @@ async fn first(
 ) -> Result<Membership, Error> {
     let (false, Some(token)) = (servers.is_empty(), token) else {
         return Err(
-            "this machine has joined no cluster yet: --server and --token say which, and `vetch up` \
+            "this machine has joined no cluster yet: --server and --token or --token-file say which, and `vetch up` \
              and `vetch token create` print them on the first machine"
                 .into(),
         );
     };
-    let mut found = None;
+    let cluster = find(servers, token).await?;
+    let holder = holder(&cluster, token)?;
+    let identity = certificate::request(holder, name, Purpose::Client, SIGNED_WITHIN).await?;
+    let servers = servers.iter().map(plain).collect();
+    Ok(Membership::new(name, servers, &cluster.ca_pem, identity))
+}
+
+/// The cluster that the token is of, at the first of these that answers for it.
+async fn find(servers: &[Uri], token: &BootstrapToken) -> Result<Cluster, Error> {
     let mut failed: Option<Error> = None;
     for server in servers {
         match discovery::discover(server, token).await {
-            Ok(cluster) => {
-                found = Some(cluster);
-                break;
-            }
+            Ok(cluster) => return Ok(cluster),
             // What the first says matters most.
             Err(error) => failed = failed.or(Some(error.into())),
         }
     }
-    let Some(cluster) = found else {
-        return Err(failed.unwrap_or_else(|| "there is no --server".into()));
-    };
+    Err(failed.unwrap_or_else(|| "there is no --server".into()))
+}
+
+/// Acts as the token's holder.
+fn holder(cluster: &Cluster, token: &BootstrapToken) -> Result<Client, Error> {
     let mut config = Config::new(cluster.server.clone());
     config.root_cert = Some(certificates(&cluster.ca_pem)?);
     config.auth_info.token = Some(token.to_string().into());
-    let holder = Client::try_from(config)?;
-    let identity = certificate::request(holder, name, Purpose::Client, SIGNED_WITHIN).await?;
-    let servers = servers.iter().map(plain).collect();
-    Ok(Membership::new(name, servers, &cluster.ca_pem, identity))
+    Ok(Client::try_from(config)?)
 }
 
 fn certificates(pem: &str) -> Result<Vec<Vec<u8>>, Error> {
@@ -221,7 +283,8 @@ async fn introduce(
     address: IpAddr,
 ) -> Result<Introduced, Error> {
     let name = machine.name.as_str();
-    node_api::introduce(client, name, &[address], &machine.paths.state)
+    let description = &machine.described.description;
+    node_api::introduce(client, name, &[address], &machine.paths.state, description)
         .await
         .map_err(|error| format!("register the node {name}: {error}"))?;
     let addresses = [address];

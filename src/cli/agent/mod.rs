@@ -4,14 +4,15 @@ mod certificates;
 mod join;
 mod run;
 mod server;
+mod token;
 
 use std::{io::Write, process::ExitCode};
 
 use http::Uri;
 
-pub use self::join::refuse_member;
+pub use self::join::{record, refuse_member};
 use super::{Error, detached, need_root, node_args::NodeArgs, notify::Notifier};
-use crate::{bootstrap_token::BootstrapToken, logging};
+use crate::logging;
 
 /// Join this machine to a cluster, as a node
 #[derive(clap::Args)]
@@ -21,9 +22,8 @@ pub struct Agent {
     /// The cluster's API server, https://HOST:PORT; of several the first that answers [default: the one that this machine has joined]
     #[arg(long, value_name = "URL", value_delimiter = ',', value_parser = server::address)]
     server: Vec<Uri>,
-    /// What `vetch token create` prints on the server; needed to join, not to start again
-    #[arg(long, value_name = "TOKEN")]
-    token: Option<BootstrapToken>,
+    #[command(flatten)]
+    token: token::TokenArgs,
 }
 
 impl Agent {
@@ -40,7 +40,7 @@ impl Agent {
         let config = run::Config {
             machine,
             servers: self.server,
-            token: self.token,
+            token: self.token.source(),
         };
         let notifier = Notifier::from_env();
         detached::run_daemon(run::run(config, &notifier))?;

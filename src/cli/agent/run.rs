@@ -17,9 +17,10 @@ use super::{
     },
     certificates::Kept,
     join::{self, Joined},
+    token::TokenSource,
 };
 use crate::{
-    bootstrap_token::BootstrapToken,
+    node_identity,
     runtime::image::Images,
     supervision::{Parts, Policy},
 };
@@ -33,7 +34,7 @@ const RETRY: Duration = Duration::from_secs(1);
 pub struct Config {
     pub machine: Machine,
     pub servers: Vec<Uri>,
-    pub token: Option<BootstrapToken>,
+    pub token: TokenSource,
 }
 
 /// Runs until asked to stop, by signal or through the control socket.
@@ -47,7 +48,7 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     std::mem::forget(daemon::lock(&machine.paths, &machine.root_flag).await?);
 
     say(notifier, "joining the cluster");
-    let joined = join::join(machine, &config.servers, config.token.as_ref()).await?;
+    let joined = join::join(machine, &config.servers, &config.token).await?;
     let identity = Identity::joined(
         &joined.client,
         &joined.proxy,
@@ -73,7 +74,7 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     say(notifier, "starting the node");
     let started = Node::start(node_config(machine, &joined), identity, images, &parts).await;
     let result = match started {
-        Ok(node) => until_the_end(&joined, node, notifier, &parts, &mut stopped).await,
+        Ok(node) => until_the_end(machine, &joined, node, notifier, &parts, &mut stopped).await,
         Err(error) => Err(error),
     };
     running.stop().await;
@@ -110,29 +111,48 @@ fn node_config(machine: &Machine, joined: &Joined) -> node::Config {
         kubelet_port: machine.kubelet_port,
         limits: machine.limits,
         resources: machine.resources.clone(),
+        description: machine.described.description.clone(),
     }
 }
 
+/// Why a daemon ends that could go on.
+enum End {
+    Asked(Pods),
+    /// The cluster has removed the node for good, with these words.
+    Removed(String),
+}
+
 /// From the node's start to the end that somebody asks for. The server may be away for as long as it likes:
-/// only what this machine lacks ends the daemon, or a range of pod addresses that is not this node's any more.
+/// only what this machine lacks ends the daemon, a range of pod addresses that is not this node's any more, or
+/// that the cluster has removed the node.
 async fn until_the_end(
+    machine: &Machine,
     joined: &Joined,
     node: Node,
     notifier: &Notifier,
     parts: &Parts,
     stopped: &mut mpsc::Receiver<Pods>,
 ) -> Result<(), Error> {
-    let result = tokio::select! {
-        end = daemon::wait_for_end(stopped) => end,
+    let end = tokio::select! {
+        end = daemon::wait_for_end(stopped) => end.map(End::Asked),
         error = welcome(joined, &node, notifier) => Err(error),
-        range = other_range(joined) => Err(moved(joined, &range)),
+        lost = lost(joined) => match lost {
+            Lost::Range(range) => Err(moved(joined, &range)),
+            Lost::Node(why) => Ok(End::Removed(why)),
+        },
         failure = parts.fatal() => Err(failure.into()),
     };
     say(notifier, "stopping");
     node.stop().await;
-    match result? {
-        Pods::Keep => Ok(()),
-        Pods::Remove => node.remove_pods().await,
+    match end? {
+        End::Asked(Pods::Keep) => Ok(()),
+        End::Asked(Pods::Remove) => node.remove_pods().await,
+        // Its pods run elsewhere by now.
+        End::Removed(why) => {
+            join::remember_removal(&machine.paths, &why)?;
+            node.remove_pods().await?;
+            Err(why.into())
+        }
     }
 }
 
@@ -166,20 +186,54 @@ async fn welcome(joined: &Joined, node: &Node, notifier: &Notifier) -> Error {
     std::future::pending().await
 }
 
-/// The range of pod addresses that the cluster says this node has, once it is not the one that its pods are in.
-async fn other_range(joined: &Joined) -> String {
+/// What this machine has of the cluster no more.
+enum Lost {
+    /// Its pods' range: the cluster says that the node has this one.
+    Range(String),
+    /// All of it: the cluster has removed the node for good, with these words.
+    Node(String),
+}
+
+/// Resolves when the cluster says that the node is gone for good or has another range than its pods are in.
+async fn lost(joined: &Joined) -> Lost {
     let nodes: Api<NodeObject> = Api::all(joined.client.clone());
+    let name = &joined.membership.node;
     let own = joined.ranges.pods.to_string();
-    let range = |node: Option<&NodeObject>| node?.spec.as_ref()?.pod_cidr.clone();
     loop {
-        let own = own.clone();
-        let moved = move |node: Option<&NodeObject>| range(node).is_some_and(|range| range != own);
-        match await_condition(nodes.clone(), &joined.membership.node, moved).await {
-            Ok(node) => return range(node.as_ref()).unwrap_or_default(),
-            Err(error) => tracing::debug!(%error, "the node's range is not known"),
+        match nodes.get_opt(name).await {
+            Ok(node) => {
+                if let Some(range) = other_range(node.as_ref(), &own) {
+                    return Lost::Range(range);
+                }
+            }
+            Err(error) => match removal(&error) {
+                Some(why) => return Lost::Node(why),
+                None => tracing::debug!(%error, "the node is not known"),
+            },
+        }
+        let news = |node: Option<&NodeObject>| node.is_none() || other_range(node, &own).is_some();
+        if let Err(error) = await_condition(nodes.clone(), name, news).await {
+            tracing::debug!(%error, "the node is not watched");
         }
         tokio::time::sleep(RETRY).await;
     }
+}
+
+/// The range of pod addresses that the node has, if it is not `own`.
+fn other_range(node: Option<&NodeObject>, own: &str) -> Option<String> {
+    let range = node?.spec.as_ref()?.pod_cidr.clone()?;
+    (range != own).then_some(range)
+}
+
+/// What the cluster says where it knows this machine no more because somebody has removed its node.
+fn removal(error: &kube::Error) -> Option<String> {
+    let kube::Error::Api(status) = error else {
+        return None;
+    };
+    let details = status.details.as_ref()?;
+    let mut causes = details.causes.iter();
+    let is_removed = causes.any(|cause| cause.reason == node_identity::REMOVED);
+    is_removed.then(|| status.message.clone())
 }
 
 fn moved(joined: &Joined, range: &str) -> Error {

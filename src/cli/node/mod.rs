@@ -8,6 +8,7 @@ mod names;
 mod readiness;
 mod removal;
 mod settings;
+mod surroundings;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -42,6 +43,7 @@ use crate::{
         self,
         container::SwapBehavior,
         network::{PodNetwork, peers},
+        node::Description,
         settings::ResourceSettings,
     },
     network_policy::Policies,
@@ -66,6 +68,7 @@ pub struct Config {
     pub kubelet_port: u16,
     pub limits: PodLimits,
     pub resources: ResourceSettings,
+    pub description: Description,
 }
 
 /// What the node gives to every pod alike.
@@ -94,6 +97,17 @@ impl Node {
         let listener = kubelet::listen(config.kubelet_port)?;
         config.kubelet_port = listener.local_addr()?.port();
         let runtime = Runtime::open(runtime_config(&config.paths, &names)).await?;
+        let obstacles = surroundings::look(&config, &names)?;
+        if let Some(clash) = obstacles.clash {
+            // A node that ran so far goes on as it did.
+            match recorded_name(&config.paths)? {
+                None => return Err(clash.into()),
+                Some(_) => tracing::warn!("{clash}"),
+            }
+        }
+        if let Some(narrow) = obstacles.narrow {
+            tracing::warn!("{narrow}");
+        }
         Recorded::save(&config)?;
         let network = PodNetwork::open(network_config(&config, &names)).await?;
         let gateway = network.gateway();

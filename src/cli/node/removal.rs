@@ -20,6 +20,7 @@ use crate::{
     kubelet::{
         self,
         network::{self, PodNetwork},
+        node::Description,
         settings::ResourceSettings,
     },
     network_policy, proxy,
@@ -52,6 +53,7 @@ pub async fn remove(paths: &Paths) -> Result<(), Error> {
         kubelet_port: 0,
         limits: PodLimits::default(),
         resources: ResourceSettings::default(),
+        description: Description::default(),
     };
     let network = match PodNetwork::open(network_config(&config, &names)).await {
         Err(network::Error::Records { .. }) => {

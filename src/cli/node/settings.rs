@@ -155,6 +155,7 @@ pub(super) fn kubelet_config(
         pod_pids_limit: config.limits.processes,
         swap: config.limits.swap,
         resources: config.resources.clone(),
+        description: config.description.clone(),
         own_ports: own_ports(config),
     }
 }

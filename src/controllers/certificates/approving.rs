@@ -2,7 +2,7 @@
 //! certificate, if the requester may have one, and for the one that their own API shows, if it is for
 //! addresses of that node alone. Pure.
 
-use std::{net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 use k8s_openapi::{
@@ -14,22 +14,22 @@ use k8s_openapi::{
 };
 
 use super::{
-    Requested, certificate, has,
+    Former, Requested, certificate, has,
     signing::{
         API_CLIENT, KUBELET_CLIENT, KUBELET_SERVING, api_client_usages, kubelet_client,
         kubelet_serving,
     },
     usages,
 };
-use crate::addresses::may_be_proxied_to;
+use crate::{
+    addresses::may_be_proxied_to,
+    node_identity::{NODES, PROXY, is_from_before, node_of, proxy_group},
+};
 
 /// A right that is missing may be given later. It is asked for as long after as it was missing,
 /// between these.
 const SOONEST: Duration = Duration::from_secs(1);
 const LATEST: Duration = Duration::from_secs(5 * 60);
-
-/// Whom services and their endpoints are shown to.
-const PROXY: &str = "system:kube-proxy";
 
 /// What a request is taken for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,19 +91,22 @@ pub fn recognized(csr: &Csr, requested: &Requested) -> Vec<Recognized> {
 
 fn is_of_node(csr: &Csr) -> bool {
     let groups = csr.spec.groups.iter().flatten();
-    groups.into_iter().any(|group| group == "system:nodes")
+    groups.into_iter().any(|group| group == NODES)
 }
 
-/// Whether a node asks for the certificate that the service proxy is known by, on every node the same user.
+/// Whether a node asks for the certificate that its service proxy is known by: on every node the same user, in a
+/// group that tells the node.
 pub fn is_proxy(csr: &Csr, requested: &Requested) -> bool {
-    let wanted = Requested {
+    let (user, groups) = (csr.spec.username.as_deref(), csr.spec.groups.as_deref());
+    let node = node_of(user.unwrap_or_default(), groups.unwrap_or_default());
+    let wanted = node.map(|node| Requested {
         common_name: PROXY.to_owned(),
+        organizations: vec![proxy_group(node)],
         ..Requested::default()
-    };
+    });
     is_open(csr)
         && csr.spec.signer_name == API_CLIENT
-        && is_of_node(csr)
-        && *requested == wanted
+        && wanted.is_some_and(|wanted| *requested == wanted)
         && api_client_usages(&usages(csr)).is_ok()
 }
 
@@ -156,6 +159,16 @@ pub fn may_serve(requested: &Requested, nodes: &[Node], ranges: &[IpNet]) -> boo
 pub fn node(requested: &Requested) -> &str {
     let name = requested.common_name.as_str();
     name.strip_prefix("system:node:").unwrap_or(name)
+}
+
+/// Whether a machine that had the certificate `former` gets another one for the same node. `removed`: the record of
+/// nodes that were removed for good.
+pub fn is_same(former: &Former, requested: &Requested, removed: &BTreeMap<String, String>) -> bool {
+    let name = node(requested);
+    let entry = removed.get(name);
+    node_of(&former.user, &former.groups) == Some(name)
+        && former.user == requested.common_name
+        && !entry.is_some_and(|entry| is_from_before(entry, former.issued))
 }
 
 /// Why another machine does not get the name of a node.
@@ -217,15 +230,53 @@ mod tests {
     }
 
     #[test]
+    fn who_was_the_node_is_it_again() {
+        use std::time::{Duration, SystemTime, UNIX_EPOCH};
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        let former = |user: &str, group: &str, issued: SystemTime| Former {
+            user: user.to_owned(),
+            groups: vec![group.to_owned()],
+            issued,
+        };
+        let removed = BTreeMap::from([("gone".to_owned(), "1970-01-01T00:16:40Z".to_owned())]);
+        for (former, name, want) in [
+            (former("system:node:n", "system:nodes", at(0)), "n", true),
+            (former("system:node:m", "system:nodes", at(0)), "n", false),
+            (former("system:node:n", "people", at(0)), "n", false),
+            (
+                former("system:kube-proxy", "vetch.io:proxy-of:n", at(0)),
+                "n",
+                false,
+            ),
+            (
+                former("system:node:gone", "system:nodes", at(999)),
+                "gone",
+                false,
+            ),
+            (
+                former("system:node:gone", "system:nodes", at(1001)),
+                "gone",
+                true,
+            ),
+        ] {
+            assert_eq!(is_same(&former, &node(name), &removed), want, "{former:?}");
+        }
+    }
+
+    #[test]
     fn a_nodes_proxy_and_nobody_else_is_the_proxy() {
-        let proxy = Requested {
+        let in_groups = |groups: &[&str]| Requested {
             common_name: PROXY.to_owned(),
+            organizations: groups.iter().map(|group| (*group).to_owned()).collect(),
             ..Requested::default()
         };
-        let master = Requested {
-            organizations: vec!["system:masters".to_owned()],
-            ..proxy.clone()
-        };
+        let own = "vetch.io:proxy-of:n";
+        let proxy = in_groups(&[own]);
+        let master = in_groups(&["system:masters"]);
+        let also_master = in_groups(&[own, "system:masters"]);
+        // Nobody knows whose it is.
+        let nobodys = in_groups(&[]);
+        let anothers = in_groups(&["vetch.io:proxy-of:m"]);
         let other = Requested {
             common_name: "system:kube-scheduler".to_owned(),
             ..Requested::default()
@@ -235,9 +286,13 @@ mod tests {
             (&proxy, "system:bootstrappers", API_CLIENT, false),
             (&proxy, "system:nodes", KUBELET_CLIENT, false),
             (&master, "system:nodes", API_CLIENT, false),
+            (&also_master, "system:nodes", API_CLIENT, false),
+            (&nobodys, "system:nodes", API_CLIENT, false),
+            (&anothers, "system:nodes", API_CLIENT, false),
             (&other, "system:nodes", API_CLIENT, false),
         ] {
             let mut request = csr(signer, &[], false);
+            request.spec.username = Some("system:node:n".to_owned());
             request.spec.groups = Some(vec![group.to_owned()]);
             assert_eq!(is_proxy(&request, requested), want, "{requested:?} {group}");
             assert!(recognized(&request, requested).is_empty());

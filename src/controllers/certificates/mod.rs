@@ -25,7 +25,7 @@ use k8s_openapi::{
         certificates::v1::{
             CertificateSigningRequest as Csr, CertificateSigningRequestCondition as Condition,
         },
-        core::v1::Node,
+        core::v1::{ConfigMap, Node},
     },
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::Timestamp,
@@ -45,6 +45,7 @@ use super::{
 use crate::{
     deletion::Judged,
     informer::{Informer, Informers, Key},
+    node_identity,
 };
 
 /// Requests handled at once.
@@ -63,6 +64,14 @@ pub struct Requested {
     pub uris: usize,
 }
 
+/// Whom an earlier certificate names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Former {
+    pub user: String,
+    pub groups: Vec<String>,
+    pub issued: SystemTime,
+}
+
 /// Reads requests and signs them with the cluster's key.
 pub trait Authority: Send + Sync {
     /// `request`: the PEM of `spec.request`.
@@ -79,6 +88,10 @@ pub trait Authority: Send + Sync {
 
     /// When a certificate of PEM ends.
     fn ends(&self, certificate: &[u8]) -> Option<SystemTime>;
+
+    /// Whom `certificate`, as PEM, names, if the cluster has issued it to a client, for the key of `request`; also
+    /// one that has expired.
+    fn former(&self, certificate: &str, request: &[u8]) -> Option<Former>;
 }
 
 /// Runs until `shutdown`.
@@ -233,7 +246,8 @@ impl Certificates {
                 let is_own = csr.spec.username.as_deref() == Some(&requested.common_name);
                 let taken = recognized == Recognized::Node
                     && !is_own
-                    && self.is_node(approving::node(&requested)).await?;
+                    && self.is_node(approving::node(&requested)).await?
+                    && !self.is_same_machine(csr, &requested).await?;
                 let condition = match taken {
                     true => new_condition("Denied", "NodeExists", &approving::taken(&requested)),
                     false => new_condition("Approved", "AutoApproved", recognized.message()),
@@ -263,6 +277,23 @@ impl Certificates {
         let node = Api::<Node>::all(self.client.clone()).get_opt(name).await;
         let node = node.doing(|| format!("ask whether there is a node {name}"))?;
         Ok(node.is_some())
+    }
+
+    /// Whether the machine that asks was this node before and has not been removed: it shows its last certificate,
+    /// which has expired meanwhile, and holds the key of it.
+    async fn is_same_machine(&self, csr: &Csr, requested: &Requested) -> Result<bool, Error> {
+        let Some(certificate) = csr.annotations().get(node_identity::FORMER) else {
+            return Ok(false);
+        };
+        let request = &csr.spec.request.0;
+        let Some(former) = self.authority.former(certificate, request) else {
+            return Ok(false);
+        };
+        let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), node_identity::NAMESPACE);
+        let record = maps.get_opt(node_identity::RECORD).await;
+        let record = record.doing(|| "ask which nodes were removed".to_owned())?;
+        let record = record.and_then(|map| map.data).unwrap_or_default();
+        Ok(approving::is_same(&former, requested, &record))
     }
 
     async fn allowed(&self, csr: &Csr, recognized: Recognized) -> Result<bool, Error> {

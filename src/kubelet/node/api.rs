@@ -14,7 +14,7 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::{Config, Refused, answered, status};
+use super::{Config, Description, Refused, answered, status};
 use crate::placement::{
     WANTED_RANGE,
     local::{FOLDER, FOLDERS},
@@ -34,6 +34,7 @@ pub async fn register(config: &Config, client: &Client, refused: &watch::Sender<
             &config.node,
             &config.state_dir,
             Some(config.pod_cidr),
+            &config.description,
             client,
         );
         match answered(refused, |refused| &mut refused.node, attempt).await {
@@ -49,6 +50,7 @@ async fn try_register(
     name: &str,
     state_dir: &Path,
     range: Option<IpNet>,
+    description: &Description,
     client: &Client,
 ) -> Result<Node, kube::Error> {
     let nodes: Api<Node> = Api::all(client.clone());
@@ -58,14 +60,18 @@ async fn try_register(
     }
     let metadata = json!({
         "name": name,
-        "labels": status::labels(name),
+        "labels": status::labels(name, &description.labels),
         "annotations": annotations,
     });
     if nodes.get_opt(name).await?.is_some() {
         let patch = Patch::Merge(json!({"metadata": metadata}));
         return nodes.patch(name, &PatchParams::default(), &patch).await;
     }
-    let object = json!({"metadata": metadata, "spec": {}});
+    let mut spec = json!({});
+    if !description.taints.is_empty() {
+        spec["taints"] = json!(description.taints);
+    }
+    let object = json!({"metadata": metadata, "spec": spec});
     let node = serde_json::from_value(object).map_err(kube::Error::SerdeError)?;
     nodes.create(&PostParams::default(), &node).await
 }
@@ -76,8 +82,9 @@ pub async fn introduce(
     node: &str,
     addresses: &[IpAddr],
     state_dir: &Path,
+    description: &Description,
 ) -> Result<(), kube::Error> {
-    try_register(node, state_dir, None, client).await?;
+    try_register(node, state_dir, None, description, client).await?;
     let status = json!({"addresses": status::addresses(node, addresses)});
     write_status(client, node, &status).await.map(drop)
 }

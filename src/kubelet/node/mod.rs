@@ -11,12 +11,16 @@ pub use self::api::introduce;
 pub use host::processes;
 
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
-use k8s_openapi::{api::core::v1::Node, jiff::Timestamp};
+use k8s_openapi::{
+    api::core::v1::{Node, Taint},
+    jiff::Timestamp,
+};
 use serde_json::Value;
 use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -50,6 +54,16 @@ pub struct Config {
     pub state_dir: std::path::PathBuf,
     /// The addresses that its pods have.
     pub pod_cidr: IpNet,
+    pub description: Description,
+}
+
+/// What the user says of the node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Description {
+    /// Put on the Node at every start.
+    pub labels: BTreeMap<String, String>,
+    /// Of a Node that is made. A node may not change those of one that is there.
+    pub taints: Vec<Taint>,
 }
 
 /// A write of the node's own that has no answer by then counts as refused until it has one.

@@ -66,12 +66,13 @@ pub fn without_heartbeats(mut status: Value) -> Value {
     status
 }
 
-pub fn labels(node: &str) -> Value {
-    json!({
-        "kubernetes.io/hostname": node,
-        "kubernetes.io/os": "linux",
-        "kubernetes.io/arch": architecture(),
-    })
+/// The node's own labels, and those that the user has chosen.
+pub fn labels(node: &str, chosen: &BTreeMap<String, String>) -> Value {
+    let mut labels = json!(chosen);
+    labels["kubernetes.io/hostname"] = node.into();
+    labels["kubernetes.io/os"] = "linux".into();
+    labels["kubernetes.io/arch"] = architecture().into();
+    labels
 }
 
 fn resources(seen: &Seen<'_>, amounts: Amounts) -> Map<String, Value> {
@@ -386,6 +387,7 @@ mod tests {
             max_pods: 110,
             state_dir: "/".into(),
             pod_cidr: "10.42.0.0/24".parse().unwrap(),
+            description: Default::default(),
         };
         let mut host = Host::default();
         host.facts.cpu_milli = 2000;

@@ -24,7 +24,7 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::{oneshot, watch};
 
-use super::{Committed, Entry, Error, Event, Range, Revision, Slice, Store, Watch, Write};
+use super::{Committed, Entry, Error, Event, Range, Revision, Slice, Store, Usage, Watch, Write};
 pub use quota::Quota;
 use state::State;
 
@@ -141,6 +141,10 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Erro
 impl Store for Embedded {
     fn revision(&self) -> Revision {
         *self.shared.revision.borrow()
+    }
+
+    fn usage(&self) -> Usage {
+        self.shared.read().usage()
     }
 
     async fn get(&self, key: &str) -> Result<(Option<Entry>, Revision), Error> {

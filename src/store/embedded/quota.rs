@@ -48,6 +48,10 @@ impl Quota {
         self
     }
 
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// What an entry counts.
     pub fn cost(key: &str, value: usize) -> usize {
         ENTRY_OVERHEAD + key.len() + value

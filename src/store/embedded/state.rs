@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::quota::Quota;
-use crate::store::{Entry, Error, Event, Expect, Range, Revision, Slice, Space};
+use crate::store::{Entry, Error, Event, Expect, Range, Revision, Slice, Space, Usage};
 
 /// History is kept this long ...
 const HISTORY_SECONDS: u64 = 300;
@@ -71,6 +71,13 @@ impl State {
     /// is still there.
     pub fn used(&self) -> usize {
         self.live_bytes + Quota::cost("", 0) * self.current.len()
+    }
+
+    pub fn usage(&self) -> Usage {
+        Usage {
+            used_bytes: self.used(),
+            quota_bytes: self.quota.bytes(),
+        }
     }
 
     /// Whether there is room for `growth` more bytes of `key` when `more` than what is here is used.

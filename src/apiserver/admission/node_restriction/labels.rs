@@ -41,7 +41,8 @@ pub fn forbidden<'a>(new: &'a Value, old: &'a Value) -> BTreeSet<&'a str> {
         .collect()
 }
 
-fn is_forbidden(key: &str) -> bool {
+/// Whether a node may not give itself this label.
+pub fn is_forbidden(key: &str) -> bool {
     let prefix = key.split_once('/').map_or("", |(prefix, _)| prefix);
     let below = |parent: &str| {
         prefix

@@ -13,6 +13,8 @@ mod pods;
 mod tokens;
 mod volumes;
 
+pub use self::labels::is_forbidden as is_label_of_cluster;
+
 use std::sync::Arc;
 
 use serde_json::Value;

@@ -4,12 +4,14 @@ use super::{EVENTS, READ, Row, named, on};
 
 /// What ours need more than the original's: they change one field with a patch where those write the
 /// whole object, ask for a Lease before they call its node silent,
-/// for a Node before another machine gets its name, whose addresses a kubelet's certificate is for, and approve that and the one of a node's proxy.
+/// for a Node before another machine gets its name, whether that was removed, whose addresses a kubelet's certificate
+/// is for, and approve that and the one of a node's proxy.
 pub const OURS: &[(&str, &[Row])] = &[
     (
         "system:controller:certificate-controller",
         &[
             on("get list", "core", "nodes"),
+            named("get", "core", "configmaps", "removed-nodes"),
             named(
                 "approve",
                 "certificates.k8s.io",
