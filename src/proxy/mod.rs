@@ -10,11 +10,13 @@
 //! - The daemon's own ports and the node's addresses are never led elsewhere by what a Service says; the
 //!   addresses only by what the cluster's own controller of load balancers says of it (`addresses/balancing.rs`).
 //!
-//! `model.rs` says what a Service asks for, `listening.rs` which ports the node's programs have, `health.rs` answers load balancers, `render.rs` which elements that is, `table.rs` has the
+//! `model.rs` says what a Service asks for, `hints.rs` which of its endpoints are near, `listening.rs`
+//! which ports the node's programs have, `health.rs` answers load balancers, `render.rs` which elements that is, `table.rs` has the
 //! rules, `sync.rs` talks to the kernel, `routes.rs` about routes. IPv4 only, so far. Node ports answer on every address of
 //! the node but loopback, which the kernel does not let go elsewhere.
 
 mod health;
+mod hints;
 mod listening;
 mod model;
 mod render;
@@ -86,6 +88,7 @@ impl Config {
             cluster: services.chain([self.cluster_cidr]).collect(),
             addresses: self.addresses.clone(),
             known_as: BTreeSet::new(),
+            zone: None,
             own_ports: self.own_ports.clone(),
             listening: Listening::default(),
         }

@@ -17,7 +17,10 @@ use k8s_openapi::api::{
 };
 use kube::ResourceExt;
 
-use super::listening::Listening;
+use super::{
+    hints::{self, Hints, backends},
+    listening::Listening,
+};
 use crate::{
     addresses::{balancing, may_be_proxied_to},
     own_ports::OwnPorts,
@@ -25,6 +28,8 @@ use crate::{
 
 /// A Service may name so many ranges of clients; with more, nobody gets in.
 const MOST_SOURCES: usize = 1024;
+/// The label of a Node in a zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// The node, and what a Service must not take of it.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +42,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// Those by which its Node is known: others may lead them to its own.
     pub known_as: BTreeSet<IpAddr>,
+    /// The zone that its Node is in.
+    pub zone: Option<String>,
     /// Ports that no Service takes.
     pub own_ports: OwnPorts,
     /// Those on which programs of the node listen: no load balancer takes them.
@@ -53,8 +60,11 @@ impl Node {
         let known_as = addresses
             .filter_map(|one| one.address.parse().ok())
             .collect();
+        let labels = object.and_then(|object| object.metadata.labels.as_ref());
+        let zone = labels.and_then(|labels| labels.get(ZONE).cloned());
         let before = std::mem::replace(&mut self.known_as, known_as);
-        before != self.known_as
+        let zone_before = std::mem::replace(&mut self.zone, zone);
+        before != self.known_as || zone_before != self.zone
     }
 
     /// Its own addresses that are none of the cluster's inside.
@@ -193,7 +203,7 @@ pub fn plan(service: &Service, slices: &[&EndpointSlice], node: &Node) -> Plan {
             continue;
         };
         let usable = usable(slices, port, node, everywhere);
-        let (all, hinted) = (backends(&usable), hinted(&usable));
+        let (all, hinted) = (backends(&usable), hints::nearest(&usable));
         let near = backends(&self::usable(slices, port, node, here));
         plan.local.extend(near.iter().map(|(address, _)| *address));
         let outcome = |local: bool| match (local, all.is_empty(), near.is_empty()) {
@@ -302,6 +312,7 @@ fn externals(
                 None
             }
             None => {
+                plan.ignored.remove(text); // named by its owner, and given too
                 found.insert(address, sources);
                 Some(address)
             }
@@ -408,43 +419,6 @@ fn affinity(spec: &ServiceSpec) -> Option<u32> {
     })
 }
 
-/// For whom a backend says that it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Hint {
-    /// It does not say.
-    None,
-    /// Other nodes.
-    Elsewhere,
-    /// This node among others.
-    Here,
-}
-
-impl Hint {
-    fn of(endpoint: &Endpoint, node: &Node) -> Self {
-        let hints = endpoint.hints.as_ref();
-        let nodes = hints.and_then(|hints| hints.for_nodes.as_deref());
-        match nodes.unwrap_or_default() {
-            [] => Self::None,
-            nodes if nodes.iter().any(|one| one.name == node.name) => Self::Here,
-            _ => Self::Elsewhere,
-        }
-    }
-}
-
-fn backends(usable: &BTreeMap<Backend, Hint>) -> BTreeSet<Backend> {
-    usable.keys().copied().collect()
-}
-
-/// Those for this node, where every one says for whom it is; else all of them.
-fn hinted(usable: &BTreeMap<Backend, Hint>) -> BTreeSet<Backend> {
-    let here = || usable.iter().filter(|(_, hint)| **hint == Hint::Here);
-    let by_hints = here().next().is_some() && usable.values().all(|hint| *hint != Hint::None);
-    match by_hints {
-        true => here().map(|(backend, _)| *backend).collect(),
-        false => backends(usable),
-    }
-}
-
 /// Ready endpoints of the port that are wanted; if there are none, those that still serve while
 /// they end.
 fn usable(
@@ -452,7 +426,7 @@ fn usable(
     port: &ServicePort,
     node: &Node,
     wanted: impl Fn(&Endpoint) -> bool,
-) -> BTreeMap<Backend, Hint> {
+) -> BTreeMap<Backend, Hints> {
     let mut ready = BTreeMap::new();
     let mut ending = BTreeMap::new();
     for slice in slices.iter().filter(|slice| slice.address_type == "IPv4") {
@@ -482,7 +456,7 @@ fn usable(
             else {
                 continue;
             };
-            let hint = Hint::of(endpoint, node);
+            let hint = Hints::of(endpoint, node);
             if is_ready {
                 ready.insert((address, number), hint);
             } else if is_ending {

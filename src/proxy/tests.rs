@@ -1,6 +1,7 @@
 //! Services in namespaces of the tests' own, with real sockets.
 
 mod balanced;
+mod near;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -125,47 +126,6 @@ fn endpoints_of_a_cluster_ip() {
             "{endpoints:?}"
         );
     }
-}
-
-#[test]
-fn hints_choose_where_every_endpoint_has_one() {
-    let hinted = |hints: &[&[&str]], policy: &str| {
-        let spec = json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}],
-            "internalTrafficPolicy": policy});
-        let endpoints: Vec<(String, &str)> = (1..=hints.len())
-            .zip(["a", "b", "c"])
-            .map(|(last, node)| (format!("10.0.0.{last}"), node))
-            .collect();
-        let endpoints: Vec<_> = endpoints
-            .iter()
-            .map(|(address, node)| (address.as_str(), *node, true, false))
-            .collect();
-        let mut slice = slice(8080, "TCP", &endpoints);
-        for (endpoint, hints) in slice.endpoints.iter_mut().flatten().zip(hints) {
-            let nodes: Vec<Value> = hints.iter().map(|name| json!({"name": name})).collect();
-            endpoint.hints = serde_json::from_value(json!({"forNodes": nodes})).expect("hints");
-        }
-        let plan = model::plan(&service(spec), &[&slice], &at("a"));
-        match plan.fronts.into_values().next() {
-            Some(Outcome::Forward { backends, .. }) => backends
-                .iter()
-                .map(|(address, _)| address.octets()[3])
-                .collect::<Vec<u8>>(),
-            other => panic!("{other:?}"),
-        }
-    };
-    for (hints, want) in [
-        (&[&["a"][..], &["b"]][..], &[1u8][..]),
-        (&[&["b"], &["a", "b"], &["c"]], &[2]),
-        // One that says nothing: nobody is chosen.
-        (&[&["a"], &[]], &[1, 2]),
-        // Nobody is for this node.
-        (&[&["b"], &["c"]], &[1, 2]),
-    ] {
-        assert_eq!(hinted(hints, "Cluster"), want, "{hints:?}");
-    }
-    // A policy counts more.
-    assert_eq!(hinted(&[&["b"], &["a"]], "Local"), [1]);
 }
 
 #[test]

@@ -35,15 +35,17 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<()
     let services: Informer<Service> = informers.get();
     let pods: Informer<Pod> = informers.get();
     let slices: Informer<EndpointSlice> = informers.get();
+    let nodes: Informer<Node> = informers.get();
     let controller = Slices {
         client: informers.client().clone(),
         services: services.clone(),
         pods: pods.clone(),
         slices: slices.clone(),
-        nodes: informers.get(),
+        nodes: nodes.clone(),
         written: Written::default(),
     };
-    let all = services.clone();
+    let (all, of_zones) = (services.clone(), services.clone());
+    let zone = |node: &Node| node.labels().get(ZONE).cloned();
     Loop::new(controller, &services)
         .watch(&pods, move |pod| endpoint::services_of(pod, &all))
         .watch(&slices, |slice| {
@@ -52,6 +54,15 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<()
                 .into_iter()
                 .collect()
         })
+        // A node without a zone has given none to any endpoint.
+        .watch_changes(
+            &nodes,
+            move |old, new| zone(old) == zone(new),
+            move |node| match zone(node) {
+                Some(_) => of_zones.list().iter().map(|one| Key::of(&**one)).collect(),
+                None => Vec::new(),
+            },
+        )
         .run(WORKERS, shutdown)
         .await
 }

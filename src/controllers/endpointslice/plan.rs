@@ -7,7 +7,9 @@ use std::{
 
 use k8s_openapi::api::{
     core::v1::{Pod, Service},
-    discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
+    discovery::v1::{
+        Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
+    },
 };
 use kube::{ResourceExt, api::ObjectMeta};
 
@@ -81,6 +83,11 @@ fn wanted(
         let serving = pods::is_ready(pod);
         let ready = endpoint::publishes_not_ready(service) || (serving && !terminating);
         let node = pods::node_name(pod);
+        let zone = node.and_then(zone_of);
+        let hints = match ready {
+            true => hints(service, node, zone.as_deref()),
+            false => None,
+        };
         wanted
             .entry(endpoint::ports(service, pod))
             .or_default()
@@ -94,11 +101,28 @@ fn wanted(
                 hostname: endpoint::hostname(service, pod),
                 node_name: node.map(Into::into),
                 target_ref: Some(endpoint::reference(pod)),
-                zone: node.and_then(zone_of),
+                zone,
+                hints,
                 ..Endpoint::default()
             });
     }
     wanted
+}
+
+/// For whom a ready endpoint is, where `trafficDistribution` asks that the near ones be preferred: for its own zone,
+/// and for its own node.
+fn hints(service: &Service, node: Option<&str>, zone: Option<&str>) -> Option<EndpointHints> {
+    let asked_for = service.spec.as_ref()?.traffic_distribution.as_deref()?;
+    let node = match asked_for {
+        "PreferSameNode" => node,
+        "PreferSameZone" | "PreferClose" => None,
+        _ => return None,
+    };
+    let hints = EndpointHints {
+        for_nodes: node.map(|name| vec![ForNode { name: name.into() }]),
+        for_zones: zone.map(|name| vec![ForZone { name: name.into() }]),
+    };
+    (hints.for_nodes.is_some() || hints.for_zones.is_some()).then_some(hints)
 }
 
 fn reconcile(
@@ -387,6 +411,37 @@ mod tests {
                 });
             assert_eq!(got, want, "{service_patch} {pod_patch}");
         }
+    }
+
+    #[test]
+    fn near_endpoints_are_preferred_where_it_is_asked_for() {
+        let unready = json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}});
+        let unbound = json!({"spec": {"nodeName": null}});
+        let both = json!({"forNodes": [{"name": "node"}], "forZones": [{"name": "z"}]});
+        let zone = json!({"forZones": [{"name": "z"}]});
+        for (asked_for, patch, want) in [
+            ("PreferSameNode", json!({}), both),
+            ("PreferSameZone", json!({}), zone.clone()),
+            ("PreferClose", json!({}), zone),
+            ("", json!({}), Value::Null),
+            ("PreferSameNode", unready, Value::Null),
+            ("PreferSameNode", unbound, Value::Null),
+        ] {
+            let mut slices = Vec::new();
+            let spec = json!({"trafficDistribution": asked_for});
+            step(&service(&spec), &[pod("1", &patch)], &mut slices);
+            let endpoint = &slices[0].endpoints.as_ref().expect("endpoints")[0];
+            let hints = serde_json::to_value(&endpoint.hints).expect("hints");
+            assert_eq!(hints, want, "{asked_for} {patch}");
+        }
+        // A change of mind changes the slices that there are.
+        let mut slices = Vec::new();
+        let pods = [pod("1", &json!({}))];
+        step(&service(&json!({})), &pods, &mut slices);
+        let near = service(&json!({"trafficDistribution": "PreferClose"}));
+        assert_eq!(step(&near, &pods, &mut slices), 1);
+        assert_eq!(step(&near, &pods, &mut slices), 0);
+        assert_eq!(step(&service(&json!({})), &pods, &mut slices), 1);
     }
 
     #[test]

@@ -356,7 +356,7 @@ impl Judge<'_> {
         let wanted = spec.load_balancer_ip.as_deref().unwrap_or_default();
         if !wanted.is_empty() && !fitting.is_empty() {
             let nodes = fitting.iter().map(|place| place.address).collect();
-            fitting.retain(|place| wanted.parse() == Ok(place.address));
+            fitting.retain(|place| wanted.parse::<IpAddr>() == Ok(place.address));
             if fitting.is_empty() {
                 let address = wanted.to_owned();
                 return Err(Refusal::NotOfANode { address, nodes });

@@ -1,5 +1,7 @@
 //! Who gets which addresses, and what is written of it.
 
+use std::sync::Arc;
+
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
 use super::{

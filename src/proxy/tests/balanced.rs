@@ -55,6 +55,15 @@ fn the_nodes_own_address_is_served_on_the_controllers_word_alone() {
         let elsewhere = front(Some([192, 0, 2, 7]), 80, Audience::Everyone);
         assert!(plan.fronts.contains_key(&elsewhere), "{by}");
     }
+    // What its owner names beside changes nothing, not even who may come.
+    let spec =
+        json!({"externalIPs": ["192.0.2.1"], "loadBalancerSourceRanges": ["198.51.100.0/24"]});
+    let plan = planned(&balancer("cluster", &["192.0.2.1"], spec), &at("a"));
+    assert!(plan.ignored.is_empty(), "{:?}", plan.ignored);
+    match plan.fronts.get(&front(Some(OWN), 80, Audience::Everyone)) {
+        Some(Outcome::Forward { sources, .. }) => assert_eq!(sources.len(), 1),
+        other => panic!("{other:?}"),
+    }
     // A node that says that the cluster's addresses are its own gets none of them.
     let plan = planned(
         &balancer("cluster", &["10.8.0.1", "127.0.0.1"], json!({})),

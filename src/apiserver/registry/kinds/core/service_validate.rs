@@ -83,6 +83,10 @@ pub fn validate(service: &Value, causes: &mut Causes) {
         ("externalTrafficPolicy", &["Cluster", "Local"][..]),
         ("internalTrafficPolicy", &["Cluster", "Local"][..]),
         (
+            "trafficDistribution",
+            &["PreferClose", "PreferSameNode", "PreferSameZone"],
+        ),
+        (
             "ipFamilyPolicy",
             &["PreferDualStack", "RequireDualStack", "SingleStack"][..],
         ),
