@@ -88,7 +88,7 @@ async fn namespaces(
                 pod,
                 Level::Warning,
                 "HostNetworkNotSupported",
-                message.into(),
+                message.to_owned(),
             );
         }
         return Ok(context.config.addresses.clone());
