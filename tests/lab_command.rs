@@ -6,6 +6,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    time::{Duration, Instant},
 };
 
 use lab::{Host, interrupted, text, until};
@@ -401,4 +402,157 @@ fn what_is_half_made_is_removed_whole() {
     kill(Pid::from_raw(up.id() as i32), Signal::SIGINT).unwrap();
     assert!(!up.wait().unwrap().success());
     machine.is_as_before(&groups);
+}
+
+/// Two replicas that may stay on a lost node for five seconds, and a pod that is one of its kind.
+const WORKLOADS: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      affinity:
+        nodeAffinity:
+          requiredDuringSchedulingIgnoredDuringExecution:
+            nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [node1, node2]}]}]
+      topologySpreadConstraints:
+      - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway, labelSelector: {matchLabels: {app: web}}}
+      tolerations:
+      - {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 5}
+      - {key: node.kubernetes.io/not-ready, operator: Exists, effect: NoExecute, tolerationSeconds: 5}
+      containers: [{name: c, image: 'busybox:1', command: [sleep, '4711']}]
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: one}
+spec:
+  replicas: 1
+  serviceName: one
+  selector: {matchLabels: {app: one}}
+  template:
+    metadata: {labels: {app: one}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      nodeSelector: {kubernetes.io/hostname: node2}
+      tolerations:
+      - {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 5}
+      containers: [{name: c, image: 'busybox:1', command: [sleep, '4712']}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{port: 80}]}
+";
+
+/// Pods go elsewhere when their tolerations say so and not earlier; whoever comes back runs nothing twice.
+#[test]
+#[ignore = "needs root"]
+fn a_node_that_is_cut_off_runs_nothing_twice_when_it_is_back() {
+    let machine = Machine::new();
+    machine.up("loss", "2");
+    let groups = machine.groups("loss");
+    let (program, image) = (lab::program(), lab::images().join("busybox.tar"));
+    for node in ["node1", "node2"] {
+        let root = machine.labs().join("loss").join(node);
+        let words = [
+            program.as_path(),
+            Path::new("image"),
+            Path::new("import"),
+            &image,
+            Path::new("--root"),
+            &root,
+        ];
+        let words = words.map(|word| word.to_str().unwrap());
+        machine.ok(&[&["exec", "--name", "loss", node, "--"], &words[..]].concat());
+    }
+    let manifest = machine.root.path().join("workloads.yaml");
+    fs::write(&manifest, WORKLOADS).unwrap();
+    machine.kubectl_ok("loss", &["apply", "-f", manifest.to_str().unwrap()]);
+    let get = |words: &[&str]| text(&machine.kubectl("loss", &[&["get"], words].concat()));
+    let lines = |said: &str, wanted: &[&str]| {
+        let fits = |line: &&str| wanted.iter().all(|word| line.contains(word));
+        said.lines().filter(fits).count()
+    };
+    let pods = || get(&["pods", "-o", "wide", "--no-headers"]);
+    until("all run", || lines(&pods(), &["1/1", "Running"]) == 3);
+    assert_eq!(lines(&pods(), &["web-", "node2"]), 1, "{}", pods());
+
+    let begun = Instant::now();
+    machine.ok(&["cut", "--name", "loss", "node2"]);
+    let taints = || get(&["node", "node2", "-o", "jsonpath={.spec.taints[*].key}"]);
+    within(90, "the node is unreachable", || {
+        taints().contains("node.kubernetes.io/unreachable")
+    });
+    let (lost, after) = (Instant::now(), begun.elapsed());
+    println!("unreachable after {after:?}");
+    let going = || {
+        let path = "jsonpath={.items[*].metadata.deletionTimestamp}";
+        get(&["pods", "-l", "app=web", "-o", path])
+    };
+    while lost.elapsed() < Duration::from_secs(4) {
+        assert_eq!(
+            going(),
+            "",
+            "a pod goes {:?} after the taint",
+            lost.elapsed()
+        );
+    }
+    until("its pod is told to go", || !going().is_empty());
+    println!("told to go {:?} after the taint", lost.elapsed());
+    until("both replicas run on the other node", || {
+        lines(&pods(), &["web-", "1/1", "Running", "node1"]) == 2
+    });
+    // Nobody knows whether this one still runs: there is no second one.
+    assert_eq!(lines(&pods(), &["one-0", "node2"]), 1, "{}", pods());
+    assert_eq!(lines(&pods(), &["one-"]), 1, "{}", pods());
+    let ready = "jsonpath={.items[*].endpoints[?(@.conditions.ready==true)].nodeName}";
+    let serving = get(&[
+        "endpointslices",
+        "-l",
+        "kubernetes.io/service-name=web",
+        "-o",
+        ready,
+    ]);
+    assert_eq!(
+        serving.split_whitespace().collect::<Vec<_>>(),
+        ["node1", "node1"]
+    );
+
+    // It goes on meanwhile, as it must: what it runs it was told to.
+    let runs = |node: &str, what: &str| {
+        let count = format!("pgrep -c -f '^sleep {what}$'; true");
+        let said = machine.ok(&["exec", "--name", "loss", node, "--", "sh", "-c", &count]);
+        said.trim().parse::<usize>().unwrap()
+    };
+    assert_eq!((runs("node2", "4711"), runs("node2", "4712")), (1, 1));
+    machine.ok(&["heal", "--name", "loss"]);
+    until("it is ready, and what had to go is gone", || {
+        machine.ready("loss") == 3
+            && lines(&pods(), &["1/1", "Running"]) == 3
+            && pods().lines().count() == 3
+    });
+    assert_eq!(
+        (runs("node1", "4711"), runs("node2", "4711")),
+        (2, 0),
+        "{}",
+        pods()
+    );
+    until("the one of its kind runs once", || {
+        runs("node2", "4712") == 1
+    });
+
+    machine.ok(&["down", "--name", "loss"]);
+    machine.is_as_before(&groups);
+}
+
+fn within(seconds: u64, what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + lab::patiently(Duration::from_secs(seconds));
+    while !done() {
+        assert!(Instant::now() < end, "not within {seconds} s: {what}");
+    }
 }

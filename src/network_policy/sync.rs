@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeSet, HashSet},
     net::IpAddr,
+    sync::OnceLock,
 };
 
 use netns::{
@@ -13,7 +14,11 @@ use netns::{
     route,
 };
 
-use super::{model::Desired, ranges::is_v6, table::PolicyTable};
+use super::{
+    model::Desired,
+    ranges::is_v6,
+    table::{self, PolicyTable},
+};
 use crate::repair::programmer::{Outcome, Programmer};
 
 /// More chains that nobody needs than this, and than there are others, are taken away.
@@ -72,7 +77,7 @@ impl Writer {
             self.rebuild()?;
         } else {
             let change = || self.table.change(&before, &self.desired);
-            let whole = || self.table.whole(&self.desired);
+            let whole = || self.table.whole(&self.desired, can_log());
             let done = self.programmer.commit(&mut self.socket, change, whole)?;
             if done != Outcome::Changed {
                 self.left_over.clear();
@@ -83,7 +88,9 @@ impl Writer {
     }
 
     fn rebuild(&mut self) -> Result<bool, netns::Error> {
-        let whole = self.table.whole(&self.desired);
+        // Where there is nothing to be written, nobody needs to know.
+        let logs = !self.desired.is_empty() && can_log();
+        let whole = self.table.whole(&self.desired, logs);
         let outcome = self.programmer.replace(&mut self.socket, whole)?;
         self.left_over.clear();
         self.stale |= outcome.is_restored();
@@ -134,6 +141,17 @@ impl Writer {
         self.desired = Desired::default();
         self.rebuild().map(drop)
     }
+}
+
+/// Whether this kernel can log packets; tried out once, in a namespace that goes with the try.
+fn can_log() -> bool {
+    static CAN: OnceLock<bool> = OnceLock::new();
+    let try_out = || Socket::open()?.commit(table::probe());
+    *CAN.get_or_init(|| {
+        netns::Namespace::create()
+            .and_then(|namespace| namespace.run(try_out)?)
+            .is_ok()
+    })
 }
 
 fn own_addresses() -> Result<HashSet<IpAddr>, netns::Error> {

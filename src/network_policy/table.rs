@@ -19,6 +19,12 @@ const ISOLATED: &str = "isolated";
 const ITSELF: &str = "itself";
 const NEW: &str = "new";
 const STRANGE: &str = "strange";
+const DENIED: &str = "denied";
+/// What the kernel's log says before the packet's addresses.
+const DENIED_PREFIX: &str = "vetch network policy denied: ";
+/// Lines of the log for all pods together: a pod must not fill it.
+const LINES_PER_SECOND: u64 = 5;
+const LINES_AT_ONCE: u32 = 20;
 const TCP: u8 = 6;
 const FILTER: i32 = 0;
 
@@ -46,7 +52,8 @@ impl PolicyTable {
     }
 
     /// The whole table anew; the one that is there goes in the same moment. Nothing where nobody is isolated.
-    pub fn whole(&self, desired: &Desired) -> Batch {
+    /// `logs`: the kernel can write lines about packets.
+    pub fn whole(&self, desired: &Desired, logs: bool) -> Batch {
         let table = &self.table;
         let mut batch = Batch::new();
         batch.remove_table(table);
@@ -63,9 +70,10 @@ impl PolicyTable {
         batch
             .add_set(table, &Set::new(ISOLATED, &address, SetKind::Set))
             .add_set(table, &Set::new(ITSELF, &pair, SetKind::Set))
+            .add_chain(table, DENIED)
             .add_chain(table, STRANGE)
             .add_chain(table, NEW);
-        self.fixed_rules(&mut batch);
+        self.fixed_rules(&mut batch, logs);
         for (name, hook) in [("forward", Hook::Forward), ("input", Hook::Input)] {
             let base = BaseChain {
                 kind: ChainKind::Filter,
@@ -83,7 +91,7 @@ impl PolicyTable {
         batch
     }
 
-    fn fixed_rules(&self, batch: &mut Batch) {
+    fn fixed_rules(&self, batch: &mut Batch, logs: bool) {
         let table = &self.table;
         let strange = || Verdict::Jump(STRANGE.into());
         let (source, destination) = (Reg(0), Reg(self.registers()));
@@ -110,9 +118,15 @@ impl PolicyTable {
             self.source(Rule::new(), Reg(0)),
             self.destination(Rule::new(), Reg(0)),
         ] {
-            let dropped = rule.in_set(ISOLATED, Reg(0)).counter();
-            batch.add_rule(table, STRANGE, dropped.verdict(&Verdict::Drop));
+            let dropped = rule.in_set(ISOLATED, Reg(0));
+            batch.add_rule(table, STRANGE, dropped.verdict(&denied()));
         }
+        if logs {
+            let few = Rule::new().at_most_per_second(LINES_PER_SECOND, LINES_AT_ONCE);
+            batch.add_rule(table, DENIED, few.log(DENIED_PREFIX));
+        }
+        let dropped = Rule::new().counter().verdict(&Verdict::Drop);
+        batch.add_rule(table, DENIED, dropped);
     }
 
     /// From one desired state to another, in place. Chains that nobody needs any more stay; see [`Self::whole`].
@@ -193,7 +207,7 @@ impl PolicyTable {
                 batch.add_rule(table, name, rule.verdict(&Verdict::Return));
             }
         }
-        batch.add_rule(table, name, Rule::new().counter().verdict(&Verdict::Drop));
+        batch.add_rule(table, name, Rule::new().verdict(&denied()));
     }
 
     fn add_sets(&self, batch: &mut Batch, name: &str, at: usize, peers: &Peers) {
@@ -296,6 +310,20 @@ fn to_ports(range: &PortRange) -> Rule {
             .at_least(Reg(0), &first)
             .at_most(Reg(0), &last),
     }
+}
+
+/// A table that only a kernel takes that can log packets.
+pub fn probe() -> Batch {
+    let table = Table::new(Family::Ip, "probe");
+    let mut batch = Batch::new();
+    batch.add_table(&table).add_chain(&table, DENIED);
+    let few = Rule::new().at_most_per_second(LINES_PER_SECOND, LINES_AT_ONCE);
+    batch.add_rule(&table, DENIED, few.log(DENIED_PREFIX));
+    batch
+}
+
+fn denied() -> Verdict {
+    Verdict::Goto(DENIED.into())
 }
 
 fn map(direction: Direction) -> &'static str {

@@ -28,15 +28,24 @@ for port in /sys/class/virtio-ports/*; do
 	[ "$(cat "$port/name")" = out ] && exec >"/dev/${port##*/}" 2>&1
 done
 
-hostname lab
-modprobe -a virtio_net overlay veth bridge br_netfilter nf_tables nf_conntrack zram virtio_rng 2>/dev/console
+# One of several machines, each on a network of its own, or the only one.
+number=$(sed -n 's/.*host=\([0-9]\).*/\1/p' /proc/cmdline)
+name=${number:+machine$number}
+name=${name:-lab}
+hostname "$name"
+modprobe -a virtio_net vxlan overlay veth bridge br_netfilter nf_tables nf_conntrack zram virtio_rng 2>/dev/console
 ip link set lo up
 ip link set eth0 up
-ip address add 10.0.2.15/24 dev eth0
-ip route add default via 10.0.2.2
+if [ "$number" ]; then
+	ip address add "10.90.$number.2/24" dev eth0
+	ip route add default via "10.90.$number.1"
+else
+	ip address add 10.0.2.15/24 dev eth0
+	ip route add default via 10.0.2.2
+fi
 echo 'nameserver 10.0.2.3' >/etc/resolv.conf
-printf '127.0.0.1 localhost lab\n' >/etc/hosts
-echo lab >/etc/hostname
+printf '127.0.0.1 localhost %s\n' "$name" >/etc/hosts
+echo "$name" >/etc/hostname
 cat /proc/sys/kernel/random/uuid | tr -d - >/etc/machine-id
 
 # As under systemd: nothing but kernel threads lives in the root group, and groups count memory and tasks.

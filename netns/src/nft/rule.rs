@@ -402,4 +402,19 @@ impl Rule {
     pub fn counter(self) -> Self {
         self.expression("counter", |_| {})
     }
+
+    /// Goes on for so many packets a second, after the first `burst`.
+    pub fn at_most_per_second(self, packets: u64, burst: u32) -> Self {
+        self.expression("limit", |e| {
+            e.be64(1, packets).be64(2, 1).be32(3, burst).be32(4, 0);
+        })
+    }
+
+    /// Writes a line about the packet to the kernel's log. `prefix`: at most 127 bytes.
+    pub fn log(self, prefix: &str) -> Self {
+        const INFO: u32 = 6;
+        self.expression("log", |e| {
+            e.str(2, prefix).be32(5, INFO);
+        })
+    }
 }

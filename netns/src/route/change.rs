@@ -398,6 +398,39 @@ impl Change {
     }
 }
 
+impl Change {
+    /// Idempotent: lets so many bits a second leave by the link (`sch_tbf`); takes the place of what was set
+    /// before. What comes faster waits for at most a tenth of a second.
+    pub fn limit_rate(index: u32, bits_per_second: u64) -> Self {
+        const PARAMETERS: u16 = 1;
+        const RATE64: u16 = 4;
+        const BURST: u16 = 6;
+        const ETHERNET: u8 = 1;
+        /// The largest packet that a virtual link passes on in one piece.
+        const LEAST_BURST: u64 = 64 << 10;
+        let bytes = (bits_per_second / 8).max(1);
+        let low = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let burst = (bytes / 100).max(LEAST_BURST);
+        let word = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+        let mut rate = vec![0, ETHERNET, 0, 0, 0, 0, 0, 0];
+        rate.extend(low.to_ne_bytes());
+        // Rate, no peak rate, bytes that may wait, and two words that others below take the place of.
+        rate.extend([0; 12]);
+        rate.extend(word(bytes / 10 + burst).to_ne_bytes());
+        rate.extend([0; 8]);
+        let what = format!("limit what leaves by link {index} to {bits_per_second} bits a second");
+        let mut message = Message::new(libc::RTM_NEWQDISC, REPLACE, &root_queue(index), what);
+        message.body.str(QUEUE_KIND, "tbf");
+        message.body.nest(QUEUE_OPTIONS, |options| {
+            options
+                .bytes(PARAMETERS, &rate)
+                .bytes(RATE64, &bytes.to_ne_bytes())
+                .bytes(BURST, &word(burst).to_ne_bytes());
+        });
+        Self(message)
+    }
+}
+
 const QUEUE_KIND: u16 = 1;
 const QUEUE_OPTIONS: u16 = 2;
 

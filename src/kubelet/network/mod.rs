@@ -7,6 +7,7 @@
 //! nothing; a pod's link carries packets with the pod's own addresses to the gateway, and no other;
 //! a change of a table that failed is made again until it works.
 
+mod bandwidth;
 pub mod env;
 mod guard;
 pub mod peers;
@@ -22,7 +23,7 @@ mod wiring;
 use std::{
     collections::BTreeMap,
     net::IpAddr,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
@@ -35,7 +36,10 @@ use netns::{route::Link, sysctl};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-pub use self::ports::{Forward, forwards, host_address};
+pub use self::{
+    bandwidth::Bandwidth,
+    ports::{Forward, forwards, host_address},
+};
 use self::{pool::Pool, records::Records, tables::Tables};
 use crate::{
     format,
@@ -91,6 +95,8 @@ struct Shared {
     /// them for a repair. Taken before everything else.
     wires: RwLock<()>,
     wired: Mutex<BTreeMap<String, guard::Port>>,
+    /// Pods with limits, for when their wires are made again.
+    shaped: Mutex<BTreeMap<String, Bandwidth>>,
     /// The bridge was restored, and knows no longer where pods are.
     neighbours_lost: AtomicBool,
     /// Whether all pods that run are known.
@@ -117,12 +123,7 @@ impl PodNetwork {
     /// Gives the namespace `eth0`, its address and a default route. A pod that already has its
     /// address keeps it.
     pub async fn attach(&self, pod_uid: &str, netns: BorrowedFd<'_>) -> Result<IpAddr, Error> {
-        let netns = netns
-            .try_clone_to_owned()
-            .map_err(|source| Error::Netlink {
-                action: "keep the pod's network namespace open".into(),
-                source: source.into(),
-            })?;
+        let netns = kept_open(netns)?;
         let (shared, uid) = (self.shared.clone(), pod_uid.to_owned());
         blocking(move || shared.attach(&uid, netns.as_fd())).await
     }
@@ -139,6 +140,18 @@ impl PodNetwork {
             .await;
         let (shared, uid) = (self.shared.clone(), pod_uid.to_owned());
         blocking(move || shared.forward(&uid, forwards)).await
+    }
+
+    /// Limits what the pod, which has its address, may receive and send.
+    pub async fn shape(
+        &self,
+        pod_uid: &str,
+        netns: BorrowedFd<'_>,
+        bandwidth: Bandwidth,
+    ) -> Result<(), Error> {
+        let netns = kept_open(netns)?;
+        let (shared, uid) = (self.shared.clone(), pod_uid.to_owned());
+        blocking(move || shared.shape(&uid, netns.as_fd(), bandwidth)).await
     }
 
     /// Removes the pod's link and gives its address back. A pod that was never attached is fine.
@@ -247,6 +260,7 @@ impl Shared {
             tables: Mutex::new(tables),
             wires: RwLock::default(),
             wired: Mutex::new(wired),
+            shaped: Mutex::default(),
             neighbours_lost: AtomicBool::new(false),
             adopted: watch::Sender::new(false),
             again: Notify::new(),
@@ -282,6 +296,18 @@ impl Shared {
         lock(&self.wired).insert(pod_uid.to_owned(), port);
         reached(Step::NetworkWired);
         Ok(address.into())
+    }
+
+    fn shape(
+        &self,
+        pod_uid: &str,
+        netns: BorrowedFd<'_>,
+        bandwidth: Bandwidth,
+    ) -> Result<(), Error> {
+        let _beside = self.beside();
+        lock(&self.shaped).insert(pod_uid.to_owned(), bandwidth);
+        wiring::shape(pod_uid, netns, bandwidth)
+            .map_err(during(format!("limit the bandwidth of pod {pod_uid}")))
     }
 
     fn forward(&self, pod_uid: &str, forwards: Vec<Forward>) -> Result<(), Error> {
@@ -345,6 +371,7 @@ impl Shared {
         self.change_ports(|tables| tables.close(pod_uid))?;
         reached(Step::PortsClosed);
         lock(&self.wired).remove(pod_uid);
+        lock(&self.shaped).remove(pod_uid);
         let Some(IpAddr::V4(address)) = self.pool().of(pod_uid) else {
             return Ok(());
         };
@@ -409,6 +436,13 @@ impl Shared {
     fn alone(&self) -> RwLockWriteGuard<'_, ()> {
         self.wires.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn kept_open(netns: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
+    netns.try_clone_to_owned().map_err(|source| Error::Netlink {
+        action: "keep the pod's network namespace open".into(),
+        source: source.into(),
+    })
 }
 
 /// A panic leaves none of this half changed.

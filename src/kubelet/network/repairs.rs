@@ -9,7 +9,7 @@ use netns::{
 };
 
 use super::{
-    Error, FORWARD, PodNetwork, Shared, blocking, during, guard::Port, tables::Tables, wiring,
+    Error, FORWARD, PodNetwork, Shared, blocking, during, guard::Port, lock, tables::Tables, wiring,
 };
 use crate::{repair::HostState, runtime::Runtime};
 
@@ -236,6 +236,9 @@ impl Shared {
             netns,
         )
         .map_err(during(format!("wire pod {uid} again")))?;
+        let bandwidth = lock(&self.shaped).get(uid).copied().unwrap_or_default();
+        wiring::shape(uid, netns, bandwidth)
+            .map_err(during(format!("limit the bandwidth of pod {uid} again")))?;
         Ok(true)
     }
 }

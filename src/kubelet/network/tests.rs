@@ -115,6 +115,55 @@ fn pods_reach_each_other_and_leave_nothing() -> TestResult {
     })
 }
 
+/// Bytes a second that `server` gets from a client in `from`.
+fn rate(from: &Namespace, server: TcpListener, to: SocketAddr) -> TestResult<f64> {
+    const AMOUNT: usize = 4 << 20;
+    let mut client = from.run(|| TcpStream::connect_timeout(&to, TIMEOUT))??;
+    let sending = std::thread::spawn(move || client.write_all(&vec![0; AMOUNT]));
+    let (mut server, _) = server.accept()?;
+    // What may come at once is not counted.
+    server.read_exact(&mut vec![0; AMOUNT / 4])?;
+    let start = Instant::now();
+    server.read_exact(&mut vec![0; AMOUNT * 3 / 4])?;
+    sending.join().map_err(|_| "the client panicked")??;
+    Ok((AMOUNT * 3 / 4) as f64 / start.elapsed().as_secs_f64())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn pods_receive_and_send_no_more_than_they_may() -> TestResult {
+    let folder = tempfile::tempdir()?;
+    let [host, one, two] = namespaces()?;
+    in_host(&host, async || {
+        let network = opened(folder.path()).await?;
+        network.attach("one", one.as_fd()).await?;
+        let address = network.attach("two", two.as_fd()).await?;
+        let to = SocketAddr::new(address, 80);
+        let listen = || two.run(|| TcpListener::bind(to));
+        // 40 Mbit/s are 5 MB/s, 80 are 10.
+        let limits = |ingress, egress| Bandwidth { ingress, egress };
+        network
+            .shape("two", two.as_fd(), limits(Some(40_000_000), None))
+            .await?;
+        let received = rate(&one, listen()??, to)?;
+        assert!((3e6..6e6).contains(&received), "{received}");
+        network
+            .shape(
+                "two",
+                two.as_fd(),
+                limits(Some(1_000_000_000_000_000), None),
+            )
+            .await?;
+        network
+            .shape("one", one.as_fd(), limits(None, Some(80_000_000)))
+            .await?;
+        let sent = rate(&one, listen()??, to)?;
+        assert!((6e6..12e6).contains(&sent), "{sent}");
+        network.remove().await?;
+        Ok(())
+    })
+}
+
 #[test]
 #[ignore = "needs root"]
 fn ports_of_the_node_lead_to_pods() -> TestResult {

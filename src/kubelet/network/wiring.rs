@@ -20,7 +20,7 @@ use netns::{
 };
 use sha2::{Digest, Sha256};
 
-use super::guard::Port;
+use super::{bandwidth::Bandwidth, guard::Port};
 use crate::hex::hex;
 
 /// A packet that a pod sends must not need a larger frame than any link on its way has.
@@ -134,6 +134,21 @@ pub fn port(bridge: &str, pod_uid: &str, address: Ipv4Addr) -> Port {
         gateway: mac(bridge),
         address,
     }
+}
+
+/// Limits what goes to the pod and what comes from it, each where it leaves the end of the pod's wire that it
+/// comes from.
+pub fn shape(pod_uid: &str, pod: BorrowedFd<'_>, bandwidth: Bandwidth) -> Result<(), netns::Error> {
+    let limit = |name: &str, bits: Option<u64>| match bits {
+        None => Ok(()),
+        Some(bits) => {
+            let mut socket = Socket::open()?;
+            let link = socket.link(name)?.index;
+            socket.apply(vec![Change::limit_rate(link, bits)])
+        }
+    };
+    limit(&link_name(pod_uid), bandwidth.ingress)?;
+    netns::namespace::run_in(pod, || limit("eth0", bandwidth.egress))?
 }
 
 /// Whether [`configure_pod`] has been here: it sends all its changes at once.

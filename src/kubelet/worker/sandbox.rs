@@ -79,7 +79,18 @@ async fn namespaces(
         let made = context.runtime.create_pod(config).await;
         made.map_err(|error| causes(&error))?;
     }
+    let bandwidth = network::Bandwidth::of(pod)?;
     if pod::host_network(pod) {
+        if bandwidth.is_limited() {
+            let message = "Bandwidth shaping is not currently supported on the host network";
+            let events = &context.events;
+            events.pod(
+                pod,
+                Level::Warning,
+                "HostNetworkNotSupported",
+                message.to_owned(),
+            );
+        }
         return Ok(context.config.addresses.clone());
     }
     let netns = context.runtime.netns(&uid).await;
@@ -89,6 +100,10 @@ async fn namespaces(
     let failed = |error: network::Error| causes(&error);
     let attached = context.network.attach(&uid, netns.as_fd()).await;
     let address = attached.map_err(failed)?;
+    if bandwidth.is_limited() {
+        let shaped = context.network.shape(&uid, netns.as_fd(), bandwidth).await;
+        shaped.map_err(failed)?;
+    }
     let admitted = context.policies.admit(pod, &[address]).await;
     admitted.map_err(|error| causes(&error))?;
     open_ports(context, pod).await?;
