@@ -318,6 +318,19 @@ fn ports_that_others_have_are_not_taken() {
         assert!(said == says || said == "401", "{port}: {said}");
     }
     assert_eq!(seen_from(&outside, &format!("{FIRST}:8081")), None);
+    // Nor by a change of the one that it has.
+    patch(
+        &cluster,
+        "service/second",
+        "{\"spec\": {\"ports\": [{\"port\": 10250, \"targetPort\": 80}]}}",
+    );
+    is_told(
+        &cluster,
+        "second",
+        "SyncLoadBalancerFailed",
+        "belongs to the kubelet",
+    );
+    has_addresses(&cluster, "second", "");
     // Whoever owns a Service has no say in its status.
     cluster.ok("create rolebinding jane --clusterrole=admin --user=jane");
     for verb in ["update", "patch"] {

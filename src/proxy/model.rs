@@ -224,15 +224,19 @@ pub fn plan(service: &Service, slices: &[&EndpointSlice], node: &Node) -> Plan {
         }
         let node_port = port.node_port.and_then(|port| u16::try_from(port).ok());
         let open = BTreeSet::new();
-        for address in external.keys() {
-            if let Some(why) = reserved(*address, protocol, number, node) {
+        let (kept, led): (Vec<_>, Vec<_>) = external
+            .iter()
+            .filter(|(_, external)| external.has(protocol, number))
+            .map(|(address, external)| (*address, external))
+            .partition(|(address, _)| reserved(*address, protocol, number, node).is_some());
+        for (address, _) in kept {
+            if let Some(why) = reserved(address, protocol, number, node) {
                 plan.ignored.insert(format!("{address}:{number}"), why);
             }
         }
-        let outer = external
-            .iter()
-            .filter(|(address, _)| reserved(**address, protocol, number, node).is_none())
-            .map(|(address, sources)| (Some(*address), number, sources))
+        let outer = led
+            .into_iter()
+            .map(|(address, external)| (Some(address), number, &external.sources))
             .chain(
                 node_port
                     .filter(|port| *port != 0)
@@ -296,15 +300,31 @@ fn cluster_ips(spec: &ServiceSpec) -> BTreeSet<Ipv4Addr> {
         .collect()
 }
 
-/// External addresses with the clients that may use them; those that cannot be served are noted.
+/// An address that a Service has beside its cluster IPs.
+#[derive(Clone, Debug, Default)]
+struct External {
+    /// The clients that may use it; without any, everybody may.
+    sources: BTreeSet<Ipv4Net>,
+    /// The ports that were given with it; `None`: all of the Service's.
+    ports: Option<BTreeSet<(Protocol, u16)>>,
+}
+
+impl External {
+    fn has(&self, protocol: Protocol, port: u16) -> bool {
+        let ports = self.ports.as_ref();
+        ports.is_none_or(|ports| ports.contains(&(protocol, port)))
+    }
+}
+
+/// External addresses; those that cannot be served are noted.
 fn externals(
     service: &Service,
     spec: &ServiceSpec,
     node: &Node,
     plan: &mut Plan,
-) -> BTreeMap<Ipv4Addr, BTreeSet<Ipv4Net>> {
+) -> BTreeMap<Ipv4Addr, External> {
     let mut found = BTreeMap::new();
-    let mut take = |text: &str, sources: BTreeSet<Ipv4Net>, giver: Giver| {
+    let mut take = |text: &str, external: External, giver: Giver| {
         let address: Ipv4Addr = text.parse().ok()?; // the other family is somebody else's
         match unfit(address, node, giver) {
             Some(why) => {
@@ -313,40 +333,56 @@ fn externals(
             }
             None => {
                 plan.ignored.remove(text); // named by its owner, and given too
-                found.insert(address, sources);
+                found.insert(address, external);
                 Some(address)
             }
         }
     };
     for text in spec.external_ips.iter().flatten() {
-        take(text, BTreeSet::new(), Giver::Other);
+        take(text, External::default(), Giver::Other);
     }
     let giver = match balancing::is_given(service) {
         true => Giver::Cluster,
         false => Giver::Other,
     };
     let mut balanced = BTreeSet::new();
-    let mut is_known = false;
-    for text in balanced_addresses(service, spec) {
-        let taken = take(text, sources(spec), giver);
-        is_known |= taken.is_some_and(|address| node.known_as.contains(&address.into()));
+    for ingress in balanced_addresses(service, spec) {
+        let external = External {
+            sources: sources(spec),
+            ports: (giver == Giver::Cluster).then(|| ports(ingress)),
+        };
+        let text = ingress.ip.as_deref().unwrap_or_default();
+        let taken = take(text, external.clone(), giver);
         balanced.extend(taken);
-    }
-    // What comes for an address that others lead here comes for the node's own.
-    if is_known && giver == Giver::Cluster {
-        for address in node.outer() {
-            balanced.extend(take(&address.to_string(), sources(spec), giver));
+        // What comes for an address that others lead here comes for the node's own.
+        let is_known = taken.is_some_and(|address| node.known_as.contains(&address.into()));
+        if is_known && giver == Giver::Cluster {
+            for address in node.outer() {
+                balanced.extend(take(&address.to_string(), external.clone(), giver));
+            }
         }
     }
     plan.balanced = balanced;
     found
 }
 
+/// An owner may ask for other ports at any time; the controller has judged these.
+fn ports(ingress: &LoadBalancerIngress) -> BTreeSet<(Protocol, u16)> {
+    let ports = ingress.ports.iter().flatten();
+    ports
+        .filter(|port| port.error.is_none())
+        .filter_map(|port| {
+            let protocol = Protocol::parse(Some(&port.protocol))?;
+            Some((protocol, u16::try_from(port.port).ok()?))
+        })
+        .collect()
+}
+
 /// Only who may write a Service's status has a say here.
 fn balanced_addresses<'a>(
     service: &'a Service,
     spec: &ServiceSpec,
-) -> impl Iterator<Item = &'a String> {
+) -> impl Iterator<Item = &'a LoadBalancerIngress> {
     let balanced = spec.type_.as_deref() == Some("LoadBalancer");
     let by_us = |ingress: &&LoadBalancerIngress| ingress.ip_mode.as_deref() != Some("Proxy");
     let status = service.status.as_ref().filter(|_| balanced);
@@ -355,7 +391,7 @@ fn balanced_addresses<'a>(
         .flat_map(|status| &status.load_balancer)
         .flat_map(|balancer| balancer.ingress.iter().flatten())
         .filter(by_us)
-        .filter_map(|ingress| ingress.ip.as_ref())
+        .filter(|ingress| ingress.ip.is_some())
 }
 
 fn sources(spec: &ServiceSpec) -> BTreeSet<Ipv4Net> {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use k8s_openapi::{
-    api::core::v1::{LoadBalancerIngress, Service},
+    api::core::v1::{LoadBalancerIngress, PortStatus, Service},
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::Timestamp,
 };
@@ -27,6 +27,7 @@ pub fn given(service: &Service, share: &Share) -> Option<Wanted> {
     let ingress = share.addresses.iter().map(|address| LoadBalancerIngress {
         ip: Some(address.to_string()),
         ip_mode: Some("VIP".to_owned()),
+        ports: Some(ports(service)),
         ..LoadBalancerIngress::default()
     });
     let mut conditions = held_conditions(service);
@@ -43,6 +44,19 @@ pub fn given(service: &Service, share: &Share) -> Option<Wanted> {
             conditions,
         },
     )
+}
+
+/// What was judged: proxies serve these ports and no others, whatever the Service asks for by then.
+fn ports(service: &Service) -> Vec<PortStatus> {
+    let spec = service.spec.iter();
+    let ports = spec.flat_map(|spec| spec.ports.iter().flatten());
+    ports
+        .map(|port| PortStatus {
+            port: port.port,
+            protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
+            error: None,
+        })
+        .collect()
 }
 
 /// The status without anything of ours; `None` if it is.

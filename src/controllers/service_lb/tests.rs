@@ -429,7 +429,16 @@ fn the_status_is_written_once() {
     };
     let wanted = status::given(&fresh, &share).unwrap();
     assert_eq!(wanted.ingress[0].ip_mode.as_deref(), Some("VIP"));
+    let ports = wanted.ingress[0].ports.as_deref().unwrap();
+    assert_eq!(
+        (ports.len(), ports[0].port, &*ports[0].protocol),
+        (1, 80, "TCP")
+    );
     let held = write(&fresh, wanted);
+    // Another port was not judged yet.
+    let mut other = held.clone();
+    other.spec.as_mut().unwrap().ports.as_mut().unwrap()[0].port = 81;
+    assert!(status::given(&other, &share).is_some());
     assert!(balancing::is_given(&held) && status::is_known(&held));
     assert_eq!(status::given(&held, &share), None);
     // It waits: the proxies serve nothing of it, and it says why.

@@ -73,6 +73,25 @@ fn the_nodes_own_address_is_served_on_the_controllers_word_alone() {
 }
 
 #[test]
+fn only_the_ports_that_were_given_are_served() {
+    // Its owner has changed the port, and the controller has not seen that yet: on other nodes' addresses this
+    // would lead what this node says to their kubelets elsewhere.
+    let mut service = balancer("cluster", &["192.0.2.1", "192.0.2.7"], json!({}));
+    let asked = |service: &mut Service, port| {
+        let ports = service.spec.as_mut().and_then(|spec| spec.ports.as_mut());
+        ports.expect("ports")[0].port = port;
+    };
+    asked(&mut service, 10250);
+    let plan = planned(&service, &at("a"));
+    for address in [OWN, [192, 0, 2, 7]] {
+        let taken = front(Some(address), 10250, Audience::Everyone);
+        assert!(!plan.fronts.contains_key(&taken), "{address:?}");
+    }
+    asked(&mut service, 80);
+    assert_eq!(planned(&service, &at("a")).fronts.len(), 3);
+}
+
+#[test]
 fn own_ports_stay_the_nodes() {
     let spec = json!({"ports": [{"port": 6443, "name": "a"}, {"port": 80, "name": "b"}]});
     let plan = planned(&balancer("cluster", &["192.0.2.1"], spec), &at("a"));
