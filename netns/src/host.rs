@@ -68,7 +68,8 @@ impl Process {
         pidfd_send_signal(&self.fd, signal).map_err(failed("send the process a signal"))
     }
 
-    /// Whether it has ended by then; for the first process of a host: with all others of that host.
+    /// Whether it has ended by then; for the first process of a host: with all others of that host, those that
+    /// somebody outside has started only once they were waited for there.
     pub fn has_ended_within(&self, longest: Duration) -> Result<bool, Error> {
         let end = Instant::now() + longest;
         loop {
@@ -147,8 +148,9 @@ mod tests {
         let links = String::from_utf8(links.unwrap().unwrap().stdout).unwrap();
         assert_eq!(links.lines().count(), 1, "{links}");
         host.signal(Signal::SIGKILL).unwrap();
-        assert!(host.has_ended_within(Duration::from_secs(10)).unwrap());
+        // Ours to wait for, and the host is not at its end before.
         assert!(!second.wait().unwrap().success());
+        assert!(host.has_ended_within(Duration::from_secs(10)).unwrap());
         assert!(!child.wait().unwrap().success());
         let gone = host.signal(Signal::SIGKILL);
         assert!(gone.is_err_and(|error| error.is_absent()));

@@ -3,6 +3,7 @@
 use std::{
     ffi::OsString,
     fs::{self, File},
+    io,
     path::{Path, PathBuf},
     process::{Output, Stdio},
     time::Duration,
@@ -17,7 +18,12 @@ use kube::{
 };
 use netns::host::Process;
 use nix::fcntl::{Flock, FlockArg};
-use tokio::{process::Command, runtime::Handle, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    process::{Child, Command},
+    runtime::Handle,
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -90,16 +96,19 @@ impl Starter {
             let _in = runtime.enter();
             command.spawn()
         };
-        let child = process.run(spawn)?.map_err(failed)?;
-        let end = timeout(START_WITHIN, child.wait_with_output());
-        match self.interrupted.run_until_cancelled(end).await {
-            None => Err(Error::Interrupted),
-            Some(Ok(output)) => output.map_err(failed),
-            Some(Err(_)) => Err(Error::Late {
+        let mut child = process.run(spawn)?.map_err(failed)?;
+        let end = timeout(START_WITHIN, output_of(&mut child));
+        let error = match self.interrupted.run_until_cancelled(end).await {
+            Some(Ok(output)) => return output.map_err(failed),
+            Some(Err(_)) => Error::Late {
                 what: format!("the start of {host}"),
                 longest: START_WITHIN,
-            }),
-        }
+            },
+            None => Error::Interrupted,
+        };
+        // A host ends only once all its processes were waited for by whoever has started them.
+        let _ = child.kill().await;
+        Err(error)
     }
 
     /// Waits until all these nodes are Ready, as this machine sees it.
@@ -133,6 +142,25 @@ impl Starter {
             }),
         }
     }
+}
+
+/// All that it says until it ends.
+async fn output_of(child: &mut Child) -> io::Result<Output> {
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let (status, stdout, stderr) = tokio::try_join!(child.wait(), read(stdout), read(stderr))?;
+    Ok(Output {
+        status,
+        stdout,
+        stderr,
+    })
+}
+
+async fn read(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
+    let mut said = Vec::new();
+    if let Some(mut pipe) = pipe {
+        pipe.read_to_end(&mut said).await?;
+    }
+    Ok(said)
 }
 
 /// Resolves when that node is Ready.
@@ -194,7 +222,7 @@ pub fn life(lab: &Lab, host: &Host) -> Result<Life, Error> {
 pub fn daemon(lab: &Lab, holder: &Process, host: &Host) -> Result<Option<Process>, Error> {
     let path = lock_file(lab, holder, host);
     let inner = match fs::read_to_string(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         inner => inner.map_err(Error::io("read", path))?,
     };
     let Ok(inner) = inner.trim().parse() else {

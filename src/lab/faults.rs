@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use netns::host::Process;
 use nix::sys::signal::Signal;
 
@@ -11,7 +11,7 @@ use super::{
     daemons::{self, Starter},
     folder::{Lab, Locked},
     holder,
-    lifecycle::{AT_ONCE, interruption, make_host, make_switch, remove_group},
+    lifecycle::{AT_ONCE, all_done, interruption, make_host, make_switch, remove_group},
     network,
     plan::{self, SWITCH, Step},
     record::{Faults, Host, Record, Role},
@@ -171,11 +171,9 @@ pub async fn heal(
     };
     // Nodes are Ready only once there is a server.
     for role in [Role::Server, Role::Node] {
-        stream::iter(hosts.iter().filter(|host| host.role == role))
-            .map(|host| healing.heal(host))
-            .buffer_unordered(AT_ONCE)
-            .try_collect::<Vec<()>>()
-            .await?;
+        let of_role = hosts.iter().filter(|host| host.role == role);
+        let healed = stream::iter(of_role.map(|host| healing.heal(host))).buffer_unordered(AT_ONCE);
+        all_done(healed.collect().await)?;
     }
     for host in &hosts {
         record.set_faults(&host.name, &Faults::default());

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use netns::host::Process;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -75,15 +75,19 @@ pub async fn up(
     match made {
         Ok(()) => Ok(locked.lab.kubeconfig()),
         Err(error) => {
-            if let Err(left) = remove(&locked) {
-                let flags = &locked.lab.flags;
-                let left = causes(&left);
-                logging::note(format_args!(
-                    "something of it is left, and `vetch lab down{flags}` removes it: {left}"
-                ));
-            }
+            take_back(&locked);
             Err(error)
         }
+    }
+}
+
+/// Removes what was made before something failed.
+fn take_back(locked: &Locked) {
+    if let Err(left) = remove(locked) {
+        let (flags, left) = (&locked.lab.flags, causes(&left));
+        logging::note(format_args!(
+            "something of it is left, and `vetch lab down{flags}` removes it: {left}"
+        ));
     }
 }
 
@@ -146,11 +150,18 @@ async fn make(locked: &Locked, mut record: Record, starter: &Starter) -> Result<
             said: "it made no token that other machines could join with".to_owned(),
         });
     }
-    stream::iter(nodes.iter().zip(&processes))
-        .map(|(host, process)| starter.start(lab, process, host, join.as_ref(), &record.flags))
-        .buffer_unordered(AT_ONCE)
-        .try_collect::<Vec<String>>()
-        .await?;
+    let join = join.as_ref();
+    let starts = nodes.iter().zip(&processes).map(async |(host, process)| {
+        let started = starter.start(lab, process, host, join, &record.flags);
+        let started = started.await;
+        if started.is_err() {
+            // The others are in vain.
+            starter.interrupted.cancel();
+        }
+        started.map(drop)
+    });
+    let started = stream::iter(starts).buffer_unordered(AT_ONCE);
+    all_done(started.collect().await)?;
     let names: Vec<String> = record.hosts.iter().map(|host| host.name.clone()).collect();
     starter.wait_until_ready(lab, &record, &names).await?;
     if let Some(server) = record.server() {
@@ -159,6 +170,17 @@ async fn make(locked: &Locked, mut record: Record, starter: &Starter) -> Result<
     }
     record.stage = Stage::Made;
     locked.save(&record)
+}
+
+/// The first failure, if there is one; what others failed for because of it says less.
+pub fn all_done(results: Vec<Result<(), Error>>) -> Result<(), Error> {
+    let errors = results.into_iter().filter_map(Result::err);
+    let (vain, first): (Vec<Error>, Vec<Error>) =
+        errors.partition(|error| matches!(error, Error::Interrupted));
+    match first.into_iter().chain(vain).next() {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
 }
 
 /// The network of the lab.
