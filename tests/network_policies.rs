@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lab::{Cluster, Machine, text, until};
+use lab::{Cluster, Machine, netns_of, text, until};
 use serde_json::{Value, json};
 
 const SERVER: &str = "https://192.168.77.1:6443";
@@ -100,24 +100,6 @@ fn echo(mut stream: TcpStream) {
             return;
         }
     }
-}
-
-/// Of a process of the pod, which its control group names.
-fn netns_of(uid: &str) -> File {
-    let own = std::fs::read_link("/proc/self/ns/net").unwrap();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let group = std::fs::read_to_string(entry.path().join("cgroup"));
-        let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
-        let is_ours = group.is_ok_and(|group| group.contains(uid))
-            && environment
-                .windows(14)
-                .any(|word| word == b"POD_PROBED=yes");
-        let path = entry.path().join("ns/net");
-        if is_ours && std::fs::read_link(&path).is_ok_and(|netns| netns != own) {
-            return File::open(path).unwrap();
-        }
-    }
-    panic!("no process of pod {uid}");
 }
 
 fn manifest(namespace: &str, name: &str, node: &str) -> Value {

@@ -541,3 +541,22 @@ pub fn until_none(what: &str, mut find: impl FnMut() -> Vec<String>) {
         std::thread::sleep(Duration::from_millis(5));
     }
 }
+
+/// The network of a pod, by one of its processes: its control group names the pod, its environment has
+/// `POD_PROBED=yes`.
+pub fn netns_of(uid: &str) -> std::fs::File {
+    let own = std::fs::read_link("/proc/self/ns/net").unwrap();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let group = std::fs::read_to_string(entry.path().join("cgroup"));
+        let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+        let is_ours = group.is_ok_and(|group| group.contains(uid))
+            && environment
+                .windows(14)
+                .any(|word| word == b"POD_PROBED=yes");
+        let path = entry.path().join("ns/net");
+        if is_ours && std::fs::read_link(&path).is_ok_and(|netns| netns != own) {
+            return std::fs::File::open(path).unwrap();
+        }
+    }
+    panic!("no process of pod {uid}");
+}
