@@ -13,9 +13,14 @@ fn balancer(by: &str, addresses: &[&str], spec: Value) -> Service {
     for (name, value) in spec.as_object().into_iter().flatten() {
         service["spec"][name] = value.clone();
     }
+    let asked_for = service["spec"]["ports"].as_array().into_iter().flatten();
+    let ports: Value = asked_for
+        .filter(|_| by == "cluster")
+        .map(|port| json!({"port": port["port"], "protocol": "TCP"}))
+        .collect();
     let ingress = addresses
         .iter()
-        .map(|ip| json!({"ip": ip, "ipMode": "VIP"}));
+        .map(|ip| json!({"ip": ip, "ipMode": "VIP", "ports": ports}));
     service["status"]["loadBalancer"]["ingress"] = ingress.collect();
     if by == "cluster" {
         service["status"]["conditions"] = json!([{
