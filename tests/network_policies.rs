@@ -612,3 +612,32 @@ fn no_allowed_request_is_dropped_by_a_change() {
     assert_eq!(failed, 0, "of {done}");
     assert_eq!(denied.into_inner(), 0, "what was denied came through");
 }
+
+/// Where somebody else enforces policies, nothing of ours does.
+#[test]
+#[ignore = "needs root"]
+fn what_is_disabled_enforces_nothing() {
+    let cluster = Cluster::new();
+    let up = cluster.vetch(&["up", "--detach", "--disable", "network-policy"]);
+    assert!(up.status.success(), "{}", text(&up));
+    cluster.import("busybox");
+    cluster.wait(
+        "get serviceaccount default -o name",
+        "serviceaccount/default",
+    );
+    let deny = json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]});
+    cluster.apply(&list([policy("default", "deny", &deny)]));
+    let node = cluster.field("nodes", ".items[0].metadata.name");
+    cluster.apply(&list([
+        manifest("default", "a", &node),
+        manifest("default", "b", &node),
+    ]));
+    let (a, b) = (
+        Pod::of(&cluster, "default", "a"),
+        Pod::of(&cluster, "default", "b"),
+    );
+    b.serve();
+    thread::sleep(SETTLED);
+    assert!(a.reaches(b.address, TCP, 80));
+    assert!(!cluster.host.sh("nft list tables").contains("vetch-policy"));
+}

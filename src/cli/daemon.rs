@@ -72,8 +72,6 @@ pub struct Config {
     pub external_ips: ExternalIps,
     /// From Pod Security.
     pub exemptions: Exemptions,
-    /// Parts that other programs take the place of.
-    pub disabled: Vec<disable::Part>,
     /// Make the demo's application before saying that the cluster is ready.
     pub demo: bool,
 }
@@ -160,7 +158,8 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     let server = server_url(address, port);
     let invitation = invite(&handle, notifier, &server, address);
     let cluster_info = pki::cluster_info(&server, pki.ca_pem());
-    let balancing = disable::balancing(&config.disabled, port, config.machine.kubelet_port);
+    let machine = &config.machine;
+    let balancing = disable::balancing(&machine.disabled, port, machine.kubelet_port);
     let informers = control_cluster(&running, &handle, &pki, cluster_info, &config, balancing);
     let name = &config.machine.name;
     node_role::keep(&running, handle.client(own_user()), informers.clone(), name);
@@ -481,6 +480,7 @@ fn node_config(config: &Config, address: IpAddr, api_port: u16) -> node::Config 
         limits: config.machine.limits,
         resources: config.machine.resources.clone(),
         description: config.machine.described.description.clone(),
+        enforces_policies: config.machine.enforces_policies(),
     }
 }
 

@@ -1,15 +1,27 @@
 //! `--disable`: parts of the cluster that somebody else's program takes the place of.
 
 use crate::{
-    cli::node,
+    cli::{Error, node},
     controllers::{Balancing, Reserved},
 };
 
 /// A part that can be left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Part {
-    /// Addresses of nodes for Services of the type LoadBalancer
+    /// Addresses of nodes for Services of the type LoadBalancer; `vetch up` alone has it
     ServiceLb,
+    /// What NetworkPolicies say, on this machine
+    NetworkPolicy,
+}
+
+/// What a machine without the control plane cannot leave out: it does not have it.
+pub fn refuse_control_plane(disabled: &[Part]) -> Result<(), Error> {
+    match disabled.contains(&Part::ServiceLb) {
+        false => Ok(()),
+        true => {
+            Err("--disable service-lb is for `vetch up`: this machine gives no addresses".into())
+        }
+    }
 }
 
 /// Who gives addresses to load balancers, in a cluster whose first machine listens on these ports.
@@ -51,5 +63,9 @@ mod tests {
         let twice = given(&["--disable=service-lb,service-lb"]).unwrap();
         assert!(matches!(balancing(&twice, 6443, 10250), Balancing::Others));
         assert!(given(&["--disable", "everything"]).is_err());
+        let policies = given(&["--disable", "network-policy"]).unwrap();
+        assert_eq!(policies, [Part::NetworkPolicy]);
+        assert!(refuse_control_plane(&policies).is_ok());
+        assert!(refuse_control_plane(&twice).is_err());
     }
 }

@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 
 use super::{
     Error, check,
+    disable::Part,
     node::{self, PodLimits},
     node_description::{Described, DescriptionArgs},
     node_name,
@@ -36,6 +37,9 @@ pub struct NodeArgs {
     /// How much swap pods may use whose annotations do not say so themselves
     #[arg(long, value_enum, default_value_t = Swap::None, value_name = "HOW")]
     swap: Swap,
+    /// Leave these parts to other programs; may be repeated
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
+    disable: Vec<Part>,
     #[command(flatten)]
     reservations: Reservations,
     #[command(flatten)]
@@ -74,6 +78,8 @@ pub struct Machine {
     pub registries: image::Settings,
     /// Archives to import at start.
     pub images: ImagesFolder,
+    /// Parts that other programs take the place of.
+    pub disabled: Vec<Part>,
     /// How the user would spell `--root` again, for messages.
     pub root_flag: String,
 }
@@ -107,7 +113,15 @@ impl NodeArgs {
             resources,
             registries,
             images,
+            disabled: self.disable.clone(),
             root_flag: self.root.flag(),
         })
+    }
+}
+
+impl Machine {
+    /// What NetworkPolicies say holds here.
+    pub fn enforces_policies(&self) -> bool {
+        !self.disabled.contains(&Part::NetworkPolicy)
     }
 }

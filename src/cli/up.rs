@@ -7,9 +7,7 @@ use ipnet::IpNet;
 use super::{
     Error,
     daemon::{self, Config},
-    detached,
-    disable::Part,
-    need_root,
+    detached, need_root,
     node::Ranges,
     node_args::NodeArgs,
     notify::Notifier,
@@ -45,9 +43,6 @@ pub struct Up {
     /// Exempt from Pod Security: namespace=NAME, user=NAME or runtime-class=NAME; may be repeated
     #[arg(long, value_name = "WHAT=NAME", value_parser = exemption)]
     pod_security_exempt: Vec<Exemption>,
-    /// Leave these parts of the cluster to other programs; may be repeated
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
-    disable: Vec<Part>,
 }
 
 /// One exemption from Pod Security.
@@ -116,7 +111,6 @@ impl Up {
                 false => ExternalIps::Allowed,
             },
             exemptions: exemptions(&self.pod_security_exempt),
-            disabled: self.disable,
             demo: self.demo,
             machine,
         };

@@ -11,7 +11,7 @@ use std::{io::Write, process::ExitCode};
 use http::Uri;
 
 pub use self::join::{record, refuse_member};
-use super::{Error, detached, need_root, node_args::NodeArgs, notify::Notifier};
+use super::{Error, detached, disable, need_root, node_args::NodeArgs, notify::Notifier};
 use crate::logging;
 
 /// Join this machine to a cluster, as a node
@@ -30,6 +30,7 @@ impl Agent {
     pub fn run(self) -> Result<ExitCode, Error> {
         need_root("agent")?;
         let machine = self.node.machine()?;
+        disable::refuse_control_plane(&machine.disabled)?;
         if self.node.detach {
             detached::start(&machine.paths)?;
             let name = &machine.name;

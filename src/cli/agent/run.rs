@@ -112,6 +112,7 @@ fn node_config(machine: &Machine, joined: &Joined) -> node::Config {
         limits: machine.limits,
         resources: machine.resources.clone(),
         description: machine.described.description.clone(),
+        enforces_policies: machine.enforces_policies(),
     }
 }
 

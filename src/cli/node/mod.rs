@@ -68,6 +68,8 @@ pub struct Config {
     pub kubelet_port: u16,
     pub limits: PodLimits,
     pub resources: ResourceSettings,
+    /// Rather than others.
+    pub enforces_policies: bool,
     pub description: Description,
 }
 
@@ -125,7 +127,11 @@ impl Node {
             let tunnel = tunnel(&config, &names);
             move |shutdown| peers::run(watching.clone(), own.clone(), tunnel.clone(), shutdown)
         });
-        let policies = Policies::new(policy_config(&config, &names, gateway));
+        let policies = policy_config(&config, &names, gateway);
+        let policies = match config.enforces_policies {
+            true => Policies::new(policies),
+            false => Policies::disabled(policies),
+        };
         parts.start("part/network-policy", Policy::Restart, {
             let (watching, policies) = (watching.clone(), policies.clone());
             move |shutdown| policies.clone().run(watching.clone(), shutdown)

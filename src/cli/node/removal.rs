@@ -53,6 +53,7 @@ pub async fn remove(paths: &Paths) -> Result<(), Error> {
         kubelet_port: 0,
         limits: PodLimits::default(),
         resources: ResourceSettings::default(),
+        enforces_policies: true,
         description: Description::default(),
     };
     let network = match PodNetwork::open(network_config(&config, &names)).await {
