@@ -272,7 +272,11 @@ fn ports_that_others_have_are_not_taken() {
     cluster.ready("here");
     has_addresses(&cluster, "first", FIRST);
 
-    // The older Service keeps a port, and its heir gets it.
+    // The older Service keeps a port, and its heir gets it. Ages are told in seconds.
+    let created = cluster.field("service/first", ".metadata.creationTimestamp");
+    until("another one is younger", || {
+        cluster.host.sh("date -u +%FT%TZ").trim() != created
+    });
     cluster.apply(&balancer("second", 80, ""));
     let says = "the older Service default/first has port 80/TCP of ";
     is_told(&cluster, "second", "SyncLoadBalancerFailed", says);
