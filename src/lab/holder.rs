@@ -275,8 +275,8 @@ mod tests {
         File::create(&path).unwrap();
         assert!(find(&path).unwrap().is_none());
         // A process sees no lock of its own, so that another must have it.
-        let script = "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); print(); \
-                      sys.stdout.close(); sys.stdin.read()";
+        let script = "import fcntl, os, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); os.close(1); \
+                      sys.stdin.read()";
         let mut other = Command::new("python3")
             .args(["-c", script])
             .arg(&path)

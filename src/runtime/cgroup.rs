@@ -27,8 +27,11 @@ pub fn supervisor_name(cgroup_root: &str, pod: &str) -> String {
 }
 
 /// Makes the group of a pod's supervisor. Nothing is limited or counted there, so with cgroup v1 it is in one
-/// tree; in the others the supervisor stays beside all others.
+/// tree; in the others the supervisor is in the group of all.
 pub fn create_supervisor(hierarchy: &Hierarchy, name: &str) -> Result<(), cgroups::Error> {
+    if let Some((all, _)) = name.rsplit_once('/') {
+        Group::create(hierarchy, all)?;
+    }
     Group::create(&hierarchy.one_tree(), name).map(drop)
 }
 

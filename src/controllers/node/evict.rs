@@ -93,8 +93,14 @@ fn verdict(tolerations: &[Toleration], taints: &[&Taint], now: Timestamp) -> Ver
         else {
             continue;
         };
-        let since = taint.time_added.as_ref().map_or(now, |time| time.0);
-        match pods::remaining(since, seconds.max(0), now) {
+        // Objects tell the second in which it was added: nobody leaves before his time.
+        let added = taint.time_added.as_ref();
+        let (since, more) = added.map_or((now, 0), |time| (time.0, 1));
+        let seconds = match seconds {
+            ..=0 => 0,
+            seconds => seconds.saturating_add(more),
+        };
+        match pods::remaining(since, seconds, now) {
             None => return Verdict::Leaves,
             Some(left) => soonest = Some(soonest.map_or(left, |soonest| soonest.min(left))),
         }
@@ -201,13 +207,18 @@ mod tests {
             (json!([exists(Value::Null)]), Verdict::Stays),
             (
                 json!([exists(json!(300))]),
-                Verdict::LeavesIn(Duration::from_secs(200)),
+                Verdict::LeavesIn(Duration::from_secs(201)),
             ),
             (
                 json!([exists(json!(300)), exists(json!(150))]),
-                Verdict::LeavesIn(Duration::from_secs(50)),
+                Verdict::LeavesIn(Duration::from_secs(51)),
             ),
-            (json!([exists(json!(100))]), Verdict::Leaves),
+            (
+                json!([exists(json!(100))]),
+                Verdict::LeavesIn(Duration::from_secs(1)),
+            ),
+            (json!([exists(json!(99))]), Verdict::Leaves),
+            (json!([exists(json!(0))]), Verdict::Leaves),
             (json!([exists(json!(-1))]), Verdict::Leaves),
             (
                 json!([{"key": "k", "operator": "Exists", "effect": "NoSchedule"}]),

@@ -89,7 +89,7 @@ fn supervise(dir: &Path, place: Result<Place, Failed>) -> i32 {
 
 fn begin(dir: &PodDir, place: Place) -> Result<(), Failed> {
     if !place.in_group {
-        place.group.enter().stage("cgroups")?;
+        place.groups.enter().stage("cgroups")?;
     }
     let record: PodRecord = records::read(&dir.pod()).stage("record")?;
     leave_service(&place.hierarchy);

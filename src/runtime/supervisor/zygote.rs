@@ -116,15 +116,14 @@ impl Drop for Running {
 pub fn serve(supervise: impl Fn(&Path, Result<Place, Failed>) -> i32) -> std::io::Result<()> {
     let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
     let hierarchy = cgroups::Hierarchy::detect();
-    let mut place = None;
     while let Some((order, fds)) = protocol::receive::<Order>(socket.as_fd())? {
         let mut fds = fds.into_iter();
         let (Some(connection), Some(log)) = (fds.next(), fds.next()) else {
             continue;
         };
-        let group = open(hierarchy.as_ref(), &order.group, &mut place);
-        let forked = match &group {
-            Ok((_, group)) => fork_into(group, 0),
+        let groups = open(hierarchy.as_ref(), &order.group);
+        let forked = match &groups {
+            Ok((_, groups)) => fork_into(&groups.own, 0),
             // It says so itself.
             Err(_) => sys::clone3(0, None).map(|cloned| (cloned, false)),
         };
@@ -136,9 +135,9 @@ pub fn serve(supervise: impl Fn(&Path, Result<Place, Failed>) -> i32) -> std::io
                 let ready = nix::unistd::dup2_stdin(&connection)
                     .and_then(|()| nix::unistd::dup2_stderr(&log));
                 drop((connection, log));
-                let place = group.map(|(hierarchy, group)| Place {
+                let place = groups.map(|(hierarchy, groups)| Place {
                     hierarchy: hierarchy.clone(),
-                    group,
+                    groups,
                     in_group,
                 });
                 sys::exit_now(match ready {
@@ -155,29 +154,44 @@ pub fn serve(supervise: impl Fn(&Path, Result<Place, Failed>) -> i32) -> std::io
     Ok(())
 }
 
-/// A supervisor's control group.
+/// Where a supervisor belongs.
+pub struct Groups {
+    /// With cgroup v1 in one tree only.
+    own: cgroups::Group,
+    /// Where it is in the other trees.
+    all: Option<cgroups::Group>,
+}
+
+impl Groups {
+    /// Moves the calling process there, which has one thread.
+    pub fn enter(&self) -> Result<(), cgroups::Error> {
+        if let Some(all) = &self.all {
+            all.enter()?;
+        }
+        self.own.enter()
+    }
+}
+
+/// A supervisor's control groups.
 pub struct Place {
     pub hierarchy: cgroups::Hierarchy,
-    pub group: cgroups::Group,
+    pub groups: Groups,
     /// Whether the kernel put it there at once.
     pub in_group: bool,
 }
 
-/// The supervisor's own group, which is there. `place` is where this process is: with cgroup v1 it goes among the
-/// supervisors once, and each of them is there from its first moment in all trees but that of its own group.
+/// The supervisor's own group and that of all, which are there.
 fn open<'a>(
     hierarchy: Result<&'a cgroups::Hierarchy, &cgroups::Error>,
     name: &str,
-    place: &mut Option<String>,
-) -> Result<(&'a cgroups::Hierarchy, cgroups::Group), Failed> {
+) -> Result<(&'a cgroups::Hierarchy, Groups), Failed> {
     let hierarchy = hierarchy.stage("cgroups")?;
-    let group = cgroups::Group::open(&hierarchy.one_tree(), name).stage("cgroups")?;
-    if let (cgroups::Layout::V1, Some((all, _))) = (hierarchy.layout, name.rsplit_once('/'))
-        && place.as_deref() != Some(all)
-    {
-        let entered = cgroups::Group::create(hierarchy, all).and_then(|all| all.enter());
-        entered.stage("cgroups")?;
-        *place = Some(all.to_owned());
-    }
-    Ok((hierarchy, group))
+    let own = cgroups::Group::open(&hierarchy.one_tree(), name).stage("cgroups")?;
+    let all = match (hierarchy.layout, name.rsplit_once('/')) {
+        (cgroups::Layout::V1, Some((all, _))) => {
+            Some(cgroups::Group::open(hierarchy, all).stage("cgroups")?)
+        }
+        _ => None,
+    };
+    Ok((hierarchy, Groups { own, all }))
 }
