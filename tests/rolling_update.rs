@@ -60,6 +60,15 @@ fn ask(to: SocketAddr) -> std::io::Result<()> {
     }
 }
 
+/// Ends the clients, also when an update fails.
+struct Stops<'a>(&'a AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 #[ignore = "needs root"]
 fn a_rolling_update_loses_no_request() {
@@ -110,8 +119,12 @@ fn a_rolling_update_loses_no_request() {
                 })
             })
             .collect();
-        for _ in 0..UPDATES {
-            cluster.ok("rollout restart deployment web");
+        let _stops = Stops(&stop);
+        for round in 0..UPDATES {
+            let template = format!(
+                r#"{{"spec":{{"template":{{"metadata":{{"annotations":{{"round":"{round}"}}}}}}}}}}"#
+            );
+            cluster.ok_with(&["patch", "deployment", "web", "-p", &template]);
             cluster.ok("rollout status deployment web --timeout 60s");
         }
         stop.store(true, Ordering::Relaxed);
