@@ -33,8 +33,9 @@ const SOURCE: &str = "kubernetes.io/config.source";
 const LONGEST_MANIFEST: u64 = 10 << 20;
 /// An editor writes in several steps.
 const SETTLE: Duration = Duration::from_millis(50);
-/// The folder is read so often, whatever its watch says, as by the original.
-const READ_EVERY: Duration = Duration::from_secs(20);
+/// The folder is read so often, whatever its watch says; the original has no watch to rely on everywhere, and reads
+/// it every 20 s.
+const READ_EVERY: Duration = Duration::from_secs(60);
 /// Of a static pod's UID.
 const UID_BYTES: usize = 16;
 

@@ -2,7 +2,7 @@
 //!
 //! A part that owns such state (tables, links, routes, settings) says what it owns by [`HostState`] and
 //! runs [`keep`] beside its work. What the kernel tells of is looked at when it happens, what it tells
-//! nobody of every few seconds, and all of it once a minute.
+//! nobody of every few seconds, and all of it every two minutes.
 //! Always true:
 //! - What is there is compared with what is wanted: a look that finds nothing changes nothing, so our
 //!   own changes start no round of repairs.
@@ -30,7 +30,7 @@ use crate::backoff::Backoff;
 /// How often what the kernel tells nobody of is looked at: a few small files.
 const SETTINGS_EVERY: Duration = Duration::from_secs(3);
 /// How often everything is compared.
-const WHOLE_EVERY: Duration = Duration::from_secs(60);
+const WHOLE_EVERY: Duration = Duration::from_secs(120);
 /// Whoever undoes a repair within this time is an opponent, not an accident.
 const CALM: Duration = Duration::from_secs(2);
 const FIRST_WAIT: Duration = Duration::from_millis(50);
