@@ -27,8 +27,8 @@ use crate::{
 
 /// What is left for a signal to work after a hook has used up the time.
 const LEAST: Duration = Duration::from_secs(2);
-/// Within this time the proxies of all nodes have heard that a pod ends, and begin no new connections to it.
-/// Nobody could tell that they have.
+/// Within this time the proxies of all nodes have usually heard that a pod ends, and begin no new connections to
+/// it. Nobody could tell that they have.
 const PROXIES_HEAR: Duration = Duration::from_millis(150);
 /// A stop that failed is not tried again at once.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
