@@ -43,6 +43,11 @@ else
 	ip address add 10.0.2.15/24 dev eth0
 	ip route add default via 10.0.2.2
 fi
+# The kernel's own address of the link comes when the link does: parts compare the host before and after.
+for _ in $(seq 50); do
+	ip -6 -o address show dev eth0 scope link | grep -qv tentative && break
+	sleep 0.1
+done
 echo 'nameserver 10.0.2.3' >/etc/resolv.conf
 printf '127.0.0.1 localhost %s\n' "$name" >/etc/hosts
 echo "$name" >/etc/hostname
