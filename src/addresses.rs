@@ -5,6 +5,7 @@
 //! they stand for, so that `::ffff:127.0.0.1` is loopback everywhere.
 
 pub mod balancing;
+pub mod family;
 pub mod ranges;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

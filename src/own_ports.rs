@@ -3,9 +3,11 @@
 //! Made once by the daemon, which knows where its parts listen; asked by everybody who would lead a
 //! port of the node elsewhere (host ports, services) or give one out (node ports). Pure.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{net::IpAddr, sync::Arc};
 
 use netns::nft::{Reg, Rule, Verdict};
+
+use crate::addresses::family::{Family, OfFamily};
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
@@ -14,7 +16,7 @@ pub const UDP: u8 = 17;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OwnPort {
     /// `None`: on every address of the node.
-    pub address: Option<Ipv4Addr>,
+    pub address: Option<IpAddr>,
     /// The number in the IP header.
     pub protocol: u8,
     pub port: u16,
@@ -33,7 +35,7 @@ impl OwnPorts {
 
     /// Who listens there; asked for every address, only what is ours on every address counts: of
     /// the others, the rest can be had.
-    pub fn user(&self, address: Option<Ipv4Addr>, protocol: u8, port: u16) -> Option<&'static str> {
+    pub fn user(&self, address: Option<IpAddr>, protocol: u8, port: u16) -> Option<&'static str> {
         self.0
             .iter()
             .filter(|own| (own.protocol, own.port) == (protocol, port))
@@ -47,16 +49,18 @@ impl OwnPorts {
         everywhere.map(|own| own.port).collect()
     }
 
-    /// Rules that return from their chain with every packet for one of our ports.
-    pub fn spare(&self) -> impl Iterator<Item = Rule> {
-        self.0.iter().map(|own| {
+    /// Rules, of a table of this family, that return from their chain with every packet for one of our
+    /// ports.
+    pub fn spare(&self, family: Family) -> impl Iterator<Item = Rule> {
+        let of_family = move |own: &&OwnPort| own.address.is_none_or(|one| one.family() == family);
+        self.0.iter().filter(of_family).map(move |own| {
             let rule = Rule::new()
                 .protocol(Reg(0))
                 .equal(Reg(0), &[own.protocol])
                 .destination_port(Reg(0))
                 .equal(Reg(0), &own.port.to_be_bytes());
             let rule = match own.address {
-                Some(address) => rule.destination_in(address.into(), 32, true),
+                Some(address) => rule.destination_in(address, family.bits(), true),
                 None => rule.destination_local(),
             };
             rule.verdict(&Verdict::Return)
@@ -71,7 +75,7 @@ mod tests {
     #[test]
     fn whose_a_port_is() {
         let own = |address: Option<[u8; 4]>, protocol, port, user| OwnPort {
-            address: address.map(Ipv4Addr::from),
+            address: address.map(IpAddr::from),
             protocol,
             port,
             user,
@@ -81,8 +85,8 @@ mod tests {
             own(Some([10, 0, 0, 1]), UDP, 53, "dns"),
             own(None, TCP, 0, "nobody"),
         ]);
-        let node = Some(Ipv4Addr::new(192, 0, 2, 1));
-        let gateway = Some(Ipv4Addr::new(10, 0, 0, 1));
+        let node = Some(IpAddr::from([192, 0, 2, 1]));
+        let gateway = Some(IpAddr::from([10, 0, 0, 1]));
         for (address, protocol, port, want) in [
             (None, TCP, 6443, Some("api")),
             (node, TCP, 6443, Some("api")),

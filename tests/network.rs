@@ -22,6 +22,7 @@ use netns::sysctl;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use vetch::{
+    addresses::family::PerFamily,
     apiserver, dns,
     informer::Informers,
     kubelet::network::{Config, PodNetwork},
@@ -85,20 +86,20 @@ async fn scenario() -> TestResult {
     }
     let network = PodNetwork::open(Config {
         state_dir: folder.path().join("network"),
-        pod_cidr: "10.244.0.0/24".parse()?,
+        pod_cidrs: "10.244.0.0/24".parse()?,
         bridge: "vetch0".into(),
         table: "vetch".into(),
-        cluster_cidr: "10.244.0.0/16".parse()?,
+        cluster_cidrs: "10.244.0.0/16".parse()?,
         own_ports: vetch::own_ports::OwnPorts::default(),
     })
     .await?;
     network.attach("uid-0", pods[0].as_fd()).await?;
-    let server = network.attach("uid-1", pods[1].as_fd()).await?;
+    let server = *network.attach("uid-1", pods[1].as_fd()).await?.primary();
 
     let pki = Pki::open(&folder.path().join("pki"))?;
     let store = Arc::new(Embedded::open(&folder.path().join("store"))?);
     let config = apiserver::start::Config {
-        advertise: network.gateway(),
+        advertise: *network.gateways().primary(),
         port: 6443,
         services: "10.96.0.0/12".parse()?,
     };
@@ -111,8 +112,8 @@ async fn scenario() -> TestResult {
     let proxy_config = proxy::Config {
         table: "vetch-proxy".into(),
         node: "a".into(),
-        cluster_cidr: "10.244.0.0/16".parse()?,
-        service_route: Some(("10.96.0.0/12".parse()?, "vetch0".into())),
+        cluster_cidrs: "10.244.0.0/16".parse()?,
+        service_routes: Some(("10.96.0.0/12".parse()?, "vetch0".into())),
         mark: proxy::DEFAULT_MARK,
         addresses: Vec::new(),
         own_ports: vetch::own_ports::OwnPorts::default(),
@@ -125,7 +126,7 @@ async fn scenario() -> TestResult {
     let dns = tokio::spawn(dns::run(
         informers,
         dns::Config {
-            listen: vec![SocketAddr::new(network.gateway(), 53)],
+            listen: vec![SocketAddr::new(*network.gateways().primary(), 53)],
             domain: "cluster.local".into(),
             clients: vec!["0.0.0.0/0".parse()?],
             resolv_conf: folder.path().join("resolv.conf"),
@@ -136,8 +137,10 @@ async fn scenario() -> TestResult {
     let post = PostParams::default();
     let system: Api<Service> = Api::namespaced(client.clone(), "kube-system");
     let system_slices: Api<EndpointSlice> = Api::namespaced(client.clone(), "kube-system");
-    system.create(&post, &dns::service(DNS)).await?;
-    let slice = dns::endpoint_slice("a", network.gateway(), true);
+    system
+        .create(&post, &dns::service(&PerFamily::one(DNS)))
+        .await?;
+    let slice = dns::endpoint_slice("a", *network.gateways().primary(), true);
     system_slices.create(&post, &slice).await?;
 
     let namespace = serde_json::from_value(json!({"metadata": {"name": "shop"}}))?;

@@ -24,6 +24,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use vetch::{
+    addresses::family::PerFamily,
     apiserver::{
         admission::{self, Late, ServiceConfig},
         objects::Objects,
@@ -119,7 +120,7 @@ impl Lab {
     async fn new(runtime: Runtime, dir: &Path) -> Self {
         let store = Arc::new(Embedded::open(&dir.join("store")).unwrap());
         let pki = Pki::open(&dir.join("pki")).unwrap();
-        let services: ipnet::IpNet = "10.96.0.0/16".parse().unwrap();
+        let services: PerFamily<ipnet::IpNet> = "10.96.0.0/16".parse().unwrap();
         let (listener_of_api, api) = listener().await;
         let (listener_of_kubelet, kubelet) = listener().await;
         let config = Config {
@@ -134,7 +135,7 @@ impl Lab {
         let objects: Arc<dyn Objects> = handle.server.clone();
         late.set(&objects);
         let ports = ServiceConfig {
-            cidrs: vec![services],
+            cidrs: services.iter().copied().collect(),
             reserved_addresses: Vec::new(),
             node_ports: 30000..=32767,
             reserved_ports: Vec::new(),

@@ -1,6 +1,6 @@
-//! Ranges of addresses for Services. Pure.
+//! Ranges of addresses, of Services above all. Pure.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
@@ -14,6 +14,20 @@ pub fn offers(range: &IpNet, address: IpAddr) -> bool {
 /// Whether the two have an address in common.
 pub fn overlap(one: &IpNet, other: &IpNet) -> bool {
     one.contains(&other.network()) || other.contains(&one.network())
+}
+
+/// The address so far behind the range's first, if the range has a further one behind it.
+pub fn nth(range: &IpNet, number: u8) -> Option<IpAddr> {
+    match range {
+        IpNet::V4(range) => {
+            let address = Ipv4Addr::from(u32::from(range.network()).checked_add(number.into())?);
+            (address < range.broadcast()).then_some(address.into())
+        }
+        IpNet::V6(range) => {
+            let address = Ipv6Addr::from(u128::from(range.network()).checked_add(number.into())?);
+            (address < range.broadcast()).then_some(address.into())
+        }
+    }
 }
 
 #[cfg(test)]

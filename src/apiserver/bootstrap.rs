@@ -22,7 +22,7 @@ use super::{
     write::Writing,
 };
 
-use crate::addresses::may_be_proxied_to;
+use crate::addresses::{may_be_proxied_to, ranges::nth};
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
@@ -161,11 +161,8 @@ async fn keep_extension(server: &ApiServer, authorities: Authorities<'_>) -> Res
 
 /// The `kubernetes` service and where it leads: this server.
 fn service(config: &Config) -> Result<[Value; 3], Error> {
-    let address = config
-        .services
-        .hosts()
-        .next()
-        .ok_or(Error::Services(config.services))?;
+    let range = config.services.primary();
+    let address = nth(range, 1).ok_or(Error::Services(*range))?;
     let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
     let service = json!({

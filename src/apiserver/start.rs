@@ -3,6 +3,7 @@
 //! Called by `cli` and by tests. [`Handle::client`] is how the components of this process reach
 //! the API; [`Handle::serve`] is for everybody else.
 
+use crate::addresses::family::PerFamily;
 use std::{net::IpAddr, sync::Arc};
 
 use tokio::net::TcpListener;
@@ -44,7 +45,7 @@ pub struct Config {
     /// Where clients outside and inside the cluster reach this server.
     pub advertise: IpAddr,
     pub port: u16,
-    pub services: ipnet::IpNet,
+    pub services: PerFamily<ipnet::IpNet>,
 }
 
 /// Why the server did not come up.

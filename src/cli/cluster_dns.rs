@@ -3,6 +3,7 @@
 //! Every node answers at the first address of its pods' range. Each has a slice of its own, so that none of
 //! them must be allowed to write it: this is done where the API server is.
 
+use crate::addresses::family::{OfFamily, PerFamily};
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
@@ -17,7 +18,7 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::Error;
+use super::{Error, node::gateway};
 use crate::{
     backoff::Backoff,
     dns,
@@ -27,25 +28,23 @@ use crate::{
 /// The objects by which pods find DNS.
 pub struct ClusterDns {
     pub client: Client,
-    pub cluster_dns: IpAddr,
-    /// The node of this process and the address of its DNS, known before it is registered.
-    pub own: (String, IpAddr),
+    pub cluster_dns: PerFamily<IpAddr>,
+    /// The node of this process and the addresses of its DNS, known before it is registered.
+    pub own: (String, PerFamily<IpAddr>),
 }
 
-/// What a node's slice says: where its DNS is, and whether it can be asked.
-type Wanted = BTreeMap<String, (IpAddr, bool)>;
+/// What the slices of nodes say, by slice: whose DNS it is, where, and whether it can be asked.
+type Wanted = BTreeMap<String, (String, IpAddr, bool)>;
 
 impl ClusterDns {
     /// What is needed here, before any node is known.
     pub async fn write(&self) -> Result<(), Error> {
-        let (name, address) = &self.own;
-        self.write_all(&Wanted::from([(name.clone(), (*address, true))]))
-            .await
+        self.write_all(&wanted(&[], &self.own)).await
     }
 
     async fn write_all(&self, wanted: &Wanted) -> Result<(), Error> {
-        apply(&self.client, &dns::service(self.cluster_dns)).await?;
-        for (node, (address, ready)) in wanted {
+        apply(&self.client, &dns::service(&self.cluster_dns)).await?;
+        for (node, address, ready) in wanted.values() {
             apply(&self.client, &dns::endpoint_slice(node, *address, *ready)).await?;
         }
         Ok(())
@@ -60,7 +59,7 @@ impl ClusterDns {
         let mut node_changes = nodes.changes();
         tokio::join!(nodes.synced(), slices.synced());
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
-        let service = Key::of(&dns::service(self.cluster_dns));
+        let service = Key::of(&dns::service(&self.cluster_dns));
         let mut written = None;
         loop {
             let wanted = wanted(&nodes.list(), &self.own);
@@ -82,7 +81,7 @@ impl ClusterDns {
             }
             tokio::select! {
                 () = gone(&mut service_changes, |key| *key == service) => written = None,
-                () = gone(&mut slice_changes, |key| key.name.starts_with(dns::SLICE_PREFIX)) => {
+                () = gone(&mut slice_changes, |key| dns::is_slice_name(&key.name)) => {
                     written = None;
                 }
                 change = node_changes.next() => if change.is_none() { return },
@@ -98,8 +97,7 @@ impl ClusterDns {
     ) -> Result<(), Error> {
         for slice in slices.iter().filter(|slice| dns::is_ours(slice)) {
             let name = slice.name_any();
-            let node = name.strip_prefix(dns::SLICE_PREFIX).unwrap_or_default();
-            if wanted.contains_key(node) {
+            if wanted.contains_key(&name) {
                 continue;
             }
             let api: Api<EndpointSlice> =
@@ -114,20 +112,31 @@ impl ClusterDns {
 }
 
 /// Every node's DNS; that of the process's own node can always be asked.
-fn wanted(nodes: &[Arc<Node>], own: &(String, IpAddr)) -> Wanted {
+fn wanted(nodes: &[Arc<Node>], own: &(String, PerFamily<IpAddr>)) -> Wanted {
     let of_node = |node: &Arc<Node>| {
-        let range: IpNet = node.spec.as_ref()?.pod_cidr.as_deref()?.parse().ok()?;
+        let spec = node.spec.as_ref()?;
+        let ranges = spec.pod_cidrs.as_deref().unwrap_or_default().iter();
+        let ranges = ranges.filter_map(|range| range.parse::<IpNet>().ok());
+        let addresses = ranges.filter_map(|range| gateway(&range)).collect();
         let status = node.status.as_ref();
         let conditions = status.and_then(|status| status.conditions.as_deref());
         let ready = |condition: &&k8s_openapi::api::core::v1::NodeCondition| {
             condition.type_ == "Ready" && condition.status == "True"
         };
         let is_ready = conditions.unwrap_or_default().iter().find(ready).is_some();
-        Some((node.name_any(), (range.hosts().next()?, is_ready)))
+        Some((node.name_any(), addresses, is_ready))
     };
-    let mut wanted: Wanted = nodes.iter().filter_map(of_node).collect();
-    wanted.insert(own.0.clone(), (own.1, true));
-    wanted
+    let others = nodes.iter().filter_map(of_node);
+    let others = others.filter(|(name, _, _)| *name != own.0);
+    let own = (own.0.clone(), own.1.iter().copied().collect(), true);
+    let slices = |(node, addresses, is_ready): (String, Vec<IpAddr>, bool)| {
+        let slice = move |address: IpAddr| {
+            let name = dns::slice_name(&node, address.family());
+            (name, (node.clone(), address, is_ready))
+        };
+        addresses.into_iter().map(slice)
+    };
+    others.chain([own]).flat_map(slices).collect()
 }
 
 /// Resolves when one of the objects has been deleted, or may have been.
@@ -201,27 +210,33 @@ mod tests {
         let node = |name: &str, range: &str, ready: &str| -> Arc<Node> {
             let node = json!({
                 "metadata": {"name": name},
-                "spec": {"podCIDR": range},
+                "spec": {"podCIDRs": range.split(',').collect::<Vec<_>>()},
                 "status": {"conditions": [{"type": "Ready", "status": ready}]},
             });
             Arc::new(serde_json::from_value(node).unwrap())
         };
-        let own = ("a".to_owned(), "10.42.0.1".parse().unwrap());
+        let own = ("a".to_owned(), "10.42.0.1,fd42::1".parse().unwrap());
         let nodes = [
             node("a", "10.42.0.0/24", "Unknown"),
-            node("b", "10.42.1.0/24", "True"),
+            node("b", "10.42.1.0/24,fd42:0:0:1::/64", "True"),
             node("c", "10.42.2.0/24", "False"),
             node("d", "", "True"),
         ];
         let found: Vec<String> = wanted(&nodes, &own)
             .iter()
-            .map(|(name, (address, ready))| format!("{name} {address} {ready}"))
+            .map(|(slice, (node, address, ready))| format!("{slice} {node} {address} {ready}"))
             .collect();
         assert_eq!(
             found,
-            ["a 10.42.0.1 true", "b 10.42.1.1 true", "c 10.42.2.1 false"]
+            [
+                "kube-dns-a a 10.42.0.1 true",
+                "kube-dns-b b 10.42.1.1 true",
+                "kube-dns-c c 10.42.2.1 false",
+                "kube-dns.ipv6.a a fd42::1 true",
+                "kube-dns.ipv6.b b fd42:0:0:1::1 true",
+            ]
         );
-        assert_eq!(wanted(&[], &own).len(), 1);
+        assert_eq!(wanted(&[], &own).len(), 2);
     }
 
     #[test]

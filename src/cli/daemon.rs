@@ -2,7 +2,7 @@
 
 use std::{
     io::Write,
-    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr},
     os::unix::fs::OpenOptionsExt,
     path::Path,
     sync::Arc,
@@ -24,6 +24,7 @@ use super::{
     control::{self, Outcome, Reply, Request},
     demo, disable, image,
     node::{self, Node, Readiness},
+    node_address,
     node_args::Machine,
     node_role,
     notify::Notifier,
@@ -32,6 +33,7 @@ use super::{
 };
 use crate::{
     accepting,
+    addresses::family::{Family, PerFamily},
     apiserver::{
         admission::{self, Exemptions, ExternalIps, Late, ReservedAddress, ServiceConfig},
         authn::{Reference, Subject, TokenIssuer},
@@ -63,9 +65,9 @@ const LOCK_RETRY: Duration = Duration::from_millis(10);
 pub struct Config {
     pub machine: Machine,
     pub port: u16,
-    pub services: IpNet,
+    pub services: PerFamily<IpNet>,
     /// Of this node.
-    pub pod_cidr: IpNet,
+    pub pod_cidrs: PerFamily<IpNet>,
     /// Bytes that the store may hold.
     pub store_quota: usize,
     /// Whether Services may name addresses to take traffic for.
@@ -101,8 +103,10 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     let store = Embedded::open_with(&config.machine.paths.state.join("store"), quota)?;
     let store = Arc::new(store);
     let pki = Pki::open(&config.machine.paths.state.join("pki"))?;
-    let address = config.machine.described.address;
-    let address = address.unwrap_or_else(node_address);
+    let families: Vec<Family> = config.pod_cidrs.families().collect();
+    let chosen = config.machine.described.addresses.as_ref();
+    let addresses = node_address::addresses(&families, chosen)?;
+    let address = *addresses.primary();
 
     say(notifier, "starting the API server");
     let api = ApiConfig {
@@ -117,8 +121,8 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     let objects: Arc<dyn crate::apiserver::objects::Objects> = handle.server.clone();
     late.set(&objects);
     let services = ServiceConfig {
-        cidrs: vec![config.services],
-        reserved_addresses: reserved_addresses(config.services)?,
+        cidrs: config.services.iter().copied().collect(),
+        reserved_addresses: reserved_addresses(&config.services)?,
         node_ports: NODE_PORTS,
         reserved_ports: vec![port, config.machine.kubelet_port],
         external_ips: config.external_ips,
@@ -126,19 +130,17 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     handle
         .start(admission::chain(late, services, config.exemptions.clone()))
         .await?;
-    let service = config
-        .services
-        .hosts()
-        .next()
-        .ok_or_else(|| format!("--service-cidr {} has no address", config.services))?;
-    let leaf = Leaf::api_server(
-        &config.machine.name,
-        &[address, IpAddr::V4(Ipv4Addr::LOCALHOST), service],
-        &[],
-    );
+    let services = config.services.iter().filter_map(node::gateway);
+    let known_by: Vec<IpAddr> = addresses
+        .iter()
+        .chain(&node::LOOPBACK)
+        .copied()
+        .chain(services)
+        .collect();
+    let leaf = Leaf::api_server(&config.machine.name, &known_by, &[]);
     let tls = Arc::new(pki::server_config(&pki, leaf)?);
     let admin = keep_kubeconfig(&config.machine.paths, &pki, port)?;
-    let node = node_config(&config, address, port);
+    let node = node_config(&config, addresses, port);
     let identity = node::Identity::beside(&node, &handle, &pki)?;
 
     let running = parts.group();
@@ -245,18 +247,22 @@ fn control_cluster(
     let informers =
         Informers::of("kube-controller-manager", client, parts.clone()).beside_the_server();
     let client_of = |account: &str| handle.client(User::service_account("kube-system", account));
-    let cluster_range = controllers::ClusterRange {
-        range: node::cluster_cidr(config.pod_cidr),
-        node_prefix: config.pod_cidr.prefix_len(),
+    let cluster_range = |own: &IpNet| controllers::ClusterRange {
+        range: node::cluster_cidr(own),
+        node_prefix: own.prefix_len(),
     };
+    let ranges = config.pod_cidrs;
     let config = controllers::Config {
         ca_pem: pki.ca_pem().to_owned(),
         cluster_info,
         make_token: token_maker(handle.issuer.clone()),
         authority: Arc::new(ClusterAuthority(pki.clone())),
         pod_ranges: controllers::Ranges {
-            cluster: vec![cluster_range],
-            first: (config.machine.name.clone(), vec![config.pod_cidr]),
+            cluster: ranges.iter().map(cluster_range).collect(),
+            first: (
+                config.machine.name.clone(),
+                ranges.iter().copied().collect(),
+            ),
         },
         services: config.services,
         volumes: config.machine.paths.volumes(),
@@ -273,13 +279,13 @@ async fn announce_dns(
     informers: Informers,
     config: &Config,
 ) -> Result<(), Error> {
-    let range = config.pod_cidr;
-    let address = range.hosts().next();
-    let address = address.ok_or_else(|| format!("--pod-cidr {range} has no address"))?;
+    let addresses = config.pod_cidrs.try_map(|range| {
+        node::gateway(range).ok_or_else(|| format!("--pod-cidr {range} has no address"))
+    })?;
     let dns = ClusterDns {
         client: handle.client(own_user()),
-        cluster_dns: node::cluster_dns(config.services)?,
-        own: (config.machine.name.clone(), address),
+        cluster_dns: node::cluster_dns(&config.services)?,
+        own: (config.machine.name.clone(), addresses),
     };
     if let Err(error) = dns.write().await {
         // What users have set up may refuse it; the node starts all the same.
@@ -453,27 +459,26 @@ impl Serving<'_> {
 }
 
 /// Whoever had one of these would be taken for the API server or the cluster DNS by every pod.
-fn reserved_addresses(services: IpNet) -> Result<Vec<ReservedAddress>, Error> {
+fn reserved_addresses(services: &PerFamily<IpNet>) -> Result<Vec<ReservedAddress>, Error> {
     let kept = |address, namespace, name| ReservedAddress {
         address,
         namespace,
         name,
     };
     let dns = node::cluster_dns(services)?;
-    let api = services.hosts().next();
+    let api = services.iter().filter_map(node::gateway);
     Ok(api
         .map(|address| kept(address, "default", "kubernetes"))
-        .into_iter()
-        .chain([kept(dns, "kube-system", "kube-dns")])
+        .chain(dns.iter().map(|dns| kept(*dns, "kube-system", "kube-dns")))
         .collect())
 }
 
-fn node_config(config: &Config, address: IpAddr, api_port: u16) -> node::Config {
+fn node_config(config: &Config, addresses: PerFamily<IpAddr>, api_port: u16) -> node::Config {
     node::Config {
         paths: config.machine.paths.clone(),
         name: config.machine.name.clone(),
-        address,
-        pod_cidr: config.pod_cidr,
+        addresses,
+        pod_cidrs: config.pod_cidrs,
         services: config.services,
         api_port: Some(api_port),
         kubelet_port: config.machine.kubelet_port,
@@ -624,17 +629,6 @@ fn listen(port: u16) -> Result<TcpListener, Error> {
         }
         _ => format!("listen on port {port}: {error}").into(),
     })
-}
-
-/// The address by which others reach this machine: that of the default route, else loopback.
-/// Connecting a UDP socket sends nothing; it only asks the kernel for a route.
-fn node_address() -> IpAddr {
-    let ask = || {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
-        Some(socket.local_addr().ok()?.ip())
-    };
-    ask().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
 }
 
 /// Where other machines reach the API server.

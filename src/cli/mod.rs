@@ -20,6 +20,7 @@ mod kubeconfig;
 mod lab;
 mod logs;
 mod node;
+mod node_address;
 mod node_args;
 mod node_description;
 mod node_name;

@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 use super::{Error, paths::Paths};
 use crate::{
+    addresses::family::PerFamily,
     apiserver::{
         admission::is_label_of_cluster,
         registry::{Causes, kinds::names},
@@ -39,9 +40,10 @@ pub struct DescriptionArgs {
     /// A taint that the node has from its beginning, KEY=VALUE:EFFECT or KEY:EFFECT; may be repeated
     #[arg(long, value_name = "TAINT", value_delimiter = ',')]
     node_taint: Vec<String>,
-    /// The address by which others reach this machine [default: the one by which it reaches them]
-    #[arg(long, value_name = "ADDRESS")]
-    node_ip: Option<IpAddr>,
+    /// The address by which others reach this machine, or one of each family [default: those by which it reaches
+    /// them]
+    #[arg(long, value_name = "ADDRESS[,ADDRESS]")]
+    node_ip: Option<PerFamily<IpAddr>>,
     /// A file with labels, taints and address [default: node.yaml in the folder of configuration, if it is there]
     #[arg(long, value_name = "FILE")]
     node_config: Option<PathBuf>,
@@ -51,7 +53,7 @@ pub struct DescriptionArgs {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Described {
     pub description: Description,
-    pub address: Option<IpAddr>,
+    pub addresses: Option<PerFamily<IpAddr>>,
 }
 
 /// What a file may say.
@@ -62,7 +64,7 @@ struct Written {
     labels: BTreeMap<String, String>,
     #[serde(default)]
     taints: Vec<Taint>,
-    address: Option<IpAddr>,
+    address: Option<PerFamily<IpAddr>>,
 }
 
 impl DescriptionArgs {
@@ -82,8 +84,8 @@ impl DescriptionArgs {
             }
         };
         let described = self.over(written)?;
-        if let Some(address) = described.address {
-            is_own(address)?;
+        for address in described.addresses.iter().flat_map(PerFamily::iter) {
+            is_own(*address)?;
         }
         Ok(described)
     }
@@ -110,7 +112,7 @@ impl DescriptionArgs {
         }
         Ok(Described {
             description: Description { labels, taints },
-            address: self.node_ip.or(written.address),
+            addresses: self.node_ip.or(written.address),
         })
     }
 }

@@ -1,5 +1,6 @@
 //! `vetch up`.
 
+use crate::addresses::family::PerFamily;
 use std::{io::Write, process::ExitCode};
 
 use ipnet::IpNet;
@@ -28,12 +29,14 @@ pub struct Up {
     /// Start a small application too, and show how it answers
     #[arg(long)]
     demo: bool,
-    /// Range of service addresses [default: 10.96.0.0/12; a part of it below another --root]
-    #[arg(long, value_name = "CIDR")]
-    service_cidr: Option<IpNet>,
-    /// Range of this node's pod addresses [default: 10.42.0.0/24; another /24 below another --root]
-    #[arg(long, value_name = "CIDR")]
-    pod_cidr: Option<IpNet>,
+    /// Range of service addresses, IPv4 or IPv6, or one of each [default: 10.96.0.0/12; a part of it below
+    /// another --root]
+    #[arg(long, value_name = "CIDR[,CIDR]")]
+    service_cidr: Option<PerFamily<IpNet>>,
+    /// Range of this node's pod addresses, of the same families as those of services [default: 10.42.0.0/24;
+    /// another /24 below another --root]
+    #[arg(long, value_name = "CIDR[,CIDR]")]
+    pod_cidr: Option<PerFamily<IpNet>>,
     /// How much all objects may take; writes that add to them are refused beyond
     #[arg(long, default_value = "256Mi", value_name = "SIZE", value_parser = size)]
     store_quota: usize,
@@ -104,7 +107,7 @@ impl Up {
         let config = Config {
             port: self.port,
             services: self.service_cidr.unwrap_or(ranges.services),
-            pod_cidr: self.pod_cidr.unwrap_or(ranges.pods),
+            pod_cidrs: self.pod_cidr.unwrap_or(ranges.pods),
             store_quota: self.store_quota,
             external_ips: match self.deny_service_external_ips {
                 true => ExternalIps::Denied,

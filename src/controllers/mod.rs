@@ -43,6 +43,7 @@ mod ttl_after_finished;
 mod volume;
 mod written;
 
+use crate::addresses::family::PerFamily;
 use std::sync::Arc;
 
 use futures::{FutureExt, future::BoxFuture};
@@ -73,8 +74,8 @@ pub struct Config {
     pub authority: Arc<dyn Authority>,
     /// The ranges of pod addresses.
     pub pod_ranges: Ranges,
-    /// The range of service addresses.
-    pub services: IpNet,
+    /// The ranges of service addresses.
+    pub services: PerFamily<IpNet>,
     /// Where every node keeps the volumes of the provisioner `vetch.io/local`.
     pub volumes: std::path::PathBuf,
     /// Who gives addresses to Services of the type LoadBalancer.
@@ -85,7 +86,7 @@ impl Config {
     /// Ranges whose addresses no machine has.
     fn virtual_ranges(&self) -> Vec<IpNet> {
         let pods = self.pod_ranges.cluster.iter().map(|pods| pods.range);
-        pods.chain([self.services]).collect()
+        pods.chain(self.services.iter().copied()).collect()
     }
 }
 

@@ -20,7 +20,7 @@ mod shares;
 mod tests;
 mod turns;
 
-pub use objects::{SLICE_PREFIX, endpoint_slice, is_ours, service};
+pub use objects::{endpoint_slice, is_ours, is_slice_name, service, slice_name};
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 

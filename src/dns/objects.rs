@@ -12,17 +12,21 @@ use k8s_openapi::{
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 
-use crate::informer::services::SERVICE_NAME;
+use crate::{
+    addresses::family::{Family, OfFamily, PerFamily},
+    informer::services::SERVICE_NAME,
+};
 
-/// What the slices' names begin with; the node's follows.
-pub const SLICE_PREFIX: &str = "kube-dns-";
+/// What the slices' names begin with; the node's follows. Node names cannot make one look like the other.
+const SLICE_PREFIXES: [(Family, &str); 2] =
+    [(Family::V4, "kube-dns-"), (Family::V6, "kube-dns.ipv6.")];
 const MANAGED_BY: (&str, &str) = ("endpointslice.kubernetes.io/managed-by", "vetch-dns");
 const PORT: i32 = 53;
 const PORTS: [(&str, &str); 2] = [("dns", "UDP"), ("dns-tcp", "TCP")];
 
 /// `kube-system/kube-dns`. Without a selector: the slices are written one for each node. Each node's pods
 /// are answered by their own node, as its slice hints, and by others where that one cannot.
-pub fn service(cluster_ip: IpAddr) -> Service {
+pub fn service(cluster_ips: &PerFamily<IpAddr>) -> Service {
     let port = |(name, protocol): (&str, &str)| ServicePort {
         name: Some(name.into()),
         protocol: Some(protocol.into()),
@@ -33,8 +37,9 @@ pub fn service(cluster_ip: IpAddr) -> Service {
     Service {
         metadata: metadata("kube-dns", [("k8s-app", "kube-dns")]),
         spec: Some(ServiceSpec {
-            cluster_ip: Some(cluster_ip.to_string()),
-            cluster_ips: Some(vec![cluster_ip.to_string()]),
+            cluster_ip: Some(cluster_ips.primary().to_string()),
+            cluster_ips: Some(cluster_ips.iter().map(IpAddr::to_string).collect()),
+            ip_family_policy: cluster_ips.secondary().map(|_| "RequireDualStack".into()),
             internal_traffic_policy: Some("Cluster".into()),
             ports: Some(PORTS.map(port).into()),
             type_: Some("ClusterIP".into()),
@@ -52,7 +57,21 @@ pub fn is_ours(slice: &EndpointSlice) -> bool {
         .as_ref()
         .and_then(|labels| labels.get(MANAGED_BY.0));
     let name = metadata.name.as_deref().unwrap_or_default();
-    managed.is_some_and(|by| by == MANAGED_BY.1) && name.starts_with(SLICE_PREFIX)
+    managed.is_some_and(|by| by == MANAGED_BY.1) && is_slice_name(name)
+}
+
+/// Whether a slice of this name may be one of ours.
+pub fn is_slice_name(name: &str) -> bool {
+    let mut prefixes = SLICE_PREFIXES.iter();
+    prefixes.any(|(_, prefix)| name.starts_with(prefix))
+}
+
+/// How the slice is called that says where the node's DNS is in this family.
+pub fn slice_name(node: &str, family: Family) -> String {
+    let mut prefixes = SLICE_PREFIXES.iter();
+    let prefix = prefixes.find(|(of, _)| *of == family);
+    let prefix = prefix.map_or("", |(_, prefix)| prefix);
+    format!("{prefix}{node}")
 }
 
 /// The slice of the node `node`, whose DNS listens on port 53 of `address`. It is for that node's pods as
@@ -66,11 +85,8 @@ pub fn endpoint_slice(node: &str, address: IpAddr, ready: bool) -> EndpointSlice
     };
     let labels = [(SERVICE_NAME, "kube-dns"), MANAGED_BY];
     EndpointSlice {
-        metadata: metadata(&format!("{SLICE_PREFIX}{node}"), labels),
-        address_type: match address {
-            IpAddr::V4(_) => "IPv4".into(),
-            IpAddr::V6(_) => "IPv6".into(),
-        },
+        metadata: metadata(&slice_name(node, address.family()), labels),
+        address_type: address.family().name().into(),
         endpoints: Some(vec![Endpoint {
             addresses: vec![address.to_string()],
             node_name: Some(node.into()),

@@ -1,5 +1,6 @@
 //! What a machine keeps of the cluster that it has joined.
 
+use crate::addresses::family::PerFamily;
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -43,8 +44,8 @@ pub struct KeyPair {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ranges {
-    pub pods: ipnet::IpNet,
-    pub services: ipnet::IpNet,
+    pub pods: PerFamily<ipnet::IpNet>,
+    pub services: PerFamily<ipnet::IpNet>,
 }
 
 impl From<pki::Identity> for KeyPair {

@@ -125,7 +125,11 @@ fn impossible(port: &HostPort, spec: &PodSpec, own: &OwnPorts) -> Option<String>
         "UDP" => UDP,
         _ => return None, // nothing of ours
     };
-    let user = own.user(address, protocol_number, u16::try_from(number).ok()?)?;
+    let user = own.user(
+        address.map(Into::into),
+        protocol_number,
+        u16::try_from(number).ok()?,
+    )?;
     Some(format!("host port {number}/{protocol} is used by {user}"))
 }
 

@@ -32,6 +32,7 @@ mod table;
 pub mod volumes;
 mod worker;
 
+use crate::addresses::family::PerFamily;
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
@@ -75,7 +76,7 @@ pub struct Config {
     /// Port of the kubelet's own API.
     pub port: u16,
     /// This node's range of pod addresses.
-    pub pod_cidr: ipnet::IpNet,
+    pub pod_cidrs: PerFamily<ipnet::IpNet>,
     /// `pods/<uid>/...` lies below.
     pub state_dir: PathBuf,
     /// `pods/<namespace>_<name>_<uid>/<container>/<attempt>.log` lies below.
@@ -218,7 +219,7 @@ pub async fn run(
         port,
         max_pods: config.max_pods,
         state_dir: config.state_dir.clone(),
-        pod_cidr: config.pod_cidr,
+        pod_cidrs: config.pod_cidrs,
         description: config.description.clone(),
     };
 

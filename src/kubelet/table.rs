@@ -539,7 +539,10 @@ async fn remove(context: Arc<Context>, uid: String, unknown_grace: Duration) -> 
     if let Some(pod) = context.runtime.pod(&uid).await {
         let address = match pod.config.host_network {
             true => context.config.addresses.first().copied(),
-            false => context.network.address(&uid).await,
+            false => {
+                let addresses = context.network.addresses(&uid).await;
+                addresses.map(|addresses| *addresses.primary())
+            }
         };
         stop_containers(&context.runtime, pod, Hooks::Run { address }, |record| {
             record.grace.unwrap_or(match statics::is_static_uid(&uid) {

@@ -27,6 +27,7 @@ mod tests;
 mod trace;
 mod watched;
 
+use crate::addresses::family::PerFamily;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
@@ -85,7 +86,7 @@ pub struct Config {
     /// This node's name, as pods carry it.
     pub node: String,
     /// Where this node's DNS answers.
-    pub dns: IpAddr,
+    pub dns: PerFamily<IpAddr>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -462,7 +463,7 @@ impl Engine {
         pods.extend(unseen.map(|(_, facts)| facts.clone()));
         let slices = watched.slices.list();
         let slices = slices.iter().map(|slice| &**slice);
-        pods.push(cluster_dns(slices, Some(self.config.dns)));
+        pods.push(cluster_dns(slices, self.config.dns.iter().copied()));
         let namespaces = watched.namespaces.list();
         let namespaces = namespaces.iter();
         World {
@@ -499,7 +500,7 @@ impl Engine {
 /// As if a pod served it on each node; `own` is where this one's answers.
 fn cluster_dns<'a>(
     slices: impl Iterator<Item = &'a EndpointSlice>,
-    own: Option<IpAddr>,
+    own: impl Iterator<Item = IpAddr>,
 ) -> PodFacts {
     let serving = slices.filter(|slice| {
         slice.namespace().as_deref() == Some(DNS_NAMESPACE)

@@ -35,7 +35,7 @@ impl Snapshot {
             slices.list(&of_dns),
         )?;
         let mut facts: Vec<PodFacts> = pods.iter().filter_map(|pod| pod.facts("")).collect();
-        facts.push(cluster_dns(slices.iter(), None));
+        facts.push(cluster_dns(slices.iter(), std::iter::empty()));
         let namespaces = namespaces.iter();
         Ok(Self(World {
             policies: policies

@@ -45,7 +45,7 @@ use self::{
     sync::{Shared, Writer},
 };
 use crate::{
-    addresses::balancing,
+    addresses::{balancing, family::PerFamily},
     events::{Level, Recorder, Source},
     informer::{
         Informer, Informers, Key,
@@ -66,11 +66,11 @@ pub struct Config {
     pub table: String,
     /// This node's name, as endpoints carry it.
     pub node: String,
-    /// Clients inside are pods: they are not masqueraded.
-    pub cluster_cidr: IpNet,
-    /// Configured service range and the link (the pods' bridge) that the node's own packets to it are routed
+    /// Clients inside are pods: they are not masqueraded. Services are served of the families of these.
+    pub cluster_cidrs: PerFamily<IpNet>,
+    /// Configured service ranges and the link (the pods' bridge) that the node's own packets to them are routed
     /// to, so that they leave with an address that pods can answer.
-    pub service_route: Option<(IpNet, String)>,
+    pub service_routes: Option<(PerFamily<IpNet>, String)>,
     /// One bit of the packet mark: [`DEFAULT_MARK`].
     pub mark: u32,
     /// The node's addresses: no Service takes traffic for them, but by node ports and as a load balancer of the
@@ -82,10 +82,13 @@ pub struct Config {
 
 impl Config {
     fn node(&self) -> Node {
-        let services = self.service_route.iter().map(|(range, _)| *range);
+        let services = self
+            .service_routes
+            .iter()
+            .flat_map(|(ranges, _)| ranges.iter());
         Node {
             name: self.node.clone(),
-            cluster: services.chain([self.cluster_cidr]).collect(),
+            cluster: services.chain(self.cluster_cidrs.iter()).copied().collect(),
             addresses: self.addresses.clone(),
             known_as: BTreeSet::new(),
             zone: None,

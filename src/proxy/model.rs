@@ -416,7 +416,9 @@ fn reserved(address: Ipv4Addr, protocol: Protocol, port: u16, node: &Node) -> Op
     if !node.addresses.contains(&address.into()) {
         return None;
     }
-    let user = node.own_ports.user(Some(address), protocol.number(), port);
+    let user = node
+        .own_ports
+        .user(Some(address.into()), protocol.number(), port);
     if user.is_some() {
         return Some("the port is the node's own");
     }

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
 
@@ -19,7 +19,7 @@ use super::{
     model::{Audience, Backend, Front, Outcome, Plan, Protocol},
     slots::{Places, assign},
 };
-use crate::{hex::hex, informer::Key};
+use crate::{hex::hex, informer::Key, repair::flows};
 
 /// The four maps a new connection is looked up in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -320,13 +320,18 @@ impl State {
     }
 
     /// Where senders of UDP write to.
-    pub fn udp_fronts(&self) -> BTreeSet<(Option<Ipv4Addr>, u16)> {
+    pub fn udp_fronts(&self) -> BTreeSet<flows::Front> {
         let udp = self.spots.keys().filter(|spot| spot.1 == Protocol::Udp);
-        udp.map(|(address, _, port)| (*address, *port)).collect()
+        udp.map(|(address, _, port)| (address.map(IpAddr::V4), *port))
+            .collect()
     }
 
     /// Where UDP for this address and port may arrive, whoever sends it.
-    pub fn served(&self, (address, port): (Option<Ipv4Addr>, u16)) -> BTreeSet<Backend> {
+    pub fn served(&self, (address, port): flows::Front) -> BTreeSet<(IpAddr, u16)> {
+        let address = match address {
+            Some(IpAddr::V4(address)) => Some(address),
+            Some(IpAddr::V6(_)) | None => None,
+        };
         let wanted = (address, Protocol::Udp, port);
         let owner = self.spots.get(&wanted).and_then(BTreeSet::first);
         let service = owner.and_then(|rank| self.services.get(&rank.key));
@@ -338,7 +343,7 @@ impl State {
                 Outcome::Refuse | Outcome::Drop => None,
             })
             .flatten()
-            .copied()
+            .map(|(address, port)| (IpAddr::V4(*address), *port))
             .collect()
     }
 

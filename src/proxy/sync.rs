@@ -92,7 +92,7 @@ impl Writer {
         let moved = std::mem::take(&mut step.moved).into_iter();
         let udp = moved.filter(|front| front.protocol == Protocol::Udp);
         self.stale
-            .extend(udp.map(|front| (front.address, front.port)));
+            .extend(udp.map(|front| (front.address.map(Into::into), front.port)));
         if step.is_empty() {
             return (notices, Ok(()));
         }
@@ -145,7 +145,7 @@ impl Writer {
     /// The node itself reaches services even if it has no route to anywhere else. Which routes were there
     /// before and had to be made again; without the link that is for later.
     fn route(&mut self) -> Result<Vec<Prefix>, Error> {
-        let Some((range, device)) = &self.config.service_route else {
+        let Some((ranges, device)) = &self.config.service_routes else {
             return Ok(Vec::new());
         };
         let mut socket = Socket::open().map_err(Error::Start)?;
@@ -155,7 +155,7 @@ impl Writer {
             Err(error) if error.is_absent() => return Ok(Vec::new()),
             Err(error) => return Err(Error::Route(error)),
         };
-        let made = self.routes.settle(&mut socket, link, *range);
+        let made = self.routes.settle(&mut socket, link, *ranges.primary());
         self.link = Some(link);
         made.map_err(Error::Route)
     }
@@ -171,7 +171,11 @@ impl Writer {
 
     /// Takes in what has changed on this host; whether that may have undone something of ours.
     fn notice(&mut self, changes: &Changes) -> bool {
-        let device = self.config.service_route.as_ref().map(|(_, device)| device);
+        let device = self
+            .config
+            .service_routes
+            .as_ref()
+            .map(|(_, device)| device);
         let is_up = |device| {
             let link = changes.links.get(device);
             link.is_some_and(|link| link.as_ref().is_some_and(|link| link.up))
@@ -220,9 +224,10 @@ pub fn remove(config: &Config) -> Result<(), Error> {
     nft::Socket::open()
         .and_then(|mut socket| socket.commit(batch))
         .map_err(Error::Commit)?;
-    let Some((range, device)) = &config.service_route else {
+    let Some((ranges, device)) = &config.service_routes else {
         return Ok(());
     };
+    let range = ranges.primary();
     let own = Prefix::new(range.network(), range.prefix_len());
     let removed = Socket::open().and_then(|mut socket| {
         let link = socket.link(device)?.index;

@@ -4,6 +4,7 @@
 //! deals to that many backends. What nobody serves is refused after that, unless another table has led it
 //! elsewhere. Packets of connections that are known pass no rule of these.
 
+use crate::addresses::family;
 use netns::nft::{
     BaseChain, Batch, ChainKind, Family, Hook, Policy, Reg, Reject, Rule, Set, SetKind, Table,
     Type, Verdict,
@@ -179,7 +180,7 @@ fn load(rule: Rule, door: Door) -> (Rule, u8) {
 
 /// Clients that are neither pods nor this node.
 fn outside(config: &Config) -> Rule {
-    let pods = config.cluster_cidr;
+    let pods = config.cluster_cidrs.primary();
     Rule::new()
         .source_in(pods.network(), pods.prefix_len(), false)
         .source_local(false)
@@ -207,7 +208,7 @@ fn marked(config: &Config, at: Door, set: SetName) -> Rule {
 /// The daemon's own ports are nobody else's. An address of the node is the node's, whoever names it
 /// as external; only what a load balancer's controller has given may be on a link of the node.
 fn service_rules(config: &Config) -> Vec<Rule> {
-    let mut rules: Vec<Rule> = config.own_ports.spare().collect();
+    let mut rules: Vec<Rule> = config.own_ports.spare(family::Family::V4).collect();
     rules.extend([
         Rule::new()
             .destination_v4(Reg(0))

@@ -359,8 +359,8 @@ impl Lab {
         Config {
             table: "vetch-proxy".into(),
             node: "a".into(),
-            cluster_cidr: "10.8.0.0/16".parse().expect("a literal range"),
-            service_route: Some((
+            cluster_cidrs: "10.8.0.0/16".parse().expect("a literal range"),
+            service_routes: Some((
                 "10.96.0.0/12".parse().expect("a literal range"),
                 "br0".into(),
             )),

@@ -6,18 +6,18 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netns::conntrack::{self, Tuple};
 
 const UDP: u8 = 17;
 
 /// Where senders write to: `None` for every address of this machine.
-pub type Front = (Option<Ipv4Addr>, u16);
+pub type Front = (Option<IpAddr>, u16);
 /// Where UDP for a front shall arrive; nowhere if nobody serves it.
-pub type Served = BTreeMap<Front, BTreeSet<(Ipv4Addr, u16)>>;
+pub type Served = BTreeMap<Front, BTreeSet<(IpAddr, u16)>>;
 
 /// Forgets the flows to these fronts that arrive elsewhere.
 pub fn forget_stale(served: &Served) -> Result<(), netns::Error> {
@@ -32,32 +32,25 @@ pub fn forget_stale(served: &Served) -> Result<(), netns::Error> {
 }
 
 /// Forgets the flows of these pods to what is outside that keep the pod's own address as the sender's.
-pub fn forget_unmasqueraded(pods: Ipv4Net, cluster: Ipv4Net) -> Result<(), netns::Error> {
+pub fn forget_unmasqueraded(pods: &[IpNet], cluster: &[IpNet]) -> Result<(), netns::Error> {
     forget(|original, reply| {
-        let inside = |address, range: &Ipv4Net| match address {
-            IpAddr::V4(address) => range.contains(&address),
-            IpAddr::V6(_) => true,
-        };
-        inside(original.source.0, &pods)
-            && !inside(reply.source.0, &cluster)
+        let inside =
+            |address: &IpAddr, ranges: &[IpNet]| ranges.iter().any(|range| range.contains(address));
+        inside(&original.source.0, pods)
+            && !inside(&reply.source.0, cluster)
             && reply.destination == original.source
     })
 }
 
-fn is_stale(original: &Tuple, reply: &Tuple, served: &Served, local: &HashSet<Ipv4Addr>) -> bool {
-    let (IpAddr::V4(address), port) = original.destination else {
-        return false;
-    };
+fn is_stale(original: &Tuple, reply: &Tuple, served: &Served, local: &HashSet<IpAddr>) -> bool {
+    let (address, port) = original.destination;
     let anywhere = || {
         local
             .contains(&address)
             .then(|| served.get(&(None, port)))?
     };
     let backends = served.get(&(Some(address), port)).or_else(anywhere);
-    let (IpAddr::V4(source), source_port) = reply.source else {
-        return false;
-    };
-    backends.is_some_and(|backends| !backends.contains(&(source, source_port)))
+    backends.is_some_and(|backends| !backends.contains(&reply.source))
 }
 
 fn forget(stale: impl Fn(&Tuple, &Tuple) -> bool) -> Result<(), netns::Error> {
@@ -66,15 +59,11 @@ fn forget(stale: impl Fn(&Tuple, &Tuple) -> bool) -> Result<(), netns::Error> {
     conntrack::delete(&entries)
 }
 
-fn local_addresses() -> Result<HashSet<Ipv4Addr>, netns::Error> {
+fn local_addresses() -> Result<HashSet<IpAddr>, netns::Error> {
     let addresses = netns::route::Socket::open()?.addresses()?;
-    let v4 = |address| match address {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
-    };
     Ok(addresses
         .into_iter()
-        .filter_map(|(_, prefix)| v4(prefix.address))
+        .map(|(_, prefix)| prefix.address)
         .collect())
 }
 
@@ -97,11 +86,11 @@ mod tests {
         ]
         .into_iter()
         .map(|((address, port), backends)| {
-            let backends = backends.into_iter().map(|(a, p)| (Ipv4Addr::from(a), p));
-            ((address.map(Ipv4Addr::from), port), backends.collect())
+            let backends = backends.into_iter().map(|(a, p)| (IpAddr::from(a), p));
+            ((address.map(IpAddr::from), port), backends.collect())
         })
         .collect();
-        let local = HashSet::from([Ipv4Addr::from([10, 0, 0, 1])]);
+        let local = HashSet::from([IpAddr::from([10, 0, 0, 1])]);
         for (to, arrives, want) in [
             (([10, 0, 0, 1], 53), ([10, 1, 0, 2], 5353), false), // as wanted
             (([10, 0, 0, 1], 53), ([10, 1, 0, 9], 5353), true),  // the pod before

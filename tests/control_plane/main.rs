@@ -30,6 +30,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use vetch::{
+    addresses::family::PerFamily,
     apiserver::{
         admission::{self, Late, ServiceConfig},
         authn::{Reference, Subject},
@@ -67,7 +68,7 @@ impl Lab {
         let dir = tempfile::tempdir()?;
         let store = Arc::new(Embedded::open(dir.path())?);
         let pki = Pki::open(&dir.path().join("pki"))?;
-        let services: ipnet::IpNet = "10.96.0.0/16".parse()?;
+        let services: PerFamily<ipnet::IpNet> = "10.96.0.0/16".parse()?;
         let config = Config {
             advertise: "127.0.0.1".parse()?,
             port: 6443,
@@ -80,7 +81,7 @@ impl Lab {
         let plugins = admission::chain(
             late,
             ServiceConfig {
-                cidrs: vec![services],
+                cidrs: services.iter().copied().collect(),
                 reserved_addresses: Vec::new(),
                 node_ports: 30000..=32767,
                 reserved_ports: Vec::new(),

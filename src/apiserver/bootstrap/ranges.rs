@@ -24,8 +24,13 @@ pub fn of_configuration(config: &Config) -> Value {
     json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
         "metadata": {"name": NAME},
-        "spec": {"cidrs": [config.services.trunc().to_string()]},
+        "spec": {"cidrs": cidrs(config)},
     })
+}
+
+fn cidrs(config: &Config) -> Vec<String> {
+    let ranges = config.services.iter();
+    ranges.map(|range| range.trunc().to_string()).collect()
 }
 
 /// What there is to say or do about the one that is there.
@@ -46,7 +51,7 @@ fn state(held: &Value, config: &Config) -> State {
     if has(held, "metadata.deletionTimestamp") {
         return State::Settled;
     }
-    if texts(held, "spec.cidrs") != [config.services.trunc().to_string()] {
+    if texts(held, "spec.cidrs") != cidrs(config) {
         return State::Differs;
     }
     let mut conditions = items(held, "status.conditions").iter();
@@ -75,7 +80,7 @@ pub async fn settle(server: &Arc<ApiServer>, config: &Config, roles: Roles) {
             let message = format!(
                 "The default ServiceCIDR [{}] does not match the controller flag configurations [{}]",
                 texts(&held, "spec.cidrs").join(" "),
-                config.services.trunc()
+                cidrs(config).join(" ")
             );
             warn(
                 server,

@@ -1,5 +1,6 @@
 //! Certificates of the node, renewed in time.
 
+use crate::addresses::family::PerFamily;
 use std::{
     net::IpAddr,
     path::PathBuf,
@@ -32,7 +33,7 @@ pub struct Kept {
     pub known_by: Arc<Held>,
     pub serving: Arc<Held>,
     pub proxy_known_by: Arc<Held>,
-    pub address: IpAddr,
+    pub addresses: PerFamily<IpAddr>,
 }
 
 impl Kept {
@@ -61,7 +62,7 @@ impl Kept {
     async fn renew_due(&mut self) -> Result<Duration, Error> {
         let now = SystemTime::now();
         let ends = pki::ends(self.membership.ca.as_bytes()).unwrap_or(now);
-        let addresses = [self.address];
+        let addresses: Vec<_> = self.addresses.iter().copied().collect();
         let mut next = LOOK;
         let all = [
             Purpose::Client,

@@ -13,10 +13,11 @@ use k8s_openapi::api::{core::v1::Node, networking::v1::ServiceCIDR};
 use kube::{Api, Client, Config, api::ListParams, runtime::wait::await_condition};
 
 use super::{
-    super::{Error, node_args::Machine, paths::Paths},
+    super::{Error, node_address, node_args::Machine, paths::Paths},
     token::TokenSource,
 };
 use crate::{
+    addresses::family::{Family, PerFamily},
     bootstrap_token::BootstrapToken,
     joining::{
         certificate::{self, Purpose},
@@ -75,8 +76,8 @@ pub struct Joined {
     /// Acts as kube-proxy.
     pub proxy: Client,
     pub proxy_known_by: Arc<Held>,
-    /// By which the server's machine is reached, and others reach this one.
-    pub address: IpAddr,
+    /// The first is that by which the server's machine is reached.
+    pub addresses: PerFamily<IpAddr>,
 }
 
 /// Joins the cluster, or takes over what an earlier daemon has kept.
@@ -123,9 +124,9 @@ pub async fn join(
         .iter()
         .map(|server| server.parse())
         .collect::<Result<_, _>>()?;
-    let address = match machine.described.address {
-        Some(address) => address,
-        None => own_address(&servers)?,
+    let known = match machine.described.addresses {
+        Some(addresses) => addresses,
+        None => PerFamily::one(own_address(&servers)?),
     };
     let client = client::client(&servers, &membership.ca, known_by.clone())?;
     // One that has expired is worth no more than none.
@@ -142,7 +143,7 @@ pub async fn join(
         },
         _ => {
             let mut introduced =
-                introduce(&client, machine, &servers, &membership.ca, address).await?;
+                introduce(&client, machine, &servers, &membership.ca, known).await?;
             // Its pods have addresses of the range that it knows; another one is noticed later.
             let ranges = membership.ranges.get_or_insert(introduced.ranges);
             introduced.ranges = ranges.clone();
@@ -153,6 +154,7 @@ pub async fn join(
         }
     };
     let proxy_known_by = Held::new(introduced.proxy.into())?;
+    let addresses = of_cluster(&introduced.ranges.pods, &known)?;
     Ok(Joined {
         proxy: client::client(&servers, &membership.ca, proxy_known_by.clone())?,
         proxy_known_by,
@@ -161,7 +163,7 @@ pub async fn join(
         membership,
         client,
         known_by,
-        address,
+        addresses,
     })
 }
 
@@ -280,14 +282,15 @@ async fn introduce(
     machine: &Machine,
     servers: &[Uri],
     ca: &str,
-    address: IpAddr,
+    known: PerFamily<IpAddr>,
 ) -> Result<Introduced, Error> {
     let name = machine.name.as_str();
     let description = &machine.described.description;
-    node_api::introduce(client, name, &[address], &machine.paths.state, description)
+    // Which families the cluster has is known with the ranges.
+    let candidates = candidates(&known);
+    node_api::introduce(client, name, &candidates, &machine.paths.state, description)
         .await
         .map_err(|error| format!("register the node {name}: {error}"))?;
-    let addresses = [address];
     let signed = async |purpose: Purpose<'_>| {
         let signed = certificate::request(client.clone(), name, purpose, SIGNED_WITHIN).await;
         signed.map_err(Error::from)
@@ -298,9 +301,12 @@ async fn introduce(
         let services = service_range(&client::client(servers, ca, known_by)?).await?;
         Ok::<_, Error>((proxy, services))
     };
-    let serving = signed(Purpose::Serving(&addresses));
-    let (pods, (proxy, services), serving) =
-        tokio::try_join!(pod_range(client, name), services, serving)?;
+    let own = async {
+        let pods = pod_range(client, name).await?;
+        let addresses: Vec<IpAddr> = of_cluster(&pods, &known)?.iter().copied().collect();
+        Ok::<_, Error>((pods, signed(Purpose::Serving(&addresses)).await?))
+    };
+    let ((pods, serving), (proxy, services)) = tokio::try_join!(own, services)?;
     Ok(Introduced {
         ranges: Ranges { pods, services },
         serving: serving.into(),
@@ -308,11 +314,38 @@ async fn introduce(
     })
 }
 
-async fn pod_range(client: &Client, name: &str) -> Result<IpNet, Error> {
+/// All by which this machine may be a node.
+fn candidates(known: &PerFamily<IpAddr>) -> Vec<IpAddr> {
+    let others = Family::ALL
+        .into_iter()
+        .filter(|family| known.of(*family).is_none());
+    let others = others.filter_map(node_address::outgoing);
+    known.iter().copied().chain(others).collect()
+}
+
+/// Those of the cluster's families.
+fn of_cluster(
+    pods: &PerFamily<IpNet>,
+    known: &PerFamily<IpAddr>,
+) -> Result<PerFamily<IpAddr>, Error> {
+    let families: Vec<Family> = pods.families().collect();
+    node_address::addresses(&families, Some(known))
+}
+
+/// As the cluster has given them to the node, separated by a comma.
+pub(super) fn pod_ranges(node: Option<&Node>) -> Option<String> {
+    let spec = node?.spec.as_ref()?;
+    let ranges = spec.pod_cidrs.clone().unwrap_or_default();
+    match ranges.is_empty() {
+        true => spec.pod_cidr.clone(),
+        false => Some(ranges.join(",")),
+    }
+}
+
+async fn pod_range(client: &Client, name: &str) -> Result<PerFamily<IpNet>, Error> {
     let nodes: Api<Node> = Api::all(client.clone());
-    let range = |node: Option<&Node>| node?.spec.as_ref()?.pod_cidr.clone();
-    let given = await_condition(nodes, name, move |node: Option<&Node>| {
-        range(node).is_some()
+    let given = await_condition(nodes, name, |node: Option<&Node>| {
+        pod_ranges(node).is_some()
     });
     let node = match tokio::time::timeout(RANGE_WITHIN, given).await {
         Ok(node) => node?,
@@ -324,12 +357,12 @@ async fn pod_range(client: &Client, name: &str) -> Result<IpNet, Error> {
             .into());
         }
     };
-    let text = range(node.as_ref()).unwrap_or_default();
+    let text = pod_ranges(node.as_ref()).unwrap_or_default();
     let range = text.parse();
     Ok(range.map_err(|error| format!("the range of pod addresses {text:?}: {error}"))?)
 }
 
-async fn service_range(client: &Client) -> Result<IpNet, Error> {
+async fn service_range(client: &Client) -> Result<PerFamily<IpNet>, Error> {
     let ranges: Api<ServiceCIDR> = Api::all(client.clone());
     let ranges = ranges.list(&ListParams::default()).await;
     let ranges = ranges.map_err(|error| format!("read the ranges of services: {error}"))?;
@@ -338,15 +371,12 @@ async fn service_range(client: &Client) -> Result<IpNet, Error> {
         .into_iter()
         .find(|range| range.metadata.name.as_deref() == Some(FIRST_SERVICES));
     let cidrs = first.and_then(|range| range.spec?.cidrs);
-    let mut cidrs = cidrs.unwrap_or_default().into_iter();
-    let v4 = cidrs.find_map(|range| {
-        range
-            .parse()
-            .ok()
-            .filter(|range| matches!(range, IpNet::V4(_)))
-    });
-    v4.ok_or_else(|| {
-        format!("the cluster has no ServiceCIDR {FIRST_SERVICES} with an IPv4 range").into()
+    let cidrs = cidrs.unwrap_or_default().join(",");
+    cidrs.parse().map_err(|error| {
+        format!(
+            "the ServiceCIDR {FIRST_SERVICES} of the cluster, with the ranges {cidrs:?}: {error}"
+        )
+        .into()
     })
 }
 

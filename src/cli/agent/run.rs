@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use http::Uri;
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node as NodeObject;
 use kube::{Api, runtime::wait::await_condition};
 use tokio::sync::mpsc;
@@ -20,6 +21,7 @@ use super::{
     token::TokenSource,
 };
 use crate::{
+    addresses::family::PerFamily,
     node_identity,
     runtime::image::Images,
     supervision::{Parts, Policy},
@@ -91,7 +93,7 @@ fn renew_certificates(parts: &Parts, machine: &Machine, joined: &Joined) {
         known_by: joined.known_by.clone(),
         serving: joined.serving.clone(),
         proxy_known_by: joined.proxy_known_by.clone(),
-        address: joined.address,
+        addresses: joined.addresses,
     };
     parts.start(
         "part/certificate-renewal",
@@ -104,8 +106,8 @@ fn node_config(machine: &Machine, joined: &Joined) -> node::Config {
     node::Config {
         paths: machine.paths.clone(),
         name: machine.name.clone(),
-        address: joined.address,
-        pod_cidr: joined.ranges.pods,
+        addresses: joined.addresses,
+        pod_cidrs: joined.ranges.pods,
         services: joined.ranges.services,
         api_port: None,
         kubelet_port: machine.kubelet_port,
@@ -199,7 +201,7 @@ enum Lost {
 async fn lost(joined: &Joined) -> Lost {
     let nodes: Api<NodeObject> = Api::all(joined.client.clone());
     let name = &joined.membership.node;
-    let own = joined.ranges.pods.to_string();
+    let own = joined.ranges.pods;
     loop {
         match nodes.get_opt(name).await {
             Ok(node) => {
@@ -221,9 +223,9 @@ async fn lost(joined: &Joined) -> Lost {
 }
 
 /// The range of pod addresses that the node has, if it is not `own`.
-fn other_range(node: Option<&NodeObject>, own: &str) -> Option<String> {
-    let range = node?.spec.as_ref()?.pod_cidr.clone()?;
-    (range != own).then_some(range)
+fn other_range(node: Option<&NodeObject>, own: &PerFamily<IpNet>) -> Option<String> {
+    let ranges = join::pod_ranges(node)?;
+    (ranges != own.to_string()).then_some(ranges)
 }
 
 /// What the cluster says where it knows this machine no more because somebody has removed its node.

@@ -50,7 +50,8 @@ impl Identity {
     pub fn beside(config: &Config, handle: &Handle, pki: &Pki) -> Result<Self, Error> {
         let node = User::internal(&format!("system:node:{}", config.name), &["system:nodes"]);
         let account = User::service_account("kube-system", "local-volumes");
-        let leaf = Leaf::kubelet_serving(&config.name, &[config.address]);
+        let addresses: Vec<_> = config.addresses.iter().copied().collect();
+        let leaf = Leaf::kubelet_serving(&config.name, &addresses);
         Ok(Self {
             kubelet: handle.client(node),
             proxy: handle.client(User::internal("system:kube-proxy", &[])),

@@ -11,7 +11,7 @@ mod settings;
 mod surroundings;
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroU32,
 };
 
@@ -22,7 +22,7 @@ use tokio::{net::TcpListener, sync::watch};
 
 pub use self::{
     identity::Identity,
-    names::{Ranges, cgroup_below, cluster_cidr, cluster_dns},
+    names::{Ranges, cgroup_below, cluster_cidr, cluster_dns, gateway},
     readiness::Readiness,
     removal::{recorded_name, remove},
     settings::VXLAN_PORT,
@@ -38,6 +38,7 @@ use self::{
 };
 use super::{Error, paths::Paths};
 use crate::{
+    addresses::family::PerFamily,
     dns,
     kubelet::{
         self,
@@ -54,15 +55,19 @@ use crate::{
 
 const CLUSTER_DOMAIN: &str = "cluster.local";
 const DNS_PORT: u16 = 53;
+pub const LOOPBACK: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::LOCALHOST),
+    IpAddr::V6(Ipv6Addr::LOCALHOST),
+];
 
 /// All that differs between nodes.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub paths: Paths,
     pub name: String,
-    pub address: IpAddr,
-    pub pod_cidr: IpNet,
-    pub services: IpNet,
+    pub addresses: PerFamily<IpAddr>,
+    pub pod_cidrs: PerFamily<IpNet>,
+    pub services: PerFamily<IpNet>,
     /// Where the API server listens on this machine; `None` where none does.
     pub api_port: Option<u16>,
     pub kubelet_port: u16,
@@ -112,8 +117,8 @@ impl Node {
         }
         Recorded::save(&config)?;
         let network = PodNetwork::open(network_config(&config, &names)).await?;
-        let gateway = network.gateway();
-        let cluster_dns = cluster_dns(config.services)?;
+        let gateways = network.gateways();
+        let cluster_dns = cluster_dns(&config.services)?;
         let parts = parts.group();
         let place = identity.place;
         let informers = |owner, client| place.informers(owner, client, parts.clone());
@@ -127,7 +132,7 @@ impl Node {
             let tunnel = tunnel(&config, &names);
             move |shutdown| peers::run(watching.clone(), own.clone(), tunnel.clone(), shutdown)
         });
-        let policies = policy_config(&config, &names, gateway);
+        let policies = policy_config(&config, &names, gateways);
         let policies = match config.enforces_policies {
             true => Policies::new(policies),
             false => Policies::disabled(policies),
@@ -137,12 +142,17 @@ impl Node {
             move |shutdown| policies.clone().run(watching.clone(), shutdown)
         });
         let resolver = dns::Config {
-            listen: vec![SocketAddr::new(gateway, DNS_PORT)],
+            listen: gateways
+                .iter()
+                .map(|gateway| SocketAddr::new(*gateway, DNS_PORT))
+                .collect(),
             domain: CLUSTER_DOMAIN.into(),
-            clients: [gateway, config.address, IpAddr::V4(Ipv4Addr::LOCALHOST)]
-                .map(IpNet::from)
-                .into_iter()
-                .chain([cluster_cidr(config.pod_cidr)])
+            clients: gateways
+                .iter()
+                .chain(config.addresses.iter())
+                .chain(&LOOPBACK)
+                .map(|address| IpNet::from(*address))
+                .chain(config.pod_cidrs.iter().map(cluster_cidr))
                 .collect(),
             resolv_conf: resolv_conf(),
         };

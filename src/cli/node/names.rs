@@ -9,26 +9,27 @@ use ipnet::{IpNet, Ipv4Net};
 use sha2::{Digest, Sha256};
 
 use crate::{
+    addresses::{family::PerFamily, ranges::nth},
     cli::{Error, paths::Paths},
     hex::hex,
 };
 
 /// The address of the cluster DNS is this one of the service range.
-const DNS_ADDRESS: usize = 10;
+const DNS_ADDRESS: u8 = 10;
 
 /// The ranges of a cluster when nobody chose any. Below a root of its own they are a part of the
 /// usual ranges, so that clusters on one machine hardly ever meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ranges {
-    pub pods: IpNet,
-    pub services: IpNet,
+    pub pods: PerFamily<IpNet>,
+    pub services: PerFamily<IpNet>,
 }
 
 impl Ranges {
     pub fn of(paths: &Paths) -> Self {
         let v4 = |a, b, c, length| {
             let address = Ipv4Addr::new(10, a, b, c);
-            IpNet::V4(Ipv4Net::new_assert(address, length))
+            PerFamily::one(IpNet::V4(Ipv4Net::new_assert(address, length)))
         };
         match digest(paths) {
             None => Self {
@@ -88,22 +89,27 @@ fn digest(paths: &Paths) -> Option<[u8; 4]> {
     Some([digest[0], digest[1], digest[2], digest[3]])
 }
 
-/// The nodes' ranges are /24s of one /16.
-pub fn cluster_cidr(pods: IpNet) -> IpNet {
-    match pods {
-        IpNet::V4(range) if range.prefix_len() > 16 => {
-            IpNet::V4(Ipv4Net::new_assert(range.network(), 16).trunc())
-        }
-        range => range,
-    }
+/// The nodes' ranges are /24s of one /16, or /64s of one /56.
+pub fn cluster_cidr(pods: &IpNet) -> IpNet {
+    let whole = match pods {
+        IpNet::V4(_) => 16,
+        IpNet::V6(_) => 56,
+    };
+    let length = whole.min(pods.prefix_len());
+    IpNet::new_assert(pods.addr(), length).trunc()
 }
 
-/// The address of the cluster DNS.
-pub fn cluster_dns(services: IpNet) -> Result<IpAddr, Error> {
-    services
-        .hosts()
-        .nth(DNS_ADDRESS - 1)
-        .ok_or_else(|| format!("--service-cidr {services} has less than ten addresses").into())
+/// The node's own address in its range of pods: where pods find it, and its DNS.
+pub fn gateway(pods: &IpNet) -> Option<IpAddr> {
+    nth(pods, 1)
+}
+
+/// The address of the cluster DNS, per family.
+pub fn cluster_dns(services: &PerFamily<IpNet>) -> Result<PerFamily<IpAddr>, Error> {
+    services.try_map(|range| {
+        nth(range, DNS_ADDRESS)
+            .ok_or_else(|| format!("--service-cidr {range} has less than ten addresses").into())
+    })
 }
 
 #[cfg(test)]
@@ -131,7 +137,8 @@ mod tests {
         let (a, b) = (paths(Some("/a")), paths(Some("/b")));
         assert_ne!(Ranges::of(&a).pods, Ranges::of(&b).pods);
         assert_ne!(Ranges::of(&a).services, Ranges::of(&b).services);
-        assert!(system.services.contains(&Ranges::of(&a).services));
+        let system = system.services.primary();
+        assert!(system.contains(Ranges::of(&a).services.primary()));
         let (a, b) = (Names::of(&a), Names::of(&b));
         assert!(a.bridge.len() <= 15 && a.bridge != b.bridge);
         assert_ne!(a.table, b.table);
@@ -140,10 +147,21 @@ mod tests {
     #[test]
     fn ranges_follow_from_one_another() {
         let range = |text: &str| text.parse::<IpNet>().unwrap();
-        assert_eq!(cluster_cidr(range("10.42.7.0/24")), range("10.42.0.0/16"));
-        assert_eq!(cluster_cidr(range("10.0.0.0/8")), range("10.0.0.0/8"));
-        let dns = cluster_dns(range("10.96.0.0/12")).unwrap();
-        assert_eq!(dns.to_string(), "10.96.0.10");
-        assert!(cluster_dns(range("10.96.0.0/30")).is_err());
+        for (own, whole, gateway) in [
+            ("10.42.7.0/24", "10.42.0.0/16", "10.42.7.1"),
+            ("10.0.0.0/8", "10.0.0.0/8", "10.0.0.1"),
+            ("fd42:1:2:3::/64", "fd42:1:2::/56", "fd42:1:2:3::1"),
+            ("fd42::/48", "fd42::/48", "fd42::1"),
+        ] {
+            let own = range(own);
+            assert_eq!(cluster_cidr(&own), range(whole));
+            assert_eq!(super::gateway(&own).unwrap().to_string(), gateway);
+        }
+        let dns = |text: &str| cluster_dns(&text.parse().unwrap()).map(|dns| dns.to_string());
+        assert_eq!(
+            dns("10.96.0.0/12,fd96::/112").unwrap(),
+            "10.96.0.10,fd96::a"
+        );
+        assert!(dns("10.96.0.0/30").is_err());
     }
 }

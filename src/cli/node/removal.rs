@@ -1,9 +1,6 @@
 //! What is recorded of the node, and its removal from the host by what is known of it.
 
-use std::{
-    net::{IpAddr, Ipv4Addr},
-    path::PathBuf,
-};
+use std::{net::Ipv4Addr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +12,7 @@ use super::{
     },
 };
 use crate::{
+    addresses::family::PerFamily,
     cli::{Error, paths::Paths},
     format,
     kubelet::{
@@ -46,8 +44,8 @@ pub async fn remove(paths: &Paths) -> Result<(), Error> {
     let config = Config {
         paths: paths.clone(),
         name: recorded.name,
-        address: IpAddr::V4(Ipv4Addr::LOCALHOST),
-        pod_cidr: recorded.pod_cidr.parse()?,
+        addresses: PerFamily::one(Ipv4Addr::LOCALHOST.into()),
+        pod_cidrs: recorded.pod_cidr.parse()?,
         services: recorded.services.parse()?,
         api_port: None,
         kubelet_port: 0,
@@ -63,7 +61,7 @@ pub async fn remove(paths: &Paths) -> Result<(), Error> {
         opened => opened?,
     };
     let runtime = Runtime::open(runtime_config(paths, &names)).await?;
-    let kubelet = kubelet_config(&config, &names, cluster_dns(config.services)?);
+    let kubelet = kubelet_config(&config, &names, cluster_dns(&config.services)?);
     kubelet::remove_pods(&kubelet, &runtime, &network).await?;
     let hierarchy = cgroups::Hierarchy::detect()?;
     let group = cgroups::Group::open(&hierarchy, &names.cgroup_root)?;
@@ -74,8 +72,9 @@ pub async fn remove(paths: &Paths) -> Result<(), Error> {
         kubelet::remove_pods(&kubelet, &runtime, &network).await?;
     }
     proxy::remove(proxy_config(&config, &names)).await?;
-    network_policy::remove(policy_config(&config, &names, network.gateway())).await?;
-    network::peers::remove(cluster_cidr(config.pod_cidr), tunnel(&config, &names)).await?;
+    network_policy::remove(policy_config(&config, &names, network.gateways())).await?;
+    let clusters = config.pod_cidrs.map(cluster_cidr);
+    network::peers::remove(clusters, tunnel(&config, &names)).await?;
     network.remove().await?;
     group.remove()?;
     Ok(())
@@ -100,7 +99,7 @@ impl Recorded {
         let recorded = Self {
             version: RECORD,
             name: config.name.clone(),
-            pod_cidr: config.pod_cidr.to_string(),
+            pod_cidr: config.pod_cidrs.to_string(),
             services: config.services.to_string(),
         };
         let path = Self::path(&config.paths);

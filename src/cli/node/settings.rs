@@ -9,9 +9,10 @@ use sha2::{Digest, Sha256};
 
 use super::{
     CLUSTER_DOMAIN, Config, DNS_PORT,
-    names::{Names, cluster_cidr},
+    names::{Names, cluster_cidr, gateway},
 };
 use crate::{
+    addresses::family::PerFamily,
     cli::paths::Paths,
     kubelet::{
         self,
@@ -37,10 +38,10 @@ pub(super) fn runtime_config(paths: &Paths, names: &Names) -> runtime::Config {
 pub(super) fn network_config(config: &Config, names: &Names) -> network::Config {
     network::Config {
         state_dir: config.paths.state.join("network"),
-        pod_cidr: config.pod_cidr,
+        pod_cidrs: config.pod_cidrs,
         bridge: names.bridge.clone(),
         table: names.table.clone(),
-        cluster_cidr: cluster_cidr(config.pod_cidr),
+        cluster_cidrs: config.pod_cidrs.map(cluster_cidr),
         own_ports: own_ports(config),
     }
 }
@@ -49,8 +50,8 @@ pub(super) fn network_config(config: &Config, names: &Names) -> network::Config 
 pub(super) fn own(config: &Config) -> peers::Own {
     peers::Own {
         name: config.name.clone(),
-        range: config.pod_cidr,
-        cluster: cluster_cidr(config.pod_cidr),
+        ranges: config.pod_cidrs,
+        clusters: config.pod_cidrs.map(cluster_cidr),
     }
 }
 
@@ -78,21 +79,18 @@ fn own_ports(config: &Config) -> OwnPorts {
         port,
         user,
     };
-    let v4 = |address| match address {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
-    };
-    let gateway = config.pod_cidr.hosts().next().and_then(v4);
-    let dns = [TCP, UDP].map(|protocol| own(gateway, protocol, DNS_PORT, "cluster DNS"));
+    let gateways = config.pod_cidrs.iter().filter_map(gateway);
+    let dns = gateways.flat_map(|gateway| {
+        [TCP, UDP].map(|protocol| own(Some(gateway), protocol, DNS_PORT, "cluster DNS"))
+    });
     let api = config.api_port;
     let api = api.map(|port| own(None, TCP, port, "the API server"));
-    let health = v4(kubelet::HEALTH.0);
     OwnPorts::new(
         [
             own(None, TCP, config.kubelet_port, "the kubelet"),
             own(None, UDP, VXLAN_PORT, "the tunnel between machines"),
             own(
-                health,
+                Some(kubelet::HEALTH.0),
                 TCP,
                 kubelet::HEALTH.1,
                 "the kubelet's health checks",
@@ -108,12 +106,14 @@ pub(super) fn proxy_config(config: &Config, names: &Names) -> proxy::Config {
     proxy::Config {
         table: names.proxy_table.clone(),
         node: config.name.clone(),
-        cluster_cidr: cluster_cidr(config.pod_cidr),
-        service_route: Some((config.services, names.bridge.clone())),
+        cluster_cidrs: config.pod_cidrs.map(cluster_cidr),
+        service_routes: Some((config.services, names.bridge.clone())),
         mark: proxy::DEFAULT_MARK,
-        addresses: [Some(config.address), config.pod_cidr.hosts().next()]
-            .into_iter()
-            .flatten()
+        addresses: config
+            .addresses
+            .iter()
+            .copied()
+            .chain(config.pod_cidrs.iter().filter_map(gateway))
             .collect(),
         own_ports: own_ports(config),
     }
@@ -122,32 +122,32 @@ pub(super) fn proxy_config(config: &Config, names: &Names) -> proxy::Config {
 pub(super) fn policy_config(
     config: &Config,
     names: &Names,
-    gateway: IpAddr,
+    gateways: PerFamily<IpAddr>,
 ) -> network_policy::Config {
     network_policy::Config {
         table: names.policy_table.clone(),
         node: config.name.clone(),
-        dns: gateway,
+        dns: gateways,
     }
 }
 
 pub(super) fn kubelet_config(
     config: &Config,
     names: &Names,
-    cluster_dns: IpAddr,
+    cluster_dns: PerFamily<IpAddr>,
 ) -> kubelet::Config {
     kubelet::Config {
         node: config.name.clone(),
-        addresses: vec![config.address],
+        addresses: config.addresses.iter().copied().collect(),
         port: config.kubelet_port,
-        pod_cidr: config.pod_cidr,
+        pod_cidrs: config.pod_cidrs,
         state_dir: config.paths.state.clone(),
         log_dir: match config.paths.root {
             None => "/var/log".into(),
             Some(_) => config.paths.log.clone(),
         },
         manifest_dir: config.paths.etc.join("manifests"),
-        cluster_dns: vec![cluster_dns],
+        cluster_dns: cluster_dns.iter().copied().collect(),
         cluster_domain: CLUSTER_DOMAIN.into(),
         resolv_conf: resolv_conf(),
         cgroup_root: names.cgroup_root.clone(),

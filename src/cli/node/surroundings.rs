@@ -6,7 +6,10 @@ use ipnet::IpNet;
 use netns::route::Socket;
 
 use super::{Config, names::Names};
-use crate::{addresses::ranges::overlap, cli::Error};
+use crate::{
+    addresses::{family::PerFamily, ranges::overlap},
+    cli::Error,
+};
 
 /// What pods send at most in a packet.
 const POD_MTU: u32 = 1500;
@@ -50,38 +53,48 @@ pub(super) fn look(config: &Config, names: &Names) -> Result<Obstacles, Error> {
         .collect();
     Ok(judge(
         &others,
-        config.address,
-        config.pod_cidr,
-        config.services,
+        &config.addresses,
+        &config.pod_cidrs,
+        &config.services,
     ))
 }
 
 /// Pure. `attached`: without the links of this cluster.
-fn judge(attached: &[Attached], own: IpAddr, pods: IpNet, services: IpNet) -> Obstacles {
+fn judge(
+    attached: &[Attached],
+    own: &PerFamily<IpAddr>,
+    pods: &PerFamily<IpNet>,
+    services: &PerFamily<IpNet>,
+) -> Obstacles {
     let is_in = |range: &IpNet| {
         attached.iter().find(|one| {
             let network = IpNet::new(one.address, one.length);
             network.is_ok_and(|network| overlap(&network.trunc(), range))
         })
     };
-    let clash = |what: &str, range: IpNet, flag: &str| {
+    let clash = |what: &str, range: &IpNet, flag: &str| {
         let Attached {
             link,
             address,
             length,
             ..
-        } = is_in(&range)?;
+        } = is_in(range)?;
         Some(format!(
             "the cluster's {what} have addresses of {range}, and this machine is in such a network itself: \
              {link} has {address}/{length}. Start the cluster with another {flag}, or give this machine other \
              addresses"
         ))
     };
-    let carrier = attached.iter().find(|one| one.address == own);
+    let carrier = attached.iter().find(|one| one.address == *own.primary());
     let carrier = carrier.filter(|one| one.mtu < POD_MTU);
     Obstacles {
-        clash: clash("pods", pods, "--pod-cidr")
-            .or_else(|| clash("services", services, "--service-cidr")),
+        clash: pods
+            .iter()
+            .find_map(|pods| clash("pods", pods, "--pod-cidr"))
+            .or_else(|| {
+                let mut services = services.iter();
+                services.find_map(|range| clash("services", range, "--service-cidr"))
+            }),
         narrow: carrier.map(|one| {
             format!(
                 "{} takes packets of {} bytes, and pods send up to {POD_MTU}: TCP adapts itself, larger UDP \
@@ -136,6 +149,11 @@ mod tests {
                 Some("vpn has 10.0.0.1/8"),
                 None,
             ),
+            (
+                vec![plain.clone(), at("vpn", 1500, "fd42::7/48")],
+                Some("vpn has fd42::7/48"),
+                None,
+            ),
             (vec![plain, at("vpn", 1400, "198.51.100.1/24")], None, None),
             (
                 vec![at("eth0", 1400, "192.0.2.1/24")],
@@ -145,9 +163,9 @@ mod tests {
         ] {
             let found = judge(
                 &attached,
-                "192.0.2.1".parse().unwrap(),
-                "10.42.0.0/24".parse().unwrap(),
-                "10.96.0.0/12".parse().unwrap(),
+                &"192.0.2.1".parse().unwrap(),
+                &"10.42.0.0/24,fd42::/64".parse().unwrap(),
+                &"10.96.0.0/12".parse().unwrap(),
             );
             for (found, want) in [(found.clash, clash), (found.narrow, narrow)] {
                 let fits = match want {

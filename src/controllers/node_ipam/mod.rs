@@ -26,6 +26,7 @@ use super::{
     shared::{Controller, Loop, Next, Stopped},
 };
 use crate::{
+    addresses::family::{OfFamily, PerFamily},
     events::{Level, Recorder},
     informer::{Informer, Informers, Key},
     placement::WANTED_RANGE,
@@ -69,8 +70,8 @@ fn held(node: &Node) -> Vec<IpNet> {
     ranges.filter_map(|range| range.parse().ok()).collect()
 }
 
-/// The range that it asks to get again.
-fn wanted(node: &Node) -> Option<IpNet> {
+/// The ranges that it asks to get again.
+fn wanted(node: &Node) -> Option<PerFamily<IpNet>> {
     node.annotations().get(WANTED_RANGE)?.parse().ok()
 }
 
@@ -134,7 +135,7 @@ impl Allocator {
     }
 
     /// A free part of each range; the same again for a node that was not told of it yet.
-    fn choose(&self, name: &str, wanted: Option<IpNet>) -> Option<Vec<IpNet>> {
+    fn choose(&self, name: &str, wanted: Option<PerFamily<IpNet>>) -> Option<Vec<IpNet>> {
         let (first, its_own) = &self.ranges.first;
         if name == first {
             return Some(its_own.clone());
@@ -153,7 +154,10 @@ impl Allocator {
         let last = given.last.iter();
         let parts = self.ranges.cluster.iter().zip(last);
         let parts: Option<Vec<IpNet>> = parts
-            .map(|(range, last)| range.free(&taken, *last, wanted))
+            .map(|(range, last)| {
+                let wanted = wanted.and_then(|all| all.of(range.range.family()).copied());
+                range.free(&taken, *last, wanted)
+            })
             .collect();
         let parts = parts.filter(|parts| !parts.is_empty())?;
         given.last = parts.iter().copied().map(Some).collect();

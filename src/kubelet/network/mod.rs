@@ -42,6 +42,7 @@ pub use self::{
 };
 use self::{pool::Pool, records::Records, tables::Tables};
 use crate::{
+    addresses::family::PerFamily,
     format,
     own_ports::OwnPorts,
     repair::{self, Told},
@@ -62,13 +63,14 @@ const GUARD: &str = "set up the check of what pods send (it needs a kernel with 
 #[derive(Clone, Debug)]
 pub struct Config {
     pub state_dir: PathBuf,
-    pub pod_cidr: IpNet,
+    /// This node's.
+    pub pod_cidrs: PerFamily<IpNet>,
     /// At most 15 bytes, e.g. `vetch0`.
     pub bridge: String,
     /// The nf_tables table for masquerade, e.g. `vetch`.
     pub table: String,
-    /// Traffic inside these is not masqueraded (the cluster's pod range).
-    pub cluster_cidr: IpNet,
+    /// Traffic inside these is not masqueraded (the cluster's pod ranges).
+    pub cluster_cidrs: PerFamily<IpNet>,
     /// Never led to a pod.
     pub own_ports: OwnPorts,
 }
@@ -115,17 +117,22 @@ impl PodNetwork {
             })
     }
 
-    /// The bridge's address: the node as pods see it.
-    pub fn gateway(&self) -> IpAddr {
-        self.shared.gateway
+    /// The bridge's addresses: the node as pods see it.
+    pub fn gateways(&self) -> PerFamily<IpAddr> {
+        PerFamily::one(self.shared.gateway)
     }
 
-    /// Gives the namespace `eth0`, its address and a default route. A pod that already has its
-    /// address keeps it.
-    pub async fn attach(&self, pod_uid: &str, netns: BorrowedFd<'_>) -> Result<IpAddr, Error> {
+    /// Gives the namespace `eth0`, its addresses and default routes. A pod that already has its
+    /// addresses keeps them.
+    pub async fn attach(
+        &self,
+        pod_uid: &str,
+        netns: BorrowedFd<'_>,
+    ) -> Result<PerFamily<IpAddr>, Error> {
         let netns = kept_open(netns)?;
         let (shared, uid) = (self.shared.clone(), pod_uid.to_owned());
-        blocking(move || shared.attach(&uid, netns.as_fd())).await
+        let address = blocking(move || shared.attach(&uid, netns.as_fd())).await?;
+        Ok(PerFamily::one(address))
     }
 
     /// Leads ports of the node to the pod, which has its address, until it is detached. Waits for
@@ -160,9 +167,9 @@ impl PodNetwork {
         blocking(move || shared.detach(&uid)).await
     }
 
-    /// The pod's address, if it has one.
-    pub async fn address(&self, pod_uid: &str) -> Option<IpAddr> {
-        self.shared.pool().of(pod_uid)
+    /// The pod's addresses, if it has any.
+    pub async fn addresses(&self, pod_uid: &str) -> Option<PerFamily<IpAddr>> {
+        self.shared.pool().of(pod_uid).map(PerFamily::one)
     }
 
     /// Takes over from an earlier daemon: the pods in `live` go on, with the ports that they ask for.
@@ -215,7 +222,7 @@ impl PodNetwork {
 
 impl Shared {
     fn open(config: Config) -> Result<Self, Error> {
-        let range = match config.pod_cidr {
+        let range = match *config.pod_cidrs.primary() {
             IpNet::V4(range) if range.prefix_len() <= 29 => range,
             other => return Err(Error::Range(other)),
         };

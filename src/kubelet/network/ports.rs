@@ -4,6 +4,7 @@
 //! there without any; a packet for a port of the daemon's own is never led to a pod, whatever pods
 //! ask for. IPv4 only, like the pod network.
 
+use crate::addresses::family;
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
@@ -93,7 +94,7 @@ pub fn batch(
         priority,
         policy: Policy::Accept,
     };
-    for rule in own.spare() {
+    for rule in own.spare(family::Family::V4) {
         batch.add_rule(&table, "ports", rule);
     }
     for (pod, forwards) in forwards.values() {

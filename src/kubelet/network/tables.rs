@@ -8,7 +8,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use ipnet::IpNet;
@@ -18,9 +18,12 @@ use netns::{
 };
 
 use super::{Config, guard, ports, ports::Forward, wiring};
-use crate::repair::{
-    flows::{self, Front, Served},
-    programmer::{Outcome, Programmer},
+use crate::{
+    addresses::family::PerFamily,
+    repair::{
+        flows::{self, Front, Served},
+        programmer::{Outcome, Programmer},
+    },
 };
 
 const UDP: u8 = 17;
@@ -75,11 +78,16 @@ impl Tables {
             let Config {
                 table,
                 bridge,
-                pod_cidr,
-                cluster_cidr,
+                pod_cidrs,
+                cluster_cidrs,
                 ..
             } = &self.config;
-            wiring::masquerade(table, bridge, *pod_cidr, *cluster_cidr)
+            wiring::masquerade(
+                table,
+                bridge,
+                *pod_cidrs.primary(),
+                *cluster_cidrs.primary(),
+            )
         })?;
         self.unmasqueraded |= outcome.is_restored();
         Ok(outcome)
@@ -109,7 +117,7 @@ impl Tables {
 
     fn change_guard(&mut self, change: impl FnOnce() -> Batch) -> Result<Outcome, netns::Error> {
         self.guard.commit(&mut self.socket, change, || {
-            let most = addresses(self.config.pod_cidr);
+            let most = addresses(*self.config.pod_cidrs.primary());
             guard::whole(&self.config.table, most, self.admitted.values())
         })
     }
@@ -200,11 +208,14 @@ impl Tables {
             flows::forget_stale(&self.served())?;
             self.stale.clear();
         }
-        if self.unmasqueraded
-            && let (IpNet::V4(pods), IpNet::V4(cluster)) =
-                (self.config.pod_cidr, self.config.cluster_cidr)
-        {
-            flows::forget_unmasqueraded(pods, cluster)?;
+        if self.unmasqueraded {
+            let list = |ranges: PerFamily<IpNet>| ranges.iter().copied().collect::<Vec<_>>();
+            let Config {
+                pod_cidrs,
+                cluster_cidrs,
+                ..
+            } = &self.config;
+            flows::forget_unmasqueraded(&list(*pod_cidrs), &list(*cluster_cidrs))?;
             self.unmasqueraded = false;
         }
         Ok(())
@@ -219,8 +230,10 @@ impl Tables {
             .collect();
         for (pod, forwards) in self.forwards.values() {
             for forward in forwards {
-                if let Some(backends) = served.get_mut(&(forward.address, forward.port)) {
-                    backends.insert((*pod, forward.to));
+                if let Some(backends) =
+                    served.get_mut(&(forward.address.map(IpAddr::from), forward.port))
+                {
+                    backends.insert(((*pod).into(), forward.to));
                 }
             }
         }
@@ -284,5 +297,5 @@ fn ports_table(config: &Config) -> String {
 
 fn fronts((_, forwards): &(Ipv4Addr, Vec<Forward>)) -> impl Iterator<Item = Front> {
     let udp = forwards.iter().filter(|forward| forward.protocol == UDP);
-    udp.map(|forward| (forward.address, forward.port))
+    udp.map(|forward| (forward.address.map(IpAddr::from), forward.port))
 }

@@ -32,10 +32,10 @@ fn in_host<T: Send>(
 fn config(folder: &std::path::Path) -> Config {
     Config {
         state_dir: folder.into(),
-        pod_cidr: "10.7.1.0/24".parse().expect("a literal range"),
+        pod_cidrs: "10.7.1.0/24".parse().expect("a literal range"),
         bridge: "vetch0".into(),
         table: "vetch".into(),
-        cluster_cidr: "10.7.0.0/16".parse().expect("a literal range"),
+        cluster_cidrs: "10.7.0.0/16".parse().expect("a literal range"),
         own_ports: OwnPorts::new([OwnPort {
             address: None,
             protocol: TCP,
@@ -80,9 +80,9 @@ fn pods_reach_each_other_and_leave_nothing() -> TestResult {
     in_host(&host, async || {
         sysctl::write(FORWARD, "0")?;
         let network = PodNetwork::open(config(folder.path())).await?;
-        let first = network.attach("uid-1", one.as_fd()).await?;
+        let first = *network.attach("uid-1", one.as_fd()).await?.primary();
         let start = Instant::now();
-        let second = network.attach("uid-2", two.as_fd()).await?;
+        let second = *network.attach("uid-2", two.as_fd()).await?.primary();
         println!("attach took {:?}", start.elapsed());
         assert_eq!(first, IpAddr::from([10, 7, 1, 2]));
 
@@ -99,12 +99,18 @@ fn pods_reach_each_other_and_leave_nothing() -> TestResult {
 
         // The daemon restarts: the pods keep their addresses.
         let network = PodNetwork::open(config(folder.path())).await?;
-        assert_eq!(network.address("uid-2").await, Some(second));
+        assert_eq!(
+            network.addresses("uid-2").await,
+            Some(PerFamily::one(second))
+        );
         let before = ip("-o link")?;
-        assert_eq!(network.attach("uid-2", two.as_fd()).await?, second);
+        assert_eq!(
+            *network.attach("uid-2", two.as_fd()).await?.primary(),
+            second
+        );
         assert_eq!(ip("-o link")?, before); // the wire was not touched
         network.adopt(&["uid-2".into()], BTreeMap::new()).await?;
-        assert_eq!(network.address("uid-1").await, None);
+        assert_eq!(network.addresses("uid-1").await, None);
         assert!(!ip("link")?.contains(&wiring::link_name("uid-1")));
 
         network.remove().await?;
@@ -137,7 +143,7 @@ fn pods_receive_and_send_no_more_than_they_may() -> TestResult {
     in_host(&host, async || {
         let network = opened(folder.path()).await?;
         network.attach("one", one.as_fd()).await?;
-        let address = network.attach("two", two.as_fd()).await?;
+        let address = *network.attach("two", two.as_fd()).await?.primary();
         let to = SocketAddr::new(address, 80);
         let listen = || two.run(|| TcpListener::bind(to));
         // 40 Mbit/s are 5 MB/s, 80 are 10.
@@ -173,7 +179,7 @@ fn ports_of_the_node_lead_to_pods() -> TestResult {
         ip("link set lo up")?;
         ip("address add 192.168.9.1/32 dev lo")?;
         let network = PodNetwork::open(config(folder.path())).await?;
-        let web = network.attach("web", one.as_fd()).await?;
+        let web = *network.attach("web", one.as_fd()).await?.primary();
         network.attach("other", two.as_fd()).await?;
         let to = |address, port| Forward {
             address,
@@ -243,7 +249,7 @@ fn a_udp_sender_with_a_fixed_port_moves_to_the_next_pod() -> TestResult {
         client.set_read_timeout(Some(TIMEOUT))?;
         let mut buffer = [0; 16];
         for (uid, pod) in [("one", &one), ("two", &two)] {
-            let address = network.attach(uid, pod.as_fd()).await?;
+            let address = *network.attach(uid, pod.as_fd()).await?.primary();
             network.forward(uid, vec![port(UDP, 5353)]).await?;
             let server = pod.run(|| UdpSocket::bind((address, 80)))??;
             server.set_read_timeout(Some(TIMEOUT))?;

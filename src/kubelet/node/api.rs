@@ -1,5 +1,6 @@
 //! Writing the Node and its Lease.
 
+use crate::addresses::family::PerFamily;
 use std::{net::IpAddr, path::Path, time::Duration};
 
 use ipnet::IpNet;
@@ -33,7 +34,7 @@ pub async fn register(config: &Config, client: &Client, refused: &watch::Sender<
         let attempt = try_register(
             &config.node,
             &config.state_dir,
-            Some(config.pod_cidr),
+            Some(&config.pod_cidrs),
             &config.description,
             client,
         );
@@ -49,14 +50,14 @@ pub async fn register(config: &Config, client: &Client, refused: &watch::Sender<
 async fn try_register(
     name: &str,
     state_dir: &Path,
-    range: Option<IpNet>,
+    ranges: Option<&PerFamily<IpNet>>,
     description: &Description,
     client: &Client,
 ) -> Result<Node, kube::Error> {
     let nodes: Api<Node> = Api::all(client.clone());
     let mut annotations = json!({FOLDERS: state_dir.join(FOLDER)});
-    if let Some(range) = range {
-        annotations[WANTED_RANGE] = range.to_string().into();
+    if let Some(ranges) = ranges {
+        annotations[WANTED_RANGE] = ranges.to_string().into();
     }
     let metadata = json!({
         "name": name,

@@ -10,6 +10,7 @@ mod status;
 pub use self::api::introduce;
 pub use host::processes;
 
+use crate::addresses::family::PerFamily;
 use std::{
     collections::BTreeMap,
     net::IpAddr,
@@ -53,7 +54,7 @@ pub struct Config {
     pub max_pods: u32,
     pub state_dir: std::path::PathBuf,
     /// The addresses that its pods have.
-    pub pod_cidr: IpNet,
+    pub pod_cidrs: PerFamily<IpNet>,
     pub description: Description,
 }
 

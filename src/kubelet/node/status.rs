@@ -386,7 +386,7 @@ mod tests {
             port: 10250,
             max_pods: 110,
             state_dir: "/".into(),
-            pod_cidr: "10.42.0.0/24".parse().unwrap(),
+            pod_cidrs: "10.42.0.0/24".parse().unwrap(),
             description: Default::default(),
         };
         let mut host = Host::default();

@@ -16,6 +16,7 @@ pub use apply::delete_object;
 pub use start::identity;
 pub use stop::{Hooks, stop_containers};
 
+use crate::addresses::family::PerFamily;
 use std::{
     collections::BTreeSet,
     net::IpAddr,
@@ -255,13 +256,14 @@ impl Worker {
         self.sandbox = Sandbox::Ready;
         self.pod_ips = match pod::host_network(&self.pod) {
             true => self.context.config.addresses.clone(),
-            false => self
-                .context
-                .network
-                .address(&self.uid)
-                .await
-                .into_iter()
-                .collect(),
+            false => {
+                let addresses = self.context.network.addresses(&self.uid).await;
+                addresses
+                    .iter()
+                    .flat_map(PerFamily::iter)
+                    .copied()
+                    .collect()
+            }
         };
         self.remember();
         self.records = record::records(Some(state), &self.told);

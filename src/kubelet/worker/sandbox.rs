@@ -99,15 +99,15 @@ async fn namespaces(
         .ok_or("the pod has no network namespace of its own")?;
     let failed = |error: network::Error| causes(&error);
     let attached = context.network.attach(&uid, netns.as_fd()).await;
-    let address = attached.map_err(failed)?;
+    let addresses: Vec<_> = attached.map_err(failed)?.iter().copied().collect();
     if bandwidth.is_limited() {
         let shaped = context.network.shape(&uid, netns.as_fd(), bandwidth).await;
         shaped.map_err(failed)?;
     }
-    let admitted = context.policies.admit(pod, &[address]).await;
+    let admitted = context.policies.admit(pod, &addresses).await;
     admitted.map_err(|error| causes(&error))?;
     open_ports(context, pod).await?;
-    Ok(vec![address])
+    Ok(addresses)
 }
 
 /// A pod that asks to be isolated by other means than ours must not run without them.

@@ -9,6 +9,7 @@
 mod plan;
 mod tunnel;
 
+use crate::addresses::family::PerFamily;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
@@ -90,11 +91,11 @@ pub async fn run(
 }
 
 /// Takes the routes to pods inside of the cluster's range away, and the tunnel (for `reset`).
-pub async fn remove(cluster: IpNet, tunnel: TunnelConfig) -> Result<(), Error> {
+pub async fn remove(clusters: PerFamily<IpNet>, tunnel: TunnelConfig) -> Result<(), Error> {
     blocking(move || {
         let failed = || during("remove the routes to the pods of other nodes".into());
         let mut socket = Socket::open().map_err(failed())?;
-        remove_others(&mut socket, cluster, &BTreeSet::new()).map_err(failed())?;
+        remove_others(&mut socket, *clusters.primary(), &BTreeSet::new()).map_err(failed())?;
         let removed = Tunnel::open(tunnel).and_then(|mut tunnel| tunnel.remove(&mut socket));
         removed.map_err(failed())
     })
@@ -168,7 +169,7 @@ impl Routes {
                 }
             }
         }
-        if let (false, IpNet::V4(own)) = (far.is_empty(), self.own.range) {
+        if let (false, IpNet::V4(own)) = (far.is_empty(), *self.own.ranges.primary()) {
             let mtu = least_mtu(&mut socket, &links)?;
             let own = (self.own.name.as_str(), own);
             let link = inner.tunnel.settle(&mut socket, own, &far, mtu)?;
@@ -178,7 +179,7 @@ impl Routes {
         let routes: Vec<WantedRoute> = wanted.iter().map(|(_, route)| *route).collect();
         let made = socket.ensure_routes(&routes)?;
         let keep: BTreeSet<Key> = routes.iter().map(|route| key(&route.to)).collect();
-        remove_others(&mut socket, self.own.cluster, &keep)?;
+        remove_others(&mut socket, *self.own.clusters.primary(), &keep)?;
         if far.is_empty() {
             inner.tunnel.remove(&mut socket)?;
         }

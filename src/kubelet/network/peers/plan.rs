@@ -1,5 +1,6 @@
 //! Which ranges of pod addresses are on which other node. Pure.
 
+use crate::addresses::family::PerFamily;
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
@@ -32,9 +33,9 @@ pub struct Peers {
 #[derive(Clone, Debug)]
 pub struct Own {
     pub name: String,
-    pub range: IpNet,
+    pub ranges: PerFamily<IpNet>,
     /// Of all nodes' ranges.
-    pub cluster: IpNet,
+    pub clusters: PerFamily<IpNet>,
 }
 
 /// The other nodes with their ranges. Of two that have the same the older one counts, and nobody has one of
@@ -57,17 +58,17 @@ pub fn plan(nodes: &[Arc<Node>], own: &Own) -> Peers {
                 .iter()
                 .find(|(other, _)| overlap(&IpNet::V4(**other), &IpNet::V4(range)));
             let why = match taken {
-                _ if overlap(&own.range, &IpNet::V4(range)) => Some(format!(
+                _ if overlap(own.ranges.primary(), &IpNet::V4(range)) => Some(format!(
                     "its pod range {range} overlaps this node's, {}",
-                    own.range
+                    own.ranges.primary()
                 )),
                 Some((other, peer)) => Some(format!(
                     "its pod range {range} overlaps {other} of the node {}",
                     peer.node
                 )),
-                None if !own.cluster.contains(&IpNet::V4(range)) => Some(format!(
+                None if !own.clusters.primary().contains(&IpNet::V4(range)) => Some(format!(
                     "its pod range {range} is not inside of the cluster's, {}",
-                    own.cluster
+                    own.clusters.primary()
                 )),
                 None => None,
             };
@@ -126,8 +127,8 @@ mod tests {
     fn whose_pods_are_where() {
         let own = Own {
             name: "a".to_owned(),
-            range: "10.42.0.0/24".parse().expect("a range"),
-            cluster: "10.42.0.0/16".parse().expect("a range"),
+            ranges: "10.42.0.0/24".parse().expect("a range"),
+            clusters: "10.42.0.0/16".parse().expect("a range"),
         };
         let (old, new) = ("2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z");
         let mut none = Node::clone(&node("new", old, "10.42.9.0/24", "192.0.2.9"));
