@@ -4,8 +4,13 @@
 //! - Many connections at once wait for their turn: none is turned away unseen.
 //! - A listener that cannot accept rests, longer each time, and its log gets a line a minute at most.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
     net::{TcpListener, TcpSocket},
     time::Instant,
@@ -21,6 +26,27 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
+    take(socket, address)
+}
+
+/// Takes a port on every address of this machine, of both families where it has both. Clients by IPv4 show as
+/// IPv4-mapped then: [`std::net::IpAddr::to_canonical`] tells who they are.
+pub fn listen_everywhere(port: u16) -> io::Result<TcpListener> {
+    let both = || {
+        let socket = TcpSocket::new_v6()?;
+        setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
+        take(socket, (Ipv6Addr::UNSPECIFIED, port).into())
+    };
+    match both() {
+        // A machine whose kernel was told to do without IPv6.
+        Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+            listen((Ipv4Addr::UNSPECIFIED, port).into())
+        }
+        taken => taken,
+    }
+}
+
+fn take(socket: TcpSocket, address: SocketAddr) -> io::Result<TcpListener> {
     // What the last daemon's connections have left does not hold up the next.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
@@ -79,6 +105,8 @@ impl Failures {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
 
     #[tokio::test]
@@ -89,6 +117,22 @@ mod tests {
         let connect = || std::net::TcpStream::connect_timeout(&address, Duration::from_millis(500));
         let clients: Vec<_> = (0..400).map(|_| connect().unwrap()).collect();
         assert_eq!(clients.len(), 400);
+    }
+
+    #[tokio::test]
+    async fn every_address_of_both_families() {
+        let listener = listen_everywhere(0).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let taken = listen_everywhere(port).unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+        let has_v6 = std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
+        let v4 = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let v6 = has_v6.then_some(IpAddr::V6(Ipv6Addr::LOCALHOST));
+        for address in [v4].into_iter().chain(v6) {
+            let client = std::net::TcpStream::connect((address, port)).unwrap();
+            let (_, from) = listener.accept().await.unwrap();
+            assert_eq!(from.ip().to_canonical(), client.local_addr().unwrap().ip());
+        }
     }
 
     #[test]

@@ -42,7 +42,10 @@ const ALLOWED: [(&str, &[&str]); 26] = [
     ("dns", &["accepting", "addresses", "informer"]),
     ("events", &[]),
     ("informer", &[]),
-    ("joining", &["bootstrap_token", "node_identity", "pki"]),
+    (
+        "joining",
+        &["addresses", "bootstrap_token", "node_identity", "pki"],
+    ),
     ("lab", &["pki", "runtime"]),
     ("listener", &["accepting"]),
     (
@@ -62,9 +65,12 @@ const ALLOWED: [(&str, &[&str]); 26] = [
             "placement",
         ],
     ),
-    ("network_policy", &["events", "informer", "repair"]),
+    (
+        "network_policy",
+        &["addresses", "events", "informer", "repair"],
+    ),
     ("node_identity", &[]),
-    ("own_ports", &[]),
+    ("own_ports", &["addresses"]),
     ("pki", &[]),
     ("placement", &[]),
     (

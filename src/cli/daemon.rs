@@ -623,7 +623,7 @@ pub fn wait_until_stopped(paths: &Paths) -> Result<(), Error> {
 }
 
 fn listen(port: u16) -> Result<TcpListener, Error> {
-    accepting::listen(SocketAddr::from(([0, 0, 0, 0], port))).map_err(|error| match error.kind() {
+    accepting::listen_everywhere(port).map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => {
             format!("port {port} is taken by another program; choose another with --port").into()
         }

@@ -86,6 +86,12 @@ impl Up {
     pub fn run(self) -> Result<ExitCode, Error> {
         need_root("up")?;
         let machine = self.node.machine()?;
+        let usual = Ranges::of(&machine.paths);
+        let ranges = Ranges {
+            pods: self.pod_cidr.unwrap_or(usual.pods),
+            services: self.service_cidr.unwrap_or(usual.services),
+        };
+        ranges.check()?;
         if self.node.detach {
             let join = detached::start(&machine.paths)?;
             let kubeconfig = machine.paths.kubeconfig();
@@ -103,11 +109,10 @@ impl Up {
             return Ok(ExitCode::SUCCESS);
         }
         logging::start();
-        let ranges = Ranges::of(&machine.paths);
         let config = Config {
             port: self.port,
-            services: self.service_cidr.unwrap_or(ranges.services),
-            pod_cidrs: self.pod_cidr.unwrap_or(ranges.pods),
+            services: ranges.services,
+            pod_cidrs: ranges.pods,
             store_quota: self.store_quota,
             external_ips: match self.deny_service_external_ips {
                 true => ExternalIps::Denied,

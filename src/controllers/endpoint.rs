@@ -7,30 +7,17 @@ use k8s_openapi::{
 use kube::ResourceExt;
 
 use super::pods;
-use crate::informer::{Informer, Key};
+use crate::{
+    addresses::family::Family,
+    informer::{Informer, Key},
+};
 
 pub const HEADLESS: &str = "service.kubernetes.io/headless";
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Family {
-    V4,
-    V6,
-}
-
-impl Family {
-    pub fn address_type(self) -> &'static str {
-        match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        }
-    }
-
-    fn of(address: &str) -> Self {
-        if address.contains(':') {
-            Self::V6
-        } else {
-            Self::V4
-        }
+fn family_of(address: &str) -> Family {
+    match address.contains(':') {
+        true => Family::V6,
+        false => Family::V4,
     }
 }
 
@@ -94,7 +81,7 @@ pub fn families(service: &Service) -> Vec<Family> {
         return named;
     }
     match spec.cluster_ip.as_deref() {
-        Some(address) if address != "None" && !address.is_empty() => vec![Family::of(address)],
+        Some(address) if address != "None" && !address.is_empty() => vec![family_of(address)],
         _ => vec![Family::V4, Family::V6],
     }
 }
@@ -111,7 +98,7 @@ pub fn address(pod: &Pod, family: Family) -> Option<String> {
     };
     listed
         .chain(status.pod_ip.clone())
-        .find(|address| leads(address) && Family::of(address) == family)
+        .find(|address| leads(address) && family_of(address) == family)
 }
 
 /// A Service's port as one pod serves it.

@@ -35,7 +35,7 @@ mod worker;
 use crate::addresses::family::PerFamily;
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -327,8 +327,7 @@ fn room(config: &Config, allocatable: node::reserved::Amounts) -> admit::Room {
 
 /// Takes the port of the kubelet's own API; 0 for any that is free.
 pub fn listen(port: u16) -> Result<TcpListener, Error> {
-    let address = SocketAddr::from(([0, 0, 0, 0], port));
-    accepting::listen(address).map_err(|source| {
+    accepting::listen_everywhere(port).map_err(|source| {
         let action = match source.kind() {
             std::io::ErrorKind::AddrInUse => {
                 format!(

@@ -133,7 +133,7 @@ impl Listener {
                 Ok((stream, from)) => {
                     failures.over();
                     // Who finds no place is cut off: an answer would cost more than the place.
-                    let Some(slot) = connections.admit(from.ip()) else {
+                    let Some(slot) = connections.admit(from.ip().to_canonical()) else {
                         continue;
                     };
                     set_options(&stream);

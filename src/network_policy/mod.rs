@@ -77,7 +77,6 @@ const ARRIVED: Duration = Duration::from_millis(50);
 const DNS_NAMESPACE: &str = "kube-system";
 const DNS_NAME: &str = "kube-dns";
 const DNS_LABEL: &str = "k8s-app";
-const IPV4: bool = false;
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -85,7 +84,7 @@ pub struct Config {
     pub table: String,
     /// This node's name, as pods carry it.
     pub node: String,
-    /// Where this node's DNS answers.
+    /// Where this node's DNS answers: an address of each family of the cluster.
     pub dns: PerFamily<IpAddr>,
 }
 
@@ -403,7 +402,7 @@ impl Engine {
         match &mut self.writer {
             Some(writer) => Ok(writer),
             none => {
-                let opened = Writer::open(&self.config.table, IPV4);
+                let opened = Writer::open(&self.config.table, self.config.dns.families());
                 let opened = opened.map_err(during("open a socket for nf_tables"))?;
                 Ok(none.insert(opened))
             }
@@ -418,8 +417,7 @@ impl Engine {
     /// Brings the kernel to what the caches say.
     fn refresh(&mut self) -> Result<bool, Error> {
         let world = self.world();
-        let desired = plan(&world, IPV4);
-        let written = self.writer()?.apply(desired);
+        let written = self.writer()?.apply(|ipv6| plan(&world, ipv6));
         written.map_err(during("write the rules of network policies"))
     }
 

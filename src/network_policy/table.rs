@@ -26,6 +26,9 @@ const DENIED_PREFIX: &str = "vetch network policy denied: ";
 const LINES_PER_SECOND: u64 = 5;
 const LINES_AT_ONCE: u32 = 20;
 const TCP: u8 = 6;
+const ICMPV6: u8 = 58;
+/// Solicitation and advertisement.
+const NEIGHBOUR_DISCOVERY: [u8; 2] = [135, 136];
 const FILTER: i32 = 0;
 
 /// The table of one family of addresses.
@@ -82,10 +85,20 @@ impl PolicyTable {
                 policy: Policy::Accept,
             };
             let known = Rule::new().connection_in(&[Tracked::Established, Tracked::Related]);
-            batch
-                .add_base_chain(table, name, base)
-                .add_rule(table, name, known.verdict(&Verdict::Accept))
-                .add_rule(table, name, Rule::new().verdict(&Verdict::Jump(NEW.into())));
+            batch.add_base_chain(table, name, base).add_rule(
+                table,
+                name,
+                known.verdict(&Verdict::Accept),
+            );
+            if self.ipv6 && hook == Hook::Input {
+                // How neighbours find each other is nobody's connection.
+                for kind in NEIGHBOUR_DISCOVERY {
+                    let rule = Rule::new().protocol(Reg(0)).equal(Reg(0), &[ICMPV6]);
+                    let rule = rule.icmp_type(Reg(0)).equal(Reg(0), &[kind]);
+                    batch.add_rule(table, name, rule.verdict(&Verdict::Accept));
+                }
+            }
+            batch.add_rule(table, name, Rule::new().verdict(&Verdict::Jump(NEW.into())));
         }
         self.additions(&mut batch, &Desired::default(), desired);
         batch

@@ -12,6 +12,7 @@ use super::{
     sync::Writer,
     trace::{Connection, End, trace},
 };
+use crate::addresses::family::Family;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -330,7 +331,7 @@ fn the_kernel_takes_every_state() {
         .collect();
     let namespace = netns::Namespace::create().unwrap();
     let run = || {
-        let mut writer = Writer::open("policies", false).unwrap();
+        let mut writer = Writer::open("policies", Family::ALL).unwrap();
         let handles = |name: &str| {
             let out = std::process::Command::new("nft")
                 .args(["list", "tables"])
@@ -341,14 +342,14 @@ fn the_kernel_takes_every_state() {
         for from in &states {
             for to in &states {
                 for state in [from, to] {
-                    writer.apply(plan(state, false)).unwrap();
+                    writer.apply(|ipv6| plan(state, ipv6)).unwrap();
                     assert_eq!(handles("policies"), !state.policies.is_empty());
                 }
                 let mut fewer = world(to.policies.clone());
                 fewer
                     .pods
                     .retain(|pod| pod.name != "a1" && pod.name != "b2");
-                writer.apply(plan(&fewer, false)).unwrap();
+                writer.apply(|ipv6| plan(&fewer, ipv6)).unwrap();
             }
         }
         assert!(writer.settle().unwrap().is_empty());

@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
+    ops::RangeInclusive,
     path::Path,
 };
 
@@ -9,13 +10,22 @@ use ipnet::{IpNet, Ipv4Net};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    addresses::{family::PerFamily, ranges::nth},
+    addresses::{
+        family::PerFamily,
+        ranges::{nth, overlap},
+    },
     cli::{Error, paths::Paths},
     hex::hex,
 };
 
 /// The address of the cluster DNS is this one of the service range.
 const DNS_ADDRESS: u8 = 10;
+
+/// Lengths that prefixes may have, for IPv4 and IPv6: a node has some pods, and not so many addresses that others
+/// have none.
+const POD_LENGTHS: [RangeInclusive<u8>; 2] = [8..=28, 48..=120];
+/// The first addresses are the API server's and the cluster DNS's.
+const SERVICE_LENGTHS: [RangeInclusive<u8>; 2] = [8..=28, 64..=124];
 
 /// The ranges of a cluster when nobody chose any. Below a root of its own they are a part of the
 /// usual ranges, so that clusters on one machine hardly ever meet.
@@ -40,6 +50,49 @@ impl Ranges {
                 pods: v4(42, pods, 0, 24),
                 services: v4(96 + services / 16, services % 16 * 16, 0, 20),
             },
+        }
+    }
+
+    /// Whether a cluster can have these.
+    pub fn check(&self) -> Result<(), Error> {
+        let Self { pods, services } = self;
+        if !pods.families().eq(services.families()) {
+            return Err(format!(
+                "--pod-cidr {pods} and --service-cidr {services} must be of the same families, in the same order"
+            )
+            .into());
+        }
+        for (flag, ranges, lengths) in [
+            ("--pod-cidr", pods, POD_LENGTHS),
+            ("--service-cidr", services, SERVICE_LENGTHS),
+        ] {
+            for range in ranges.iter() {
+                let lengths = match range {
+                    IpNet::V4(_) => &lengths[0],
+                    IpNet::V6(_) => &lengths[1],
+                };
+                if !lengths.contains(&range.prefix_len()) {
+                    let (least, most) = (lengths.start(), lengths.end());
+                    return Err(format!(
+                        "{flag} {range}: the number after the slash must be from {least} to {most} here"
+                    )
+                    .into());
+                }
+            }
+        }
+        let clash = |pods: &&IpNet| {
+            services
+                .iter()
+                .any(|range| overlap(&cluster_cidr(pods), range))
+        };
+        match pods.iter().find(clash) {
+            Some(pods) => Err(format!(
+                "the pods of all nodes have addresses of {}, and --service-cidr {services} overlaps that: choose \
+                 another --service-cidr or another --pod-cidr",
+                cluster_cidr(pods)
+            )
+            .into()),
+            None => Ok(()),
         }
     }
 }
@@ -142,6 +195,45 @@ mod tests {
         let (a, b) = (Names::of(&a), Names::of(&b));
         assert!(a.bridge.len() <= 15 && a.bridge != b.bridge);
         assert_ne!(a.table, b.table);
+    }
+
+    #[test]
+    fn which_ranges_a_cluster_can_have() {
+        for (pods, services, want) in [
+            ("10.42.0.0/24", "10.96.0.0/12", None),
+            ("fd42::/64", "fd96::/112", None),
+            ("10.42.0.0/24,fd42::/64", "10.96.0.0/12,fd96::/112", None),
+            ("10.42.0.0/24", "fd96::/112", Some("same families")),
+            (
+                "10.42.0.0/24,fd42::/64",
+                "10.96.0.0/12",
+                Some("same families"),
+            ),
+            (
+                "10.42.0.0/24,fd42::/64",
+                "fd96::/112,10.96.0.0/12",
+                Some("same families, in the same order"),
+            ),
+            (
+                "10.42.0.0/30",
+                "10.96.0.0/12",
+                Some("--pod-cidr 10.42.0.0/30"),
+            ),
+            ("fd42::/32", "fd96::/112", Some("--pod-cidr fd42::/32")),
+            ("fd42::/64", "fd96::/126", Some("--service-cidr fd96::/126")),
+            ("10.42.0.0/24", "10.42.128.0/20", Some("10.42.0.0/16")),
+            ("fd42::/64", "fd42:0:0:1::/112", Some("fd42::/56")),
+        ] {
+            let ranges = Ranges {
+                pods: pods.parse().unwrap(),
+                services: services.parse().unwrap(),
+            };
+            let found = ranges.check().map_err(|error| error.to_string());
+            match want {
+                None => assert_eq!(found, Ok(()), "{pods} {services}"),
+                Some(want) => assert!(found.clone().unwrap_err().contains(want), "{found:?}"),
+            }
+        }
     }
 
     #[test]

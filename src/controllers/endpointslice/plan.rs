@@ -13,9 +13,12 @@ use k8s_openapi::api::{
 };
 use kube::{ResourceExt, api::ObjectMeta};
 
-use crate::controllers::{
-    endpoint::{self, Family, HEADLESS, Port},
-    pods,
+use crate::{
+    addresses::family::Family,
+    controllers::{
+        endpoint::{self, HEADLESS, Port},
+        pods,
+    },
 };
 
 /// The most endpoints of one slice.
@@ -45,7 +48,7 @@ pub fn plan(
         let held: Vec<&EndpointSlice> = slices
             .iter()
             .map(AsRef::as_ref)
-            .filter(|slice| slice.address_type == family.address_type())
+            .filter(|slice| slice.address_type == family.name())
             .collect();
         actions.extend(reconcile(service, *family, wanted, &held));
     }
@@ -55,7 +58,7 @@ pub fn plan(
             .filter(|slice| {
                 !families
                     .iter()
-                    .any(|family| slice.address_type == family.address_type())
+                    .any(|family| slice.address_type == family.name())
             })
             .map(|slice| Action::Delete(slice.name_any())),
     );
@@ -272,7 +275,7 @@ fn slice(
             labels: Some(labels.clone()),
             ..metadata
         },
-        address_type: family.address_type().into(),
+        address_type: family.name().into(),
         endpoints: Some(endpoints),
         ports: Some(
             ports
