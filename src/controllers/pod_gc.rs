@@ -1,5 +1,5 @@
-//! Removes pods that nobody else will: of vanished nodes, terminating without a node, and the
-//! oldest of too many finished ones.
+//! Removes pods that nobody else will: of vanished nodes, terminating without a node or on one that somebody
+//! has declared out of service, and the oldest of too many finished ones.
 
 use std::{
     collections::HashMap,
@@ -26,6 +26,8 @@ use crate::{
 };
 
 const MAX_FINISHED: usize = 12_500;
+/// By this taint an administrator says that a node that is not ready runs nothing any more: its power is off.
+const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 /// A node may be away from the cache for a moment; only after this is it asked for.
 const QUARANTINE: Duration = Duration::from_secs(40);
 
@@ -43,7 +45,8 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<()
     Loop::new(controller, &pods)
         .watch(&nodes, move |node| {
             let name = node.name_any();
-            if known.get(&Key::new("", name.clone())).is_some() {
+            let is_known = known.get(&Key::new("", name.clone())).is_some();
+            if is_known && !is_out_of_service(node) {
                 return Vec::new();
             }
             all.list()
@@ -54,6 +57,25 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<()
         })
         .run(1, shutdown)
         .await
+}
+
+/// As what a pod that had not ended is marked before it is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Marked {
+    Failed,
+    /// And why, in a condition: reason and message.
+    Disrupted((&'static str, &'static str)),
+}
+
+/// Whether what is to end there has ended, on the word of an administrator: a node that is ready says itself.
+fn is_out_of_service(node: &Node) -> bool {
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref());
+    let mut taints = taints.unwrap_or_default().iter();
+    let status = node.status.as_ref();
+    let conditions = status.and_then(|status| status.conditions.as_deref());
+    let mut conditions = conditions.unwrap_or_default().iter();
+    let is_ready = conditions.any(|one| one.type_ == "Ready" && one.status == "True");
+    taints.any(|taint| taint.key == OUT_OF_SERVICE) && !is_ready
 }
 
 struct Collector {
@@ -77,11 +99,13 @@ impl Controller for Collector {
             }
             return Ok(Next::Settled);
         };
-        if self.nodes.get(&Key::new("", node)).is_none() {
+        let Some(object) = self.nodes.get(&Key::new("", node)) else {
             return self.orphan(&pod, node).await;
-        }
+        };
         self.with_missing(|missing| missing.remove(node));
-        if pods::is_finished(&pod) {
+        if pods::is_terminating(pod.as_ref()) && is_out_of_service(&object) {
+            self.remove(&pod, Some(Marked::Failed)).await?;
+        } else if pods::is_finished(&pod) {
             self.thin_out().await?;
         }
         Ok(Next::Settled)
@@ -102,7 +126,7 @@ impl Collector {
             .doing(|| format!("ask for node {node}"))?;
         if live.is_none() {
             let why = ("DeletionByPodGC", "PodGC: node no longer exists");
-            self.remove(pod, Some(why)).await?;
+            self.remove(pod, Some(Marked::Disrupted(why))).await?;
         }
         Ok(Next::Settled)
     }
@@ -125,17 +149,17 @@ impl Collector {
         Ok(())
     }
 
-    /// Deletes at once; a pod that had not ended is marked as failed first, with the reason.
-    async fn remove(&self, pod: &Pod, why: Option<(&str, &str)>) -> Result<(), Error> {
+    /// Deletes at once; a pod that had not ended may be marked first.
+    async fn remove(&self, pod: &Pod, mark: Option<Marked>) -> Result<(), Error> {
         let name = pod.name_any();
         let api: Api<Pod> =
             Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
         let mut judged_as = pod.metadata.clone();
-        if let Some((reason, message)) = why.filter(|_| !pods::is_finished(pod)) {
+        if let Some(mark) = mark.filter(|_| !pods::is_finished(pod)) {
             let judged = json!({"uid": pod.uid(), "resourceVersion": pod.resource_version()});
-            let patch = json!({"metadata": judged, "status": {
-                "phase": "Failed",
-                "conditions": [{
+            let mut status = json!({"phase": "Failed"});
+            if let Marked::Disrupted((reason, message)) = mark {
+                status["conditions"] = json!([{
                     "type": "DisruptionTarget",
                     "status": "True",
                     "reason": reason,
@@ -143,8 +167,9 @@ impl Collector {
                     "lastTransitionTime":
                         k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
                             k8s_openapi::jiff::Timestamp::now()),
-                }],
-            }});
+                }]);
+            }
+            let patch = json!({"metadata": judged, "status": status});
             let marked = api
                 .patch_status(&name, &PatchParams::default(), &Patch::Strategic(&patch))
                 .await
@@ -162,5 +187,28 @@ impl Collector {
             .or_gone()
             .doing(|| format!("remove pod {name}"))?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn which_nodes_run_nothing_any_more() {
+        for (taint, ready, want) in [
+            (OUT_OF_SERVICE, "Unknown", true),
+            (OUT_OF_SERVICE, "False", true),
+            (OUT_OF_SERVICE, "True", false),
+            ("node.kubernetes.io/unreachable", "Unknown", false),
+        ] {
+            let node = json!({
+                "metadata": {"name": "n"},
+                "spec": {"taints": [{"key": taint, "effect": "NoExecute"}]},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]},
+            });
+            let node: Node = serde_json::from_value(node).unwrap();
+            assert_eq!(is_out_of_service(&node), want, "{taint} {ready}");
+        }
     }
 }

@@ -99,11 +99,11 @@ server() {
 }
 
 served() {
-	curl -sk -m 5 -o /dev/null "$SERVER/readyz"
+	curl -sk -m 15 -o /dev/null "$SERVER/readyz"
 }
-# Not for a moment only.
+# Not for a moment only: emulated machines are slow.
 unserved() {
-	! served && sleep 5 && ! served
+	! served && sleep 10 && ! served && sleep 10 && ! served
 }
 
 agent() {
