@@ -527,7 +527,7 @@ fn a_node_that_is_cut_off_runs_nothing_twice_when_it_is_back() {
         ["node1", "node1"]
     );
 
-    // It goes on meanwhile, as it must: what it runs it was told to.
+    // It goes on meanwhile: what it runs it was told to.
     let runs = |node: &str, what: &str| {
         let count = format!("pgrep -c -f '^sleep {what}$'; true");
         let said = machine.ok(&["exec", "--name", "loss", node, "--", "sh", "-c", &count]);
@@ -618,8 +618,8 @@ metadata: {name: free}
 spec: {selector: {app: free}, ports: [{port: 80}]}
 ";
 
-/// Endpoints go by themselves; pods of which there is one go elsewhere when an administrator says that the node is
-/// off; what has its data there waits, and finds it when the node is back.
+/// Endpoints go by themselves, pods of which there is one when an administrator says that the node is off.
+/// What has its data there waits, and finds it when the node is back.
 #[test]
 #[ignore = "needs root"]
 fn a_node_that_loses_its_power_is_declared_out_of_service() {
@@ -675,7 +675,7 @@ fn a_node_that_loses_its_power_is_declared_out_of_service() {
         ])
     };
     until("it is told why", || {
-        told().contains("volume node affinity conflict")
+        told().contains("PersistentVolume's node affinity")
     });
 
     machine.ok(&["heal", "--name", "power"]);
