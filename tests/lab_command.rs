@@ -515,13 +515,8 @@ fn a_node_that_is_cut_off_runs_nothing_twice_when_it_is_back() {
     assert_eq!(lines(&pods(), &["one-0", "node2"]), 1, "{}", pods());
     assert_eq!(lines(&pods(), &["one-"]), 1, "{}", pods());
     let ready = "jsonpath={.items[*].endpoints[?(@.conditions.ready==true)].nodeName}";
-    let serving = get(&[
-        "endpointslices",
-        "-l",
-        "kubernetes.io/service-name=web",
-        "-o",
-        ready,
-    ]);
+    let service = "kubernetes.io/service-name=web";
+    let serving = get(&["endpointslices", "-l", service, "-o", ready]);
     assert_eq!(
         serving.split_whitespace().collect::<Vec<_>>(),
         ["node1", "node1"]
