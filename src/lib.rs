@@ -39,6 +39,7 @@ pub mod queue;
 pub mod repair;
 pub mod runtime;
 pub mod scheduler;
+pub mod served;
 pub mod store;
 pub mod supervision;
 #[cfg(test)]

@@ -5,9 +5,8 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use netns::nft::{Reg, Rule, Verdict};
-
 use crate::addresses::family::{Family, OfFamily};
+use netns::nft::{Reg, Rule, Verdict};
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;

@@ -7,7 +7,7 @@ use std::{
 };
 
 /// What each part of `src` may use of the others. `cli` may use everything.
-const ALLOWED: [(&str, &[&str]); 26] = [
+const ALLOWED: [(&str, &[&str]); 27] = [
     ("accepting", &[]),
     ("addresses", &[]),
     ("allocator", &["program_text"]),
@@ -58,6 +58,7 @@ const ALLOWED: [(&str, &[&str]); 26] = [
             "own_ports",
             "repair",
             "runtime",
+            "served",
             "events",
             "listener",
             "informer",
@@ -83,12 +84,14 @@ const ALLOWED: [(&str, &[&str]); 26] = [
             "listener",
             "own_ports",
             "repair",
+            "served",
         ],
     ),
     ("program_text", &[]),
     ("repair", &[]),
     ("runtime", &["addresses", "any_certificate"]),
     ("scheduler", &["events", "informer", "placement"]),
+    ("served", &["informer"]),
     ("store", &[]),
 ];
 

@@ -3,7 +3,6 @@
 //! Called by `cli` and by tests. [`Handle::client`] is how the components of this process reach
 //! the API; [`Handle::serve`] is for everybody else.
 
-use crate::addresses::family::PerFamily;
 use std::{net::IpAddr, sync::Arc};
 
 use tokio::net::TcpListener;
@@ -31,6 +30,7 @@ use super::{
     streaming::Proxy,
 };
 use crate::{
+    addresses::family::PerFamily,
     pki::{self, Leaf, Live, Pki},
     store::{self, Store},
     supervision::{Parts, Policy},

@@ -3,7 +3,6 @@
 //! Every node answers at the first address of its pods' range. Each has a slice of its own, so that none of
 //! them must be allowed to write it: this is done where the API server is.
 
-use crate::addresses::family::{OfFamily, PerFamily};
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
@@ -20,6 +19,7 @@ use serde_json::Value;
 
 use super::{Error, node::gateway};
 use crate::{
+    addresses::family::{OfFamily, PerFamily},
     backoff::Backoff,
     dns,
     informer::{Change, Changes, Informers, Key},

@@ -1,6 +1,5 @@
 //! `vetch up`.
 
-use crate::addresses::family::PerFamily;
 use std::{io::Write, process::ExitCode};
 
 use ipnet::IpNet;
@@ -14,6 +13,7 @@ use super::{
     notify::Notifier,
 };
 use crate::{
+    addresses::family::PerFamily,
     apiserver::admission::{Exemptions, ExternalIps},
     logging,
 };

@@ -43,7 +43,6 @@ mod ttl_after_finished;
 mod volume;
 mod written;
 
-use crate::addresses::family::PerFamily;
 use std::sync::Arc;
 
 use futures::{FutureExt, future::BoxFuture};
@@ -57,6 +56,7 @@ pub use self::{
     service_lb::{Balancing, Reserved},
 };
 use crate::{
+    addresses::family::PerFamily,
     informer::Informers,
     supervision::{Parts, Policy},
 };

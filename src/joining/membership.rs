@@ -1,6 +1,5 @@
 //! What a machine keeps of the cluster that it has joined.
 
-use crate::addresses::family::PerFamily;
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -8,6 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::addresses::family::PerFamily;
 use crate::{format, pki};
 
 /// The format of the record, and the oldest that is still read.

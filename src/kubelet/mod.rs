@@ -32,7 +32,6 @@ mod table;
 pub mod volumes;
 mod worker;
 
-use crate::addresses::family::PerFamily;
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::Pod;
@@ -45,11 +44,13 @@ use tokio_util::sync::CancellationToken;
 use self::{container::Facts, pieces::Pieces, volumes::Volumes};
 use crate::{
     accepting,
+    addresses::family::PerFamily,
     causes::causes,
     informer::Informers,
     network_policy::Policies,
     pki::Clients,
     runtime::{Runtime, image::Images},
+    served::Served,
 };
 
 /// How long containers may take to stop when all pods are removed.
@@ -104,6 +105,8 @@ pub struct Deps {
     pub network: network::PodNetwork,
     /// Asked before a pod starts.
     pub policies: Policies,
+    /// Asked before a pod is told to end.
+    pub served: Served,
     /// For the kubelet's own API: asks for client certificates.
     pub server_tls: Arc<rustls::ServerConfig>,
     /// Says whom they name.
@@ -173,6 +176,7 @@ pub async fn run(
         runtime: deps.runtime.clone(),
         network: deps.network.clone(),
         policies: deps.policies.clone(),
+        served: deps.served.clone(),
         config: config.clone(),
         client: client.clone(),
         facts,

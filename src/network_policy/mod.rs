@@ -27,7 +27,6 @@ mod tests;
 mod trace;
 mod watched;
 
-use crate::addresses::family::PerFamily;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
@@ -62,6 +61,7 @@ pub use self::{
     trace::{Connection, End, Judgement},
 };
 use crate::{
+    addresses::family::PerFamily,
     events::{Level, Recorder, Source},
     informer::{Informer, Informers, Key, revision_of, services::SERVICE_NAME},
     repair::{self, HostState},

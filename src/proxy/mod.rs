@@ -54,6 +54,7 @@ use crate::{
     },
     own_ports::OwnPorts,
     repair,
+    served::Served,
     supervision::{caught_here, pulse},
 };
 
@@ -102,6 +103,7 @@ impl Config {
 pub async fn run(
     informers: Informers,
     config: Config,
+    served: Served,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let mut node = config.node();
@@ -119,7 +121,9 @@ pub async fn run(
     };
     let events = Recorder::start(informers.client().clone(), source);
     let mut services = Services::start(&informers).await;
-    let first = plans(services.all(), &mut node);
+    let all = services.all();
+    let ready = ready_pods(&all, &node.name);
+    let first = plans(all, &mut node);
     let mut health = HealthChecks::default();
     check(&mut health, &first, &events).await;
     let told = ranges.told().clone();
@@ -130,6 +134,7 @@ pub async fn run(
     })
     .await?;
     tell(&events, notices);
+    tell_served(&served, ready);
     let writer = Shared::new(writer);
     // Of what failed to be written.
     let again = Notify::new();
@@ -162,6 +167,7 @@ pub async fn run(
                 },
             };
             let Some(changed) = changed else { return };
+            let ready = ready_pods(&changed, &node.name);
             let changed = plans(changed, &mut node);
             check(&mut health, &changed, &events).await;
             let writer = writer.clone();
@@ -173,6 +179,8 @@ pub async fn run(
                 tracing::error!(error, "services are not up to date, will retry");
                 again.notify_one();
             }
+            // What is not written now is on its way: nobody is to wait for it for ever.
+            tell_served(&served, ready);
         }
     };
     tokio::select! {
@@ -180,6 +188,33 @@ pub async fn run(
         () = keeping => {}
     }
     Ok(())
+}
+
+/// Which pods of this node new connections to each Service may be led to.
+fn ready_pods(services: &[Joined], node: &str) -> Vec<(Key, BTreeSet<IpAddr>)> {
+    let of_service = |joined: &Joined| {
+        let endpoints = joined.slices.iter();
+        let endpoints = endpoints.flat_map(|slice| slice.endpoints.iter().flatten());
+        let ready = endpoints.filter(|endpoint| {
+            let conditions = endpoint.conditions.as_ref();
+            let is_ready = conditions.and_then(|all| all.ready).unwrap_or(true);
+            let is_ending = conditions.and_then(|all| all.terminating).unwrap_or(false);
+            endpoint.node_name.as_deref() == Some(node) && is_ready && !is_ending
+        });
+        let addresses = ready.flat_map(|endpoint| &endpoint.addresses);
+        addresses
+            .filter_map(|address| address.parse().ok())
+            .collect()
+    };
+    let each = services.iter();
+    each.map(|joined| (joined.key.clone(), of_service(joined)))
+        .collect()
+}
+
+fn tell_served(served: &Served, ready: Vec<(Key, BTreeSet<IpAddr>)>) {
+    for (service, pods) in ready {
+        served.set(&service, pods);
+    }
 }
 
 /// Tells on the Node what of services others had undone on this host.

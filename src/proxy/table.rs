@@ -4,7 +4,6 @@
 //! deals to that many backends. What nobody serves is refused after that, unless another table has led it
 //! elsewhere. Packets of connections that are known pass no rule of these.
 
-use crate::addresses::family;
 use netns::nft::{
     BaseChain, Batch, ChainKind, Family, Hook, Policy, Reg, Reject, Rule, Set, SetKind, Table,
     Type, Verdict,
@@ -14,6 +13,7 @@ use super::{
     Config,
     render::{Dealer, Door, Gate, SetName, Step},
 };
+use crate::addresses::family;
 
 /// Clients remembered for session affinity, per map.
 const AFFINITY_LIMIT: u32 = 1 << 20;

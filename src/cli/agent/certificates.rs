@@ -1,6 +1,5 @@
 //! Certificates of the node, renewed in time.
 
-use crate::addresses::family::PerFamily;
 use std::{
     net::IpAddr,
     path::PathBuf,
@@ -13,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::Error;
 use crate::{
+    addresses::family::PerFamily,
     causes::causes,
     joining::{
         certificate::{self, Purpose},

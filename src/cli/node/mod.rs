@@ -50,6 +50,7 @@ use crate::{
     network_policy::Policies,
     proxy,
     runtime::{Runtime, image::Images},
+    served::Served,
     supervision::{Parts, Policy},
 };
 
@@ -123,9 +124,11 @@ impl Node {
         let place = identity.place;
         let informers = |owner, client| place.informers(owner, client, parts.clone());
         let watching = informers("kube-proxy", identity.proxy);
+        let served = Served::default();
         parts.start("part/kube-proxy", Policy::Restart, {
             let (watching, config) = (watching.clone(), proxy_config(&config, &names));
-            move |shutdown| proxy::run(watching.clone(), config.clone(), shutdown)
+            let served = served.clone();
+            move |shutdown| proxy::run(watching.clone(), config.clone(), served.clone(), shutdown)
         });
         parts.start("part/pod-routes", Policy::Restart, {
             let (watching, own) = (watching.clone(), own(&config));
@@ -173,6 +176,7 @@ impl Node {
             images,
             network,
             policies,
+            served,
             server_tls: identity.serving,
             clients: identity.clients,
             refused: watch::Sender::default(),

@@ -4,7 +4,6 @@
 //! there without any; a packet for a port of the daemon's own is never led to a pod, whatever pods
 //! ask for. IPv4 only, like the pod network.
 
-use crate::addresses::family;
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
@@ -13,6 +12,7 @@ use std::{
 use k8s_openapi::api::core::v1::Pod;
 use netns::nft::{BaseChain, Batch, ChainKind, Family, Hook, Policy, Reg, Rule, Table, Verdict};
 
+use crate::addresses::family;
 use crate::{addresses::canonical, own_ports::OwnPorts};
 
 /// Services have their rules at -100: who may have a port of the node keeps it from them.

@@ -1,6 +1,5 @@
 //! Writing the Node and its Lease.
 
-use crate::addresses::family::PerFamily;
 use std::{net::IpAddr, path::Path, time::Duration};
 
 use ipnet::IpNet;
@@ -16,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::{Config, Description, Refused, answered, status};
+use crate::addresses::family::PerFamily;
 use crate::placement::{
     WANTED_RANGE,
     local::{FOLDER, FOLDERS},

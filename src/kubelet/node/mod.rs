@@ -10,7 +10,6 @@ mod status;
 pub use self::api::introduce;
 pub use host::processes;
 
-use crate::addresses::family::PerFamily;
 use std::{
     collections::BTreeMap,
     net::IpAddr,
@@ -34,6 +33,7 @@ use super::{
     stats::Space,
 };
 use crate::{
+    addresses::family::PerFamily,
     informer::{Informer, Informers, Key, revision_of},
     runtime::image::Images,
     supervision::pulse,

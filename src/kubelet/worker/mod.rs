@@ -16,7 +16,6 @@ pub use apply::delete_object;
 pub use start::identity;
 pub use stop::{Hooks, stop_containers};
 
-use crate::addresses::family::PerFamily;
 use std::{
     collections::BTreeSet,
     net::IpAddr,
@@ -54,9 +53,11 @@ use super::{
     volumes::{News, PodVolumes, Volumes},
 };
 use crate::{
+    addresses::family::PerFamily,
     informer::Informer,
     network_policy::Policies,
     runtime::{Phase, Runtime},
+    served::Served,
     supervision::steps::{Step, reached},
 };
 
@@ -75,6 +76,7 @@ pub struct Context {
     pub runtime: Runtime,
     pub network: PodNetwork,
     pub policies: Policies,
+    pub served: Served,
     pub puller: Puller,
     pub volumes: Volumes,
     pub prober: Prober,

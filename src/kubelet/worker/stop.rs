@@ -27,9 +27,11 @@ use crate::{
 
 /// What is left for a signal to work after a hook has used up the time.
 const LEAST: Duration = Duration::from_secs(2);
-/// Within this time the proxies of all nodes have usually heard that a pod ends, and begin no new connections to
-/// it. Nobody could tell that they have.
-const PROXIES_HEAR: Duration = Duration::from_millis(150);
+/// Within this time the other nodes' proxies have usually heard what this one's has: that a pod ends, and gets no
+/// new connections. Nobody could tell that they have.
+const OTHERS_HEAR: Duration = Duration::from_millis(100);
+/// So long this node's is waited for. A busy control plane may take its time; without one, nobody would be told.
+const PROXY_HEARS_WITHIN: Duration = Duration::from_secs(3);
 /// A stop that failed is not tried again at once.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
@@ -56,7 +58,7 @@ pub async fn stop(context: &Context, order: &Order) {
     events.container(&order.pod, &member, Level::Normal, "Killing", message);
     let began = Instant::now();
     if order.cause == Cause::Pod && order.grace >= LEAST && is_served(context, &order.pod) {
-        tokio::time::sleep(PROXIES_HEAR).await;
+        heard(context, order).await;
     }
     if !order.grace.is_zero()
         && let Some(handler) = pre_stop(&member)
@@ -76,6 +78,18 @@ pub async fn stop(context: &Context, order: &Order) {
     let left = order.grace.saturating_sub(began.elapsed());
     kill(context, order, left.max(LEAST.min(order.grace))).await;
     reached(Step::ContainerGone);
+}
+
+/// Resolves when proxies send no new connections to the pod, or have had the time to hear that it ends.
+async fn heard(context: &Context, order: &Order) {
+    let uid = order.pod.uid().unwrap_or_default();
+    // Addresses of the node are those of others too.
+    if let Some(addresses) = context.network.addresses(&uid).await {
+        let addresses: Vec<IpAddr> = addresses.iter().copied().collect();
+        let within = PROXY_HEARS_WITHIN.min(order.grace / 2);
+        let _ = tokio::time::timeout(within, context.served.left(&addresses)).await;
+    }
+    tokio::time::sleep(OTHERS_HEAR).await;
 }
 
 /// Whether a Service sends connections to the pod, which it would refuse as soon as it has the signal.

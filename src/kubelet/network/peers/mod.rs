@@ -9,7 +9,6 @@
 mod plan;
 mod tunnel;
 
-use crate::addresses::family::PerFamily;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
@@ -32,6 +31,7 @@ use self::{
 };
 use super::{Error, blocking, during};
 use crate::{
+    addresses::family::PerFamily,
     events::{Level, Recorder, Source},
     informer::{Informer, Informers},
     repair::{self, HostState},

@@ -1,6 +1,5 @@
 //! Which ranges of pod addresses are on which other node. Pure.
 
-use crate::addresses::family::PerFamily;
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
@@ -11,7 +10,7 @@ use ipnet::{IpNet, Ipv4Net};
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 
-use crate::addresses::ranges::overlap;
+use crate::{addresses::family::PerFamily, addresses::ranges::overlap};
 
 /// Where the pods of a range are.
 #[derive(Clone, Debug, PartialEq, Eq)]
