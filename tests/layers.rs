@@ -86,7 +86,7 @@ const ALLOWED: [(&str, &[&str]); 26] = [
         ],
     ),
     ("program_text", &[]),
-    ("repair", &[]),
+    ("repair", &["addresses"]),
     ("runtime", &["addresses", "any_certificate"]),
     ("scheduler", &["events", "informer", "placement"]),
     ("store", &[]),
