@@ -46,6 +46,13 @@ pub fn listen_everywhere(port: u16) -> io::Result<TcpListener> {
     }
 }
 
+/// Takes a port on every IPv6 address of this machine and leaves IPv4 to others.
+pub fn listen_ipv6_only(port: u16) -> io::Result<TcpListener> {
+    let socket = TcpSocket::new_v6()?;
+    setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+    take(socket, (Ipv6Addr::UNSPECIFIED, port).into())
+}
+
 fn take(socket: TcpSocket, address: SocketAddr) -> io::Result<TcpListener> {
     // What the last daemon's connections have left does not hold up the next.
     socket.set_reuseaddr(true)?;

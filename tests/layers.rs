@@ -88,7 +88,7 @@ const ALLOWED: [(&str, &[&str]); 27] = [
         ],
     ),
     ("program_text", &[]),
-    ("repair", &[]),
+    ("repair", &["addresses"]),
     ("runtime", &["addresses", "any_certificate"]),
     ("scheduler", &["events", "informer", "placement"]),
     ("served", &["informer"]),

@@ -19,6 +19,7 @@ pub mod namespace;
 pub mod nft;
 pub mod route;
 mod socket;
+pub mod static_routes;
 pub mod sysctl;
 mod wire;
 

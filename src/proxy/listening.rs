@@ -39,11 +39,16 @@ impl Listening {
         Ok(found)
     }
 
-    /// Whether connections to this address reach a program of the node. SCTP is not looked at.
-    pub fn has(&self, address: Ipv4Addr, protocol: Protocol, port: u16) -> bool {
-        let unspecified = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
-        let mut listened = unspecified.into_iter().chain([address.into()]);
-        listened.any(|address: IpAddr| self.0.contains(&(protocol, address, port)))
+    /// Whether connections to this address reach a program of the node. SCTP is not looked at. Who listens on
+    /// every IPv6 address is taken to do so on every IPv4 address too: the kernel does not tell.
+    pub fn has(&self, address: IpAddr, protocol: Protocol, port: u16) -> bool {
+        let everywhere = Ipv6Addr::UNSPECIFIED.into();
+        let of_family = match address {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => everywhere,
+        };
+        let mut listened = [address, of_family, everywhere].into_iter();
+        listened.any(|address| self.0.contains(&(protocol, address, port)))
     }
 
     /// Of TCP, those that listen come first, and the many others are not read.
@@ -88,7 +93,7 @@ fn socket(text: &str) -> Option<(IpAddr, u16)> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, UdpSocket};
+    use std::net::{SocketAddr, TcpListener, UdpSocket};
 
     use super::*;
 
@@ -96,13 +101,21 @@ mod tests {
     fn what_the_kernel_tells() -> io::Result<()> {
         let tcp = TcpListener::bind("127.0.0.1:0")?;
         let udp = UdpSocket::bind("0.0.0.0:0")?;
-        let (tcp_port, udp_port) = (tcp.local_addr()?.port(), udp.local_addr()?.port());
+        let both = TcpListener::bind("[::]:0")?;
+        let port = |address: io::Result<SocketAddr>| address.map(|address| address.port());
+        let (tcp_port, udp_port) = (port(tcp.local_addr())?, port(udp.local_addr())?);
+        let both_port = port(both.local_addr())?;
         let found = Listening::read()?;
-        let other = Ipv4Addr::new(192, 0, 2, 1);
+        let localhost = IpAddr::from(Ipv4Addr::LOCALHOST);
+        let other = IpAddr::from([192, 0, 2, 1]);
+        let other_v6 = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]);
         for (address, protocol, port, want) in [
-            (Ipv4Addr::LOCALHOST, Protocol::Tcp, tcp_port, true),
+            (localhost, Protocol::Tcp, tcp_port, true),
             (other, Protocol::Tcp, tcp_port, false),
             (other, Protocol::Udp, udp_port, true),
+            (other_v6, Protocol::Udp, udp_port, false),
+            (other_v6, Protocol::Tcp, both_port, true),
+            (other, Protocol::Tcp, both_port, true),
         ] {
             assert_eq!(
                 found.has(address, protocol, port),
@@ -111,7 +124,7 @@ mod tests {
             );
         }
         drop((tcp, udp));
-        assert!(!Listening::read()?.has(Ipv4Addr::LOCALHOST, Protocol::Tcp, tcp_port));
+        assert!(!Listening::read()?.has(localhost, Protocol::Tcp, tcp_port));
         Ok(())
     }
 

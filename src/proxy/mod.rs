@@ -1,9 +1,11 @@
 //! The service proxy: Services and EndpointSlices as nf_tables state.
 //!
-//! Owns one nf_tables table and the routes to the ranges of services; started by the node. Everything
-//! is read from informers.
+//! Owns one nf_tables table for each family of addresses that the cluster has, and the routes to the ranges of
+//! services; started by the node. Everything is read from informers.
 //! Always true:
-//! - A batch of changes is one transaction: packets see all of it or nothing.
+//! - A batch of changes is one transaction in each family: packets see all of it or nothing.
+//! - What is wrong with one family keeps nothing from the other. A Service of a family that the cluster lacks is
+//!   not served, and costs nothing.
 //! - A change costs what changed; a packet costs the same with one service or ten thousand.
 //! - Foreign tables are never touched; what others do to ours is undone.
 //! - What could not be written is tried again until it works.
@@ -12,9 +14,11 @@
 //!
 //! `model.rs` says what a Service asks for, `hints.rs` which of its endpoints are near, `listening.rs`
 //! which ports the node's programs have, `health.rs` answers load balancers, `render.rs` which elements that is, `table.rs` has the
-//! rules, `sync.rs` talks to the kernel, `routes.rs` about routes. IPv4 only, so far. Node ports answer on every address of
-//! the node but loopback, which the kernel does not let go elsewhere.
+//! rules, `family_table.rs` brings the kernel's table to them, `routes.rs` its routes, `sync.rs` all of these.
+//! Node ports answer on every address of the node but loopback, which the kernel does not let go elsewhere, and
+//! IPv6 link-local ones, whose clients the kernel does not let go elsewhere.
 
+mod family_table;
 mod health;
 mod hints;
 mod listening;
@@ -45,7 +49,10 @@ use self::{
     sync::{Shared, Writer},
 };
 use crate::{
-    addresses::{balancing, family::PerFamily},
+    addresses::{
+        balancing,
+        family::{Family, PerFamily},
+    },
     events::{Level, Recorder, Source},
     informer::{
         Informer, Informers, Key,
@@ -123,13 +130,14 @@ pub async fn run(
     let mut services = Services::start(&informers).await;
     let all = services.all();
     let ready = ready_pods(&all, &node.name);
-    let first = plans(all, &mut node);
+    let families: Vec<Family> = config.cluster_cidrs.families().collect();
+    let first = plans(all, &mut node, &families);
     let mut health = HealthChecks::default();
     check(&mut health, &first, &events).await;
     let told = ranges.told().clone();
     let (own, writer, notices) = blocking(move || {
-        let (mut writer, notices) = Writer::open(config, first)?;
-        writer.set_ranges(told);
+        let (mut writer, notices) = Writer::open(&config, first)?;
+        writer.set_ranges(&told);
         Ok((writer.own_port()?, writer, notices))
     })
     .await?;
@@ -154,7 +162,7 @@ pub async fn run(
                 changed = ranges.changed() => match changed {
                     Some(ranges) => {
                         node.cluster = configured.iter().chain(ranges).copied().collect();
-                        writer.lock().set_ranges(ranges.clone());
+                        writer.lock().set_ranges(ranges);
                         again.notify_one();
                         Some(services.all())
                     }
@@ -168,7 +176,7 @@ pub async fn run(
             };
             let Some(changed) = changed else { return };
             let ready = ready_pods(&changed, &node.name);
-            let changed = plans(changed, &mut node);
+            let changed = plans(changed, &mut node, &families);
             check(&mut health, &changed, &events).await;
             let writer = writer.clone();
             let applied = blocking(move || Ok(writer.lock().apply(changed))).await;
@@ -231,16 +239,18 @@ fn restorations(events: Recorder, node: &str) -> impl Fn(repair::Told<'_, Error>
     }
 }
 
-/// Takes the table and the route away (for `reset`).
+/// Takes the tables and the routes away (for `reset`).
 pub async fn remove(config: Config) -> Result<(), Error> {
     blocking(move || sync::remove(&config)).await
 }
 
 /// Brings the servers for load balancers' health checks up to date.
 async fn check(health: &mut HealthChecks, plans: &[(Key, Plan)], events: &Recorder) {
-    for (key, plan) in plans {
-        let notice = health.update(key, plan).await;
-        tell(events, notice.into_iter().collect());
+    for of_service in plans.chunk_by(|one, next| one.0 == next.0) {
+        let families: Vec<&Plan> = of_service.iter().map(|(_, plan)| plan).collect();
+        if let [(key, _), ..] = of_service {
+            tell(events, health.update(key, &families).await);
+        }
     }
 }
 
@@ -259,7 +269,8 @@ fn tell(events: &Recorder, notices: Vec<Notice>) {
     }
 }
 
-fn plans(services: Vec<Joined>, node: &mut Node) -> Vec<(Key, Plan)> {
+/// One plan for each family of each Service, a Service's in a row.
+fn plans(services: Vec<Joined>, node: &mut Node, families: &[Family]) -> Vec<(Key, Plan)> {
     let mut given = services.iter().filter_map(|joined| joined.service.as_ref());
     if given.any(|service| balancing::is_given(service)) {
         match Listening::read() {
@@ -268,22 +279,24 @@ fn plans(services: Vec<Joined>, node: &mut Node) -> Vec<(Key, Plan)> {
         }
     }
     let node = &*node;
-    let plan = |joined: &Joined| match &joined.service {
+    let plan = |joined: &Joined, family: Family| match &joined.service {
         Some(service) => {
             let slices: Vec<&EndpointSlice> = joined.slices.iter().map(|slice| &**slice).collect();
             // A Service that cannot be served must not keep others from it.
-            let plan = caught_here(|| model::plan(service, &slices, node));
+            let plan = caught_here(|| model::plan(service, &slices, node, family));
             plan.unwrap_or_else(|panic| {
-                tracing::error!(service = %joined.key, %panic, "a Service is not served");
-                Plan::default()
+                tracing::error!(service = %joined.key, %family, %panic, "a Service is not served");
+                Plan::nothing(family)
             })
         }
-        None => Plan::default(),
+        None => Plan::nothing(family),
     };
-    services
-        .into_iter()
-        .map(|joined| (joined.key.clone(), plan(&joined)))
-        .collect()
+    let mut plans = Vec::with_capacity(services.len() * families.len());
+    for joined in &services {
+        let of_service = families.iter().map(|family| plan(joined, *family));
+        plans.extend(of_service.map(|plan| (joined.key.clone(), plan)));
+    }
+    plans
 }
 
 async fn blocking<T: Send + 'static>(

@@ -1,5 +1,5 @@
-//! What one Service should do on this node. Pure: Service and EndpointSlices in, fronts out.
-
+//! What one Service should do on this node, in one family of addresses. Pure: Service and EndpointSlices in,
+//! fronts out.
 //!
 //! Always true: whatever objects say, no connection is led to an address that is only on this host or
 //! its links, and no front stands on one of the cluster's own addresses except a cluster IP, and on the node's
@@ -7,10 +7,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, SocketAddr},
 };
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use k8s_openapi::api::{
     core::v1::{LoadBalancerIngress, Node as NodeObject, Service, ServicePort, ServiceSpec},
     discovery::v1::{Endpoint, EndpointSlice},
@@ -22,7 +22,11 @@ use super::{
     listening::Listening,
 };
 use crate::{
-    addresses::{balancing, may_be_proxied_to},
+    addresses::{
+        balancing,
+        family::{Family, OfFamily},
+        may_be_proxied_to,
+    },
     own_ports::OwnPorts,
 };
 
@@ -67,17 +71,11 @@ impl Node {
         before != self.known_as || zone_before != self.zone
     }
 
-    /// Its own addresses that are none of the cluster's inside.
-    fn outer(&self) -> impl Iterator<Item = Ipv4Addr> {
+    /// Its own addresses of this family that are none of the cluster's inside.
+    fn outer(&self, family: Family) -> impl Iterator<Item = IpAddr> {
         let inside = |address: &IpAddr| self.cluster.iter().any(|range| range.contains(address));
-        let outer = self
-            .addresses
-            .iter()
-            .filter(move |address| !inside(address));
-        outer.filter_map(|address| match address {
-            IpAddr::V4(address) => Some(*address),
-            IpAddr::V6(_) => None,
-        })
+        let own = self.addresses.iter().copied();
+        own.filter(move |address| address.family() == family && !inside(address))
     }
 }
 
@@ -112,7 +110,7 @@ impl Protocol {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Front {
     /// `None`: every address of the node.
-    pub address: Option<Ipv4Addr>,
+    pub address: Option<IpAddr>,
     pub protocol: Protocol,
     pub port: u16,
     pub audience: Audience,
@@ -127,7 +125,7 @@ pub enum Audience {
     Outside,
 }
 
-pub type Backend = (Ipv4Addr, u16);
+pub type Backend = (IpAddr, u16);
 
 /// What happens to a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,7 +135,7 @@ pub enum Outcome {
         /// Seconds that a client stays with its backend.
         affinity: Option<u32>,
         /// Clients outside these are dropped; without any, everybody may come.
-        sources: BTreeSet<Ipv4Net>,
+        sources: BTreeSet<IpNet>,
     },
     /// Nobody serves it anywhere: say so.
     Refuse,
@@ -145,17 +143,19 @@ pub enum Outcome {
     Drop,
 }
 
-/// All that one Service asks of this node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// All that one Service asks of this node in one family of addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
+    /// Every address in it is of this one.
+    pub family: Family,
     pub fronts: BTreeMap<Front, Outcome>,
-    pub cluster_ips: BTreeSet<Ipv4Addr>,
+    pub cluster_ips: BTreeSet<IpAddr>,
     /// Fronts whose clients' addresses are rewritten, so that answers come back this way.
     pub masqueraded: BTreeSet<Front>,
     /// Backends on this node: they may be their own clients.
-    pub local: BTreeSet<Ipv4Addr>,
+    pub local: BTreeSet<IpAddr>,
     /// Addresses that a load balancer's controller has given, which may be on the node's links.
-    pub balanced: BTreeSet<Ipv4Addr>,
+    pub balanced: BTreeSet<IpAddr>,
     /// Where a load balancer asks whether this node has endpoints.
     pub health_port: Option<u16>,
     /// External addresses that are not served, and why.
@@ -165,26 +165,41 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Of a Service that is not there, or not of this family.
+    pub fn nothing(family: Family) -> Self {
+        Self {
+            family,
+            fronts: BTreeMap::new(),
+            cluster_ips: BTreeSet::new(),
+            masqueraded: BTreeSet::new(),
+            local: BTreeSet::new(),
+            balanced: BTreeSet::new(),
+            health_port: None,
+            ignored: BTreeMap::new(),
+            since: Default::default(),
+        }
+    }
+
     /// Whether it asks for nothing and has nothing to say.
     pub fn is_nothing(&self) -> bool {
         self.cluster_ips.is_empty() && self.fronts.is_empty() && self.ignored.is_empty()
     }
 }
 
-/// The fronts of `service` on `node`.
-pub fn plan(service: &Service, slices: &[&EndpointSlice], node: &Node) -> Plan {
+/// The fronts of `service` on `node` in one family. The order of the Service's families does not matter.
+pub fn plan(service: &Service, slices: &[&EndpointSlice], node: &Node, family: Family) -> Plan {
     let created = service.metadata.creation_timestamp.as_ref();
     let mut plan = Plan {
         since: (
             created.map(|at| at.0.as_second()).unwrap_or_default(),
             service.uid().unwrap_or_default(),
         ),
-        ..Plan::default()
+        ..Plan::nothing(family)
     };
     let Some(spec) = service.spec.as_ref().filter(|_| is_ours(service)) else {
         return plan;
     };
-    plan.cluster_ips = cluster_ips(spec);
+    plan.cluster_ips = cluster_ips(spec, family);
     if plan.cluster_ips.is_empty() {
         return plan;
     }
@@ -195,6 +210,10 @@ pub fn plan(service: &Service, slices: &[&EndpointSlice], node: &Node) -> Plan {
     let local_inside = spec.internal_traffic_policy.as_deref() == Some("Local");
     plan.health_port = health_port(spec);
     let local_outside = spec.external_traffic_policy.as_deref() == Some("Local");
+    let slices = slices.iter().copied();
+    let slices: Vec<&EndpointSlice> = slices
+        .filter(|slice| slice.address_type == family.name())
+        .collect();
     for port in spec.ports.iter().flatten() {
         let (Some(protocol), Ok(number)) = (
             Protocol::parse(port.protocol.as_deref()),
@@ -202,9 +221,9 @@ pub fn plan(service: &Service, slices: &[&EndpointSlice], node: &Node) -> Plan {
         ) else {
             continue;
         };
-        let usable = usable(slices, port, node, everywhere);
+        let usable = usable(&slices, port, node, family, everywhere);
         let (all, hinted) = (backends(&usable), hints::nearest(&usable));
-        let near = backends(&self::usable(slices, port, node, here));
+        let near = backends(&self::usable(&slices, port, node, family, here));
         plan.local.extend(near.iter().map(|(address, _)| *address));
         let outcome = |local: bool| match (local, all.is_empty(), near.is_empty()) {
             (_, true, _) => Outcome::Refuse,
@@ -223,7 +242,6 @@ pub fn plan(service: &Service, slices: &[&EndpointSlice], node: &Node) -> Plan {
             plan.fronts.insert(front, outcome(local_inside));
         }
         let node_port = port.node_port.and_then(|port| u16::try_from(port).ok());
-        let open = BTreeSet::new();
         let (kept, led): (Vec<_>, Vec<_>) = external
             .iter()
             .filter(|(_, external)| external.has(protocol, number))
@@ -231,16 +249,17 @@ pub fn plan(service: &Service, slices: &[&EndpointSlice], node: &Node) -> Plan {
             .partition(|(address, _)| reserved(*address, protocol, number, node).is_some());
         for (address, _) in kept {
             if let Some(why) = reserved(address, protocol, number, node) {
-                plan.ignored.insert(format!("{address}:{number}"), why);
+                let at = SocketAddr::new(address, number).to_string();
+                plan.ignored.insert(at, why);
             }
         }
         let outer = led
             .into_iter()
-            .map(|(address, external)| (Some(address), number, &external.sources))
+            .map(|(address, external)| (Some(address), number, external.sources.as_ref()))
             .chain(
                 node_port
                     .filter(|port| *port != 0)
-                    .map(|port| (None, port, &open)),
+                    .map(|port| (None, port, None)),
             );
         for (address, number, sources) in outer {
             let everyone = front(address, number, Audience::Everyone);
@@ -264,17 +283,24 @@ fn forward(backends: &BTreeSet<Backend>, affinity: Option<u32>) -> Outcome {
     }
 }
 
-fn gated(outcome: Outcome, only: &BTreeSet<Ipv4Net>) -> Outcome {
-    match outcome {
-        Outcome::Forward { .. } if only.len() > MOST_SOURCES => Outcome::Drop,
-        Outcome::Forward {
-            backends, affinity, ..
-        } => Outcome::Forward {
+/// `only`: the clients that may come, of this family; `None`: all.
+fn gated(outcome: Outcome, only: Option<&BTreeSet<IpNet>>) -> Outcome {
+    match (outcome, only) {
+        // Ranges of the other family alone let nobody of this one in.
+        (Outcome::Forward { .. }, Some(only)) if only.is_empty() || only.len() > MOST_SOURCES => {
+            Outcome::Drop
+        }
+        (
+            Outcome::Forward {
+                backends, affinity, ..
+            },
+            Some(only),
+        ) => Outcome::Forward {
             backends,
             affinity,
             sources: only.clone(),
         },
-        other => other,
+        (other, _) => other,
     }
 }
 
@@ -291,20 +317,30 @@ fn is_ours(service: &Service) -> bool {
     !foreign && !external
 }
 
-fn cluster_ips(spec: &ServiceSpec) -> BTreeSet<Ipv4Addr> {
+fn cluster_ips(spec: &ServiceSpec, family: Family) -> BTreeSet<IpAddr> {
     let listed = spec.cluster_ips.iter().flatten();
     listed
         .chain(&spec.cluster_ip)
         .filter_map(|address| address.parse().ok())
-        .filter(|address: &Ipv4Addr| may_be_proxied_to((*address).into()))
+        .filter(|address| is_usable(*address, family))
         .collect()
+}
+
+/// Whether packets of this family may be led from or to this address.
+fn is_usable(address: IpAddr, family: Family) -> bool {
+    address.family() == family && may_be_proxied_to(address) && !is_disguised(address)
+}
+
+/// An IPv4 address in the form of an IPv6 one, which no packet bears.
+fn is_disguised(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.to_ipv4().is_some())
 }
 
 /// An address that a Service has beside its cluster IPs.
 #[derive(Clone, Debug, Default)]
 struct External {
-    /// The clients that may use it; without any, everybody may.
-    sources: BTreeSet<Ipv4Net>,
+    /// The clients that may use it; `None`: everybody.
+    sources: Option<BTreeSet<IpNet>>,
     /// The ports that were given with it; `None`: all of the Service's.
     ports: Option<BTreeSet<(Protocol, u16)>>,
 }
@@ -316,16 +352,20 @@ impl External {
     }
 }
 
-/// External addresses; those that cannot be served are noted.
+/// External addresses of the plan's family; those that cannot be served are noted.
 fn externals(
     service: &Service,
     spec: &ServiceSpec,
     node: &Node,
     plan: &mut Plan,
-) -> BTreeMap<Ipv4Addr, External> {
+) -> BTreeMap<IpAddr, External> {
+    let family = plan.family;
     let mut found = BTreeMap::new();
     let mut take = |text: &str, external: External, giver: Giver| {
-        let address: Ipv4Addr = text.parse().ok()?; // the other family is somebody else's
+        let address: IpAddr = text.parse().ok()?;
+        if address.family() != family {
+            return None; // for the other family's plan
+        }
         match unfit(address, node, giver) {
             Some(why) => {
                 plan.ignored.insert(text.to_owned(), why);
@@ -348,16 +388,16 @@ fn externals(
     let mut balanced = BTreeSet::new();
     for ingress in balanced_addresses(service, spec) {
         let external = External {
-            sources: sources(spec),
+            sources: sources(spec, family),
             ports: (giver == Giver::Cluster).then(|| ports(ingress)),
         };
         let text = ingress.ip.as_deref().unwrap_or_default();
         let taken = take(text, external.clone(), giver);
         balanced.extend(taken);
         // What comes for an address that others lead here comes for the node's own.
-        let is_known = taken.is_some_and(|address| node.known_as.contains(&address.into()));
+        let is_known = taken.is_some_and(|address| node.known_as.contains(&address));
         if is_known && giver == Giver::Cluster {
-            for address in node.outer() {
+            for address in node.outer(family) {
                 balanced.extend(take(&address.to_string(), external.clone(), giver));
             }
         }
@@ -394,12 +434,13 @@ fn balanced_addresses<'a>(
         .filter(|ingress| ingress.ip.is_some())
 }
 
-fn sources(spec: &ServiceSpec) -> BTreeSet<Ipv4Net> {
-    let ranges = spec.load_balancer_source_ranges.iter().flatten();
-    ranges
-        .filter_map(|range| range.trim().parse::<Ipv4Net>().ok())
-        .map(|range| range.trunc())
-        .collect()
+/// The clients of this family that a Service lets in, if it says whom.
+fn sources(spec: &ServiceSpec, family: Family) -> Option<BTreeSet<IpNet>> {
+    let ranges = spec.load_balancer_source_ranges.as_ref();
+    let ranges = ranges.filter(|ranges| !ranges.is_empty())?.iter();
+    let parsed = ranges.filter_map(|range| range.trim().parse::<IpNet>().ok());
+    let of_family = parsed.filter(|range| range.family() == family);
+    Some(of_family.map(|range| range.trunc()).collect())
 }
 
 /// On whose word a Service has an address.
@@ -412,13 +453,11 @@ enum Giver {
 }
 
 /// Why this port is not led elsewhere, on an address that is the node's own.
-fn reserved(address: Ipv4Addr, protocol: Protocol, port: u16, node: &Node) -> Option<&'static str> {
-    if !node.addresses.contains(&address.into()) {
+fn reserved(address: IpAddr, protocol: Protocol, port: u16, node: &Node) -> Option<&'static str> {
+    if !node.addresses.contains(&address) {
         return None;
     }
-    let user = node
-        .own_ports
-        .user(Some(address.into()), protocol.number(), port);
+    let user = node.own_ports.user(Some(address), protocol.number(), port);
     if user.is_some() {
         return Some("the port is the node's own");
     }
@@ -427,10 +466,12 @@ fn reserved(address: Ipv4Addr, protocol: Protocol, port: u16, node: &Node) -> Op
 }
 
 /// Why a Service cannot have this address.
-fn unfit(address: Ipv4Addr, node: &Node, giver: Giver) -> Option<&'static str> {
-    let address = IpAddr::from(address);
+fn unfit(address: IpAddr, node: &Node, giver: Giver) -> Option<&'static str> {
     if !may_be_proxied_to(address) {
         return Some("it is only on this host or its links");
+    }
+    if is_disguised(address) {
+        return Some("it is an IPv4 address in another form");
     }
     if node.addresses.contains(&address) && giver != Giver::Cluster {
         return Some("it is the node's own");
@@ -463,11 +504,12 @@ fn usable(
     slices: &[&EndpointSlice],
     port: &ServicePort,
     node: &Node,
+    family: Family,
     wanted: impl Fn(&Endpoint) -> bool,
 ) -> BTreeMap<Backend, Hints> {
     let mut ready = BTreeMap::new();
     let mut ending = BTreeMap::new();
-    for slice in slices.iter().filter(|slice| slice.address_type == "IPv4") {
+    for slice in slices {
         let number = slice.ports.iter().flatten().find_map(|candidate| {
             let same_name = candidate.name.as_deref().unwrap_or_default()
                 == port.name.as_deref().unwrap_or_default();
@@ -489,9 +531,7 @@ fn usable(
                 && condition(|c| c.serving).unwrap_or(is_ready);
             // All addresses of an endpoint are the same one; only the first counts.
             let address = endpoint.addresses.first().and_then(|a| a.parse().ok());
-            let Some(address) =
-                address.filter(|address: &Ipv4Addr| may_be_proxied_to((*address).into()))
-            else {
+            let Some(address) = address.filter(|address| is_usable(*address, family)) else {
                 continue;
             };
             let hint = Hints::of(endpoint, node);

@@ -1,25 +1,24 @@
 //! From plans to nf_tables elements, and from one state to the next. Pure.
 //!
-//! Owns the picture of what the kernel holds. What a change costs depends on the Service that
+//! Owns the picture of what the kernel holds of one family. What a change costs depends on the Service that
 //! changed, not on how many there are: rules look services up in maps and never change; each number
 //! of backends has one chain, shared by all services with that many.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netns::nft::{Element, Value, Verdict};
-
 use sha2::{Digest, Sha256};
 
 use super::{
     model::{Audience, Backend, Front, Outcome, Plan, Protocol},
     slots::{Places, assign},
 };
-use crate::{hex::hex, informer::Key, repair::flows};
+use crate::{addresses::family::Family, hex::hex, informer::Key, repair::flows};
 
 /// The four maps a new connection is looked up in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -113,7 +112,7 @@ impl Dealer {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Gate {
     pub dealer: Dealer,
-    pub sources: BTreeSet<Ipv4Net>,
+    pub sources: BTreeSet<IpNet>,
 }
 
 impl Gate {
@@ -180,7 +179,7 @@ impl Step {
 
 type Place = (SetName, Vec<u8>);
 /// Where clients knock, whoever they are: one Service has it whole.
-type Spot = (Option<Ipv4Addr>, Protocol, u16);
+type Spot = (Option<IpAddr>, Protocol, u16);
 
 /// Who comes first where several want one spot: the Service whose cluster IP it is, then the oldest.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -190,9 +189,10 @@ struct Rank {
     key: Key,
 }
 
-/// Everything the table should hold.
-#[derive(Debug, Default)]
+/// Everything the table of one family should hold.
+#[derive(Debug)]
 pub struct State {
+    family: Family,
     services: HashMap<Key, Service>,
     spots: HashMap<Spot, BTreeSet<Rank>>,
     /// Who wants an element: many services share a local backend.
@@ -200,7 +200,7 @@ pub struct State {
     chains: Chains,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Service {
     /// What it asks for.
     wish: Arc<Plan>,
@@ -210,15 +210,41 @@ struct Service {
     elements: BTreeMap<Place, Value>,
 }
 
+impl Service {
+    fn new(family: Family) -> Self {
+        let nothing = Arc::new(Plan::nothing(family));
+        Self {
+            wish: nothing.clone(),
+            plan: nothing,
+            slots: BTreeMap::new(),
+            elements: BTreeMap::new(),
+        }
+    }
+}
+
 impl State {
+    pub fn new(family: Family) -> Self {
+        Self {
+            family,
+            services: HashMap::new(),
+            spots: HashMap::new(),
+            claims: HashMap::new(),
+            chains: Chains::default(),
+        }
+    }
+
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
     /// Takes one Service's new plan over (an empty one if it went) and adds what that changes, for
     /// others too if it gives up or takes a spot.
     pub fn update(&mut self, key: &Key, plan: Plan, step: &mut Step) {
-        let before = self
-            .services
-            .get(key)
-            .map(|service| service.wish.clone())
-            .unwrap_or_default();
+        let known = self.services.get(key);
+        let before = known.map_or_else(
+            || Arc::new(Plan::nothing(self.family)),
+            |service| service.wish.clone(),
+        );
         if *before == plan {
             return;
         }
@@ -247,7 +273,8 @@ impl State {
                 self.spots.remove(&spot);
             }
         }
-        self.services.entry(key.clone()).or_default().wish = Arc::new(plan);
+        let service = self.services.entry(key.clone());
+        service.or_insert_with(|| Service::new(self.family)).wish = Arc::new(plan);
         for key in affected {
             self.settle(&key, step);
         }
@@ -295,8 +322,10 @@ impl State {
                 service: key.clone(),
                 uid: wish.since.1.clone(),
                 message: format!(
-                    "{address}:{} is not served for this Service: {}/{} has it",
-                    lost.port, first.key.namespace, first.key.name
+                    "{} is not served for this Service: {}/{} has it",
+                    SocketAddr::new(address, lost.port),
+                    first.key.namespace,
+                    first.key.name
                 ),
             });
         }
@@ -322,16 +351,11 @@ impl State {
     /// Where senders of UDP write to.
     pub fn udp_fronts(&self) -> BTreeSet<flows::Front> {
         let udp = self.spots.keys().filter(|spot| spot.1 == Protocol::Udp);
-        udp.map(|(address, _, port)| (address.map(IpAddr::V4), *port))
-            .collect()
+        udp.map(|(address, _, port)| (*address, *port)).collect()
     }
 
     /// Where UDP for this address and port may arrive, whoever sends it.
     pub fn served(&self, (address, port): flows::Front) -> BTreeSet<(IpAddr, u16)> {
-        let address = match address {
-            Some(IpAddr::V4(address)) => Some(address),
-            Some(IpAddr::V6(_)) | None => None,
-        };
         let wanted = (address, Protocol::Udp, port);
         let owner = self.spots.get(&wanted).and_then(BTreeSet::first);
         let service = owner.and_then(|rank| self.services.get(&rank.key));
@@ -343,7 +367,7 @@ impl State {
                 Outcome::Refuse | Outcome::Drop => None,
             })
             .flatten()
-            .map(|(address, port)| (IpAddr::V4(*address), *port))
+            .copied()
             .collect()
     }
 
@@ -431,7 +455,7 @@ fn chain(
     front: &Front,
     places: usize,
     affinity: Option<u32>,
-    sources: &BTreeSet<Ipv4Net>,
+    sources: &BTreeSet<IpNet>,
 ) -> (Dealer, Option<Gate>) {
     let dealer = Dealer {
         door: Door::of(front),
@@ -498,17 +522,17 @@ fn elements(service: &mut Service) -> Chains {
                 for (slot, (address, port)) in (0u32..).zip(slots) {
                     let key = [key(front), slot.to_ne_bytes().to_vec()].concat();
                     let [high, low] = port.to_be_bytes();
-                    let data = [&address.octets()[..], &[high, low, 0, 0]].concat();
+                    let data = [octets(*address), vec![high, low, 0, 0]].concat();
                     put(SetName::Backs(door), key, Value::Data(data));
                 }
             }
         }
     }
     for address in &plan.cluster_ips {
-        put(SetName::ClusterIps, address.octets().to_vec(), Value::None);
+        put(SetName::ClusterIps, octets(*address), Value::None);
     }
     for address in &plan.balanced {
-        put(SetName::Balanced, address.octets().to_vec(), Value::None);
+        put(SetName::Balanced, octets(*address), Value::None);
     }
     for front in &plan.masqueraded {
         let set = match front.address {
@@ -562,16 +586,20 @@ fn moved(before: &Plan, after: &Plan) -> Vec<Front> {
 
 fn key(front: &Front) -> Vec<u8> {
     let [high, low] = front.port.to_be_bytes();
-    let mut key = Vec::with_capacity(16);
-    if let Some(address) = front.address {
-        key.extend(address.octets());
-    }
-    key.extend([front.protocol.number(), 0, 0, 0, high, low, 0, 0]);
-    key
+    let address = front.address.map(octets).unwrap_or_default();
+    let rest = vec![front.protocol.number(), 0, 0, 0, high, low, 0, 0];
+    [address, rest].concat()
 }
 
-fn hairpin(address: Ipv4Addr) -> Vec<u8> {
-    [address.octets(), address.octets()].concat()
+fn hairpin(address: IpAddr) -> Vec<u8> {
+    octets(address).repeat(2)
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
 }
 
 fn element(key: &[u8], value: &Value) -> Element {

@@ -1,5 +1,5 @@
-//! The routes of the node's own packets to services: by the pods' bridge, so that they leave with an
-//! address that pods can answer. Blocking.
+//! The routes of the node's own packets to services of one family: by the pods' bridge, so that they leave
+//! with an address that pods can answer. Blocking.
 //!
 //! The configured range is led there whatever others say. Ranges that ServiceCIDRs add must not take the
 //! host from its networks: one in which the host has an address, or that somebody else routes, is left
@@ -13,11 +13,15 @@ use netns::{
     route::{Change, Prefix, RouteKind, Socket, WantedRoute},
 };
 
-use crate::addresses::ranges::overlap;
+use crate::addresses::{
+    family::{Family, OfFamily},
+    ranges::overlap,
+};
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Routes {
-    /// What ServiceCIDRs say.
+    configured: IpNet,
+    /// What ServiceCIDRs say, of its family.
     ranges: BTreeSet<IpNet>,
     /// Those that had their route, and those that could not, when they were last looked at.
     routed: BTreeSet<IpNet>,
@@ -27,19 +31,28 @@ pub struct Routes {
 }
 
 impl Routes {
-    pub fn set(&mut self, ranges: BTreeSet<IpNet>) {
-        self.ranges = ranges;
+    pub fn new(configured: IpNet) -> Self {
+        Self {
+            configured,
+            ranges: BTreeSet::new(),
+            routed: BTreeSet::new(),
+            refused: BTreeSet::new(),
+            is_tidy: false,
+        }
+    }
+
+    /// Of these ranges, those of its family.
+    pub fn set(&mut self, ranges: &BTreeSet<IpNet>) {
+        let family = self.configured.family();
+        let of_family = ranges.iter().filter(|range| range.family() == family);
+        self.ranges = of_family.copied().collect();
         self.is_tidy = false;
     }
 
     /// Brings the routes over `link` there; those that had been there and had to be made again.
-    pub fn settle(
-        &mut self,
-        socket: &mut Socket,
-        link: u32,
-        configured: IpNet,
-    ) -> Result<Vec<Prefix>, Error> {
-        let (own, refused) = self.judged(socket, link, configured)?;
+    pub fn settle(&mut self, socket: &mut Socket, link: u32) -> Result<Vec<Prefix>, Error> {
+        let configured = self.configured;
+        let (own, refused) = self.judged(socket, link)?;
         for range in refused.difference(&self.refused) {
             self.is_tidy = false;
             tracing::warn!(
@@ -57,7 +70,7 @@ impl Routes {
         });
         self.routed = own;
         if !self.is_tidy {
-            let mut stale = socket.static_routes(link)?;
+            let mut stale = static_routes(socket, link, configured.family())?;
             stale.retain(|to| wanted.iter().all(|wanted| wanted.to != *to));
             if !stale.is_empty() {
                 let delete = |to| Change::delete_route(link, to);
@@ -68,23 +81,16 @@ impl Routes {
         Ok(made)
     }
 
-    /// Which of the added ranges may be routed, and which may not. IPv4 only, as the proxy is; what is
-    /// inside of the configured range has its route.
+    /// Which of the added ranges may be routed, and which may not. What is inside of the configured range has
+    /// its route.
     fn judged(
         &self,
         socket: &mut Socket,
         link: u32,
-        configured: IpNet,
     ) -> Result<(BTreeSet<IpNet>, BTreeSet<IpNet>), Error> {
         let (mut own, mut refused) = (BTreeSet::new(), BTreeSet::new());
-        let is_v4 = |range: &&IpNet| matches!(range, IpNet::V4(_));
-        let mut added = self
-            .ranges
-            .iter()
-            .filter(is_v4)
-            .copied()
-            .collect::<Vec<_>>();
-        added.retain(|range| !configured.contains(range));
+        let mut added: Vec<IpNet> = self.ranges.iter().copied().collect();
+        added.retain(|range| !self.configured.contains(range));
         if added.is_empty() {
             return Ok((own, refused));
         }
@@ -102,6 +108,14 @@ impl Routes {
             };
         }
         Ok((own, refused))
+    }
+}
+
+/// Where packets of this family are led straight to this link because a program said so, not the kernel.
+pub fn static_routes(socket: &mut Socket, link: u32, family: Family) -> Result<Vec<Prefix>, Error> {
+    match family {
+        Family::V4 => socket.static_routes(link),
+        Family::V6 => netns::static_routes::ipv6(link),
     }
 }
 

@@ -56,11 +56,13 @@ pub fn assign(before: &[Backend], backends: &BTreeSet<Backend>, places: Places) 
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
 
     #[test]
     fn backends_keep_their_places() {
-        let backend = |last: u8| ([10, 0, 0, last].into(), 80);
+        let backend = |last: u8| (IpAddr::from([10, 0, 0, last]), 80);
         for (before, now, places, want) in [
             (&[][..], &[1, 2][..], Places::Dense, &[1, 2][..]),
             (&[1, 2, 3], &[2, 3], Places::Dense, &[3, 2]), // the last fills the hole

@@ -1,19 +1,28 @@
-//! The table's fixed part: sets, chains and rules that no Service changes.
+//! The fixed part of one family's table: sets, chains and rules that no Service changes. Pure.
 //!
 //! A new connection passes `services`, which looks its destination up and goes to the chain that
 //! deals to that many backends. What nobody serves is refused after that, unless another table has led it
 //! elsewhere. Packets of connections that are known pass no rule of these.
 
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use ipnet::IpNet;
 use netns::nft::{
-    BaseChain, Batch, ChainKind, Family, Hook, Policy, Reg, Reject, Rule, Set, SetKind, Table,
-    Type, Verdict,
+    self, BaseChain, Batch, ChainKind, Hook, Policy, Reg, Reject, Rule, Set, SetKind, Table, Type,
+    Verdict,
 };
 
 use super::{
     Config,
     render::{Dealer, Door, Gate, SetName, Step},
 };
-use crate::addresses::family;
+use crate::{
+    addresses::family::{Family, OfFamily},
+    own_ports::OwnPorts,
+};
 
 /// Clients remembered for session affinity, per map.
 const AFFINITY_LIMIT: u32 = 1 << 20;
@@ -24,243 +33,358 @@ const SNAT: i32 = 100;
 /// After everybody's DNAT: a connection that has got another destination does not come so far.
 const REFUSE: i32 = -90;
 
-pub fn table(config: &Config) -> Table {
-    Table::new(Family::Ip, config.table.clone())
+/// Only this host, or what is on its links: node ports do not answer there. The host's own loopback addresses
+/// cannot be led away from it, and who has a link's address alone gets no answer from elsewhere.
+const NEAR_V4: [(IpAddr, u8); 1] = [(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8)];
+const NEAR_V6: [(IpAddr, u8); 2] = [
+    (IpAddr::V6(Ipv6Addr::LOCALHOST), 128),
+    (IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10),
+];
+
+/// The table of one family, of which Services change elements and chains.
+#[derive(Clone, Debug)]
+pub struct ServiceTable {
+    table: Table,
+    family: Family,
+    /// Clients inside.
+    pods: IpNet,
+    mark: u32,
+    own_ports: OwnPorts,
 }
 
-/// The whole table anew, with everything in `step`; the one that is there goes in the same moment.
-pub fn rebuild(config: &Config, step: Step) -> Batch {
-    let table = table(config);
-    let mut batch = Batch::new();
-    batch.remove_table(&table).add_table(&table);
-    sets(&mut batch, &table);
-    for chain in ["services", "node", "unserved", "turn-away"] {
-        batch.add_chain(&table, chain);
+impl ServiceTable {
+    /// For clients and backends in the family of `pods`.
+    pub fn new(config: &Config, pods: IpNet) -> Self {
+        let family = pods.family();
+        Self {
+            table: table(&config.table, family),
+            family,
+            pods,
+            mark: config.mark,
+            own_ports: config.own_ports.clone(),
+        }
     }
-    for (name, hook, priority, target) in [
-        ("prerouting", Hook::Prerouting, DNAT, "services"),
-        ("output", Hook::Output, DNAT, "services"),
-        ("refuse-prerouting", Hook::Prerouting, REFUSE, "unserved"),
-        ("refuse-output", Hook::Output, REFUSE, "unserved"),
-    ] {
+
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// The whole table anew, with everything in `step`; the one that is there goes in the same moment.
+    pub fn rebuild(&self, step: Step) -> Batch {
+        let table = &self.table;
+        let mut batch = Batch::new();
+        batch.remove_table(table).add_table(table);
+        self.sets(&mut batch);
+        for chain in ["services", "node", "unserved", "turn-away"] {
+            batch.add_chain(table, chain);
+        }
+        for (name, hook, priority, target) in [
+            ("prerouting", Hook::Prerouting, DNAT, "services"),
+            ("output", Hook::Output, DNAT, "services"),
+            ("refuse-prerouting", Hook::Prerouting, REFUSE, "unserved"),
+            ("refuse-output", Hook::Output, REFUSE, "unserved"),
+        ] {
+            let jump = Rule::new().verdict(&Verdict::Jump(target.into()));
+            batch
+                .add_base_chain(table, name, base(hook, priority))
+                .add_rule(table, name, jump);
+        }
+        batch.add_base_chain(table, "postrouting", base(Hook::Postrouting, SNAT));
+        for (chain, rules) in [
+            ("services", self.service_rules()),
+            ("node", self.node_rules()),
+            ("unserved", self.unserved_rules()),
+            ("turn-away", self.refusals()),
+            ("postrouting", self.masquerades()),
+        ] {
+            for rule in rules {
+                batch.add_rule(table, chain, rule);
+            }
+        }
+        self.append(&mut batch, step);
         batch
-            .add_base_chain(&table, name, base(hook, priority))
-            .add_rule(
-                &table,
-                name,
-                Rule::new().verdict(&Verdict::Jump(target.into())),
-            );
     }
-    for rule in service_rules(config) {
-        batch.add_rule(&table, "services", rule);
-    }
-    for rule in node_rules(config) {
-        batch.add_rule(&table, "node", rule);
-    }
-    for rule in unserved_rules() {
-        batch.add_rule(&table, "unserved", rule);
-    }
-    batch
-        .add_rule(
-            &table,
-            "turn-away",
-            Rule::new()
-                .protocol(Reg(0))
-                .equal(Reg(0), &[TCP])
-                .reject(Reject::TcpReset),
-        )
-        .add_rule(&table, "turn-away", Rule::new().reject(Reject::IcmpPort))
-        .add_base_chain(&table, "postrouting", base(Hook::Postrouting, SNAT))
-        .add_rule(
-            &table,
-            "postrouting",
-            Rule::new()
-                .source_v4(Reg(0))
-                .destination_v4(Reg(1))
-                .in_set(&SetName::Hairpin.name(), Reg(0))
-                .status_dnat()
-                .masquerade(),
-        )
-        .add_rule(&table, "postrouting", masquerade_marked(config.mark));
-    append(&mut batch, &table, step);
-    batch
-}
 
-/// Only what changed.
-pub fn change(config: &Config, step: Step) -> Batch {
-    let mut batch = Batch::new();
-    append(&mut batch, &table(config), step);
-    batch
-}
-
-fn append(batch: &mut Batch, table: &Table, step: Step) {
-    for (set, elements) in by_set(step.delete) {
-        batch.delete_elements(table, &set.name(), elements);
+    /// Only what changed.
+    pub fn change(&self, step: Step) -> Batch {
+        let mut batch = Batch::new();
+        self.append(&mut batch, step);
+        batch
     }
-    for dealer in step.chains.dealers {
-        let chain = dealer.name();
-        batch.add_chain(table, &chain);
-        for rule in dealer_rules(dealer) {
-            batch.add_rule(table, &chain, rule);
+
+    fn append(&self, batch: &mut Batch, step: Step) {
+        let table = &self.table;
+        for (set, elements) in by_set(step.delete) {
+            batch.delete_elements(table, &set.name(), elements);
+        }
+        for dealer in step.chains.dealers {
+            let chain = dealer.name();
+            batch.add_chain(table, &chain);
+            for rule in self.dealer_rules(dealer) {
+                batch.add_rule(table, &chain, rule);
+            }
+        }
+        for gate in step.chains.gates {
+            let chain = gate.name();
+            batch.add_chain(table, &chain);
+            for rule in gate_rules(&gate) {
+                batch.add_rule(table, &chain, rule);
+            }
+        }
+        for (set, elements) in by_set(step.add) {
+            batch.add_elements(table, &set.name(), elements);
         }
     }
-    for gate in step.chains.gates {
-        let chain = gate.name();
-        batch.add_chain(table, &chain);
-        for rule in gate_rules(&gate) {
-            batch.add_rule(table, &chain, rule);
+
+    fn sets(&self, batch: &mut Batch) {
+        use Type::{Mark, Port, Protocol};
+        let (table, at) = (&self.table, self.address());
+        let backend = SetKind::Map(&[at, Port]);
+        for door in Door::ALL {
+            let (front, slot, client): (&[_], &[_], &[_]) = match door.by_address() {
+                true => (
+                    &[at, Protocol, Port],
+                    &[at, Protocol, Port, Mark],
+                    &[at, at, Protocol, Port],
+                ),
+                false => (
+                    &[Protocol, Port],
+                    &[Protocol, Port, Mark],
+                    &[at, Protocol, Port],
+                ),
+            };
+            let clients = SetKind::Map(&[Mark]);
+            batch
+                .add_set(table, &Set::new(door.name(), front, SetKind::VerdictMap))
+                .add_set(
+                    table,
+                    &Set::new(&SetName::Backs(door).name(), slot, backend),
+                )
+                .add_set(
+                    table,
+                    &Set::new(&affinity(door), client, clients).dynamic(AFFINITY_LIMIT),
+                );
+        }
+        let address = [at, Protocol, Port];
+        for (set, key) in [
+            (SetName::ClusterIps, &[at][..]),
+            (SetName::MasqueradedAddresses, &address),
+            (SetName::MasqueradedPorts, &[Protocol, Port]),
+            (SetName::RefusedAddresses, &address),
+            (SetName::RefusedPorts, &[Protocol, Port]),
+            (SetName::Hairpin, &[at, at]),
+            (SetName::Balanced, &[at]),
+        ] {
+            batch.add_set(table, &Set::new(&set.name(), key, SetKind::Set));
         }
     }
-    for (set, elements) in by_set(step.add) {
-        batch.add_elements(table, &set.name(), elements);
+
+    /// The daemon's own ports are nobody else's. An address of the node is the node's, whoever names it
+    /// as external; only what a load balancer's controller has given may be on a link of the node.
+    fn service_rules(&self) -> Vec<Rule> {
+        let mut rules: Vec<Rule> = self.own_ports.spare(self.family).collect();
+        let to_node = Verdict::Goto("node".into());
+        rules.extend([
+            self.destination(Rule::new(), Reg(0))
+                .not_in_set(&SetName::Balanced.name(), Reg(0))
+                .destination_local()
+                .verdict(&to_node),
+            self.door(self.outside(), Door::OutsideAddresses),
+            self.mark(
+                self.destination(self.outside(), Reg(0))
+                    .in_set(&SetName::ClusterIps.name(), Reg(0)),
+            ),
+            self.marked(Door::Addresses, SetName::MasqueradedAddresses),
+            self.door(Rule::new(), Door::Addresses),
+            // A balanced address may be the node's too, with node ports.
+            Rule::new().destination_local().verdict(&to_node),
+        ]);
+        rules
+    }
+
+    /// Node ports.
+    fn node_rules(&self) -> Vec<Rule> {
+        let ports = [
+            self.door(self.outside(), Door::OutsidePorts),
+            self.marked(Door::Ports, SetName::MasqueradedPorts),
+            self.door(Rule::new(), Door::Ports),
+        ];
+        self.near().chain(ports).collect()
+    }
+
+    /// Returns with what is for addresses without node ports.
+    fn near(&self) -> impl Iterator<Item = Rule> {
+        let near: &[(IpAddr, u8)] = match self.family {
+            Family::V4 => &NEAR_V4,
+            Family::V6 => &NEAR_V6,
+        };
+        near.iter().map(|(network, length)| {
+            let rule = Rule::new().destination_in(*network, *length, true);
+            rule.verdict(&Verdict::Return)
+        })
+    }
+
+    fn unserved_rules(&self) -> Vec<Rule> {
+        let away = Verdict::Goto("turn-away".into());
+        let refused = |rule: Rule, door: Door, set: SetName| {
+            let (rule, _) = self.load(rule, door, 0);
+            rule.in_set(&set.name(), Reg(0)).verdict(&away)
+        };
+        let destination = self.destination(Rule::new(), Reg(0));
+        let local = Rule::new().destination_local();
+        let by_address = [
+            // A served port's destination is a backend by now, so this is a port without service.
+            destination
+                .in_set(&SetName::ClusterIps.name(), Reg(0))
+                .verdict(&away),
+            refused(Rule::new(), Door::Addresses, SetName::RefusedAddresses),
+        ];
+        let by_port = refused(local, Door::Ports, SetName::RefusedPorts);
+        by_address
+            .into_iter()
+            .chain(self.near())
+            .chain([by_port])
+            .collect()
+    }
+
+    fn refusals(&self) -> Vec<Rule> {
+        let port = match self.family {
+            Family::V4 => Reject::IcmpPort,
+            Family::V6 => Reject::Icmpv6Port,
+        };
+        let tcp = Rule::new().protocol(Reg(0)).equal(Reg(0), &[TCP]);
+        vec![tcp.reject(Reject::TcpReset), Rule::new().reject(port)]
+    }
+
+    /// A backend that is its own client, and what is marked.
+    fn masquerades(&self) -> Vec<Rule> {
+        let both = self.destination(self.source(Rule::new(), Reg(0)), Reg(self.registers()));
+        let hairpin = both.in_set(&SetName::Hairpin.name(), Reg(0));
+        vec![
+            hairpin.status_dnat().masquerade(),
+            masquerade_marked(self.mark),
+        ]
+    }
+
+    /// With affinity: a client's place is drawn once, kept in the map and renewed with each connection;
+    /// it travels to the next rule in the packet's priority. A place that is no more falls through to
+    /// the last rule.
+    fn dealer_rules(&self, dealer: Dealer) -> Vec<Rule> {
+        let backs = SetName::Backs(dealer.door).name();
+        let deal = |draw: &dyn Fn(Rule, Reg) -> Rule| {
+            let (rule, slot) = self.load(Rule::new(), dealer.door, 0);
+            let (address, port) = (Reg(slot + 1), Reg(slot + 1 + self.registers()));
+            draw(rule, Reg(slot))
+                .look_up(&backs, Reg(0), address)
+                .destination_nat(self.family == Family::V6, address, port)
+        };
+        let random = deal(&|rule, slot| rule.random(slot, dealer.places));
+        let Some(seconds) = dealer.affinity else {
+            return vec![random];
+        };
+        let client = || {
+            let source = self.source(Rule::new(), Reg(0));
+            self.load(source, dealer.door, self.registers())
+        };
+        let map = affinity(dealer.door);
+        let (renew, slot) = client();
+        vec![
+            renew.random(Reg(slot), dealer.places).remember(
+                &map,
+                Reg(0),
+                Reg(slot),
+                u64::from(seconds) * 1000,
+            ),
+            client()
+                .0
+                .look_up(&map, Reg(0), Reg(slot))
+                .set_priority(Reg(slot)),
+            deal(&|rule, slot| rule.load_priority(slot)),
+            random,
+        ]
+    }
+
+    /// Clients that are neither pods nor this node.
+    fn outside(&self) -> Rule {
+        let (network, length) = (self.pods.network(), self.pods.prefix_len());
+        let rule = Rule::new().source_in(network, length, false);
+        rule.source_local(false)
+    }
+
+    fn door(&self, rule: Rule, door: Door) -> Rule {
+        self.load(rule, door, 0).0.verdict_of(door.name(), Reg(0))
+    }
+
+    fn mark(&self, rule: Rule) -> Rule {
+        let (others, own) = ((!self.mark).to_ne_bytes(), self.mark.to_ne_bytes());
+        let rule = rule.load_mark(Reg(0)).bitwise(Reg(0), &others, &own);
+        rule.set_mark(Reg(0))
+    }
+
+    fn marked(&self, at: Door, set: SetName) -> Rule {
+        let (rule, _) = self.load(Rule::new(), at, 0);
+        self.mark(rule.in_set(&set.name(), Reg(0)))
+    }
+
+    /// Loads a door's key from this register on: address, protocol, port, or without the address. Also the
+    /// register after it.
+    fn load(&self, rule: Rule, door: Door, from: u8) -> (Rule, u8) {
+        let (rule, at) = match door.by_address() {
+            true => (self.destination(rule, Reg(from)), from + self.registers()),
+            false => (rule, from),
+        };
+        (rule.protocol(Reg(at)).destination_port(Reg(at + 1)), at + 2)
+    }
+
+    fn source(&self, rule: Rule, to: Reg) -> Rule {
+        match self.family {
+            Family::V4 => rule.source_v4(to),
+            Family::V6 => rule.source_v6(to),
+        }
+    }
+
+    fn destination(&self, rule: Rule, to: Reg) -> Rule {
+        match self.family {
+            Family::V4 => rule.destination_v4(to),
+            Family::V6 => rule.destination_v6(to),
+        }
+    }
+
+    fn address(&self) -> Type {
+        match self.family {
+            Family::V4 => Type::Ipv4,
+            Family::V6 => Type::Ipv6,
+        }
+    }
+
+    /// What an address takes.
+    fn registers(&self) -> u8 {
+        match self.family {
+            Family::V4 => 1,
+            Family::V6 => 4,
+        }
     }
 }
 
-fn by_set<T>(items: Vec<(SetName, T)>) -> std::collections::BTreeMap<SetName, Vec<T>> {
-    let mut sets = std::collections::BTreeMap::<_, Vec<T>>::new();
+/// The table of this name and family.
+pub fn table(name: &str, family: Family) -> Table {
+    let family = match family {
+        Family::V4 => nft::Family::Ip,
+        Family::V6 => nft::Family::Ip6,
+    };
+    Table::new(family, name)
+}
+
+fn by_set<T>(items: Vec<(SetName, T)>) -> BTreeMap<SetName, Vec<T>> {
+    let mut sets = BTreeMap::<_, Vec<T>>::new();
     for (set, item) in items {
         sets.entry(set).or_default().push(item);
     }
     sets
 }
 
-fn sets(batch: &mut Batch, table: &Table) {
-    use Type::{Ipv4, Mark, Port, Protocol};
-    let backend = SetKind::Map(&[Ipv4, Port]);
-    for door in Door::ALL {
-        let (front, slot, client): (&[_], &[_], &[_]) = match door.by_address() {
-            true => (
-                &[Ipv4, Protocol, Port],
-                &[Ipv4, Protocol, Port, Mark],
-                &[Ipv4, Ipv4, Protocol, Port],
-            ),
-            false => (
-                &[Protocol, Port],
-                &[Protocol, Port, Mark],
-                &[Ipv4, Protocol, Port],
-            ),
-        };
-        batch
-            .add_set(table, &Set::new(door.name(), front, SetKind::VerdictMap))
-            .add_set(
-                table,
-                &Set::new(&SetName::Backs(door).name(), slot, backend),
-            )
-            .add_set(
-                table,
-                &Set::new(&affinity(door), client, SetKind::Map(&[Mark])).dynamic(AFFINITY_LIMIT),
-            );
-    }
-    let address = [Ipv4, Protocol, Port];
-    for (set, key) in [
-        (SetName::ClusterIps, &[Ipv4][..]),
-        (SetName::MasqueradedAddresses, &address),
-        (SetName::MasqueradedPorts, &[Protocol, Port]),
-        (SetName::RefusedAddresses, &address),
-        (SetName::RefusedPorts, &[Protocol, Port]),
-        (SetName::Hairpin, &[Ipv4, Ipv4]),
-        (SetName::Balanced, &[Ipv4]),
-    ] {
-        batch.add_set(table, &Set::new(&set.name(), key, SetKind::Set));
-    }
-}
-
 fn affinity(door: Door) -> String {
     format!("{}-affinity", door.name())
-}
-
-/// Loads a door's key from register 1 on: address, protocol, port, or without the address.
-fn load(rule: Rule, door: Door) -> (Rule, u8) {
-    let (rule, at) = match door.by_address() {
-        true => (rule.destination_v4(Reg(1)), 2),
-        false => (rule, 1),
-    };
-    (rule.protocol(Reg(at)).destination_port(Reg(at + 1)), at + 2)
-}
-
-/// Clients that are neither pods nor this node.
-fn outside(config: &Config) -> Rule {
-    let pods = config.cluster_cidrs.primary();
-    Rule::new()
-        .source_in(pods.network(), pods.prefix_len(), false)
-        .source_local(false)
-}
-
-fn door(rule: Rule, door: Door) -> Rule {
-    load(rule, door).0.verdict_of(door.name(), Reg(1))
-}
-
-fn mark(config: &Config, rule: Rule) -> Rule {
-    rule.load_mark(Reg(0))
-        .bitwise(
-            Reg(0),
-            &(!config.mark).to_ne_bytes(),
-            &config.mark.to_ne_bytes(),
-        )
-        .set_mark(Reg(0))
-}
-
-fn marked(config: &Config, at: Door, set: SetName) -> Rule {
-    let rule = load(Rule::new(), at).0;
-    mark(config, rule.in_set(&set.name(), Reg(1)))
-}
-
-/// The daemon's own ports are nobody else's. An address of the node is the node's, whoever names it
-/// as external; only what a load balancer's controller has given may be on a link of the node.
-fn service_rules(config: &Config) -> Vec<Rule> {
-    let mut rules: Vec<Rule> = config.own_ports.spare(family::Family::V4).collect();
-    rules.extend([
-        Rule::new()
-            .destination_v4(Reg(0))
-            .not_in_set(&SetName::Balanced.name(), Reg(0))
-            .destination_local()
-            .verdict(&Verdict::Goto("node".into())),
-        door(outside(config), Door::OutsideAddresses),
-        mark(
-            config,
-            outside(config)
-                .destination_v4(Reg(0))
-                .in_set(&SetName::ClusterIps.name(), Reg(0)),
-        ),
-        marked(config, Door::Addresses, SetName::MasqueradedAddresses),
-        door(Rule::new(), Door::Addresses),
-        // A balanced address may be the node's too, with node ports.
-        Rule::new()
-            .destination_local()
-            .verdict(&Verdict::Goto("node".into())),
-    ]);
-    rules
-}
-
-/// Node ports. The node's own loopback addresses cannot be led away from it.
-fn node_rules(config: &Config) -> [Rule; 4] {
-    [
-        Rule::new()
-            .destination_in([127, 0, 0, 0].into(), 8, true)
-            .verdict(&Verdict::Return),
-        door(outside(config), Door::OutsidePorts),
-        marked(config, Door::Ports, SetName::MasqueradedPorts),
-        door(Rule::new(), Door::Ports),
-    ]
-}
-
-fn unserved_rules() -> [Rule; 3] {
-    let away = Verdict::Goto("turn-away".into());
-    [
-        // A served port's destination is a backend by now, so this is a port without service.
-        Rule::new()
-            .destination_v4(Reg(0))
-            .in_set(&SetName::ClusterIps.name(), Reg(0))
-            .verdict(&away),
-        load(Rule::new(), Door::Addresses)
-            .0
-            .in_set(&SetName::RefusedAddresses.name(), Reg(1))
-            .verdict(&away),
-        load(Rule::new().destination_local(), Door::Ports)
-            .0
-            .in_set(&SetName::RefusedPorts.name(), Reg(1))
-            .verdict(&away),
-    ]
 }
 
 /// Lets these clients through to the dealer, and nobody else.
@@ -270,45 +394,11 @@ fn gate_rules(gate: &Gate) -> Vec<Rule> {
         .iter()
         .map(|range| {
             Rule::new()
-                .source_in(range.network().into(), range.prefix_len(), true)
+                .source_in(range.network(), range.prefix_len(), true)
                 .verdict(&through)
         })
         .chain([Rule::new().verdict(&Verdict::Drop)])
         .collect()
-}
-
-/// With affinity: a client's place is drawn once, kept in the map and renewed with each connection;
-/// it travels to the next rule in the packet's priority. A place that is no more falls through to
-/// the last rule.
-fn dealer_rules(dealer: Dealer) -> Vec<Rule> {
-    let backs = SetName::Backs(dealer.door).name();
-    let deal = |draw: &dyn Fn(Rule, Reg) -> Rule| {
-        let (rule, slot) = load(Rule::new(), dealer.door);
-        draw(rule, Reg(slot))
-            .look_up(&backs, Reg(1), Reg(slot + 1))
-            .destination_nat(false, Reg(slot + 1), Reg(slot + 2))
-    };
-    let random = deal(&|rule, slot| rule.random(slot, dealer.places));
-    let Some(seconds) = dealer.affinity else {
-        return vec![random];
-    };
-    let client = || load(Rule::new().source_v4(Reg(0)), dealer.door);
-    let map = affinity(dealer.door);
-    let (renew, slot) = client();
-    vec![
-        renew.random(Reg(slot), dealer.places).remember(
-            &map,
-            Reg(0),
-            Reg(slot),
-            u64::from(seconds) * 1000,
-        ),
-        client()
-            .0
-            .look_up(&map, Reg(0), Reg(slot))
-            .set_priority(Reg(slot)),
-        deal(&|rule, slot| rule.load_priority(slot)),
-        random,
-    ]
 }
 
 fn masquerade_marked(mark: u32) -> Rule {

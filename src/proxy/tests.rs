@@ -1,31 +1,28 @@
 //! Services in namespaces of the tests' own, with real sockets.
 
 mod balanced;
+mod families;
+mod kernel;
+mod lab;
 mod near;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::{Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::AsFd,
-    process::Command,
-    thread,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     time::Duration,
 };
 
 use k8s_openapi::api::core::v1::Service;
-use netns::{
-    Namespace,
-    route::{Change, Port, Prefix, Socket, Veth},
-    sysctl,
-};
 use serde_json::{Value, json};
 
+use self::lab::{CLUSTERS, Lab, ask, refused, refused_udp};
 use super::{
-    model::{Audience, Front, Outcome, Protocol},
+    family_table::FEW_CHAINS,
+    model::{Audience, Backend, Front, Outcome, Protocol},
     *,
 };
 use crate::{
+    addresses::family::OfFamily,
     informer::services::SERVICE_NAME,
     own_ports::{OwnPort, TCP},
 };
@@ -34,6 +31,105 @@ type TestResult<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 
+/// A cluster's addresses of one family.
+#[derive(Clone, Copy)]
+struct Net {
+    family: Family,
+    pods: [IpAddr; 2],
+    /// The node's address on the pods' bridge, and on the network of the client outside.
+    gateway: IpAddr,
+    node: IpAddr,
+    client: IpAddr,
+    /// Bits of both networks' prefixes.
+    length: u8,
+    cluster_ip: IpAddr,
+    external: IpAddr,
+    pod_range: &'static str,
+    service_range: &'static str,
+    /// Inside of the services' range, and two outside of all others.
+    inner_range: &'static str,
+    added_range: &'static str,
+    later_range: &'static str,
+    /// The node's own network.
+    host_range: &'static str,
+    everything: &'static str,
+}
+
+const NET_V4: Net = Net {
+    family: Family::V4,
+    pods: [
+        IpAddr::V4(Ipv4Addr::new(10, 8, 0, 2)),
+        IpAddr::V4(Ipv4Addr::new(10, 8, 0, 3)),
+    ],
+    gateway: IpAddr::V4(Ipv4Addr::new(10, 8, 0, 1)),
+    node: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+    client: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2)),
+    length: 24,
+    cluster_ip: IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1)),
+    external: IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7)),
+    pod_range: "10.8.0.0/16",
+    service_range: "10.96.0.0/12",
+    inner_range: "10.97.0.0/24",
+    added_range: "203.0.113.0/24",
+    later_range: "198.51.100.0/24",
+    host_range: "192.0.2.0/24",
+    everything: "0.0.0.0/0",
+};
+
+const NET_V6: Net = Net {
+    family: Family::V6,
+    pods: [
+        IpAddr::V6(Ipv6Addr::new(0xfd08, 0, 0, 0, 0, 0, 0, 2)),
+        IpAddr::V6(Ipv6Addr::new(0xfd08, 0, 0, 0, 0, 0, 0, 3)),
+    ],
+    gateway: IpAddr::V6(Ipv6Addr::new(0xfd08, 0, 0, 0, 0, 0, 0, 1)),
+    node: IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1)),
+    client: IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 2)),
+    length: 64,
+    cluster_ip: IpAddr::V6(Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 1)),
+    external: IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, 0, 7)),
+    pod_range: "fd08::/56",
+    service_range: "fd96::/108",
+    inner_range: "fd96::a:0/112",
+    added_range: "fd97::/112",
+    later_range: "fd98::/112",
+    host_range: "2001:db8:2::/64",
+    everything: "::/0",
+};
+
+fn net(family: Family) -> Net {
+    match family {
+        Family::V4 => NET_V4,
+        Family::V6 => NET_V6,
+    }
+}
+
+impl Net {
+    fn loopback(&self) -> IpAddr {
+        match self.family {
+            Family::V4 => Ipv4Addr::LOCALHOST.into(),
+            Family::V6 => Ipv6Addr::LOCALHOST.into(),
+        }
+    }
+
+    fn unspecified(&self) -> IpAddr {
+        match self.family {
+            Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        }
+    }
+
+    /// A slice with these pods of the two, on that node.
+    fn slice(&self, port: u16, protocol: &str, pods: &[usize], node: &str) -> EndpointSlice {
+        let addresses: Vec<String> = pods.iter().map(|at| self.pods[*at].to_string()).collect();
+        let endpoints: Vec<_> = addresses
+            .iter()
+            .map(|address| (address.as_str(), node, true, false))
+            .collect();
+        slice_of(self.family, port, protocol, &endpoints)
+    }
+}
+
 fn service(spec: Value) -> Service {
     serde_json::from_value(json!({"metadata": {"name": "s", "namespace": "n"}, "spec": spec}))
         .expect("a service")
@@ -41,6 +137,17 @@ fn service(spec: Value) -> Service {
 
 /// Each endpoint: address, node, ready, serving while it ends.
 fn slice(port: u16, protocol: &str, endpoints: &[(&str, &str, bool, bool)]) -> EndpointSlice {
+    let is_v6 = endpoints.iter().any(|one| one.0.contains(':'));
+    let family = if is_v6 { Family::V6 } else { Family::V4 };
+    slice_of(family, port, protocol, endpoints)
+}
+
+fn slice_of(
+    family: Family,
+    port: u16,
+    protocol: &str,
+    endpoints: &[(&str, &str, bool, bool)],
+) -> EndpointSlice {
     let endpoints: Vec<Value> = endpoints
         .iter()
         .map(|(address, node, ready, ending)| {
@@ -52,21 +159,30 @@ fn slice(port: u16, protocol: &str, endpoints: &[(&str, &str, bool, bool)]) -> E
         .collect();
     serde_json::from_value(json!({
         "metadata": {"name": "s-1", "namespace": "n", "labels": {SERVICE_NAME: "s"}},
-        "addressType": "IPv4",
+        "addressType": family.name(),
         "ports": [{"name": "", "port": port, "protocol": protocol}],
         "endpoints": endpoints,
     }))
     .expect("a slice")
 }
 
+/// The plan of IPv4.
+fn plan(service: &Service, slices: &[&EndpointSlice], node: &Node) -> Plan {
+    model::plan(service, slices, node, Family::V4)
+}
+
 /// A node of this name.
 fn at(name: &str) -> Node {
+    let ranges = Family::ALL.map(net);
+    let ranges = ranges
+        .iter()
+        .flat_map(|net| [net.pod_range, net.service_range]);
     Node {
         name: name.into(),
-        cluster: ["10.8.0.0/16", "10.96.0.0/12"]
+        cluster: ranges
             .map(|range| range.parse().expect("a literal range"))
-            .into(),
-        addresses: vec![NODE],
+            .collect(),
+        addresses: Family::ALL.map(|family| net(family).node).into(),
         own_ports: own_ports(),
         ..Node::default()
     }
@@ -81,14 +197,28 @@ fn own_ports() -> OwnPorts {
     }])
 }
 
-fn front(address: Option<[u8; 4]>, port: u16, audience: Audience) -> Front {
+fn front(address: Option<&str>, port: u16, audience: Audience) -> Front {
     Front {
-        address: address.map(Ipv4Addr::from),
+        address: address.map(|text| text.parse().expect("a literal address")),
         protocol: Protocol::Tcp,
         port,
         audience,
     }
 }
+
+fn forward(backends: impl IntoIterator<Item = Backend>) -> Outcome {
+    Outcome::Forward {
+        backends: backends.into_iter().collect(),
+        affinity: None,
+        sources: BTreeSet::new(),
+    }
+}
+
+/// IPv4's.
+const BOTH: &[(&str, &str, bool, bool)] = &[
+    ("10.8.0.2", "a", true, false),
+    ("10.8.0.3", "a", true, false),
+];
 
 #[test]
 fn endpoints_of_a_cluster_ip() {
@@ -106,20 +236,16 @@ fn endpoints_of_a_cluster_ip() {
         (&[("10.0.0.2", "a", false, true)], &[2]),
         (&[("10.0.0.2", "a", false, false)], &[]), // not ready, not serving
     ] {
-        let plan = model::plan(&service, &[&slice(8080, "TCP", endpoints)], &at("a"));
+        let plan = plan(&service, &[&slice(8080, "TCP", endpoints)], &at("a"));
         let backends: BTreeSet<_> = want
             .iter()
-            .map(|last| (Ipv4Addr::from([10, 0, 0, *last]), 8080))
+            .map(|last| (IpAddr::from([10, 0, 0, *last]), 8080))
             .collect();
         let want = match backends.is_empty() {
             true => Outcome::Refuse,
-            false => Outcome::Forward {
-                backends,
-                affinity: None,
-                sources: BTreeSet::new(),
-            },
+            false => forward(backends),
         };
-        let front = front(Some([10, 96, 0, 1]), 80, Audience::Everyone);
+        let front = front(Some("10.96.0.1"), 80, Audience::Everyone);
         assert_eq!(
             plan.fronts,
             BTreeMap::from([(front, want)]),
@@ -135,7 +261,7 @@ fn local_policy_binds_only_clients_from_outside() {
         "ports": [{"port": 80, "nodePort": 30080}],
     }));
     let slice = slice(8080, "TCP", &[("10.0.0.1", "b", true, false)]);
-    let plan = model::plan(&service, &[&slice], &at("a"));
+    let plan = plan(&service, &[&slice], &at("a"));
     let outside = front(None, 30080, Audience::Outside);
     assert_eq!(plan.fronts.get(&outside), Some(&Outcome::Drop));
     let everyone = front(None, 30080, Audience::Everyone);
@@ -149,12 +275,12 @@ fn local_policy_binds_only_clients_from_outside() {
 #[test]
 fn a_change_costs_what_changed() {
     let service = service(json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}));
-    let plan = |endpoints: &[_]| model::plan(&service, &[&slice(8080, "TCP", endpoints)], &at("a"));
+    let plan = |endpoints: &[_]| plan(&service, &[&slice(8080, "TCP", endpoints)], &at("a"));
     let (one, two) = (
         ("10.0.0.1", "b", true, false),
         ("10.0.0.2", "b", true, false),
     );
-    let mut state = render::State::default();
+    let mut state = render::State::new(Family::V4);
     let key = Key::new("n", "s");
     let mut step = render::Step::default();
     state.update(&key, plan(&[one]), &mut step);
@@ -165,7 +291,7 @@ fn a_change_costs_what_changed() {
     let mut step = render::Step::default();
     state.update(&key, plan(&[one, two]), &mut step);
     assert!(step.is_empty());
-    state.update(&key, Plan::default(), &mut step);
+    state.update(&key, Plan::nothing(Family::V4), &mut step);
     assert_eq!((step.delete.len(), step.add.len()), (4, 0));
     assert_eq!(state.whole().add, []);
 }
@@ -180,7 +306,7 @@ fn what_is_the_clusters_stays_the_clusters() {
         let mut service = serde_json::to_value(service).unwrap();
         service["status"] = json!({"loadBalancer": {"ingress": [{"ip": status}]}});
         let service = serde_json::from_value(service).unwrap();
-        model::plan(&service, &[], &at("a"))
+        plan(&service, &[], &at("a"))
     };
     for (ip, why) in [
         ("198.51.100.7", None),
@@ -208,7 +334,7 @@ fn what_is_the_clusters_stays_the_clusters() {
     let service = service(json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}));
     for address in ["127.0.0.1", "169.254.169.254", "0.0.0.0", "224.0.0.1"] {
         let slice = slice(8080, "TCP", &[(address, "a", true, false)]);
-        let plan = model::plan(&service, &[&slice], &at("a"));
+        let plan = plan(&service, &[&slice], &at("a"));
         let outcomes: Vec<_> = plan.fronts.into_values().collect();
         assert_eq!(outcomes, [Outcome::Refuse], "{address}");
     }
@@ -216,9 +342,9 @@ fn what_is_the_clusters_stays_the_clusters() {
 
 #[test]
 fn the_older_service_keeps_an_address() {
-    let plan = |seconds: i64, spec| Plan {
+    let made = |seconds: i64, spec| Plan {
         since: (seconds, String::new()),
-        ..model::plan(
+        ..plan(
             &service(spec),
             &[&slice(8080, "TCP", &[("10.0.0.1", "b", true, false)])],
             &at("a"),
@@ -229,12 +355,12 @@ fn the_older_service_keeps_an_address() {
             "externalTrafficPolicy": policy, "ports": [{"port": 80}]})
     };
     let (old, new) = (Key::new("z", "old"), Key::new("a", "new"));
-    let mut state = render::State::default();
+    let mut state = render::State::new(Family::V4);
     // In whatever order they come, as after a restart.
     let mut step = render::Step::default();
-    state.update(&new, plan(2, spec("10.96.0.2", "Local")), &mut step);
+    state.update(&new, made(2, spec("10.96.0.2", "Local")), &mut step);
     let alone = state.whole().add.len();
-    state.update(&old, plan(1, spec("10.96.0.1", "Cluster")), &mut step);
+    state.update(&old, made(1, spec("10.96.0.1", "Cluster")), &mut step);
     let messages: Vec<&str> = step.notices.iter().map(|n| n.message.as_str()).collect();
     assert_eq!(
         messages,
@@ -251,390 +377,10 @@ fn the_older_service_keeps_an_address() {
             .count()
     };
     assert_eq!(outside(&state), 0);
-    state.update(&old, Plan::default(), &mut render::Step::default());
-    assert_eq!((outside(&state), state.whole().add.len()), (1, alone));
-}
-
-/// A node with two pods and one client outside the cluster.
-struct Lab {
-    node: Namespace,
-    pods: [Namespace; 2],
-    outside: Namespace,
-}
-
-const PODS: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::new(10, 8, 0, 2)),
-    IpAddr::V4(Ipv4Addr::new(10, 8, 0, 3)),
-];
-const GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 8, 0, 1));
-const NODE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
-const CLUSTER_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
-
-impl Lab {
-    fn new() -> TestResult<Self> {
-        let lab = Self {
-            node: Namespace::create()?,
-            pods: [Namespace::create()?, Namespace::create()?],
-            outside: Namespace::create()?,
-        };
-        lab.node.run(|| -> TestResult {
-            sysctl::write("net/ipv4/ip_forward", "1")?;
-            let mut socket = Socket::open()?;
-            socket.apply(vec![Change::add_bridge("br0", [2, 0, 0, 0, 0, 1])])?;
-            let bridge = socket.link("br0")?.index;
-            let lo = socket.link("lo")?.index;
-            socket.apply(vec![
-                Change::set_up(lo),
-                Change::add_address(bridge, Prefix::new(GATEWAY, 24)),
-                Change::set_up(bridge),
-            ])?;
-            for (name, pod, master) in [
-                ("pod0", &lab.pods[0], Some(bridge)),
-                ("pod1", &lab.pods[1], Some(bridge)),
-                ("out", &lab.outside, None),
-            ] {
-                let last = name.as_bytes()[name.len() - 1];
-                socket.apply(vec![Change::add_veth(&Veth {
-                    name,
-                    peer_name: "eth0",
-                    peer_netns: pod.as_fd(),
-                    mac: [2, 0, 0, 1, 0, last],
-                    peer_mac: [2, 0, 0, 2, 0, last],
-                    mtu: 1500,
-                    master,
-                })])?;
-            }
-            let out = socket.link("out")?.index;
-            socket.apply(vec![
-                Change::set_port("pod0", Port::Learning),
-                Change::set_port("pod1", Port::Learning),
-                Change::add_address(out, Prefix::new(NODE, 24)),
-            ])?;
-            Ok(())
-        })??;
-        for (pod, address, gateway) in [
-            (&lab.pods[0], Prefix::host(PODS[0]), GATEWAY),
-            (&lab.pods[1], Prefix::host(PODS[1]), GATEWAY),
-            (&lab.outside, Prefix::new(CLIENT, 24), NODE),
-        ] {
-            pod.run(|| -> TestResult {
-                let mut socket = Socket::open()?;
-                let (lo, eth0) = (socket.link("lo")?.index, socket.link("eth0")?.index);
-                let everywhere = Prefix::new(Ipv4Addr::UNSPECIFIED.into(), 0);
-                Ok(socket.apply(vec![
-                    Change::set_up(lo),
-                    Change::set_up(eth0),
-                    Change::add_address(eth0, address),
-                    Change::add_route(eth0, Prefix::host(gateway), None),
-                    Change::add_route(eth0, everywhere, Some(gateway)),
-                ])?)
-            })??;
-        }
-        Ok(lab)
-    }
-
-    /// A server in each pod that answers its number and its client's address.
-    fn serve(&self) -> TestResult {
-        for (pod, address) in self.pods.iter().zip(PODS) {
-            let listener = pod.run(|| TcpListener::bind((address, 8080)))??;
-            let socket = pod.run(|| UdpSocket::bind((address, 5353)))??;
-            thread::spawn(move || {
-                for mut stream in listener.incoming().flatten() {
-                    let client = stream.peer_addr().map(|from| from.ip().to_string());
-                    let _ = write!(stream, "{address} {}", client.unwrap_or_default());
-                }
-            });
-            thread::spawn(move || {
-                let mut buffer = [0; 64];
-                while let Ok((_, from)) = socket.recv_from(&mut buffer) {
-                    let _ = socket.send_to(address.to_string().as_bytes(), from);
-                }
-            });
-        }
-        Ok(())
-    }
-
-    fn config(&self) -> Config {
-        Config {
-            table: "vetch-proxy".into(),
-            node: "a".into(),
-            cluster_cidrs: "10.8.0.0/16".parse().expect("a literal range"),
-            service_routes: Some((
-                "10.96.0.0/12".parse().expect("a literal range"),
-                "br0".into(),
-            )),
-            mark: DEFAULT_MARK,
-            addresses: vec![NODE],
-            own_ports: own_ports(),
-        }
-    }
-}
-
-/// What the server says: its address and the client's as it sees it.
-fn ask(from: &Namespace, address: IpAddr, port: u16) -> TestResult<(IpAddr, IpAddr)> {
-    let mut stream =
-        from.run(|| TcpStream::connect_timeout(&SocketAddr::new(address, port), TIMEOUT))??;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    let (server, client) = text.split_once(' ').ok_or("a cut answer")?;
-    Ok((server.parse()?, client.parse()?))
-}
-
-fn refused(from: &Namespace, address: IpAddr, port: u16) -> TestResult<bool> {
-    let address = SocketAddr::new(address, port);
-    let error = from
-        .run(|| TcpStream::connect_timeout(&address, TIMEOUT))?
-        .err();
-    Ok(error.is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused))
-}
-
-fn refused_udp(from: &Namespace, address: IpAddr, port: u16) -> TestResult<bool> {
-    let error = from.run(|| -> std::io::Result<usize> {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        socket.set_read_timeout(Some(TIMEOUT))?;
-        socket.connect((address, port))?;
-        socket.send(b"?")?;
-        socket.recv(&mut [0; 16])
-    })?;
-    Ok(error.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused))
-}
-
-/// All of it written.
-fn start(config: Config, plans: Vec<(Key, Plan)>) -> TestResult<Writer> {
-    let (mut writer, _) = Writer::open(config, plans)?;
-    writer.settle()?;
-    Ok(writer)
-}
-
-const BOTH: &[(&str, &str, bool, bool)] = &[
-    ("10.8.0.2", "a", true, false),
-    ("10.8.0.3", "a", true, false),
-];
-
-#[test]
-#[ignore = "needs root"]
-fn services_answer_from_everywhere() -> TestResult {
-    let lab = Lab::new()?;
-    lab.serve()?;
-    let service = service(json!({
-        "type": "NodePort", "clusterIP": "10.96.0.1",
-        "externalIPs": ["198.51.100.7"],
-        "ports": [{"port": 80, "nodePort": 30080}],
-    }));
-    let key = Key::new("n", "s");
-    let plan = |endpoints| model::plan(&service, &[&slice(8080, "TCP", endpoints)], &at("a"));
-    let mut writer = lab
-        .node
-        .run(|| start(lab.config(), vec![(key.clone(), plan(BOTH))]))??;
-
-    // Both endpoints get their share, from a pod (to itself too), the node, and outside.
-    let external = IpAddr::from([198, 51, 100, 7]);
-    for (from, address, port) in [
-        (&lab.pods[0], CLUSTER_IP, 80),
-        (&lab.node, CLUSTER_IP, 80),
-        (&lab.pods[0], NODE, 30080),
-        (&lab.node, NODE, 30080),
-        (&lab.outside, NODE, 30080),
-        (&lab.outside, external, 80),
-        (&lab.outside, CLUSTER_IP, 80),
-    ] {
-        let mut servers = BTreeSet::new();
-        for _ in 0..40 {
-            servers.insert(ask(from, address, port)?.0);
-        }
-        assert_eq!(servers, BTreeSet::from(PODS), "{address}:{port}");
-    }
-    // What is the daemon's own is refused by who listens there: nobody, in this lab.
-    assert!(refused(&lab.outside, NODE, 6443)?);
-    // A pod is seen with its own address, unless it is its own server.
-    for _ in 0..10 {
-        let (server, client) = ask(&lab.pods[0], CLUSTER_IP, 80)?;
-        match server == PODS[0] {
-            true => assert_eq!(client, GATEWAY),
-            false => assert_eq!(client, PODS[0]),
-        }
-    }
-    // Without endpoints, and on a port nobody has: refused, not silence.
-    writer.apply(vec![(key.clone(), plan(&[]))]).1?;
-    for (from, address, port) in [
-        (&lab.pods[0], CLUSTER_IP, 80),
-        (&lab.node, CLUSTER_IP, 80),
-        (&lab.pods[0], CLUSTER_IP, 81),
-        (&lab.outside, NODE, 30080),
-        (&lab.node, NODE, 30080),
-    ] {
-        assert!(refused(from, address, port)?, "{address}:{port}");
-    }
-    // (The node's own datagrams are refused by the error of the call that sends them.)
-    for from in [&lab.pods[0], &lab.outside] {
-        assert!(refused_udp(from, CLUSTER_IP, 81)?);
-    }
-    // One endpoint back again.
-    writer.apply(vec![(key.clone(), plan(&BOTH[1..]))]).1?;
-    assert_eq!(ask(&lab.pods[0], CLUSTER_IP, 80)?.0, PODS[1]);
-
-    // Somebody deletes the table: the next change makes it anew.
-    lab.node.run(|| sync::remove(&lab.config()))??;
-    writer.apply(vec![(key.clone(), plan(BOTH))]).1?;
-    ask(&lab.pods[0], CLUSTER_IP, 80)?;
-
-    lab.node.run(|| sync::remove(&lab.config()))??;
-    let rules = lab
-        .node
-        .run(|| Command::new("nft").args(["list", "ruleset"]).output())??;
-    assert_eq!(rules.stdout, b"");
-    Ok(())
-}
-
-#[test]
-#[ignore = "needs root"]
-fn added_ranges_are_routed_but_not_the_hosts_own() -> TestResult {
-    let lab = Lab::new()?;
-    let ranges = |texts: &[&str]| {
-        let parsed = texts.iter().map(|text| text.parse());
-        parsed.collect::<Result<_, _>>().expect("literal ranges")
-    };
-    let routed = || -> TestResult<Vec<String>> {
-        let mut socket = Socket::open()?;
-        let link = socket.link("br0")?.index;
-        let routes = socket.static_routes(link)?;
-        let mut routes: Vec<String> = routes.iter().map(ToString::to_string).collect();
-        routes.sort();
-        Ok(routes)
-    };
-    lab.node.run(|| -> TestResult {
-        let mut writer = start(lab.config(), Vec::new())?;
-        // The second is inside of the configured range; in the others the host has an address.
-        let added = [
-            "203.0.113.0/24",
-            "10.97.0.0/24",
-            "192.0.2.0/25",
-            "10.8.0.0/16",
-            "0.0.0.0/0",
-            "fd00::/64",
-        ];
-        writer.set_ranges(ranges(&added));
-        assert_eq!(writer.settle()?, Vec::<String>::new());
-        assert_eq!(routed()?, ["10.96.0.0/12", "203.0.113.0/24"]);
-        let mut socket = Socket::open()?;
-        let link = socket.link("br0")?.index;
-        let added = Prefix::new(Ipv4Addr::new(203, 0, 113, 0).into(), 24);
-        socket.apply(vec![Change::delete_route(link, added)])?;
-        assert_eq!(writer.settle()?, ["the route to 203.0.113.0/24"]);
-        // The next daemon finds another range.
-        let (mut writer, _) = Writer::open(lab.config(), Vec::new())?;
-        writer.set_ranges(ranges(&["198.51.100.0/24"]));
-        writer.settle()?;
-        assert_eq!(routed()?, ["10.96.0.0/12", "198.51.100.0/24"]);
-        writer.set_ranges(ranges(&[]));
-        writer.settle()?;
-        assert_eq!(routed()?, ["10.96.0.0/12"]);
-        Ok(())
-    })?
-}
-
-#[test]
-#[ignore = "needs root"]
-fn a_client_stays_with_its_endpoint() -> TestResult {
-    let lab = Lab::new()?;
-    lab.serve()?;
-    let service = service(json!({
-        "clusterIP": "10.96.0.1", "ports": [{"port": 80}], "sessionAffinity": "ClientIP",
-    }));
-    let key = Key::new("n", "s");
-    let plan = |endpoints| model::plan(&service, &[&slice(8080, "TCP", endpoints)], &at("a"));
-    let mut writer = lab
-        .node
-        .run(|| start(lab.config(), vec![(key.clone(), plan(BOTH))]))??;
-    let rules = lab
-        .node
-        .run(|| Command::new("nft").args(["list", "ruleset"]).output())??;
-    assert!(rules.status.success(), "nft cannot read the table");
-    for from in [&lab.node, &lab.pods[0], &lab.pods[1]] {
-        let first = ask(from, CLUSTER_IP, 80)?.0;
-        for _ in 0..20 {
-            assert_eq!(ask(from, CLUSTER_IP, 80)?.0, first);
-        }
-    }
-    // Its endpoint goes: it is served by the other.
-    writer.apply(vec![(key.clone(), plan(&BOTH[..1]))]).1?;
-    for from in [&lab.node, &lab.pods[0], &lab.pods[1]] {
-        assert_eq!(ask(from, CLUSTER_IP, 80)?.0, PODS[0]);
-    }
-    Ok(())
-}
-
-#[test]
-#[ignore = "needs root"]
-fn a_udp_sender_moves_when_its_endpoint_goes() -> TestResult {
-    let lab = Lab::new()?;
-    lab.serve()?;
-    let service = service(json!({
-        "clusterIP": "10.96.0.1", "ports": [{"port": 53, "protocol": "UDP"}],
-    }));
-    let key = Key::new("n", "s");
-    let plan = |endpoints| model::plan(&service, &[&slice(5353, "UDP", endpoints)], &at("a"));
-    lab.node.run(|| -> TestResult {
-        let mut writer = start(lab.config(), vec![(key.clone(), plan(&BOTH[..1]))])?;
-        let socket = lab.pods[1].run(|| UdpSocket::bind((PODS[1], 0)))??;
-        socket.set_read_timeout(Some(TIMEOUT))?;
-        let ask = || -> TestResult<IpAddr> {
-            let mut buffer = [0; 64];
-            socket.send_to(b"?", (CLUSTER_IP, 53))?;
-            let (length, from) = socket.recv_from(&mut buffer)?;
-            assert_eq!(from, SocketAddr::new(CLUSTER_IP, 53));
-            Ok(std::str::from_utf8(&buffer[..length])?.parse()?)
-        };
-        assert_eq!(ask()?, PODS[0]);
-        writer.apply(vec![(key.clone(), plan(&BOTH[1..]))]).1?;
-        assert_eq!(ask()?, PODS[1]); // hairpin, from the same source port
-        Ok(())
-    })?
-}
-
-#[test]
-#[ignore = "needs root"]
-fn chains_that_nothing_points_to_are_taken_away() -> TestResult {
-    let lab = Lab::new()?;
-    let chains = || -> TestResult<usize> {
-        let list = || Command::new("nft").args(["list", "chains"]).output();
-        let said = lab.node.run(list)??;
-        assert!(said.status.success(), "{said:?}");
-        Ok(String::from_utf8(said.stdout)?.matches("chain ").count())
-    };
-    let key = Key::new("n", "s");
-    // Every other set of ranges is another chain.
-    let plan = |number: usize| {
-        let [.., high, low] = number.to_be_bytes();
-        let mut service = service(json!({
-            "type": "LoadBalancer", "clusterIP": "10.96.0.1", "ports": [{"port": 80}],
-            "loadBalancerSourceRanges": [format!("203.{high}.{low}.0/24")],
-        }));
-        service.status = serde_json::from_value(json!({
-            "loadBalancer": {"ingress": [{"ip": "198.51.100.7"}]}
-        }))
-        .expect("a status");
-        model::plan(&service, &[&slice(8080, "TCP", BOTH)], &at("a"))
-    };
-    let mut writer = lab
-        .node
-        .run(|| start(lab.config(), vec![(key.clone(), plan(1))]))??;
-    let few = chains()?;
-    let mut most = 0;
-    for number in 2..3 * sync::FEW_CHAINS {
-        lab.node
-            .run(|| writer.apply(vec![(key.clone(), plan(number))]).1)??;
-        if number % 100 == 0 {
-            most = most.max(chains()?);
-        }
-    }
-    assert!(most > few + 100, "{most}: no chain is left behind at all");
-    assert!(
-        most <= few + sync::FEW_CHAINS + 1,
-        "{most} of {}",
-        sync::FEW_CHAINS
+    state.update(
+        &old,
+        Plan::nothing(Family::V4),
+        &mut render::Step::default(),
     );
-    Ok(())
+    assert_eq!((outside(&state), state.whole().add.len()), (1, alone));
 }

@@ -12,6 +12,8 @@ use std::{
 use ipnet::IpNet;
 use netns::conntrack::{self, Tuple};
 
+use crate::addresses::family::{Family, OfFamily};
+
 const UDP: u8 = 17;
 
 /// Where senders write to: `None` for every address of this machine.
@@ -19,8 +21,29 @@ pub type Front = (Option<IpAddr>, u16);
 /// Where UDP for a front shall arrive; nowhere if nobody serves it.
 pub type Served = BTreeMap<Front, BTreeSet<(IpAddr, u16)>>;
 
-/// Forgets the flows to these fronts that arrive elsewhere.
+/// Forgets the flows to these fronts that arrive elsewhere, in the families of whom they name: their own
+/// addresses or those that serve them. A front that names nobody is one in both.
 pub fn forget_stale(served: &Served) -> Result<(), netns::Error> {
+    for family in Family::ALL {
+        let asked = served
+            .iter()
+            .filter(|(front, backends)| is_about(family, front.0, backends))
+            .map(|(front, backends)| (*front, backends.clone()))
+            .collect();
+        forget_stale_of(family, &asked)?;
+    }
+    Ok(())
+}
+
+fn is_about(family: Family, front: Option<IpAddr>, backends: &BTreeSet<(IpAddr, u16)>) -> bool {
+    match front {
+        Some(address) => address.family() == family,
+        None => backends.is_empty() || backends.iter().any(|(to, _)| to.family() == family),
+    }
+}
+
+/// The same in one family: fronts without an address are this family's alone.
+pub fn forget_stale_of(family: Family, served: &Served) -> Result<(), netns::Error> {
     if served.is_empty() {
         return Ok(());
     }
@@ -28,18 +51,25 @@ pub fn forget_stale(served: &Served) -> Result<(), netns::Error> {
         true => local_addresses()?,
         false => HashSet::new(),
     };
-    forget(|original, reply| is_stale(original, reply, served, &local))
+    forget(family, |original, reply| {
+        is_stale(original, reply, served, &local)
+    })
 }
 
 /// Forgets the flows of these pods to what is outside that keep the pod's own address as the sender's.
 pub fn forget_unmasqueraded(pods: &[IpNet], cluster: &[IpNet]) -> Result<(), netns::Error> {
-    forget(|original, reply| {
-        let inside =
-            |address: &IpAddr, ranges: &[IpNet]| ranges.iter().any(|range| range.contains(address));
-        inside(&original.source.0, pods)
-            && !inside(&reply.source.0, cluster)
-            && reply.destination == original.source
-    })
+    let families: BTreeSet<Family> = pods.iter().map(OfFamily::family).collect();
+    for family in families {
+        forget(family, |original, reply| {
+            let inside = |address: &IpAddr, ranges: &[IpNet]| {
+                ranges.iter().any(|range| range.contains(address))
+            };
+            inside(&original.source.0, pods)
+                && !inside(&reply.source.0, cluster)
+                && reply.destination == original.source
+        })?;
+    }
+    Ok(())
 }
 
 fn is_stale(original: &Tuple, reply: &Tuple, served: &Served, local: &HashSet<IpAddr>) -> bool {
@@ -53,8 +83,8 @@ fn is_stale(original: &Tuple, reply: &Tuple, served: &Served, local: &HashSet<Ip
     backends.is_some_and(|backends| !backends.contains(&reply.source))
 }
 
-fn forget(stale: impl Fn(&Tuple, &Tuple) -> bool) -> Result<(), netns::Error> {
-    let mut entries = conntrack::list(false)?;
+fn forget(family: Family, stale: impl Fn(&Tuple, &Tuple) -> bool) -> Result<(), netns::Error> {
+    let mut entries = conntrack::list(family == Family::V6)?;
     entries.retain(|entry| entry.original.protocol == UDP && stale(&entry.original, &entry.reply));
     conntrack::delete(&entries)
 }
@@ -70,6 +100,26 @@ fn local_addresses() -> Result<HashSet<IpAddr>, netns::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn which_families_a_front_is_in() {
+        let (v4, v6): (IpAddr, IpAddr) = ([10, 0, 0, 1].into(), "fd00::1".parse().unwrap());
+        for (front, backends, want) in [
+            (Some(v4), &[][..], &[Family::V4][..]),
+            (Some(v6), &[v6], &[Family::V6]),
+            (None, &[v4], &[Family::V4]),
+            (None, &[v6], &[Family::V6]),
+            (None, &[v4, v6], &Family::ALL),
+            (None, &[], &Family::ALL),
+        ] {
+            let backends = backends.iter().map(|address| (*address, 53)).collect();
+            let families = Family::ALL.into_iter();
+            let found: Vec<_> = families
+                .filter(|family| is_about(*family, front, &backends))
+                .collect();
+            assert_eq!(found, want, "{front:?} {backends:?}");
+        }
+    }
 
     #[test]
     fn which_flows_are_stale() {

@@ -33,10 +33,10 @@ fn balancer(by: &str, addresses: &[&str], spec: Value) -> Service {
 
 fn planned(service: &Service, node: &Node) -> Plan {
     let slice = slice(8080, "TCP", BOTH);
-    model::plan(service, &[&slice], node)
+    plan(service, &[&slice], node)
 }
 
-const OWN: [u8; 4] = [192, 0, 2, 1];
+const OWN: &str = "192.0.2.1";
 
 #[test]
 fn the_nodes_own_address_is_served_on_the_controllers_word_alone() {
@@ -52,12 +52,12 @@ fn the_nodes_own_address_is_served_on_the_controllers_word_alone() {
         let plan = planned(&balancer(by, &["192.0.2.1", "192.0.2.7"], spec), &at("a"));
         let own = front(Some(OWN), 80, Audience::Everyone);
         assert_eq!(plan.fronts.contains_key(&own), is_served, "{by}");
-        assert_eq!(plan.balanced.contains(&OWN.into()), is_served, "{by}");
+        assert_eq!(plan.balanced.contains(&NET_V4.node), is_served, "{by}");
         let why = plan.ignored.get("192.0.2.1").copied();
         let want = (!is_served).then_some("it is the node's own");
         assert_eq!(why, want, "{by}");
         // Other nodes' addresses lead the same way from here.
-        let elsewhere = front(Some([192, 0, 2, 7]), 80, Audience::Everyone);
+        let elsewhere = front(Some("192.0.2.7"), 80, Audience::Everyone);
         assert!(plan.fronts.contains_key(&elsewhere), "{by}");
     }
     // What its owner names beside changes nothing, not even who may come.
@@ -88,7 +88,7 @@ fn only_the_ports_that_were_given_are_served() {
     };
     asked(&mut service, 10250);
     let plan = planned(&service, &at("a"));
-    for address in [OWN, [192, 0, 2, 7]] {
+    for address in [OWN, "192.0.2.7"] {
         let taken = front(Some(address), 10250, Audience::Everyone);
         assert!(!plan.fronts.contains_key(&taken), "{address:?}");
     }
@@ -98,13 +98,24 @@ fn only_the_ports_that_were_given_are_served() {
 
 #[test]
 fn own_ports_stay_the_nodes() {
-    let spec = json!({"ports": [{"port": 6443, "name": "a"}, {"port": 80, "name": "b"}]});
-    let plan = planned(&balancer("cluster", &["192.0.2.1"], spec), &at("a"));
-    let own = |port| front(Some(OWN), port, Audience::Everyone);
-    assert!(!plan.fronts.contains_key(&own(6443)));
-    assert!(plan.fronts.contains_key(&own(80)));
-    let why = plan.ignored.get("192.0.2.1:6443").copied();
-    assert_eq!(why, Some("the port is the node's own"));
+    let slices = Family::ALL.map(|family| net(family).slice(8080, "TCP", &[0], "a"));
+    for (family, address, ignored) in [
+        (Family::V4, OWN, "192.0.2.1:6443"),
+        (Family::V6, "2001:db8:2::1", "[2001:db8:2::1]:6443"),
+    ] {
+        let spec = json!({
+            "clusterIP": net(family).cluster_ip.to_string(),
+            "ports": [{"port": 6443, "name": "a"}, {"port": 80}],
+        });
+        let service = balancer("cluster", &[address], spec);
+        let slices: Vec<&EndpointSlice> = slices.iter().collect();
+        let plan = model::plan(&service, &slices, &at("a"), family);
+        let own = |port| front(Some(address), port, Audience::Everyone);
+        assert!(!plan.fronts.contains_key(&own(6443)));
+        assert!(plan.fronts.contains_key(&own(80)));
+        let why = plan.ignored.get(ignored).copied();
+        assert_eq!(why, Some("the port is the node's own"));
+    }
 }
 
 #[test]
@@ -135,7 +146,7 @@ fn a_port_is_left_to_the_program_that_listens_there() -> TestResult {
 fn an_external_address_of_the_node_leads_to_its_own() {
     let service = balancer("cluster", &["203.0.113.1"], json!({}));
     let own = front(Some(OWN), 80, Audience::Everyone);
-    let named = front(Some([203, 0, 113, 1]), 80, Audience::Everyone);
+    let named = front(Some("203.0.113.1"), 80, Audience::Everyone);
     let mut node = at("a");
     let plan = planned(&service, &node);
     assert!(plan.fronts.contains_key(&named) && !plan.fronts.contains_key(&own));
@@ -151,103 +162,128 @@ fn an_external_address_of_the_node_leads_to_its_own() {
     assert!(!plan.fronts.contains_key(&own));
 }
 
+/// The Service in every family of the cluster, with these addresses.
+fn balanced(
+    lab: &Lab,
+    by: &str,
+    address: fn(&Net) -> IpAddr,
+    slices: &[EndpointSlice],
+    mut spec: Value,
+) -> Vec<(Key, Plan)> {
+    let texts = |of: fn(&Net) -> IpAddr| -> Vec<String> {
+        lab.nets().map(|net| of(&net).to_string()).collect()
+    };
+    let cluster_ips = texts(|net| net.cluster_ip);
+    spec["clusterIP"] = json!(cluster_ips[0]);
+    spec["clusterIPs"] = json!(cluster_ips);
+    let addresses = texts(address);
+    let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+    lab.plans(&balancer(by, &addresses, spec), slices)
+}
+
 #[test]
 #[ignore = "needs root"]
 fn the_nodes_own_address_answers_for_a_balanced_service() -> TestResult {
-    let lab = Lab::new()?;
-    lab.serve()?;
-    let plan = |by: &str, endpoints, spec: Value| {
-        let slice = slice(8080, "TCP", endpoints);
-        model::plan(&balancer(by, &["192.0.2.1"], spec), &[&slice], &at("a"))
-    };
-    let key = Key::new("n", "s");
-    let ports = json!([{"port": 80, "name": "", "nodePort": 30080}]);
-    let cluster = json!({"ports": ports});
-    let first = vec![(key.clone(), plan("cluster", BOTH, cluster))];
-    let mut writer = lab.node.run(|| start(lab.config(), first))??;
-    for (from, address, port) in [
-        (&lab.outside, NODE, 80),
-        (&lab.pods[0], NODE, 80),
-        (&lab.node, NODE, 80),
-        (&lab.outside, NODE, 30080),
-        (&lab.pods[1], NODE, 30080),
-        (&lab.outside, CLUSTER_IP, 80),
-    ] {
-        let mut servers = BTreeSet::new();
-        for _ in 0..40 {
-            servers.insert(ask(from, address, port)?.0);
+    CLUSTERS.into_iter().try_for_each(|families| {
+        let lab = Lab::new(families)?;
+        lab.serve()?;
+        let both = lab.slices(&[0, 1]);
+        let plans =
+            |by, slices: &[EndpointSlice], spec| balanced(&lab, by, |net| net.node, slices, spec);
+        let ports = json!({"ports": [{"port": 80, "name": "", "nodePort": 30080}]});
+        let mut writer = lab.start(plans("cluster", &both, ports))?;
+        for net in lab.nets() {
+            for (from, address, port) in [
+                (&lab.outside, net.node, 80),
+                (&lab.pods[0], net.node, 80),
+                (&lab.node, net.node, 80),
+                (&lab.outside, net.node, 30080),
+                (&lab.pods[1], net.node, 30080),
+                (&lab.outside, net.cluster_ip, 80),
+            ] {
+                let servers = lab.servers(from, address, port)?;
+                assert_eq!(servers, net.pods, "{address}:{port}");
+            }
+            // Another port of the address is still the node's, and so are the daemon's.
+            assert!(refused(&lab.outside, net.node, 81)?);
+            let own_listener = lab.node.run(|| TcpListener::bind((net.node, 81)))??;
+            let at = SocketAddr::new(net.node, 81);
+            lab.outside
+                .run(|| TcpStream::connect_timeout(&at, TIMEOUT))??;
+            drop(own_listener);
         }
-        assert_eq!(servers, BTreeSet::from(PODS), "{address}:{port}");
-    }
-    // Another port of the address is still the node's, and so are the daemon's.
-    assert!(refused(&lab.outside, NODE, 81)?);
-    let own_listener = lab.node.run(|| TcpListener::bind((NODE, 81)))??;
-    lab.outside
-        .run(|| TcpStream::connect_timeout(&SocketAddr::new(NODE, 81), TIMEOUT))??;
-    drop(own_listener);
-    let taken = json!({"ports": [{"port": 6443}]});
-    writer
-        .apply(vec![(key.clone(), plan("cluster", BOTH, taken))])
-        .1?;
-    assert!(refused(&lab.outside, NODE, 6443)?);
-    assert!(refused(&lab.pods[0], NODE, 6443)?);
+        let taken = json!({"ports": [{"port": 6443}]});
+        writer.apply(plans("cluster", &both, taken)).1?;
+        for net in lab.nets() {
+            assert!(refused(&lab.outside, net.node, 6443)?);
+            assert!(refused(&lab.pods[0], net.node, 6443)?);
+        }
 
-    // The client is seen as it is, where its endpoint is.
-    let local = json!({"externalTrafficPolicy": "Local"});
-    writer
-        .apply(vec![(key.clone(), plan("cluster", BOTH, local.clone()))])
-        .1?;
-    assert_eq!(ask(&lab.outside, NODE, 80)?.1, CLIENT);
-    // Without one here, clients outside are not sent on; pods and the node are.
-    let elsewhere = &[("10.8.0.2", "b", true, false)];
-    writer
-        .apply(vec![(key.clone(), plan("cluster", elsewhere, local))])
-        .1?;
-    assert!(ask(&lab.outside, NODE, 80).is_err());
-    assert_eq!(ask(&lab.pods[1], NODE, 80)?.0, PODS[0]);
-    assert_eq!(ask(&lab.node, NODE, 80)?.0, PODS[0]);
+        // The client is seen as it is, where its endpoint is.
+        let local = json!({"externalTrafficPolicy": "Local"});
+        writer.apply(plans("cluster", &both, local.clone())).1?;
+        for net in lab.nets() {
+            assert_eq!(ask(&lab.outside, net.node, 80)?.1, net.client);
+        }
+        // Without one here, clients outside are not sent on; pods and the node are.
+        let nets = lab.nets();
+        let elsewhere: Vec<_> = nets.map(|net| net.slice(8080, "TCP", &[0], "b")).collect();
+        writer.apply(plans("cluster", &elsewhere, local)).1?;
+        for net in lab.nets() {
+            assert!(ask(&lab.outside, net.node, 80).is_err());
+            assert_eq!(ask(&lab.pods[1], net.node, 80)?.0, net.pods[0]);
+            assert_eq!(ask(&lab.node, net.node, 80)?.0, net.pods[0]);
+        }
 
-    // Source ranges hold for the node's own address.
-    let ranges = |range: &str| json!({"loadBalancerSourceRanges": [range]});
-    for (range, gets_in) in [("192.0.2.0/24", true), ("198.18.0.0/15", false)] {
-        writer
-            .apply(vec![(key.clone(), plan("cluster", BOTH, ranges(range)))])
-            .1?;
-        assert_eq!(ask(&lab.outside, NODE, 80).is_ok(), gets_in, "{range}");
-    }
+        // Source ranges hold for the node's own address.
+        let host_ranges: Vec<&str> = lab.nets().map(|net| net.host_range).collect();
+        let others: Vec<&str> = lab.nets().map(|net| net.added_range).collect();
+        for (ranges, gets_in) in [(host_ranges, true), (others, false)] {
+            let spec = json!({"loadBalancerSourceRanges": ranges});
+            writer.apply(plans("cluster", &both, spec)).1?;
+            for net in lab.nets() {
+                let found = ask(&lab.outside, net.node, 80).is_ok();
+                assert_eq!(found, gets_in, "{ranges:?}");
+            }
+        }
 
-    // It is nobody's without the controller's word.
-    writer
-        .apply(vec![(key, plan("another", BOTH, json!({})))])
-        .1?;
-    assert!(refused(&lab.outside, NODE, 80)?);
-    Ok(())
+        // It is nobody's without the controller's word.
+        writer.apply(plans("another", &both, json!({}))).1?;
+        for net in lab.nets() {
+            assert!(refused(&lab.outside, net.node, 80)?);
+        }
+        Ok(())
+    })
 }
 
 #[test]
 #[ignore = "needs root"]
 fn a_balanced_address_is_for_its_source_ranges() -> TestResult {
-    let lab = Lab::new()?;
-    lab.serve()?;
-    let plan = |range: &str| -> TestResult<Plan> {
-        let spec = json!({
-            "type": "LoadBalancer", "clusterIP": "10.96.0.1", "ports": [{"port": 80}],
-            "loadBalancerSourceRanges": [range, " 203.0.113.0/24"],
-        });
-        let mut service = serde_json::to_value(service(spec))?;
-        service["status"] = json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.7"}]}});
-        let service = serde_json::from_value(service)?;
-        let slice = slice(8080, "TCP", BOTH);
-        Ok(model::plan(&service, &[&slice], &at("a")))
-    };
-    let key = Key::new("n", "s");
-    let first = vec![(key.clone(), plan("192.0.2.0/24")?)];
-    let mut writer = lab.node.run(|| start(lab.config(), first))??;
-    let balanced = IpAddr::from([198, 51, 100, 7]);
-    ask(&lab.outside, balanced, 80)?;
-    ask(&lab.outside, CLUSTER_IP, 80)?;
-    writer.apply(vec![(key, plan("198.18.0.0/15")?)]).1?;
-    assert!(ask(&lab.outside, balanced, 80).is_err());
-    ask(&lab.outside, CLUSTER_IP, 80)?;
-    Ok(())
+    CLUSTERS.into_iter().try_for_each(|families| {
+        let lab = Lab::new(families)?;
+        lab.serve()?;
+        let slices = lab.slices(&[0, 1]);
+        let plans = |ranges: Vec<String>| {
+            let spec = json!({"loadBalancerSourceRanges": ranges});
+            balanced(&lab, "another", |net| net.external, &slices, spec)
+        };
+        let ranges = |of: fn(&Net) -> &str| -> Vec<String> {
+            let nets: Vec<Net> = lab.nets().collect();
+            let wanted = nets.iter().map(|net| of(net).to_owned());
+            wanted
+                .chain(nets.iter().map(|net| format!(" {}", net.later_range)))
+                .collect()
+        };
+        let mut writer = lab.start(plans(ranges(|net| net.host_range)))?;
+        for net in lab.nets() {
+            ask(&lab.outside, net.external, 80)?;
+            ask(&lab.outside, net.cluster_ip, 80)?;
+        }
+        writer.apply(plans(ranges(|net| net.added_range))).1?;
+        for net in lab.nets() {
+            assert!(ask(&lab.outside, net.external, 80).is_err());
+            ask(&lab.outside, net.cluster_ip, 80)?;
+        }
+        Ok(())
+    })
 }

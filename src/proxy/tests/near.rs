@@ -27,11 +27,14 @@ fn chosen(hints: &[Said<'_>], zone: Option<&str>, policy: &str) -> Vec<u8> {
         zone: zone.map(str::to_owned),
         ..at("a")
     };
-    let plan = model::plan(&service(spec), &[&slice], &node);
+    let plan = plan(&service(spec), &[&slice], &node);
     match plan.fronts.into_values().next() {
         Some(Outcome::Forward { backends, .. }) => backends
             .iter()
-            .map(|(address, _)| address.octets()[3])
+            .map(|(address, _)| match address {
+                IpAddr::V4(address) => address.octets()[3],
+                IpAddr::V6(_) => panic!("{address}"),
+            })
             .collect(),
         other => panic!("{other:?}"),
     }
