@@ -1,5 +1,5 @@
-//! What changes in a network namespace, told by the kernel: links, addresses, routes, forwarding, and
-//! nf_tables.
+//! What changes in a network namespace, told by the kernel: links, addresses, routes, neighbours,
+//! forwarding, and nf_tables.
 //!
 //! A [`Monitor`] is awaited: it blocks no thread, and nobody is woken as long as nothing happens.
 //! [`Monitor::changes`] folds a burst: of a link that changed ten times only what it is now. The kernel
@@ -12,6 +12,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     io,
+    net::IpAddr,
     os::fd::{AsRawFd, OwnedFd},
     time::Duration,
 };
@@ -41,8 +42,12 @@ const RECEIVE_CHUNK: usize = 1 << 16;
 
 const LINK: u32 = 1;
 const IPV4_ADDRESS: u32 = 5;
+const NEIGHBOUR: u32 = 3;
 const IPV4_ROUTE: u32 = 7;
 const IPV4_SETTINGS: u32 = 24;
+const IPV6_ADDRESS: u32 = 9;
+const IPV6_ROUTE: u32 = 11;
+const IPV6_SETTINGS: u32 = 25;
 const NF_TABLES: u32 = 7;
 
 const NEW_SETTINGS: u16 = 80;
@@ -70,8 +75,10 @@ pub struct Changes {
     pub lost_addresses: Vec<(u32, Prefix)>,
     /// Links that a route is gone from.
     pub lost_routes: BTreeSet<u32>,
-    /// Whether a link forwards IPv4; [`Changes::forwarding_of_all`] for all of them.
-    forwarding: BTreeMap<u32, bool>,
+    /// Addresses whose hardware address is no longer known, with the links they were on.
+    pub lost_neighbours: BTreeSet<(u32, IpAddr)>,
+    /// Whether a link forwards, by family; [`Changes::forwarding_of_all`] for all of them.
+    forwarding: BTreeMap<(bool, u32), bool>,
     /// Tables that somebody else has made, changed or deleted, in whole or in part.
     pub tables: HashSet<TableKey>,
     /// There was more than could be kept: anything may have changed.
@@ -93,13 +100,31 @@ impl Changes {
 
     /// What `net/ipv4/ip_forward` says now, if it changed.
     pub fn forwarding_of_all(&self) -> Option<bool> {
-        self.forwarding.get(&ALL_LINKS).copied()
+        self.forwarding.get(&(false, ALL_LINKS)).copied()
     }
 
     /// The same for one link.
     pub fn forwarding_of(&self, link: u32) -> Option<bool> {
-        self.forwarding.get(&link).copied()
+        self.forwarding.get(&(false, link)).copied()
     }
+
+    /// What `net/ipv6/conf/all/forwarding` says now, if it changed.
+    pub fn ipv6_forwarding_of_all(&self) -> Option<bool> {
+        self.forwarding.get(&(true, ALL_LINKS)).copied()
+    }
+
+    /// The same for one link.
+    pub fn ipv6_forwarding_of(&self, link: u32) -> Option<bool> {
+        self.forwarding.get(&(true, link)).copied()
+    }
+}
+
+/// What is told beside links, nf_tables, and what IPv4 there is on links: each costs notices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Subject {
+    pub ipv6: bool,
+    /// Hardware addresses that are no longer known.
+    pub neighbours: bool,
 }
 
 /// Subscriptions in the namespace of the thread that opened them.
@@ -115,15 +140,24 @@ pub struct Monitor {
 impl Monitor {
     /// `own`: the port of the nf_tables socket whose changes are the caller's own, see
     /// [`crate::nft::Socket::port`]. Within a tokio runtime.
-    pub fn open(own: u32) -> Result<Self, Error> {
+    pub fn open(own: u32, subject: Subject) -> Result<Self, Error> {
         let groups = |groups: &[u32]| groups.iter().fold(0, |mask, group| mask | 1 << (group - 1));
-        let route = groups(&[LINK, IPV4_ADDRESS, IPV4_ROUTE, IPV4_SETTINGS]);
+        let mut route = groups(&[LINK, IPV4_ADDRESS, IPV4_ROUTE, IPV4_SETTINGS]);
+        if subject.ipv6 {
+            route |= groups(&[IPV6_ADDRESS, IPV6_ROUTE, IPV6_SETTINGS]);
+        }
+        if subject.neighbours {
+            route |= groups(&[NEIGHBOUR]);
+        }
         let sockets = [
             subscribe(SockProtocol::NetlinkRoute, route)?,
             subscribe(SockProtocol::NetlinkNetFilter, groups(&[NF_TABLES]))?,
         ];
         // Only spares the waking up: what comes in all the same is passed over.
         let _ = leave_out(&sockets[1], own);
+        if subject.neighbours {
+            let _ = leave_out_known_neighbours(&sockets[0]);
+        }
         let mut names = BTreeMap::new();
         for link in route::Socket::open()?.links()? {
             names.insert(link.index, link.name);
@@ -225,12 +259,16 @@ impl Monitor {
             libc::RTM_DELROUTE => changes
                 .lost_routes
                 .extend(route::parse_route(message.body).and_then(|route| route.link)),
+            libc::RTM_DELNEIGH => changes
+                .lost_neighbours
+                .extend(route::parse_neighbour(message.body)),
             NEW_SETTINGS => {
+                let is_ipv6 = message.body.first() == Some(&(libc::AF_INET6 as u8));
                 let attrs = message.body.get(4..).unwrap_or_default();
                 let number = |kind| wire::u32_at(wire::attribute(attrs, kind)?, 0);
                 if let (Some(link), Some(on)) = (number(SETTINGS_LINK), number(SETTINGS_FORWARDING))
                 {
-                    changes.forwarding.insert(link, on != 0);
+                    changes.forwarding.insert((is_ipv6, link), on != 0);
                 }
             }
             _ => {}
@@ -277,18 +315,50 @@ fn subscribe(protocol: SockProtocol, groups: u32) -> Result<AsyncFd<OwnedFd>, Er
 fn leave_out(fd: &AsyncFd<OwnedFd>, port: u32) -> io::Result<()> {
     // The sender's port lies in the header of the first message; a transaction has one sender.
     let port = u32::from_be_bytes(port.to_ne_bytes());
-    let code = |code: u32, yes, no, k| libc::sock_filter {
+    filter(
+        fd,
+        &mut [
+            code(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 12),
+            code(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, port),
+            code(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+            code(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+        ],
+    )
+}
+
+/// Has the kernel drop what it tells of hardware addresses as long as they are known, which it does whenever
+/// somebody is asked for one, and all about bridges' entries.
+fn leave_out_known_neighbours(fd: &AsyncFd<OwnedFd>) -> io::Result<()> {
+    let kind = |kind: u16| u32::from(u16::from_be_bytes(kind.to_ne_bytes()));
+    let half = libc::BPF_LD | libc::BPF_H | libc::BPF_ABS;
+    let byte = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
+    let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    let (new, gone) = (kind(libc::RTM_NEWNEIGH), kind(libc::RTM_DELNEIGH));
+    filter(
+        fd,
+        &mut [
+            // A notice is one message, whose kind is in its header, and the family comes after that.
+            code(half, 0, 0, 4),
+            code(equal, 3, 0, new),
+            code(equal, 0, 3, gone),
+            code(byte, 0, 0, wire::HEADER as u32),
+            code(equal, 0, 1, libc::AF_BRIDGE as u32),
+            code(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+            code(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+        ],
+    )
+}
+
+fn code(code: u32, yes: u8, no: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter {
         code: code as u16,
         jt: yes,
         jf: no,
         k,
-    };
-    let mut program = [
-        code(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 12),
-        code(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, port),
-        code(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
-        code(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
-    ];
+    }
+}
+
+fn filter(fd: &AsyncFd<OwnedFd>, program: &mut [libc::sock_filter]) -> io::Result<()> {
     let filter = libc::sock_fprog {
         len: program.len() as u16,
         filter: program.as_mut_ptr(),

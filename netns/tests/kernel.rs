@@ -11,12 +11,12 @@ use std::{
 
 use netns::{
     Namespace,
-    monitor::{Changes, Monitor},
+    monitor::{Changes, Monitor, Subject},
     nft::{
         BaseChain, Batch, ChainKind, Element, Family, Hook, Policy, Reg, Reject, Rule, Set,
         SetKind, Socket, Table, Type, Value, Verdict,
     },
-    route::{self, Change, Disturbance, Port, Prefix, RouteKind, Veth, WantedRoute},
+    route::{self, Change, Disturbance, Port, Prefix, RouteKind, Veth, Vxlan, WantedRoute},
 };
 
 type TestResult<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
@@ -432,7 +432,7 @@ fn a_monitor_tells_what_others_change() -> TestResult {
 
 async fn watched() -> TestResult {
     let mut own = Socket::open()?;
-    let mut monitor = Monitor::open(own.port()?)?;
+    let mut monitor = Monitor::open(own.port()?, Subject::default())?;
     let changes = told(
         &mut monitor,
         "ip link add br0 type bridge; ip link set br0 up",
@@ -533,6 +533,137 @@ fn routes_are_made_where_they_are_missing() -> TestResult {
         output("ip", &["route", "del", "10.96.0.0/24"])?;
         assert_eq!(socket.ensure_routes(&wanted)?, [wanted[2].to]);
         assert_eq!(output("ip", &["route", "show", "table", "all"])?, before);
+        Ok(())
+    })?
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_monitor_tells_of_ipv6_and_neighbours_who_asks_for_them() -> TestResult {
+    let host = Namespace::create()?;
+    host.run(|| -> TestResult {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(watched_ipv6())
+    })?
+}
+
+async fn watched_ipv6() -> TestResult {
+    let line = "ip link add br0 type bridge; echo 1 >/proc/sys/net/ipv6/conf/br0/addr_gen_mode; \
+                ip link set br0 up; ip address add fd42::1/64 dev br0 nodad; sleep 0.1; \
+                ip neigh add fd42::2 lladdr 02:00:00:00:00:02 dev br0 nud permanent; \
+                ip neigh add 10.9.0.2 lladdr 02:00:00:00:00:02 dev br0 nud permanent";
+    output("sh", &["-ec", line])?;
+    let mut socket = route::Socket::open()?;
+    let link = socket.link("br0")?.index;
+    let mac = [2, 0, 0, 0, 0, 2];
+    let known = [("fd42::2".parse()?, mac), (POD, mac)].into();
+    assert_eq!(socket.permanent_neighbours(link)?, known);
+    let subject = Subject {
+        ipv6: true,
+        neighbours: true,
+    };
+    let mut monitor = Monitor::open(Socket::open()?.port()?, subject)?;
+    let mut plain = Monitor::open(Socket::open()?.port()?, Subject::default())?;
+    // What is known anew is not told.
+    let line = "ip neigh add fd42::3 lladdr 02:00:00:00:00:03 dev br0 nud permanent; \
+                ip neigh del fd42::2 dev br0; ip neigh del 10.9.0.2 dev br0";
+    let changes = told(&mut monitor, line).await?;
+    let lost = [(link, POD), (link, "fd42::2".parse()?)];
+    assert_eq!(changes.lost_neighbours, lost.into());
+    let line = "echo 1 >/proc/sys/net/ipv6/conf/all/forwarding";
+    let changes = told(&mut monitor, line).await?;
+    assert_eq!(changes.ipv6_forwarding_of_all(), Some(true));
+    assert_eq!(changes.ipv6_forwarding_of(link), Some(true));
+    assert_eq!(changes.forwarding_of_all(), None);
+    let changes = told(&mut monitor, "ip address del fd42::1/64 dev br0").await?;
+    let gone = Prefix::new("fd42::1".parse()?, 64);
+    assert_eq!(changes.lost_addresses, [(link, gone)]);
+    assert!(changes.lost_routes.contains(&link));
+    let nothing = tokio::time::timeout(Duration::from_millis(300), plain.changes()).await;
+    assert!(nothing.is_err(), "{nothing:?}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn ipv6_routes_are_made_where_they_are_missing() -> TestResult {
+    let host = Namespace::create()?;
+    host.run(|| -> TestResult {
+        let line = "ip link add br0 type bridge; ip link set br0 up; \
+                    echo 1 >/proc/sys/net/ipv6/conf/all/forwarding; \
+                    ip address add fd42::1/64 dev br0 nodad; sleep 0.2";
+        output("sh", &["-ec", line])?;
+        let mut socket = route::Socket::open()?;
+        let link = socket.link("br0")?.index;
+        let gateway: IpAddr = "fd42::1".parse()?;
+        let route = |to: &str, length, kind| -> TestResult<WantedRoute> {
+            let to = Prefix::new(to.parse()?, length);
+            Ok(WantedRoute { to, link, kind })
+        };
+        let wanted = [
+            route("fd42::1", 128, RouteKind::Local)?,
+            // Its first address is every router's there.
+            route("fd42::", 64, RouteKind::Connected(gateway))?,
+            route("fd42:0:0:1::", 64, RouteKind::Via("fe80::5".parse()?))?,
+            route("fd42:0:0:2::", 64, RouteKind::Via("fd42::9".parse()?))?,
+        ];
+        let ours = [wanted[2].to, wanted[3].to];
+        assert_eq!(socket.ensure_routes(&wanted)?, ours);
+        assert_eq!(socket.ensure_routes(&wanted)?, []);
+        let found: Vec<Prefix> = socket.routes_via(true)?.iter().map(|one| one.to).collect();
+        assert_eq!(found, ours);
+        assert_eq!(socket.routes_via(false)?, []);
+        let before = output("ip", &["-6", "route", "show"])?;
+        output("ip", &["-6", "route", "flush", "table", "main"])?;
+        assert_eq!(socket.ensure_routes(&wanted)?.len(), 3);
+        let after = output("ip", &["-6", "route", "show"])?;
+        assert_eq!(
+            after
+                .lines()
+                .filter(|line| !line.starts_with("fe80"))
+                .collect::<Vec<_>>(),
+            before
+                .lines()
+                .filter(|line| !line.starts_with("fe80"))
+                .collect::<Vec<_>>()
+        );
+        assert!(socket.advertised_defaults()?.is_empty());
+        output(
+            "ip",
+            &[
+                "route", "add", "default", "via", "fe80::7", "dev", "br0", "proto", "ra",
+            ],
+        )?;
+        assert_eq!(socket.advertised_defaults()?, [link].into());
+        Ok(())
+    })?
+}
+
+/// One over each family, of the same number and port.
+#[test]
+#[ignore = "needs root"]
+fn a_tunnel_is_told_by_the_family_that_it_runs_over() -> TestResult {
+    let host = Namespace::create()?;
+    host.run(|| -> TestResult {
+        let mut socket = route::Socket::open()?;
+        for (name, local) in [("x4", None), ("x6", Some("fd00::1".parse()?))] {
+            let vxlan = Vxlan {
+                id: 7,
+                port: 8472,
+                local,
+            };
+            socket.apply(vec![Change::add_vxlan(
+                name,
+                vxlan,
+                [2, 0, 0, 0, 0, 9],
+                1400,
+            )])?;
+            assert_eq!(socket.link(name)?.vxlan, Some(vxlan));
+            let index = socket.link(name)?.index;
+            socket.apply(vec![Change::set_up(index)])?;
+        }
         Ok(())
     })?
 }

@@ -2,10 +2,12 @@
 //!
 //! Called by the table with the pods that it runs; reasons and messages are those of the kubelet.
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
-use super::network::host_address;
+use super::network::{HostAddress, host_address};
 use crate::{
+    addresses::family::{Family, OfFamily, PerFamily},
     own_ports::{OwnPorts, TCP, UDP},
     placement::{HostPort, Requests, Resources, host_ports},
 };
@@ -34,12 +36,21 @@ impl Refusal {
     }
 }
 
-/// `others` run here, or are going to; `own` are the daemon's ports.
+/// What decides about ports of the node.
+#[derive(Clone, Copy, Debug)]
+pub struct Ports<'a> {
+    /// The daemon's.
+    pub own: &'a OwnPorts,
+    /// Where pods have their addresses.
+    pub pods: &'a PerFamily<IpNet>,
+}
+
+/// `others` run here, or are going to.
 pub fn refusal<'a>(
     pod: &Pod,
     others: impl Iterator<Item = &'a Pod> + Clone,
     room: Room,
-    own: &OwnPorts,
+    ports: Ports<'_>,
 ) -> Option<Refusal> {
     let spec = pod.spec.as_ref()?;
     if spec.os.as_ref().is_some_and(|os| os.name != "linux") {
@@ -88,7 +99,7 @@ pub fn refusal<'a>(
         }
     }
     let wanted = host_ports(spec);
-    if let Some(why) = wanted.iter().find_map(|port| impossible(port, spec, own)) {
+    if let Some(why) = wanted.iter().find_map(|port| impossible(port, spec, ports)) {
         return Some(Refusal::new(
             "NodePorts",
             format!("Predicate NodePorts failed: {why}"),
@@ -107,30 +118,36 @@ pub fn refusal<'a>(
 }
 
 /// Why no pod can ever have this port of the node.
-fn impossible(port: &HostPort, spec: &PodSpec, own: &OwnPorts) -> Option<String> {
+fn impossible(port: &HostPort, spec: &PodSpec, ports: Ports<'_>) -> Option<String> {
     let (number, protocol) = (port.port, &port.protocol);
+    let nothing_is_led = |why: &dyn std::fmt::Display| {
+        let address = &port.address;
+        format!("hostIP {address} of host port {number}/{protocol} {why}")
+    };
     let address = match host_address(&port.address) {
-        Some(address) => address,
-        None if spec.host_network == Some(true) => None, // it listens where it likes
-        None => {
-            return Some(format!(
-                "hostIP {} of host port {number}/{protocol} is no IPv4 address, and this node's pods \
-             have no other",
-                port.address
-            ));
+        // It listens where it likes.
+        address if spec.host_network == Some(true) => address.unwrap_or(HostAddress::Every),
+        Ok(HostAddress::EveryIpv6) if ports.pods.of(Family::V6).is_none() => {
+            return Some(nothing_is_led(&no_pod_has(Family::V6)));
         }
+        Ok(HostAddress::One(one)) if ports.pods.of(one.family()).is_none() => {
+            return Some(nothing_is_led(&no_pod_has(one.family())));
+        }
+        Ok(address) => address,
+        Err(why) => return Some(nothing_is_led(&why)),
     };
     let protocol_number = match &**protocol {
         "TCP" => TCP,
         "UDP" => UDP,
         _ => return None, // nothing of ours
     };
-    let user = own.user(
-        address.map(Into::into),
-        protocol_number,
-        u16::try_from(number).ok()?,
-    )?;
+    let number = u16::try_from(number).ok()?;
+    let user = ports.own.user(address.one(), protocol_number, number)?;
     Some(format!("host port {number}/{protocol} is used by {user}"))
+}
+
+fn no_pod_has(family: Family) -> String {
+    format!("is an {family} address, and this node's pods have none")
 }
 
 /// A profile that must be enforced: all but "unconfined", in fields or in the older annotations.
@@ -218,9 +235,59 @@ mod tests {
                 Some("PodOSNotSupported"),
             ),
         ] {
-            let refusal = refusal(&new, others.into_iter(), ROOM, &own);
+            let ports = Ports {
+                own: &own,
+                pods: &"10.42.0.0/24".parse().unwrap(),
+            };
+            let refusal = refusal(&new, others.into_iter(), ROOM, ports);
             let reason = refusal.as_ref().map(|refusal| refusal.reason.as_str());
             assert_eq!(reason, want, "{new:?}");
+        }
+        for (pods, address, want) in [
+            ("10.42.0.0/24", "192.0.2.1", None),
+            (
+                "10.42.0.0/24",
+                "2001:db8::1",
+                Some(
+                    "hostIP 2001:db8::1 of host port 80/TCP is an IPv6 address, and this node's pods have none",
+                ),
+            ),
+            (
+                "10.42.0.0/24",
+                "::",
+                Some(
+                    "hostIP :: of host port 80/TCP is an IPv6 address, and this node's pods have none",
+                ),
+            ),
+            ("fd42::/64", "0.0.0.0", None),
+            (
+                "fd42::/64",
+                "192.0.2.1",
+                Some(
+                    "hostIP 192.0.2.1 of host port 80/TCP is an IPv4 address, and this node's pods have none",
+                ),
+            ),
+            ("10.42.0.0/24,fd42::/64", "::", None),
+            ("10.42.0.0/24,fd42::/64", "2001:db8::1", None),
+            (
+                "10.42.0.0/24,fd42::/64",
+                "::1",
+                Some(
+                    "hostIP ::1 of host port 80/TCP is the IPv6 loopback address, from which the kernel leads nothing to pods",
+                ),
+            ),
+        ] {
+            let new = pod(json!({"containers": [{"name": "c",
+                "ports": [{"containerPort": 80, "hostPort": 80, "hostIP": address}]}]}));
+            let pods = pods.parse().unwrap();
+            let ports = Ports {
+                own: &own,
+                pods: &pods,
+            };
+            let refusal = refusal(&new, [].into_iter(), ROOM, ports);
+            let message = refusal.map(|refusal| refusal.message);
+            let want = want.map(|why| format!("Predicate NodePorts failed: {why}"));
+            assert_eq!(message, want, "{address} {pods}");
         }
     }
 }

@@ -360,8 +360,12 @@ impl Table {
         let counts = |entry: &&Entry| entry.wish == Wish::Run && !pod::is_over(&entry.pod);
         let others = self.entries.values().filter(counts);
         let others = others.map(|entry| entry.pod.as_ref());
-        let own_ports = &self.context.config.own_ports;
-        match admit::refusal(pod, others, self.admission.room, own_ports) {
+        let config = &self.context.config;
+        let ports = admit::Ports {
+            own: &config.own_ports,
+            pods: &config.pod_cidrs,
+        };
+        match admit::refusal(pod, others, self.admission.room, ports) {
             None => Wish::Run,
             Some(Refusal { reason, message }) => Wish::Reject { reason, message },
         }

@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use netns::monitor::{Changes, Monitor};
+use netns::monitor::{Changes, Monitor, Subject};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -41,6 +41,11 @@ const LONGEST_TRUCE: Duration = Duration::from_secs(60);
 pub trait HostState: Send + Sync + 'static {
     type Error: std::error::Error + Send + Sync + 'static;
 
+    /// What it wants to be told of beside what is always told.
+    fn subject(&self) -> Subject {
+        Subject::default()
+    }
+
     /// Whether this may have undone something of ours. Called often, on a thread that may wait.
     fn notice(&self, changes: &Changes) -> bool;
 
@@ -55,6 +60,11 @@ pub trait HostState: Send + Sync + 'static {
         false
     }
 
+    /// What is wrong with the host after a repair, and is not for us to change: in words, each told once.
+    fn complaints(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Compares what is there with what is wanted, and restores what differs. Returns what others had
     /// undone, in words.
     fn repair(&self) -> impl Future<Output = Result<Vec<String>, Self::Error>> + Send;
@@ -67,6 +77,8 @@ pub enum Told<'a, E> {
     Restored(&'a [String]),
     /// It will be tried again.
     Failed(&'a E),
+    /// It is for others to change.
+    Wrong(&'a str),
 }
 
 /// Reason and message of the event about the node, logged too.
@@ -94,6 +106,10 @@ pub fn event<E: std::error::Error>(told: &Told<'_, E>) -> (&'static str, String)
             );
             ("HostStateNotRestored", format!("Will retry: {text}"))
         }
+        Told::Wrong(what) => {
+            tracing::warn!(what, "this host does not do for what is wanted");
+            ("HostNotFit", (*what).to_owned())
+        }
     }
 }
 
@@ -119,7 +135,8 @@ async fn keep_on<S: HostState>(
     again: &Notify,
     tell: impl Fn(Told<'_, S::Error>),
 ) {
-    let mut watch = Watch::open(own);
+    let mut watch = Watch::open(own, state.subject());
+    let mut complaints = Vec::new();
     let mut truce = Truce::default();
     let mut looked = Instant::now();
     let mut whole_due = looked;
@@ -138,7 +155,7 @@ async fn keep_on<S: HostState>(
                 }
                 let reopened = watch.is_closed();
                 if reopened {
-                    watch = Watch::open(own);
+                    watch = Watch::open(own, state.subject());
                 }
                 reopened && notice(&state, Changes::unknown()).await || is_whole || state.has_drifted()
             }
@@ -149,6 +166,10 @@ async fn keep_on<S: HostState>(
         tokio::time::sleep(truce.wait(Instant::now())).await;
         if repair(&*state, &tell).await {
             truce.restored(Instant::now());
+        }
+        let before = std::mem::replace(&mut complaints, state.complaints());
+        for new in complaints.iter().filter(|one| !before.contains(one)) {
+            tell(Told::Wrong(new));
         }
     }
 }
@@ -214,8 +235,8 @@ impl Truce {
 struct Watch(Option<Monitor>);
 
 impl Watch {
-    fn open(own: u32) -> Self {
-        let opened = Monitor::open(own);
+    fn open(own: u32, subject: Subject) -> Self {
+        let opened = Monitor::open(own, subject);
         let warn = |error: &netns::Error| {
             let error = error as &dyn std::error::Error;
             tracing::warn!(error, "changes of the host's network are noticed late");

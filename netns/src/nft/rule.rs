@@ -76,6 +76,11 @@ impl Rule {
         self.payload(0, to, 0, 15)
     }
 
+    /// Loads [`Type::FrameEnds`] in one go. Four registers.
+    pub fn frame_ends(self, to: Reg) -> Self {
+        self.payload(0, to, 0, 14)
+    }
+
     pub fn destination_port(self, to: Reg) -> Self {
         self.payload(2, to, 2, 2)
     }

@@ -130,6 +130,8 @@ pub enum Type {
     /// Two hardware addresses, the receiver's first, what a frame carries, and the first byte of that. `nft`
     /// has no name for it and shows an IPv6 address.
     FrameHead,
+    /// The same without the first byte of what the frame carries.
+    FrameEnds,
     Protocol,
     Port,
     /// A link's name: sixteen bytes.
@@ -142,7 +144,7 @@ impl Type {
     fn number(self) -> u32 {
         match self {
             Self::Ipv4 => 7,
-            Self::Ipv6 | Self::FrameHead => 8,
+            Self::Ipv6 | Self::FrameHead | Self::FrameEnds => 8,
             Self::Protocol => 12,
             Self::Port => 13,
             Self::Mark => 19,
@@ -156,6 +158,7 @@ impl Type {
             Self::Ipv6 | Self::Link => 16,
             Self::Protocol => 1,
             Self::FrameHead => 15,
+            Self::FrameEnds => 14,
             Self::Port => 2,
         }
     }

@@ -1,7 +1,7 @@
 //! What can be changed in a namespace, each as one message, made by rtnetlink's builders.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     os::fd::{AsRawFd, BorrowedFd},
     time::Duration,
 };
@@ -25,6 +25,9 @@ const CREATE: i32 = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
 const REPLACE: i32 = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
 /// Whose routes those of [`RouteKind::Via`] are: a number that nobody else is known to use.
 pub const VIA_PROTOCOL: u8 = 86;
+/// Which of several IPv6 routes to the same destination counts: the kernel's own for an address' network has
+/// this.
+const CONNECTED_V6: u32 = 256;
 /// The routing table of what is this machine's own.
 const LOCAL_TABLE: u8 = libc::RT_TABLE_LOCAL;
 
@@ -89,16 +92,21 @@ pub struct Vxlan {
     /// 24 bits.
     pub id: u32,
     pub port: u16,
+    /// The machines' addresses are IPv6 ones, and this is this machine's. `None`: they are IPv4 ones.
+    pub local: Option<Ipv6Addr>,
 }
 
 impl Vxlan {
     pub(super) fn parse(settings: &[u8]) -> Option<Self> {
         const ID: u16 = 1;
         const PORT: u16 = 15;
+        const LOCAL6: u16 = 17;
         let port = wire::attribute(settings, PORT)?;
+        let local = wire::attribute(settings, LOCAL6);
         Some(Self {
             id: wire::u32_at(wire::attribute(settings, ID)?, 0)?,
             port: u16::from_be_bytes(port.get(..2)?.try_into().ok()?),
+            local: local.and_then(|bytes| Some(<[u8; 16]>::try_from(bytes).ok()?.into())),
         })
     }
 }
@@ -153,13 +161,16 @@ impl Change {
     /// A VXLAN link: frames to a hardware address go, in UDP packets to that port, where
     /// [`Change::add_tunnel_entry`] says, and nowhere else. It stays down until it has its address.
     pub fn add_vxlan(name: &str, vxlan: Vxlan, mac: Mac, mtu: u32) -> Self {
-        let link = LinkVxlan::new(name, vxlan.id)
+        let mut link = LinkVxlan::new(name, vxlan.id)
             .port(vxlan.port)
             .learning(false)
             .address(mac.to_vec())
             .mtu(mtu)
-            .down()
-            .build();
+            .down();
+        if let Some(local) = vxlan.local {
+            link = link.local6(local);
+        }
+        let link = link.build();
         let what = format!("add the VXLAN link {name}");
         Self::new(libc::RTM_NEWLINK, CREATE, &link, what)
     }
@@ -310,6 +321,11 @@ impl Change {
                 let gateway = RouteAttribute::Gateway(gateway.into());
                 message.attributes.push(gateway);
             }
+            RouteKind::Connected(IpAddr::V6(_)) => {
+                message.header.protocol = RouteProtocol::Kernel;
+                let priority = RouteAttribute::Priority(CONNECTED_V6);
+                message.attributes.push(priority);
+            }
             RouteKind::Connected(source) => {
                 message.header.protocol = RouteProtocol::Kernel;
                 let source = RouteAttribute::PrefSource(source.into());
@@ -320,8 +336,10 @@ impl Change {
                 message.header.table = LOCAL_TABLE;
                 message.header.scope = RouteScope::Host;
                 message.header.kind = RouteType::Local;
-                let source = RouteAttribute::PrefSource(wanted.to.address.into());
-                message.attributes.push(source);
+                if wanted.to.address.is_ipv4() {
+                    let source = RouteAttribute::PrefSource(wanted.to.address.into());
+                    message.attributes.push(source);
+                }
             }
         }
         let what = format!("add the route to {} on link {}", wanted.to, wanted.link);

@@ -6,9 +6,14 @@
 
 mod change;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
-use netlink_packet_route::{address::AddressMessage, link::LinkMessage};
+use netlink_packet_route::{
+    address::AddressMessage, link::LinkMessage, neighbour::NeighbourMessage,
+};
 use nix::sys::socket::SockProtocol;
 use rtnetlink::{LinkUnspec, packet_core::Emitable};
 
@@ -27,6 +32,8 @@ const INFO_MASTER_KIND: u16 = 4;
 const INFO_PORT: u16 = 5;
 /// The protocol of routes that programs make.
 const STATIC: u8 = 4;
+/// The protocol of routes that the kernel makes of what routers advertise.
+const ADVERTISED: u8 = 9;
 
 /// A hardware address.
 pub type Mac = [u8; 6];
@@ -143,7 +150,7 @@ impl Socket {
     pub fn ensure_routes(&mut self, wanted: &[WantedRoute]) -> Result<Vec<Prefix>, Error> {
         let mut made = Vec::new();
         for wanted in wanted {
-            let found = self.route_to(wanted.to.address)?;
+            let found = self.route_to(probe(&wanted.to))?;
             let same = found.filter(|found| found.to == wanted.to);
             if same
                 .as_ref()
@@ -190,16 +197,55 @@ impl Socket {
         Ok(found)
     }
 
-    /// Routes of [`RouteKind::Via`], whoever made them.
-    pub fn routes_via(&mut self) -> Result<Vec<Route>, Error> {
-        let fixed = [libc::AF_INET as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    /// Routes of [`RouteKind::Via`] of one address family, whoever made them.
+    pub fn routes_via(&mut self, ipv6: bool) -> Result<Vec<Route>, Error> {
+        let family = family(ipv6);
+        let fixed = [family, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         let what = "list routes";
         let message = Message::new(libc::RTM_GETROUTE, libc::NLM_F_DUMP, &fixed, what);
         let mut found = Vec::new();
         self.0.query(&message, |body| {
             let header = [4, 5].map(|at| body.get(at).copied().unwrap_or_default());
-            let is_via = header == [libc::RT_TABLE_MAIN, VIA_PROTOCOL];
+            let is_via =
+                header == [libc::RT_TABLE_MAIN, VIA_PROTOCOL] && body.first() == Some(&family);
             found.extend(parse_route(body).filter(|_| is_via));
+        })?;
+        Ok(found)
+    }
+
+    /// Links with a default route that a router has advertised.
+    pub fn advertised_defaults(&mut self) -> Result<BTreeSet<u32>, Error> {
+        let family = family(true);
+        let fixed = [family, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let what = "list IPv6 routes";
+        let message = Message::new(libc::RTM_GETROUTE, libc::NLM_F_DUMP, &fixed, what);
+        let mut links = BTreeSet::new();
+        self.0.query(&message, |body| {
+            let is_advertised = body.first() == Some(&family) && body.get(5) == Some(&ADVERTISED);
+            let route = parse_route(body).filter(|route| is_advertised && route.to.length == 0);
+            links.extend(route.and_then(|route| route.link));
+        })?;
+        Ok(links)
+    }
+
+    /// Addresses on this link whose hardware address was written down for good, with that.
+    pub fn permanent_neighbours(&mut self, link: u32) -> Result<HashMap<IpAddr, Mac>, Error> {
+        const PERMANENT: u16 = 0x80;
+        let message = dump(
+            libc::RTM_GETNEIGH,
+            &NeighbourMessage::default(),
+            "list neighbours",
+        );
+        let mut found = HashMap::new();
+        self.0.query(&message, |body| {
+            let is_wanted =
+                wire::u32_at(body, 4) == Some(link) && wire::u16_at(body, 8) == Some(PERMANENT);
+            let attrs = body.get(12..).unwrap_or_default();
+            let mac = wire::attribute(attrs, libc::NDA_LLADDR);
+            let mac = mac.and_then(|mac| mac.try_into().ok());
+            if let (true, Some((_, address)), Some(mac)) = (is_wanted, parse_neighbour(body), mac) {
+                found.insert(address, mac);
+            }
         })?;
         Ok(found)
     }
@@ -212,6 +258,25 @@ impl Socket {
         self.0
             .query(&message, |body| addresses.extend(parse_address(body)))?;
         Ok(addresses)
+    }
+}
+
+/// An address that a route to this prefix is found by: the first one of an IPv6 network may be every router's
+/// there (RFC 4291, 2.6.1), which has a route of its own.
+fn probe(to: &Prefix) -> IpAddr {
+    match to.address {
+        IpAddr::V4(_) => to.address,
+        IpAddr::V6(address) => {
+            let hosts = u128::MAX.checked_shr(to.length.into()).unwrap_or(0);
+            Ipv6Addr::from(u128::from(address) | hosts).into()
+        }
+    }
+}
+
+fn family(ipv6: bool) -> u8 {
+    match ipv6 {
+        true => libc::AF_INET6 as u8,
+        false => libc::AF_INET as u8,
     }
 }
 
@@ -272,6 +337,13 @@ pub(crate) fn parse_address(body: &[u8]) -> Option<(u32, Prefix)> {
         .or_else(|| wire::attribute(attrs, libc::IFA_ADDRESS))?;
     let prefix = Prefix::new(address(bytes)?, *body.get(1)?);
     Some((wire::u32_at(body, 4)?, prefix))
+}
+
+/// Link and address; of bridges' entries none.
+pub(crate) fn parse_neighbour(body: &[u8]) -> Option<(u32, IpAddr)> {
+    let is_ip = [libc::AF_INET, libc::AF_INET6].contains(&i32::from(*body.first()?));
+    let bytes = wire::attribute(body.get(12..)?, libc::NDA_DST).filter(|_| is_ip)?;
+    Some((wire::u32_at(body, 4)?, address(bytes)?))
 }
 
 pub(crate) fn parse_route(body: &[u8]) -> Option<Route> {

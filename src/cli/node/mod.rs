@@ -105,16 +105,12 @@ impl Node {
         let listener = kubelet::listen(config.kubelet_port)?;
         config.kubelet_port = listener.local_addr()?.port();
         let runtime = Runtime::open(runtime_config(&config.paths, &names)).await?;
-        let obstacles = surroundings::look(&config, &names)?;
-        if let Some(clash) = obstacles.clash {
+        if let Some(clash) = surroundings::clash(&config, &names)? {
             // A node that ran so far goes on as it did.
             match recorded_name(&config.paths)? {
                 None => return Err(clash.into()),
                 Some(_) => tracing::warn!("{clash}"),
             }
-        }
-        if let Some(narrow) = obstacles.narrow {
-            tracing::warn!("{narrow}");
         }
         Recorded::save(&config)?;
         let network = PodNetwork::open(network_config(&config, &names)).await?;
@@ -132,8 +128,11 @@ impl Node {
         });
         parts.start("part/pod-routes", Policy::Restart, {
             let (watching, own) = (watching.clone(), own(&config));
-            let tunnel = tunnel(&config, &names);
-            move |shutdown| peers::run(watching.clone(), own.clone(), tunnel.clone(), shutdown)
+            let (tunnel, ways) = (tunnel(&config, &names), network.to_peers());
+            move |shutdown| {
+                let (watching, own) = (watching.clone(), own.clone());
+                peers::run(watching, own, tunnel.clone(), ways.clone(), shutdown)
+            }
         });
         let policies = policy_config(&config, &names, gateways);
         let policies = match config.enforces_policies {

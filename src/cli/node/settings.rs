@@ -50,6 +50,7 @@ pub(super) fn network_config(config: &Config, names: &Names) -> network::Config 
 pub(super) fn own(config: &Config) -> peers::Own {
     peers::Own {
         name: config.name.clone(),
+        addresses: config.addresses,
         ranges: config.pod_cidrs,
         clusters: config.pod_cidrs.map(cluster_cidr),
     }
@@ -65,6 +66,7 @@ pub(super) fn tunnel(config: &Config, names: &Names) -> peers::TunnelConfig {
         vxlan: netns::route::Vxlan {
             id: id.max(1),
             port: VXLAN_PORT,
+            local: None,
         },
         table: format!("{}-tunnel", names.table),
         bridge: names.bridge.clone(),

@@ -5,36 +5,53 @@
 //! `tables.rs` writes it whenever a pod is wired or unwired.
 //! Always true:
 //! - A frame from a pod goes on only if link, both hardware addresses, what it carries and the packet's
-//!   source belong together in the set `pods`. So no ARP, no IPv6, no tags, no IP options and nobody else's
-//!   addresses come through: pods need none of them, since both sides know each other's hardware
-//!   address for good. All of it is for the gateway itself: there is no broadcast, no multicast and no
-//!   switching between pods.
+//!   source belong together in the set of the packet's family. So no ARP, no neighbour discovery, no router
+//!   advertisements, no tags, no IP options and nobody else's addresses come through, nor IPv6 link-local ones:
+//!   pods need none of them, since both sides know each other's hardware address for good. All of it is for
+//!   the gateway itself: there is no broadcast, no multicast and no switching between pods.
+//! - A family that the pods have no addresses of does not come through at all.
 //! - Frames by links that are not pods' are let through: other bridges of the host are not ours.
 //!
 //! One packet costs one lookup, with one pod or a hundred.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use netns::{
     nft::{
-        BaseChain, Batch, ChainKind, Element, Family, Hook, Policy, Reg, Rule, Set, SetKind, Table,
+        self, BaseChain, Batch, ChainKind, Element, Hook, Policy, Reg, Rule, Set, SetKind, Table,
         Type, Value, Verdict,
     },
     route::Mac,
 };
 
+use crate::addresses::family::{Family, PerFamily};
+
 /// Links of pods.
 const PORTS: &str = "ports";
 /// What belongs together: link, gateway and pod as hardware addresses, IPv4 without options, address.
 const PODS: &str = "pods";
+/// The same of IPv6: the first byte after the frame's head is not the same in all packets.
+const PODS_IPV6: &str = "pods-ipv6";
+/// What no packet of IPv6 may begin with after its header.
+const REFUSED: &str = "refused-ipv6";
 /// Before anything else has a say, connection tracking and br_netfilter among them.
 const PRIORITY: i32 = -300;
 const IPV4: [u8; 2] = [0x08, 0x00];
+const IPV6: [u8; 2] = [0x86, 0xdd];
 /// Version 4 and five words of header: no options, of which source routes are some.
 const PLAIN_HEADER: u8 = 0x45;
 const LOOPBACK: u8 = 127;
 /// The first byte of multicast addresses; reserved ones and broadcast come after them.
 const NOT_UNICAST: u8 = 0xe0;
+/// The same of IPv6, where link-local and reserved ones are among those after it.
+const NOT_ROUTED: u8 = 0xfe;
+/// The first two bytes of `::`, `::1`, and IPv4 addresses written as IPv6 ones.
+const NOT_IPV6: [u8; 2] = [0, 0];
+/// Hop-by-hop options, routing headers and destination options: what IPv4 has options for.
+const EXTENSIONS: [u8; 3] = [0, 43, 60];
+const ICMPV6: u8 = 58;
+/// Types of neighbour discovery: router and neighbour solicitations and advertisements, redirects.
+const DISCOVERY: (u8, u8) = (133, 137);
 
 /// A pod's end of its wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,13 +62,13 @@ pub struct Port {
     pub mac: Mac,
     /// The gateway's, which is where all frames go.
     pub gateway: Mac,
-    pub address: Ipv4Addr,
+    pub addresses: PerFamily<IpAddr>,
 }
 
 /// Lets the pod send.
 pub fn admit(table: &str, port: &Port) -> Batch {
     let mut batch = Batch::new();
-    add(&mut batch, &bridge(table), [port]);
+    add(&mut batch, &bridge(table), [port].into_iter());
     batch
 }
 
@@ -59,28 +76,55 @@ pub fn admit(table: &str, port: &Port) -> Batch {
 pub fn forget(table: &str, port: &Port) -> Batch {
     let table = bridge(table);
     let mut batch = Batch::new();
-    batch
-        .delete_elements(&table, PODS, [pod(port)])
-        .delete_elements(&table, PORTS, [link(port)]);
+    for (set, element) in pods(port) {
+        batch.delete_elements(&table, set, [element]);
+    }
+    batch.delete_elements(&table, PORTS, [link(port)]);
     batch
 }
 
 fn bridge(table: &str) -> Table {
-    Table::new(Family::Bridge, table)
+    Table::new(nft::Family::Bridge, table)
 }
 
-/// The table anew, for these pods of at most `most`; the one that is there goes in the same moment.
-pub fn whole<'a>(table: &str, most: u32, ports: impl Iterator<Item = &'a Port> + Clone) -> Batch {
+/// The table anew, for these pods of at most `most`, with addresses of these families; the one that is there
+/// goes in the same moment.
+pub fn whole<'a>(
+    table: &str,
+    families: impl Iterator<Item = Family>,
+    most: u32,
+    ports: impl Iterator<Item = &'a Port> + Clone,
+) -> Batch {
     let table = &bridge(table);
     let mut batch = Batch::new();
-    let together = [Type::Link, Type::FrameHead, Type::Ipv4];
-    let set = |name, key| Set::new(name, key, SetKind::Set).at_most(most);
+    let links = Set::new(PORTS, &[Type::Link], SetKind::Set);
+    let base = BaseChain {
+        kind: ChainKind::Filter,
+        hook: Hook::Prerouting,
+        priority: PRIORITY,
+        policy: Policy::Accept,
+    };
     batch
         .remove_table(table)
         .add_table(table)
-        .add_set(table, &set(PORTS, &[Type::Link]))
-        .add_set(table, &set(PODS, &together))
-        .add_chain(table, "own");
+        .add_set(table, &links.at_most(most))
+        .add_base_chain(table, "prerouting", base);
+    for family in families {
+        match family {
+            Family::V4 => ipv4(&mut batch, table, most),
+            Family::V6 => ipv6(&mut batch, table, most),
+        }
+    }
+    let of_pod = Rule::new().load_input_link(Reg(0)).in_set(PORTS, Reg(0));
+    batch.add_rule(table, "prerouting", of_pod.verdict(&Verdict::Drop));
+    add(&mut batch, table, ports);
+    batch
+}
+
+fn ipv4(batch: &mut Batch, table: &Table, most: u32) {
+    let together = [Type::Link, Type::FrameHead, Type::Ipv4];
+    let set = Set::new(PODS, &together, SetKind::Set).at_most(most);
+    batch.add_set(table, &set).add_chain(table, "own");
     for rule in [
         // Also where the bridge may route loopback addresses, for the sake of host ports.
         Rule::new()
@@ -93,45 +137,59 @@ pub fn whole<'a>(table: &str, most: u32, ports: impl Iterator<Item = &'a Port> +
         batch.add_rule(table, "own", rule.verdict(&Verdict::Drop));
     }
     batch.add_rule(table, "own", Rule::new().verdict(&Verdict::Accept));
-    let base = BaseChain {
-        kind: ChainKind::Filter,
-        hook: Hook::Prerouting,
-        priority: PRIORITY,
-        policy: Policy::Accept,
-    };
-    batch
-        .add_base_chain(table, "prerouting", base)
-        .add_rule(
-            table,
-            "prerouting",
-            Rule::new()
-                .load_input_link(Reg(0))
-                .frame_head(Reg(4))
-                .source_v4(Reg(8))
-                .in_set(PODS, Reg(0))
-                .verdict(&Verdict::Goto("own".into())),
-        )
-        .add_rule(
-            table,
-            "prerouting",
-            Rule::new()
-                .load_input_link(Reg(0))
-                .in_set(PORTS, Reg(0))
-                .verdict(&Verdict::Drop),
-        );
-    add(&mut batch, table, ports);
-    batch
+    let known = Rule::new()
+        .load_input_link(Reg(0))
+        .frame_head(Reg(4))
+        .source_v4(Reg(8))
+        .in_set(PODS, Reg(0));
+    let known = known.verdict(&Verdict::Goto("own".into()));
+    batch.add_rule(table, "prerouting", known);
 }
 
-fn add<'a>(
-    batch: &mut Batch,
-    table: &Table,
-    ports: impl IntoIterator<Item = &'a Port, IntoIter: Clone>,
-) {
-    let ports = ports.into_iter();
+fn ipv6(batch: &mut Batch, table: &Table, most: u32) {
+    let together = [Type::Link, Type::FrameEnds, Type::Ipv6];
+    let set = Set::new(PODS_IPV6, &together, SetKind::Set).at_most(most);
+    let refused = EXTENSIONS.map(|header| Element {
+        key: vec![header],
+        value: Value::None,
+    });
     batch
-        .add_elements(table, PORTS, ports.clone().map(link))
-        .add_elements(table, PODS, ports.map(pod));
+        .add_set(table, &set)
+        .add_set(table, &Set::new(REFUSED, &[Type::Protocol], SetKind::Set))
+        .add_elements(table, REFUSED, refused)
+        .add_chain(table, "own-ipv6");
+    for rule in [
+        Rule::new()
+            .network(Reg(0), 24, 1)
+            .at_least(Reg(0), &[NOT_ROUTED]),
+        Rule::new().network(Reg(0), 24, 2).equal(Reg(0), &NOT_IPV6),
+        Rule::new().network(Reg(0), 6, 1).in_set(REFUSED, Reg(0)),
+        Rule::new()
+            .protocol(Reg(0))
+            .equal(Reg(0), &[ICMPV6])
+            .icmp_type(Reg(0))
+            .at_least(Reg(0), &[DISCOVERY.0])
+            .at_most(Reg(0), &[DISCOVERY.1]),
+    ] {
+        batch.add_rule(table, "own-ipv6", rule.verdict(&Verdict::Drop));
+    }
+    batch.add_rule(table, "own-ipv6", Rule::new().verdict(&Verdict::Accept));
+    let known = Rule::new()
+        .load_input_link(Reg(0))
+        .frame_ends(Reg(4))
+        .source_v6(Reg(8))
+        .in_set(PODS_IPV6, Reg(0));
+    let known = known.verdict(&Verdict::Goto("own-ipv6".into()));
+    batch.add_rule(table, "prerouting", known);
+}
+
+fn add<'a>(batch: &mut Batch, table: &Table, ports: impl Iterator<Item = &'a Port> + Clone) {
+    batch.add_elements(table, PORTS, ports.clone().map(link));
+    for set in [PODS, PODS_IPV6] {
+        let elements = ports.clone().flat_map(pods);
+        let of_set = elements.filter(|(name, _)| *name == set);
+        batch.add_elements(table, set, of_set.map(|(_, element)| element));
+    }
 }
 
 fn link(port: &Port) -> Element {
@@ -141,20 +199,28 @@ fn link(port: &Port) -> Element {
     }
 }
 
-fn pod(port: &Port) -> Element {
-    let key = [
-        &name(port)[..],
-        &port.gateway,
-        &port.mac,
-        &IPV4,
-        &[PLAIN_HEADER],
-        &[0],
-        &port.address.octets(),
-    ];
-    Element {
-        key: key.concat(),
-        value: Value::None,
-    }
+/// What belongs together of the pod, with the sets that it is in.
+fn pods(port: &Port) -> impl Iterator<Item = (&'static str, Element)> {
+    let ends = [&name(port)[..], &port.gateway, &port.mac].concat();
+    let addresses = port.addresses;
+    let list: Vec<IpAddr> = addresses.iter().copied().collect();
+    list.into_iter().map(move |address| {
+        let (set, rest) = match address {
+            IpAddr::V4(address) => {
+                let rest = [&IPV4[..], &[PLAIN_HEADER], &[0], &address.octets()];
+                (PODS, rest.concat())
+            }
+            IpAddr::V6(address) => {
+                let rest = [&IPV6[..], &[0, 0], &address.octets()];
+                (PODS_IPV6, rest.concat())
+            }
+        };
+        let element = Element {
+            key: [&ends[..], &rest].concat(),
+            value: Value::None,
+        };
+        (set, element)
+    })
 }
 
 fn name(port: &Port) -> [u8; 16] {

@@ -1,4 +1,5 @@
-//! Wires pods to the node: bridge, veth pair, address, masquerade, and what a pod may send.
+//! Wires pods to the node: bridge, veth pair, addresses, masquerade, and what a pod may send; over IPv4, IPv6,
+//! or both.
 //!
 //! Owns the node's bridge, the address records in the state folder and the nf_tables tables for
 //! masquerade, for ports of the node and for the guard of the pods' links. Called by the kubelet when
@@ -10,11 +11,14 @@
 mod bandwidth;
 pub mod env;
 mod guard;
+mod masquerade;
+mod mtu;
 pub mod peers;
 mod pool;
 mod ports;
 mod records;
 mod repairs;
+mod settings;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -31,18 +35,30 @@ use std::{
     },
 };
 
-use ipnet::{IpNet, Ipv4Net};
-use netns::{route::Link, sysctl};
+use ipnet::IpNet;
+use netns::{
+    route::{self, Link, Prefix},
+    sysctl,
+};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
     bandwidth::Bandwidth,
-    ports::{Forward, forwards, host_address},
+    mtu::ToPeers,
+    ports::{Forward, HostAddress, forwards, host_address},
 };
-use self::{pool::Pool, records::Records, tables::Tables};
+use self::{
+    pool::Pools,
+    records::Records,
+    settings::{FORWARD, FORWARD_IPV6, REDIRECTS, keep_advertised, set},
+    tables::Tables,
+};
 use crate::{
-    addresses::family::PerFamily,
+    addresses::{
+        family::{Family, PerFamily},
+        ranges,
+    },
     format,
     own_ports::OwnPorts,
     repair::{self, Told},
@@ -53,9 +69,6 @@ use crate::{
     },
 };
 
-const FORWARD: &str = "net/ipv4/ip_forward";
-/// Whether the host tells a sender of a shorter way.
-const REDIRECTS: &str = "net/ipv4/conf/all/send_redirects";
 const GUARD: &str = "set up the check of what pods send (it needs a kernel with \
                      CONFIG_NF_TABLES_BRIDGE; see `vetch check`)";
 
@@ -84,13 +97,16 @@ pub struct PodNetwork {
 #[derive(Debug)]
 struct Shared {
     config: Config,
-    range: Ipv4Net,
-    gateway: IpAddr,
+    gateways: PerFamily<IpAddr>,
+    /// Links that go on doing what routers advertise though this host forwards: the settings.
+    advertised: Vec<String>,
+    size: Mutex<Size>,
+    to_peers: ToPeers,
     /// As it was made last; a repair makes another.
     bridge: Mutex<Link>,
     records: Records,
     /// Guards the records too: a record is written while its address is taken.
-    pool: Mutex<Pool>,
+    pool: Mutex<Pools>,
     /// Held while the kernel is written to. Taken before `pool`.
     tables: Mutex<Tables>,
     /// Pods whose wires shall be there, and the right to change wires: many pods' at once, or all of
@@ -107,6 +123,13 @@ struct Shared {
     again: Notify,
 }
 
+/// How large pods' packets may be, as it was looked up last.
+#[derive(Debug)]
+struct Size {
+    uplinks: mtu::Uplinks,
+    plan: mtu::Plan,
+}
+
 impl PodNetwork {
     /// Makes or takes over bridge, forwarding and masquerade.
     pub async fn open(config: Config) -> Result<Self, Error> {
@@ -119,11 +142,16 @@ impl PodNetwork {
 
     /// The bridge's addresses: the node as pods see it.
     pub fn gateways(&self) -> PerFamily<IpAddr> {
-        PerFamily::one(self.shared.gateway)
+        self.shared.gateways
+    }
+
+    /// What knows how other nodes' pods are reached tells it there.
+    pub fn to_peers(&self) -> ToPeers {
+        self.shared.to_peers.clone()
     }
 
     /// Gives the namespace `eth0`, its addresses and default routes. A pod that already has its
-    /// addresses keeps them.
+    /// addresses keeps them; one that runs gets no further one where the node has a family more than before.
     pub async fn attach(
         &self,
         pod_uid: &str,
@@ -131,8 +159,7 @@ impl PodNetwork {
     ) -> Result<PerFamily<IpAddr>, Error> {
         let netns = kept_open(netns)?;
         let (shared, uid) = (self.shared.clone(), pod_uid.to_owned());
-        let address = blocking(move || shared.attach(&uid, netns.as_fd())).await?;
-        Ok(PerFamily::one(address))
+        blocking(move || shared.attach(&uid, netns.as_fd())).await
     }
 
     /// Leads ports of the node to the pod, which has its address, until it is detached. Waits for
@@ -169,7 +196,7 @@ impl PodNetwork {
 
     /// The pod's addresses, if it has any.
     pub async fn addresses(&self, pod_uid: &str) -> Option<PerFamily<IpAddr>> {
-        self.shared.pool().of(pod_uid).map(PerFamily::one)
+        self.shared.pool().of(pod_uid)
     }
 
     /// Takes over from an earlier daemon: the pods in `live` go on, with the ports that they ask for.
@@ -203,7 +230,17 @@ impl PodNetwork {
         let own = self.shared.tables().own_port();
         let own = own.map_err(during("watch the pod network".into()))?;
         let kept = repairs::Kept::new(self.clone(), runtime);
-        repair::keep(Arc::new(kept), own, &self.shared.again, tell, shutdown).await;
+        let again = &self.shared.again;
+        let follow = async {
+            loop {
+                self.shared.to_peers.changed().await;
+                again.notify_one();
+            }
+        };
+        tokio::select! {
+            () = repair::keep(Arc::new(kept), own, again, tell, shutdown) => {}
+            () = follow => {}
+        }
         Ok(())
     }
 
@@ -222,15 +259,27 @@ impl PodNetwork {
 
 impl Shared {
     fn open(config: Config) -> Result<Self, Error> {
-        let range = match *config.pod_cidrs.primary() {
-            IpNet::V4(range) if range.prefix_len() <= 29 => range,
-            other => return Err(Error::Range(other)),
-        };
-        let records = Records::open(&config.state_dir)?;
-        let gateway = gateway(range);
-        let bridge = wiring::ensure_bridge(&config.bridge, gateway, range)
+        let ranges = config.pod_cidrs;
+        for range in ranges.iter() {
+            if range.prefix_len() > smallest(range) {
+                return Err(Error::Range(*range));
+            }
+        }
+        let gateways = ranges.try_map(|range| ranges::nth(range, 1).ok_or(Error::Range(*range)))?;
+        let records = Records::open(&config.state_dir, ranges.families())?;
+        let mut advertised = Vec::new();
+        if let Some(range) = ranges.of(Family::V6) {
+            let found = sysctl::read(FORWARD_IPV6);
+            let found = found.map_err(during(format!("read {FORWARD_IPV6}")))?;
+            found.ok_or(Error::NoIpv6(*range))?;
+            advertised = keep_advertised(&records)?;
+            set(&records, FORWARD_IPV6, "1")?;
+        }
+        let bridge = wiring::ensure_bridge(&config.bridge, &prefixes(&ranges, &gateways))
             .map_err(during(format!("set up the bridge {}", config.bridge)))?;
-        set(&records, FORWARD, "1")?;
+        if ranges.of(Family::V4).is_some() {
+            set(&records, FORWARD, "1")?;
+        }
         // A host that forwards on our account sends no more redirects than before. Also, as long as it may
         // send some, the kernel looks each packet's source up that leaves by the link it came by.
         let settings = records.settings();
@@ -238,14 +287,16 @@ impl Shared {
             set(&records, REDIRECTS, "0")?;
         }
 
-        let mut pool = Pool::new(range);
-        for (owner, address) in records.addresses()? {
-            if !pool.restore(&owner, address) {
-                records.delete(address)?;
+        let mut pool = Pools::new(&ranges);
+        for family in ranges.families() {
+            for (owner, address) in records.addresses(family)? {
+                if !pool.restore(&owner, address) {
+                    records.delete(address)?;
+                }
             }
-        }
-        if let Some(last) = records.last_address() {
-            pool.resume_after(last);
+            if let Some(last) = records.last_address(family) {
+                pool.resume_after(last);
+            }
         }
         let wired = ports_of(&config.bridge, &pool);
         let mut tables =
@@ -257,9 +308,12 @@ impl Shared {
         tables.write_guard().map_err(during(GUARD.into()))?;
         let ports: Vec<guard::Port> = wired.values().cloned().collect();
         wiring::adopt(&bridge, &ports).map_err(during("take over the links of pods".into()))?;
+        let to_peers = ToPeers::default();
         Ok(Self {
-            range,
-            gateway: gateway.into(),
+            gateways,
+            advertised,
+            size: Mutex::new(size(&ranges, &to_peers)?),
+            to_peers,
             config,
             bridge: Mutex::new(bridge),
             records,
@@ -274,35 +328,72 @@ impl Shared {
         })
     }
 
-    fn attach(&self, pod_uid: &str, netns: BorrowedFd<'_>) -> Result<IpAddr, Error> {
+    fn attach(&self, pod_uid: &str, netns: BorrowedFd<'_>) -> Result<PerFamily<IpAddr>, Error> {
         let _beside = self.beside();
-        let address = {
-            let mut pool = self.pool();
-            let address = pool.take(pod_uid).ok_or(Error::Exhausted)?;
-            if let Err(error) = self.records.put(pod_uid, address) {
-                pool.give_back(pod_uid);
-                return Err(error);
-            }
-            address
-        };
+        if let Some(addresses) = self.wired_before(pod_uid, netns)? {
+            return Ok(addresses);
+        }
+        let addresses = self.claim(pod_uid)?;
         reached(Step::AddressClaimed);
-        let port = wiring::port(&self.config.bridge, pod_uid, address);
+        let port = wiring::port(&self.config.bridge, pod_uid, addresses);
         let admitted = self.tables().admit(pod_uid, &port);
-        let wired = admitted.and_then(|()| {
-            let bridge = self.bridge();
-            wiring::attach(&bridge, self.gateway, pod_uid, address.into(), netns)
-        });
+        let wired = admitted
+            .and_then(|()| wiring::attach(&self.wire(&self.bridge(), addresses), pod_uid, netns));
         if let Err(error) = wired {
             lock(&self.wired).remove(pod_uid);
             if self.tables().forget(pod_uid).is_err() {
                 self.again.notify_one();
             }
             self.release(pod_uid)?;
-            return Err(during(format!("wire pod {pod_uid} with {address}"))(error));
+            return Err(during(format!("wire pod {pod_uid} with {addresses}"))(
+                error,
+            ));
         }
         lock(&self.wired).insert(pod_uid.to_owned(), port);
         reached(Step::NetworkWired);
-        Ok(address.into())
+        Ok(addresses)
+    }
+
+    /// The addresses of a pod that was wired when the node had fewer families than today.
+    fn wired_before(
+        &self,
+        pod_uid: &str,
+        netns: BorrowedFd<'_>,
+    ) -> Result<Option<PerFamily<IpAddr>>, Error> {
+        let known = {
+            let pool = self.pool();
+            pool.of(pod_uid).filter(|_| !pool.is_complete(pod_uid))
+        };
+        let Some(known) = known else {
+            return Ok(None);
+        };
+        let has_wire = wiring::has_wire(&self.bridge(), pod_uid, &known, netns);
+        let has_wire = has_wire.map_err(during(format!("look at the wire of pod {pod_uid}")))?;
+        Ok(has_wire.then_some(known))
+    }
+
+    /// Addresses for the pod, on record: of each family, or none.
+    fn claim(&self, pod_uid: &str) -> Result<PerFamily<IpAddr>, Error> {
+        let mut pool = self.pool();
+        let addresses = pool.take(pod_uid).ok_or(Error::Exhausted)?;
+        let mut list = addresses.iter();
+        if let Err(error) = list.try_for_each(|address| self.records.put(pod_uid, *address)) {
+            for address in pool.give_back(pod_uid) {
+                // One that stays is of a pod that is gone, for the next daemon.
+                let _ = self.records.delete(address);
+            }
+            return Err(error);
+        }
+        Ok(addresses)
+    }
+
+    fn wire<'a>(&self, bridge: &'a Link, addresses: PerFamily<IpAddr>) -> wiring::Wire<'a> {
+        wiring::Wire {
+            bridge,
+            gateways: self.gateways,
+            addresses,
+            mtu: lock(&self.size).plan.mtu,
+        }
     }
 
     fn shape(
@@ -318,17 +409,18 @@ impl Shared {
     }
 
     fn forward(&self, pod_uid: &str, forwards: Vec<Forward>) -> Result<(), Error> {
-        let IpAddr::V4(address) = self.pool().of(pod_uid).ok_or(Error::NoAddress)? else {
-            return Err(Error::NoAddress);
-        };
+        let addresses = self.pool().of(pod_uid).ok_or(Error::NoAddress)?;
         self.route_localnet()?;
-        self.change_ports(|tables| tables.forward(pod_uid, address, forwards))?;
+        self.change_ports(|tables| tables.forward(pod_uid, addresses, forwards))?;
         reached(Step::PortsOpened);
         Ok(())
     }
 
     /// The node's own packets from 127.0.0.1 must find the pods.
     fn route_localnet(&self) -> Result<(), Error> {
+        if self.config.pod_cidrs.of(Family::V4).is_none() {
+            return Ok(());
+        }
         let setting = format!("net/ipv4/conf/{}/route_localnet", self.config.bridge);
         sysctl::write(&setting, "1").map_err(during(format!("set {setting}")))
     }
@@ -338,9 +430,9 @@ impl Shared {
         let _alone = self.alone();
         let mut wanted = BTreeMap::new();
         for (uid, forwards) in forwards {
-            let address = self.pool().of(&uid);
-            if let (Some(IpAddr::V4(address)), false) = (address, forwards.is_empty()) {
-                wanted.insert(uid, (address, forwards));
+            let addresses = self.pool().of(&uid);
+            if let (Some(addresses), false) = (addresses, forwards.is_empty()) {
+                wanted.insert(uid, (addresses, forwards));
             }
         }
         if !wanted.is_empty() {
@@ -379,10 +471,10 @@ impl Shared {
         reached(Step::PortsClosed);
         lock(&self.wired).remove(pod_uid);
         lock(&self.shaped).remove(pod_uid);
-        let Some(IpAddr::V4(address)) = self.pool().of(pod_uid) else {
+        let Some(addresses) = self.pool().of(pod_uid) else {
             return Ok(());
         };
-        wiring::detach(&self.bridge(), pod_uid, address.into())
+        wiring::detach(&self.bridge(), pod_uid, &addresses)
             .and_then(|()| self.tables().forget(pod_uid))
             .map_err(during(format!("unwire pod {pod_uid}")))?;
         reached(Step::NetworkUnwired);
@@ -393,10 +485,9 @@ impl Shared {
 
     fn release(&self, pod_uid: &str) -> Result<(), Error> {
         let mut pool = self.pool();
-        match pool.give_back(pod_uid) {
-            Some(address) => self.records.delete(address),
-            None => Ok(()),
-        }
+        let given_back = pool.give_back(pod_uid).into_iter();
+        let deleted = given_back.map(|address| self.records.delete(address));
+        deleted.fold(Ok(()), Result::and)
     }
 
     fn remove(&self) -> Result<(), Error> {
@@ -409,12 +500,17 @@ impl Shared {
         wiring::remove_bridge(&self.config.bridge)
             .map_err(during(format!("remove the bridge {}", self.config.bridge)))?;
         for (name, value) in self.records.settings() {
+            // The settings of a link go with it.
+            let found = sysctl::read(&name).map_err(during(format!("read {name}")))?;
+            if found.is_none() {
+                continue;
+            }
             sysctl::write(&name, &value).map_err(during(format!("restore {name}")))?;
         }
         self.records.forget_settings()
     }
 
-    fn pool(&self) -> MutexGuard<'_, Pool> {
+    fn pool(&self) -> MutexGuard<'_, Pools> {
         lock(&self.pool)
     }
 
@@ -459,35 +555,54 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Whether this kernel can check what pods send; tried out in a namespace that goes with the try.
 pub fn can_guard() -> bool {
-    let try_out = || netns::nft::Socket::open()?.commit(guard::whole("probe", 1, [].iter()));
+    let try_out = || {
+        netns::nft::Socket::open()?.commit(guard::whole(
+            "probe",
+            Family::ALL.into_iter(),
+            1,
+            [].iter(),
+        ))
+    };
     netns::Namespace::create()
         .and_then(|namespace| namespace.run(try_out)?)
         .is_ok()
 }
 
-fn ports_of(bridge: &str, pool: &Pool) -> BTreeMap<String, guard::Port> {
-    let port = |owner: String| match pool.of(&owner)? {
-        IpAddr::V4(address) => Some((owner.clone(), wiring::port(bridge, &owner, address))),
-        IpAddr::V6(_) => None,
+fn ports_of(bridge: &str, pool: &Pools) -> BTreeMap<String, guard::Port> {
+    let port = |owner: String| {
+        let addresses = pool.of(&owner)?;
+        Some((owner.clone(), wiring::port(bridge, &owner, addresses)))
     };
     pool.owners().into_iter().filter_map(port).collect()
 }
 
-/// The first address of the range.
-fn gateway(range: Ipv4Net) -> std::net::Ipv4Addr {
-    std::net::Ipv4Addr::from(u32::from(range.network()) + 1)
+/// The length of the prefix of the smallest range that pods can have.
+fn smallest(range: &IpNet) -> u8 {
+    match range {
+        IpNet::V4(_) => 29,
+        IpNet::V6(_) => 120,
+    }
 }
 
-/// Changes a kernel setting, after its old value is on record.
-fn set(records: &Records, name: &str, value: &str) -> Result<(), Error> {
-    let old = sysctl::read(name).map_err(during(format!("read {name}")))?;
-    match old {
-        Some(old) if old != value => {
-            records.record_setting(name, &old)?;
-            sysctl::write(name, value).map_err(during(format!("set {name} to {value}")))
-        }
-        _ => Ok(()),
-    }
+/// The bridge's addresses with the lengths of their ranges.
+fn prefixes(ranges: &PerFamily<IpNet>, gateways: &PerFamily<IpAddr>) -> Vec<Prefix> {
+    let both = ranges.iter().zip(gateways.iter());
+    both.map(|(range, gateway)| Prefix::new(*gateway, range.prefix_len()))
+        .collect()
+}
+
+/// How large packets may be on the ways that are known now.
+fn size(ranges: &PerFamily<IpNet>, to_peers: &ToPeers) -> Result<Size, Error> {
+    let looked = route::Socket::open()
+        .and_then(|mut socket| mtu::Uplinks::look(&mut socket, ranges.families()));
+    let uplinks = looked.map_err(during("look up the links that packets leave by".into()))?;
+    let mut ways = uplinks.ways();
+    ways.extend(to_peers.get().unwrap_or_default());
+    let has_ipv6 = ranges.of(Family::V6).is_some();
+    Ok(Size {
+        plan: mtu::plan(ways.iter(), has_ipv6),
+        uplinks,
+    })
 }
 
 fn during(action: String) -> impl FnOnce(netns::Error) -> Error {
@@ -518,8 +633,12 @@ pub enum Error {
     NoAddress,
     #[error("no free address in the pod range")]
     Exhausted,
-    #[error("the pod range {0} is not an IPv4 range of at least eight addresses")]
+    #[error("the pod range {0} is too small: it must be a /29 or larger, of IPv6 a /120 or larger")]
     Range(IpNet),
+    #[error(
+        "pods shall have addresses of {0}, and this kernel has no IPv6 (`ipv6.disable=1`, say)"
+    )]
+    NoIpv6(IpNet),
     /// Of a newer program, say, which understands them.
     #[error("records of pods' addresses: {path}")]
     Records {

@@ -1,19 +1,28 @@
 //! Ports of the node that lead to pods (`hostPort`): which rules that takes.
 //!
-//! Always true: the table holds exactly the forwards of the pods that have an address, and is not
+//! A table per address family.
+//! Always true: a table holds exactly the forwards of the pods that have an address of its family, and is not
 //! there without any; a packet for a port of the daemon's own is never led to a pod, whatever pods
-//! ask for. IPv4 only, like the pod network.
+//! ask for. What the node itself asks by its loopback address is led for IPv4 alone: the kernel routes nothing
+//! from `::1` to another link.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
 };
 
 use k8s_openapi::api::core::v1::Pod;
-use netns::nft::{BaseChain, Batch, ChainKind, Family, Hook, Policy, Reg, Rule, Table, Verdict};
+use netns::nft::{BaseChain, Batch, ChainKind, Hook, Policy, Reg, Rule, Table, Verdict};
 
-use crate::addresses::family;
-use crate::{addresses::canonical, own_ports::OwnPorts};
+use super::masquerade::of_packets;
+use crate::{
+    addresses::{
+        Scope, canonical,
+        family::{Family, OfFamily, PerFamily},
+        scope,
+    },
+    own_ports::OwnPorts,
+};
 
 /// Services have their rules at -100: who may have a port of the node keeps it from them.
 const BEFORE_SERVICES: i32 = -101;
@@ -22,13 +31,51 @@ const LOOPBACK: (IpAddr, u8) = (IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8);
 /// One port of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forward {
-    /// `None`: on every address of the node.
-    pub address: Option<Ipv4Addr>,
+    pub address: HostAddress,
     /// The number in the IP header.
     pub protocol: u8,
     pub port: u16,
     pub to: u16,
 }
+
+/// Which addresses of the node a port is one of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostAddress {
+    /// Of both families, as far as the pod has them.
+    Every,
+    EveryIpv6,
+    One(IpAddr),
+}
+
+impl HostAddress {
+    /// The one address, if it is one.
+    pub fn one(self) -> Option<IpAddr> {
+        match self {
+            Self::Every | Self::EveryIpv6 => None,
+            Self::One(address) => Some(address),
+        }
+    }
+
+    fn is_of(self, family: Family) -> bool {
+        match self {
+            Self::Every => true,
+            Self::EveryIpv6 => family == Family::V6,
+            Self::One(address) => address.family() == family,
+        }
+    }
+}
+
+/// Why nothing is led from a `hostIP`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoHostAddress {
+    #[error("is no IP address")]
+    Syntax,
+    #[error("is the IPv6 loopback address, from which the kernel leads nothing to pods")]
+    Loopback,
+}
+
+/// Addresses of a pod, with what it asks for.
+pub type Wanted = (PerFamily<IpAddr>, Vec<Forward>);
 
 /// What the pod's containers ask for; init containers that end before have no say.
 pub fn forwards(pod: &Pod) -> Vec<Forward> {
@@ -47,7 +94,7 @@ pub fn forwards(pod: &Pod) -> Vec<Forward> {
         .flat_map(|container| container.ports.iter().flatten())
         .filter_map(|port| {
             Some(Forward {
-                address: host_address(port.host_ip.as_deref().unwrap_or_default())?,
+                address: host_address(port.host_ip.as_deref().unwrap_or_default()).ok()?,
                 protocol: match port.protocol.as_deref() {
                     Some("UDP") => 17,
                     Some("SCTP") => 132,
@@ -62,29 +109,38 @@ pub fn forwards(pod: &Pod) -> Vec<Forward> {
         .collect()
 }
 
-/// What `hostIP` means: every address, or one. `None` for what is no IPv4 address in any spelling:
-/// nothing is led from there.
-pub fn host_address(text: &str) -> Option<Option<Ipv4Addr>> {
+/// What `hostIP` means, in any spelling.
+pub fn host_address(text: &str) -> Result<HostAddress, NoHostAddress> {
     if text.is_empty() {
-        return Some(None);
+        return Ok(HostAddress::Every);
     }
-    match canonical(text.parse().ok()?) {
-        IpAddr::V4(address) => Some((!address.is_unspecified()).then_some(address)),
-        IpAddr::V6(_) => None,
+    let address = canonical(text.parse().map_err(|_| NoHostAddress::Syntax)?);
+    match address {
+        IpAddr::V4(v4) if v4.is_unspecified() => Ok(HostAddress::Every),
+        IpAddr::V6(v6) if v6.is_unspecified() => Ok(HostAddress::EveryIpv6),
+        IpAddr::V6(_) if scope(address) == Scope::Loopback => Err(NoHostAddress::Loopback),
+        address => Ok(HostAddress::One(address)),
     }
 }
 
-/// Replaces the whole table: packets see all of the old one or all of the new one.
+/// Replaces the whole table of the family: packets see all of the old one or all of the new one.
 pub fn batch(
+    family: Family,
     table: &str,
     bridge: &str,
     own: &OwnPorts,
-    forwards: &BTreeMap<String, (Ipv4Addr, Vec<Forward>)>,
+    forwards: &BTreeMap<String, Wanted>,
 ) -> Batch {
-    let table = Table::new(Family::Ip, table);
+    let table = Table::new(of_packets(family), table);
     let mut batch = Batch::new();
     batch.remove_table(&table);
-    if forwards.is_empty() {
+    let leads: Vec<(IpAddr, &Forward)> = forwards
+        .values()
+        .filter_map(|(pod, forwards)| Some((*pod.of(family)?, forwards)))
+        .flat_map(|(pod, forwards)| forwards.iter().map(move |forward| (pod, forward)))
+        .filter(|(_, forward)| forward.address.is_of(family))
+        .collect();
+    if leads.is_empty() {
         return batch;
     }
     batch.add_table(&table).add_chain(&table, "ports");
@@ -94,13 +150,11 @@ pub fn batch(
         priority,
         policy: Policy::Accept,
     };
-    for rule in own.spare(family::Family::V4) {
+    for rule in own.spare(family) {
         batch.add_rule(&table, "ports", rule);
     }
-    for (pod, forwards) in forwards.values() {
-        for forward in forwards {
-            batch.add_rule(&table, "ports", lead(*pod, forward));
-        }
+    for (pod, forward) in &leads {
+        batch.add_rule(&table, "ports", lead(*pod, forward));
     }
     for (name, hook) in [("prerouting", Hook::Prerouting), ("output", Hook::Output)] {
         batch
@@ -115,42 +169,46 @@ pub fn batch(
     }
     // Replies must come back this way from what the node asks by its loopback address, and from a
     // pod that asks itself.
-    batch
-        .add_base_chain(
-            &table,
-            "postrouting",
-            base(ChainKind::Nat, Hook::Postrouting, 100),
-        )
-        .add_rule(
-            &table,
-            "postrouting",
-            Rule::new()
-                .source_in(LOOPBACK.0, LOOPBACK.1, true)
-                .output_link(bridge)
-                .masquerade(),
-        );
-    for (pod, _) in forwards.values() {
+    batch.add_base_chain(
+        &table,
+        "postrouting",
+        base(ChainKind::Nat, Hook::Postrouting, 100),
+    );
+    if family == Family::V4 {
+        let by_loopback = Rule::new()
+            .source_in(LOOPBACK.0, LOOPBACK.1, true)
+            .output_link(bridge);
+        batch.add_rule(&table, "postrouting", by_loopback.masquerade());
+    }
+    let pods: BTreeSet<IpAddr> = leads.iter().map(|(pod, _)| *pod).collect();
+    for pod in pods {
         let rule = Rule::new()
-            .source_in((*pod).into(), 32, true)
-            .destination_in((*pod).into(), 32, true)
+            .source_in(pod, family.bits(), true)
+            .destination_in(pod, family.bits(), true)
             .masquerade();
         batch.add_rule(&table, "postrouting", rule);
     }
     batch
 }
 
-fn lead(pod: Ipv4Addr, forward: &Forward) -> Rule {
-    let rule = match forward.address {
-        Some(address) => Rule::new().destination_in(address.into(), 32, true),
+fn lead(pod: IpAddr, forward: &Forward) -> Rule {
+    let rule = match forward.address.one() {
+        Some(address) => Rule::new().destination_in(address, address.family().bits(), true),
         None => Rule::new(),
     };
+    let to = match pod {
+        IpAddr::V4(pod) => pod.octets().to_vec(),
+        IpAddr::V6(pod) => pod.octets().to_vec(),
+    };
+    // An IPv6 address takes the registers 1 to 4.
+    let port = Reg(5);
     rule.protocol(Reg(0))
         .equal(Reg(0), &[forward.protocol])
         .destination_port(Reg(0))
         .equal(Reg(0), &forward.port.to_be_bytes())
-        .immediate(Reg(1), &pod.octets())
-        .immediate(Reg(2), &forward.to.to_be_bytes())
-        .destination_nat(false, Reg(1), Reg(2))
+        .immediate(Reg(1), &to)
+        .immediate(port, &forward.to.to_be_bytes())
+        .destination_nat(pod.is_ipv6(), Reg(1), port)
 }
 
 #[cfg(test)]
@@ -170,6 +228,9 @@ mod tests {
             {"containerPort": 82, "hostPort": 82, "hostIP": "::ffff:127.0.0.1"},
             {"containerPort": 83, "hostPort": 83, "hostIP": "0.0.0.0"},
             {"containerPort": 84, "hostPort": 84, "hostIP": "::1"},
+            {"containerPort": 85, "hostPort": 85, "hostIP": "::"},
+            {"containerPort": 86, "hostPort": 86, "hostIP": "2001:db8::1"},
+            {"containerPort": 87, "hostPort": 87, "hostIP": "host"},
         ]}]);
         let found = forwards(&pod(json!({"containers": containers})));
         let line = |f: &Forward| format!("{:?} {} {} {}", f.address, f.protocol, f.port, f.to);
@@ -177,12 +238,27 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "None 6 8080 80",
-                "Some(127.0.0.1) 17 53 53",
-                "Some(127.0.0.1) 6 82 82",
-                "None 6 83 83"
+                "Every 6 8080 80",
+                "One(127.0.0.1) 17 53 53",
+                "One(127.0.0.1) 6 82 82",
+                "Every 6 83 83",
+                "EveryIpv6 6 85 85",
+                "One(2001:db8::1) 6 86 86",
             ]
         );
+        for (address, ipv4, ipv6) in [
+            ("", true, true),
+            ("0.0.0.0", true, true),
+            ("::", false, true),
+            ("127.0.0.1", true, false),
+            ("::ffff:192.0.2.1", true, false),
+            ("2001:db8::1", false, true),
+        ] {
+            let address = host_address(address).unwrap();
+            let found = (address.is_of(Family::V4), address.is_of(Family::V6));
+            assert_eq!(found, (ipv4, ipv6), "{address:?}");
+        }
+        assert_eq!(host_address("::1"), Err(NoHostAddress::Loopback));
         let host = json!({"hostNetwork": true, "containers": containers});
         assert!(forwards(&pod(host)).is_empty());
     }

@@ -1,13 +1,14 @@
 //! What of the node's network outlives the daemon: addresses by pod, settings as they were found.
 //!
 //! Owns the state folder. A record of an address is a file named so that holds the owner, and nothing
-//! else, since every version reads it; `format.json` beside them has the version of all. A record is written before the address is used and is whole or absent
-//! (written aside, then renamed). It is not forced to disk: whoever loses it to a power cut has
+//! else, since every version reads it; `format.json` beside them has the version of all. IPv6 addresses have
+//! a folder of their own: programs of before know none, and would set them aside. A record is written before
+//! the address is used and is whole or absent (written aside, then renamed). It is not forced to disk: whoever loses it to a power cut has
 //! lost the pods too.
 
 use std::{
     fs, io,
-    net::Ipv4Addr,
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
@@ -15,11 +16,11 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 use crate::{
+    addresses::family::{Family, OfFamily},
     format::{self, Unreadable},
     runtime::files,
 };
 
-const LAST: &str = "last-address";
 const SETTINGS: &str = "settings";
 const FORMAT: &str = "format.json";
 /// Raised with every change that an older reader would misunderstand; see [`crate::format`]. Folders
@@ -38,9 +39,11 @@ pub struct Records {
 }
 
 impl Records {
-    pub fn open(folder: &Path) -> Result<Self, Error> {
-        let addresses = folder.join("addresses");
-        fs::create_dir_all(&addresses).map_err(failed("create", &addresses))?;
+    pub fn open(folder: &Path, families: impl Iterator<Item = Family>) -> Result<Self, Error> {
+        for family in families {
+            let addresses = folder.join(addresses(family));
+            fs::create_dir_all(&addresses).map_err(failed("create", &addresses))?;
+        }
         check_format(&folder.join(FORMAT))?;
         Ok(Self {
             folder: folder.into(),
@@ -49,20 +52,24 @@ impl Records {
 
     /// Forgets all addresses: for `reset`, whatever wrote them.
     pub fn forget(folder: &Path) -> Result<(), Error> {
-        let addresses = folder.join("addresses");
         remove(&folder.join(FORMAT))?;
-        files::remove_tree(&addresses).map_err(failed("remove", &addresses))
+        for family in Family::ALL {
+            let addresses = folder.join(addresses(family));
+            files::remove_tree(&addresses).map_err(failed("remove", &addresses))?;
+        }
+        Ok(())
     }
 
-    /// Owner and address of every record. What is no record is set aside; one that cannot be read is an
+    /// Owner and address of every record of the family. What is no record is set aside; one that cannot be read is an
     /// error: its address would be given out a second time.
-    pub fn addresses(&self) -> Result<Vec<(String, Ipv4Addr)>, Error> {
-        let folder = self.folder.join("addresses");
+    pub fn addresses(&self, family: Family) -> Result<Vec<(String, IpAddr)>, Error> {
+        let folder = self.folder.join(addresses(family));
         let mut records = Vec::new();
         for entry in fs::read_dir(&folder).map_err(failed("read", &folder))? {
             let path = entry.map_err(failed("read", &folder))?.path();
             let name = path.file_name().and_then(|name| name.to_str());
-            let address = name.and_then(|name| name.parse().ok());
+            let address = name.and_then(|name| name.parse::<IpAddr>().ok());
+            let address = address.filter(|address| address.family() == family);
             let extension = path.extension().and_then(|extension| extension.to_str());
             match address {
                 Some(address) => {
@@ -81,21 +88,25 @@ impl Records {
         Ok(records)
     }
 
-    pub fn last_address(&self) -> Option<Ipv4Addr> {
-        let text = fs::read_to_string(self.folder.join(LAST)).ok()?;
+    /// The one that was given out last.
+    pub fn last_address(&self, family: Family) -> Option<IpAddr> {
+        let text = fs::read_to_string(self.folder.join(last(family))).ok()?;
         text.parse().ok()
     }
 
-    pub fn put(&self, owner: &str, address: Ipv4Addr) -> Result<(), Error> {
-        write(
-            &self.folder.join("addresses").join(address.to_string()),
-            owner,
-        )?;
-        write(&self.folder.join(LAST), &address.to_string())
+    pub fn put(&self, owner: &str, address: IpAddr) -> Result<(), Error> {
+        write(&self.record(address), owner)?;
+        let last = self.folder.join(last(address.family()));
+        write(&last, &address.to_string())
     }
 
-    pub fn delete(&self, address: Ipv4Addr) -> Result<(), Error> {
-        remove(&self.folder.join("addresses").join(address.to_string()))
+    pub fn delete(&self, address: IpAddr) -> Result<(), Error> {
+        remove(&self.record(address))
+    }
+
+    fn record(&self, address: IpAddr) -> PathBuf {
+        let folder = self.folder.join(addresses(address.family()));
+        folder.join(address.to_string())
     }
 
     /// Kernel settings as they were before us, by name. The first value recorded stays.
@@ -122,6 +133,20 @@ impl Records {
 
     pub fn forget_settings(&self) -> Result<(), Error> {
         remove(&self.folder.join(SETTINGS))
+    }
+}
+
+fn addresses(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "addresses",
+        Family::V6 => "addresses-ipv6",
+    }
+}
+
+fn last(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "last-address",
+        Family::V6 => "last-address-ipv6",
     }
 }
 

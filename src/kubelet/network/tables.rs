@@ -1,25 +1,28 @@
-//! The three nf_tables tables of the pod network: what they shall hold, and the kernel brought there.
+//! The nf_tables tables of the pod network: what they shall hold, and the kernel brought there.
 //!
 //! Masquerade follows from the configuration, the guard from the pods that are wired, the ports of the
-//! node from what pods ask for. Each change goes into the desired state first and to the kernel then;
+//! node from what pods ask for. There is one guard; of the others each address family has its own. Each change goes into the desired state first and to the kernel then;
 //! what fails is carried out by the next change, or by the repair that the owner starts. Blocking.
 //! Always true: the ports' table that an earlier daemon has left stays as it is until all pods that
 //! run are known; then it is replaced in one transaction.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
 };
 
 use ipnet::IpNet;
 use netns::{
     monitor::Changes,
-    nft::{Batch, Family, Socket, Table},
+    nft::{self, Batch, Socket, Table},
 };
 
-use super::{Config, guard, ports, ports::Forward, wiring};
+use super::{
+    Config, guard, masquerade,
+    ports::{self, Forward, Wanted},
+};
 use crate::{
-    addresses::family::PerFamily,
+    addresses::family::{Family, PerFamily},
     repair::{
         flows::{self, Front, Served},
         programmer::{Outcome, Programmer},
@@ -32,13 +35,13 @@ const UDP: u8 = 17;
 pub struct Tables {
     config: Config,
     socket: Socket,
-    masquerade: Programmer,
     guard: Programmer,
-    ports: Programmer,
+    masquerade: Vec<(Family, Programmer)>,
+    ports: Vec<(Family, Programmer)>,
     /// Pods' ends of their wires, by pod.
     admitted: BTreeMap<String, guard::Port>,
     /// Ports of the node by pod.
-    forwards: BTreeMap<String, (Ipv4Addr, Vec<Forward>)>,
+    forwards: BTreeMap<String, Wanted>,
     /// All pods that run are in `forwards`, as far as they ask for ports.
     adopted: bool,
     /// Fronts whose tracked flows may be older than the rules.
@@ -53,12 +56,19 @@ impl Tables {
         config: Config,
         admitted: BTreeMap<String, guard::Port>,
     ) -> Result<Self, netns::Error> {
-        let table = |family, name: &str| Programmer::new(Table::new(family, name));
+        let per_family = |name: &str| {
+            let families = config.pod_cidrs.families();
+            let table = |family| Table::new(masquerade::of_packets(family), name);
+            families
+                .map(|family| (family, Programmer::new(table(family))))
+                .collect()
+        };
+        let guard = Table::new(nft::Family::Bridge, config.table.as_str());
         Ok(Self {
             socket: Socket::open()?,
-            masquerade: table(Family::Ip, &config.table),
-            guard: table(Family::Bridge, &config.table),
-            ports: table(Family::Ip, &ports_table(&config)),
+            guard: Programmer::new(guard),
+            masquerade: per_family(&config.table),
+            ports: per_family(&ports_table(&config)),
             admitted,
             forwards: BTreeMap::new(),
             adopted: false,
@@ -73,8 +83,16 @@ impl Tables {
         self.socket.port()
     }
 
-    pub fn write_masquerade(&mut self) -> Result<Outcome, netns::Error> {
-        let outcome = self.masquerade.commit(&mut self.socket, Batch::new, || {
+    pub fn write_masquerade(&mut self) -> Result<(), netns::Error> {
+        for at in 0..self.masquerade.len() {
+            self.write_masquerade_of(at)?;
+        }
+        Ok(())
+    }
+
+    fn write_masquerade_of(&mut self, at: usize) -> Result<Outcome, netns::Error> {
+        let (family, programmer) = &mut self.masquerade[at];
+        let outcome = programmer.commit(&mut self.socket, Batch::new, || {
             let Config {
                 table,
                 bridge,
@@ -82,12 +100,10 @@ impl Tables {
                 cluster_cidrs,
                 ..
             } = &self.config;
-            wiring::masquerade(
-                table,
-                bridge,
-                *pod_cidrs.primary(),
-                *cluster_cidrs.primary(),
-            )
+            match (pod_cidrs.of(*family), cluster_cidrs.of(*family)) {
+                (Some(pods), Some(cluster)) => masquerade::whole(table, bridge, pods, cluster),
+                _ => Batch::new(),
+            }
         })?;
         self.unmasqueraded |= outcome.is_restored();
         Ok(outcome)
@@ -117,8 +133,10 @@ impl Tables {
 
     fn change_guard(&mut self, change: impl FnOnce() -> Batch) -> Result<Outcome, netns::Error> {
         self.guard.commit(&mut self.socket, change, || {
-            let most = addresses(*self.config.pod_cidrs.primary());
-            guard::whole(&self.config.table, most, self.admitted.values())
+            let ranges = &self.config.pod_cidrs;
+            let most = ranges.iter().map(addresses).min().unwrap_or(1);
+            let ports = self.admitted.values();
+            guard::whole(&self.config.table, ranges.families(), most, ports)
         })
     }
 
@@ -126,16 +144,16 @@ impl Tables {
     pub fn forward(
         &mut self,
         uid: &str,
-        address: Ipv4Addr,
+        addresses: PerFamily<IpAddr>,
         forwards: Vec<Forward>,
     ) -> Result<(), netns::Error> {
-        let wanted = (address, forwards);
+        let wanted = (addresses, forwards);
         let before = self.forwards.insert(uid.to_owned(), wanted.clone());
         if before.as_ref() == Some(&wanted) {
             return self.settle_ports().map(drop);
         }
         self.doubt(before.iter().chain([&wanted]));
-        self.write_ports().map(drop)
+        self.write_ports()
     }
 
     /// Leads no port to the pod any more, as far as this daemon has written them.
@@ -144,21 +162,18 @@ impl Tables {
             None => self.settle_ports().map(drop),
             Some(before) => {
                 self.doubt([&before]);
-                self.write_ports().map(drop)
+                self.write_ports()
             }
         }
     }
 
     /// These pods run, and no others: from now on the table is this daemon's.
-    pub fn adopt(
-        &mut self,
-        forwards: BTreeMap<String, (Ipv4Addr, Vec<Forward>)>,
-    ) -> Result<(), netns::Error> {
+    pub fn adopt(&mut self, forwards: BTreeMap<String, Wanted>) -> Result<(), netns::Error> {
         let before = std::mem::replace(&mut self.forwards, forwards);
         let now = self.forwards.clone();
         self.doubt(before.values().chain(now.values()));
         self.adopted = true;
-        self.write_ports().map(drop)
+        self.write_ports()
     }
 
     pub fn has_ports(&self) -> bool {
@@ -170,41 +185,48 @@ impl Tables {
         self.admitted.iter()
     }
 
-    fn doubt<'a>(&mut self, changed: impl IntoIterator<Item = &'a (Ipv4Addr, Vec<Forward>)>) {
+    fn doubt<'a>(&mut self, changed: impl IntoIterator<Item = &'a Wanted>) {
         self.stale.extend(changed.into_iter().flat_map(fronts));
     }
 
-    /// Writes the ports' table if it is not known to be as wanted.
-    fn settle_ports(&mut self) -> Result<Option<Outcome>, netns::Error> {
-        match self.ports.doubt() {
-            Some(_) => self.write_ports(),
-            None => Ok(None),
-        }
+    /// Writes the ports' tables that are not known to be as wanted; those that others had undone.
+    fn settle_ports(&mut self) -> Result<Vec<String>, netns::Error> {
+        let doubted = (0..self.ports.len()).filter(|at| self.ports[*at].1.doubt().is_some());
+        let doubted: Vec<usize> = doubted.collect();
+        self.write_ports_of(doubted)
     }
 
-    /// `None` as long as the table is still the earlier daemon's.
-    fn write_ports(&mut self) -> Result<Option<Outcome>, netns::Error> {
-        if !self.adopted {
-            return Ok(None);
+    fn write_ports(&mut self) -> Result<(), netns::Error> {
+        self.write_ports_of((0..self.ports.len()).collect())
+            .map(drop)
+    }
+
+    /// Nothing as long as the tables are still the earlier daemon's.
+    fn write_ports_of(&mut self, list: Vec<usize>) -> Result<Vec<String>, netns::Error> {
+        let mut restored = Vec::new();
+        for at in list.into_iter().filter(|_| self.adopted) {
+            let (family, programmer) = &mut self.ports[at];
+            let batch = ports::batch(
+                *family,
+                &ports_table(&self.config),
+                &self.config.bridge,
+                &self.config.own_ports,
+                &self.forwards,
+            );
+            // It is small, and few pods have any: always all of it.
+            let outcome = programmer.replace(&mut self.socket, batch)?;
+            if outcome.is_restored() {
+                restored.push(programmer.table().to_string());
+                self.stale.extend(self.forwards.values().flat_map(fronts));
+            }
         }
-        let batch = ports::batch(
-            &ports_table(&self.config),
-            &self.config.bridge,
-            &self.config.own_ports,
-            &self.forwards,
-        );
-        // It is small, and few pods have any: always all of it.
-        let outcome = self.ports.replace(&mut self.socket, batch)?;
-        if outcome.is_restored() {
-            let all: Vec<Front> = self.forwards.values().flat_map(fronts).collect();
-            self.stale.extend(all);
-        }
-        Ok(Some(outcome))
+        Ok(restored)
     }
 
     /// Forgets flows that the rules of today would lead elsewhere. What fails is tried again next time.
     pub fn forget_flows(&mut self) -> Result<(), netns::Error> {
-        if self.ports.doubt().is_none() && !self.stale.is_empty() {
+        let is_known = self.ports.iter().all(|(_, ports)| ports.doubt().is_none());
+        if is_known && !self.stale.is_empty() {
             flows::forget_stale(&self.served())?;
             self.stale.clear();
         }
@@ -230,10 +252,8 @@ impl Tables {
             .collect();
         for (pod, forwards) in self.forwards.values() {
             for forward in forwards {
-                if let Some(backends) =
-                    served.get_mut(&(forward.address.map(IpAddr::from), forward.port))
-                {
-                    backends.insert(((*pod).into(), forward.to));
+                if let Some(backends) = served.get_mut(&(forward.address.one(), forward.port)) {
+                    backends.extend(pod.iter().map(|pod| (*pod, forward.to)));
                 }
             }
         }
@@ -242,41 +262,48 @@ impl Tables {
 
     /// Takes in what others have changed; whether a table of ours is in doubt.
     pub fn notice(&mut self, changes: &Changes) -> bool {
-        let all = [&mut self.masquerade, &mut self.guard, &mut self.ports];
-        let noticed = all.map(|table| table.notice(changes));
-        noticed.contains(&true)
+        let all = self.all().map(|table| table.notice(changes));
+        all.fold(false, |noticed, one| noticed | one)
+    }
+
+    /// The guard first.
+    fn all(&mut self) -> impl Iterator<Item = &mut Programmer> {
+        let others = self.masquerade.iter_mut().chain(&mut self.ports);
+        [&mut self.guard]
+            .into_iter()
+            .chain(others.map(|(_, table)| table))
     }
 
     /// Makes anew whatever is not known to be as wanted. Returns what others had undone.
     pub fn settle(&mut self) -> Result<Vec<String>, netns::Error> {
-        for table in [&mut self.masquerade, &mut self.guard, &mut self.ports] {
+        let others = self.masquerade.iter_mut().chain(&mut self.ports);
+        for table in [&mut self.guard]
+            .into_iter()
+            .chain(others.map(|(_, table)| table))
+        {
             table.verify(&mut self.socket)?;
         }
         let mut restored = Vec::new();
-        let mut tell = |table: &Table, outcome: Option<Outcome>| {
-            if outcome.is_some_and(Outcome::is_restored) {
-                restored.push(format!("the nf_tables table {table}"));
-            }
-        };
         // Rather no packets of pods than those of others in their names: the guard first.
-        if self.guard.doubt().is_some() {
-            let outcome = self.write_guard()?;
-            tell(self.guard.table(), Some(outcome));
+        if self.guard.doubt().is_some() && self.write_guard()?.is_restored() {
+            restored.push(self.guard.table().to_string());
         }
-        if self.masquerade.doubt().is_some() {
-            let outcome = self.write_masquerade()?;
-            tell(self.masquerade.table(), Some(outcome));
+        for at in 0..self.masquerade.len() {
+            let is_doubted = self.masquerade[at].1.doubt().is_some();
+            if is_doubted && self.write_masquerade_of(at)?.is_restored() {
+                restored.push(self.masquerade[at].1.table().to_string());
+            }
         }
-        let outcome = self.settle_ports()?;
-        tell(self.ports.table(), outcome);
+        restored.extend(self.settle_ports()?);
         self.forget_flows()?;
-        Ok(restored)
+        let named = |table: String| format!("the nf_tables table {table}");
+        Ok(restored.into_iter().map(named).collect())
     }
 
-    /// Takes all three away.
+    /// Takes all of them away.
     pub fn remove(&mut self) -> Result<(), netns::Error> {
         let mut batch = Batch::new();
-        for table in [&self.ports, &self.masquerade, &self.guard] {
+        for table in self.all() {
             batch.remove_table(table.table());
         }
         self.socket.commit(batch)
@@ -285,17 +312,21 @@ impl Tables {
 
 /// As many as there can be pods: each has one for itself. The kernel takes memory for all of them at once,
 /// and no machine runs more than the most of these.
-fn addresses(range: IpNet) -> u32 {
-    const MOST: u8 = 16;
+fn addresses(range: &IpNet) -> u32 {
+    let most = match range {
+        IpNet::V4(_) => 16,
+        // Any range has as many as one likes.
+        IpNet::V6(_) => 12,
+    };
     let bits = range.max_prefix_len() - range.prefix_len();
-    1 << bits.min(MOST)
+    1 << bits.min(most)
 }
 
 fn ports_table(config: &Config) -> String {
     format!("{}-ports", config.table)
 }
 
-fn fronts((_, forwards): &(Ipv4Addr, Vec<Forward>)) -> impl Iterator<Item = Front> {
+fn fronts((_, forwards): &Wanted) -> impl Iterator<Item = Front> {
     let udp = forwards.iter().filter(|forward| forward.protocol == UDP);
-    udp.map(|forward| (forward.address.map(IpAddr::from), forward.port))
+    udp.map(|forward| (forward.address.one(), forward.port))
 }

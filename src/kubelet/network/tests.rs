@@ -1,4 +1,9 @@
-//! The pod network in namespaces of the test's own.
+//! The pod network in namespaces of the test's own: over IPv4, over IPv6, and over both.
+
+mod families;
+mod frames;
+mod others;
+mod sizes;
 
 use std::{
     io::{Read, Write},
@@ -29,13 +34,21 @@ fn in_host<T: Send>(
     })?
 }
 
-fn config(folder: &std::path::Path) -> Config {
+const IPV4: &str = "10.7.1.0/24";
+const IPV6: &str = "fd07:0:0:1::/64";
+const BOTH: &str = "10.7.1.0/24,fd07:0:0:1::/64";
+
+fn config(folder: &std::path::Path, ranges: &str) -> Config {
+    let pod_cidrs: PerFamily<IpNet> = ranges.parse().expect("literal ranges");
     Config {
         state_dir: folder.into(),
-        pod_cidrs: "10.7.1.0/24".parse().expect("a literal range"),
+        pod_cidrs,
         bridge: "vetch0".into(),
         table: "vetch".into(),
-        cluster_cidrs: "10.7.0.0/16".parse().expect("a literal range"),
+        cluster_cidrs: pod_cidrs.map(|range| match range {
+            IpNet::V4(_) => "10.7.0.0/16".parse().expect("a literal range"),
+            IpNet::V6(_) => "fd07::/56".parse().expect("a literal range"),
+        }),
         own_ports: OwnPorts::new([OwnPort {
             address: None,
             protocol: TCP,
@@ -53,8 +66,8 @@ fn namespaces<const N: usize>() -> TestResult<[Namespace; N]> {
 }
 
 /// A network without pods.
-async fn opened(folder: &std::path::Path) -> TestResult<PodNetwork> {
-    let network = PodNetwork::open(config(folder)).await?;
+async fn opened(folder: &std::path::Path, ranges: &str) -> TestResult<PodNetwork> {
+    let network = PodNetwork::open(config(folder, ranges)).await?;
     network.adopt(&[], BTreeMap::new()).await?;
     Ok(network)
 }
@@ -72,42 +85,57 @@ fn nft(args: &str) -> TestResult<String> {
     output("nft", args)
 }
 
+/// What is said on the way from a pod to one at this address, and who the other end sees.
+fn hello(from: &Namespace, to: &Namespace, address: IpAddr) -> TestResult<IpAddr> {
+    let address = SocketAddr::new(address, 80);
+    let listener = to.run(|| TcpListener::bind(address))??;
+    let mut client = from.run(|| TcpStream::connect_timeout(&address, TIMEOUT))??;
+    let (mut server, from) = listener.accept()?;
+    server.write_all(b"hello")?;
+    drop(server);
+    let mut text = String::new();
+    client.read_to_string(&mut text)?;
+    assert_eq!(text, "hello");
+    Ok(from.ip())
+}
+
 #[test]
 #[ignore = "needs root"]
 fn pods_reach_each_other_and_leave_nothing() -> TestResult {
+    for (ranges, want) in [
+        (IPV4, "10.7.1.2"),
+        (IPV6, "fd07:0:0:1::2"),
+        (BOTH, "10.7.1.2,fd07:0:0:1::2"),
+    ] {
+        reach_each_other(ranges, want)?;
+    }
+    Ok(())
+}
+
+fn reach_each_other(ranges: &str, want: &str) -> TestResult {
     let folder = tempfile::tempdir()?;
     let [host, one, two] = namespaces()?;
     in_host(&host, async || {
+        let config = || config(folder.path(), ranges);
         sysctl::write(FORWARD, "0")?;
-        let network = PodNetwork::open(config(folder.path())).await?;
-        let first = *network.attach("uid-1", one.as_fd()).await?.primary();
+        sysctl::write(FORWARD_IPV6, "0")?;
+        let network = PodNetwork::open(config()).await?;
+        let first = network.attach("uid-1", one.as_fd()).await?;
         let start = Instant::now();
-        let second = *network.attach("uid-2", two.as_fd()).await?.primary();
-        println!("attach took {:?}", start.elapsed());
-        assert_eq!(first, IpAddr::from([10, 7, 1, 2]));
-
-        let listener = two.run(|| TcpListener::bind((second, 80)))??;
-        let address = SocketAddr::new(second, 80);
-        let mut client = one.run(|| TcpStream::connect_timeout(&address, TIMEOUT))??;
-        let (mut server, from) = listener.accept()?;
-        server.write_all(b"hello")?;
-        drop(server);
-        let mut text = String::new();
-        client.read_to_string(&mut text)?;
-        assert_eq!(text, "hello");
-        assert_eq!(from.ip(), first); // no address translation between pods
+        let second = network.attach("uid-2", two.as_fd()).await?;
+        println!("attach with {want} took {:?}", start.elapsed());
+        assert_eq!(first.to_string(), want);
+        for (own, other) in first.iter().zip(second.iter()) {
+            // No address translation between pods.
+            assert_eq!(hello(&one, &two, *other)?, *own);
+            assert_eq!(hello(&two, &one, *own)?, *other);
+        }
 
         // The daemon restarts: the pods keep their addresses.
-        let network = PodNetwork::open(config(folder.path())).await?;
-        assert_eq!(
-            network.addresses("uid-2").await,
-            Some(PerFamily::one(second))
-        );
+        let network = PodNetwork::open(config()).await?;
+        assert_eq!(network.addresses("uid-2").await, Some(second));
         let before = ip("-o link")?;
-        assert_eq!(
-            *network.attach("uid-2", two.as_fd()).await?.primary(),
-            second
-        );
+        assert_eq!(network.attach("uid-2", two.as_fd()).await?, second);
         assert_eq!(ip("-o link")?, before); // the wire was not touched
         network.adopt(&["uid-2".into()], BTreeMap::new()).await?;
         assert_eq!(network.addresses("uid-1").await, None);
@@ -116,6 +144,7 @@ fn pods_reach_each_other_and_leave_nothing() -> TestResult {
         network.remove().await?;
         assert_eq!(ip("-o link")?.lines().count(), 1); // lo
         assert_eq!(sysctl::read(FORWARD)?.as_deref(), Some("0"));
+        assert_eq!(sysctl::read(FORWARD_IPV6)?.as_deref(), Some("0"));
         assert_eq!(nft("list ruleset")?, "");
         Ok(())
     })
@@ -141,7 +170,7 @@ fn pods_receive_and_send_no_more_than_they_may() -> TestResult {
     let folder = tempfile::tempdir()?;
     let [host, one, two] = namespaces()?;
     in_host(&host, async || {
-        let network = opened(folder.path()).await?;
+        let network = opened(folder.path(), IPV4).await?;
         network.attach("one", one.as_fd()).await?;
         let address = *network.attach("two", two.as_fd()).await?.primary();
         let to = SocketAddr::new(address, 80);
@@ -178,7 +207,7 @@ fn ports_of_the_node_lead_to_pods() -> TestResult {
     in_host(&host, async || {
         ip("link set lo up")?;
         ip("address add 192.168.9.1/32 dev lo")?;
-        let network = PodNetwork::open(config(folder.path())).await?;
+        let network = PodNetwork::open(config(folder.path(), IPV4)).await?;
         let web = *network.attach("web", one.as_fd()).await?.primary();
         network.attach("other", two.as_fd()).await?;
         let to = |address, port| Forward {
@@ -188,7 +217,9 @@ fn ports_of_the_node_lead_to_pods() -> TestResult {
             to: 80,
         };
         let node = [192, 168, 9, 1];
-        let forwards = vec![to(None, 8080), to(Some(node.into()), 8081), to(None, 6443)];
+        let of_node = HostAddress::One(node.into());
+        let every = HostAddress::Every;
+        let forwards = vec![to(every, 8080), to(of_node, 8081), to(every, 6443)];
         network
             .adopt(&["web".into(), "other".into()], BTreeMap::new())
             .await?;
@@ -228,7 +259,7 @@ fn ports_of_the_node_lead_to_pods() -> TestResult {
 /// A port of the node that leads to port 80 of the pod.
 fn port(protocol: u8, port: u16) -> Forward {
     Forward {
-        address: None,
+        address: HostAddress::Every,
         protocol,
         port,
         to: 80,
@@ -244,7 +275,7 @@ fn a_udp_sender_with_a_fixed_port_moves_to_the_next_pod() -> TestResult {
     in_host(&host, async || {
         ip("link set lo up")?;
         ip("address add 192.168.9.1/32 dev lo")?;
-        let network = opened(folder.path()).await?;
+        let network = opened(folder.path(), IPV4).await?;
         let client = UdpSocket::bind("192.168.9.1:5000")?;
         client.set_read_timeout(Some(TIMEOUT))?;
         let mut buffer = [0; 16];
@@ -274,14 +305,14 @@ fn a_restarted_daemon_replaces_the_ports_once_all_are_known() -> TestResult {
     let folder = tempfile::tempdir()?;
     let [host, one, two] = namespaces()?;
     in_host(&host, async || {
-        let network = opened(folder.path()).await?;
+        let network = opened(folder.path(), IPV4).await?;
         network.attach("one", one.as_fd()).await?;
         network.forward("one", vec![port(6, 8081)]).await?;
         let before = nft("list table ip vetch-ports")?;
         assert!(before.contains("8081"), "{before}");
         drop(network);
 
-        let network = PodNetwork::open(config(folder.path())).await?;
+        let network = PodNetwork::open(config(folder.path(), IPV4)).await?;
         network.attach("two", two.as_fd()).await?;
         // A new pod is there before those that run are known: it waits.
         let mut opening = Box::pin(network.forward("two", vec![port(6, 8082)]));
@@ -311,7 +342,7 @@ fn a_change_of_ports_that_fails_is_made_again() -> TestResult {
     let folder = tempfile::tempdir()?;
     let [host, one] = namespaces()?;
     in_host(&host, async || {
-        let network = opened(folder.path()).await?;
+        let network = opened(folder.path(), IPV4).await?;
         network.attach("one", one.as_fd()).await?;
         // From the first port on, a setting must be looked at.
         network.forward("one", vec![port(6, 8080)]).await?;
@@ -350,67 +381,100 @@ fn a_change_of_ports_that_fails_is_made_again() -> TestResult {
 #[test]
 #[ignore = "needs root"]
 fn what_others_undo_is_found_and_restored() -> TestResult {
+    const COMMON: [&str; 6] = [
+        "nft flush ruleset",
+        "nft delete table bridge vetch",
+        "ip link set vetch0 down",
+        "ip link del vetch0",
+        "bridge link set dev $wire learning on",
+        "ip link set $wire type bridge_slave group_fwd_mask 0",
+    ];
+    const OF_IPV4: [&str; 5] = [
+        "nft add rule ip vetch-ports ports drop",
+        "ip address flush dev vetch0",
+        "ip route flush dev vetch0",
+        "sysctl -qw net.ipv4.ip_forward=0",
+        "ip -4 neigh flush dev vetch0 nud permanent",
+    ];
+    const OF_IPV6: [&str; 7] = [
+        "nft add rule ip6 vetch-ports ports drop",
+        "nft delete table ip6 vetch",
+        "ip -6 address flush dev vetch0",
+        "ip -6 route flush dev vetch0",
+        "sysctl -qw net.ipv6.conf.all.forwarding=0",
+        "sysctl -qw net.ipv6.conf.all.disable_ipv6=1; sysctl -qw net.ipv6.conf.lo.disable_ipv6=0",
+        "ip -6 neigh flush dev vetch0 nud permanent",
+    ];
+    let of = |lists: &[&[&'static str]]| lists.concat();
+    restored(IPV4, &of(&[&COMMON, &OF_IPV4]))?;
+    restored(IPV6, &of(&[&COMMON, &OF_IPV6]))?;
+    restored(BOTH, &of(&[&COMMON, &OF_IPV4, &OF_IPV6]))
+}
+
+/// What of the network can be seen from outside.
+fn picture(wire: &str) -> TestResult<String> {
+    let connected = ip("-o link show master vetch0")?.contains(wire);
+    let port = ip(&format!("-d -o link show {wire}"))?;
+    // Timers are shown among them.
+    let names = [
+        "hairpin",
+        "learning",
+        "flood",
+        "mcast_flood",
+        "group_fwd_mask",
+        "locked",
+    ];
+    let setting = |name| {
+        let rest = port.split_once(&format!(" {name} "))?.1;
+        Some(rest.split(' ').next()?.to_owned())
+    };
+    let settings = names.map(setting);
+    let routes = ip("route")?.replace(" linkdown", "");
+    let addresses = ip("-4 -o address")?.replace(char::is_numeric, "");
+    let sorted = |text: String, keep: &dyn Fn(&&str) -> bool| {
+        let mut lines: Vec<&str> = text.lines().filter(keep).collect();
+        lines.sort_unstable();
+        lines.join("\n")
+    };
+    // Of the links' own addresses some come a moment later.
+    let is_ours = |line: &&str| line.contains("vetch0") && !line.contains("fe80");
+    let routes6 = sorted(ip("-6 route")?.replace(" linkdown", ""), &is_ours);
+    let ours: String = ip("-6 -o address show dev vetch0 scope global")?;
+    let addresses6 = ours.replace(char::is_numeric, "");
+    let neighbours = sorted(ip("neigh show nud permanent")?, &|_| true);
+    Ok(format!(
+        "{connected} {settings:?} {routes} {addresses} {routes6} {addresses6} {neighbours}"
+    ))
+}
+
+fn restored(ranges: &str, lines: &[&str]) -> TestResult {
     let folder = tempfile::tempdir()?;
     let [host, one] = namespaces()?;
     in_host(&host, async || {
-        let network = opened(folder.path()).await?;
+        let network = opened(folder.path(), ranges).await?;
         network.attach("one", one.as_fd()).await?;
         network.forward("one", vec![port(6, 8081)]).await?;
         let shared = &network.shared;
-        let nothing: (Vec<String>, Vec<String>) = Default::default();
+        let nothing = repairs::Repaired::default();
         assert_eq!(shared.repair()?, nothing);
         let wire = wiring::link_name("one");
-        let picture = || -> TestResult<String> {
-            let connected = ip("-o link show master vetch0")?.contains(&wire);
-            let port = ip(&format!("-d -o link show {wire}"))?;
-            // Timers are shown among them.
-            let names = [
-                "hairpin",
-                "learning",
-                "flood",
-                "mcast_flood",
-                "group_fwd_mask",
-                "locked",
-            ];
-            let setting = |name| {
-                Some(
-                    port.split_once(&format!(" {name} "))?
-                        .1
-                        .split(' ')
-                        .next()?
-                        .to_owned(),
-                )
-            };
-            let settings = names.map(setting);
-            let routes = ip("route")?.replace(" linkdown", "");
-            let addresses = ip("-4 -o address")?.replace(char::is_numeric, "");
-            let neighbours = ip("neigh show nud permanent")?;
-            Ok(format!(
-                "{connected} {settings:?} {routes} {addresses} {neighbours}"
-            ))
+        let rules = || -> TestResult<Vec<String>> {
+            let of_family = network.shared.config.pod_cidrs.families();
+            let mut all = vec![nft("list table bridge vetch")?];
+            for family in of_family {
+                let family = match family {
+                    Family::V4 => "ip",
+                    Family::V6 => "ip6",
+                };
+                all.push(nft(&format!("list table {family} vetch"))?);
+                all.push(nft(&format!("list table {family} vetch-ports"))?);
+            }
+            Ok(all)
         };
-        let rules = || -> TestResult<[String; 3]> {
-            Ok([
-                nft("list table ip vetch")?,
-                nft("list table ip vetch-ports")?,
-                nft("list table bridge vetch")?,
-            ])
-        };
-        let before = (picture()?, rules()?);
+        let before = (picture(&wire)?, rules()?);
         let own = shared.tables().own_port()?;
-        let mut monitor = netns::monitor::Monitor::open(own)?;
-        for line in [
-            "nft flush ruleset",
-            "nft delete table bridge vetch",
-            "nft add rule ip vetch-ports ports drop",
-            "ip link set vetch0 down",
-            "ip link del vetch0",
-            "ip address flush dev vetch0",
-            "ip route flush dev vetch0",
-            "sysctl -qw net.ipv4.ip_forward=0",
-            "bridge link set dev $wire learning on",
-            "ip link set $wire type bridge_slave group_fwd_mask 0",
-        ] {
+        let mut monitor = netns::monitor::Monitor::open(own, shared.subject())?;
+        for line in lines {
             let done = Command::new("sh")
                 .args(["-ec", line])
                 .env("wire", &wire)
@@ -418,10 +482,18 @@ fn what_others_undo_is_found_and_restored() -> TestResult {
             assert!(done.success(), "{line}");
             let changes = tokio::time::timeout(TIMEOUT, monitor.changes()).await??;
             assert!(shared.notice(&changes), "{line}: {changes:?}");
-            let (restored, unwired) = shared.repair()?;
-            assert!(!restored.is_empty() && unwired.is_empty(), "{line}");
-            assert_eq!((picture()?, rules()?), before, "{line}");
-            assert_eq!(sysctl::read(FORWARD)?.as_deref(), Some("1"));
+            let found = shared.repair()?;
+            assert!(!found.restored.is_empty(), "{line}");
+            assert!(
+                found.unwired.is_empty() && found.resized.is_empty(),
+                "{line}"
+            );
+            assert_eq!((picture(&wire)?, rules()?), before, "{line}");
+            for name in [FORWARD, FORWARD_IPV6] {
+                let is_ours = (name == FORWARD_IPV6) == (ranges == IPV6) || ranges == BOTH;
+                let value = sysctl::read(name)?;
+                assert!(!is_ours || value.as_deref() == Some("1"), "{line}: {name}");
+            }
             assert_eq!(shared.repair()?, nothing, "{line}");
             // What we have done ourselves is no reason to look again and again.
             while let Ok(changes) = tokio::time::timeout(TIMEOUT / 30, monitor.changes()).await {
@@ -430,10 +502,21 @@ fn what_others_undo_is_found_and_restored() -> TestResult {
                 }
             }
         }
+        // Of these the kernel tells nobody: they are looked at every few seconds.
+        for (name, value) in wiring::IPV6_SETTINGS {
+            let name = format!("net/ipv6/conf/vetch0/{name}");
+            let other = if value == "0" { "1" } else { "0" };
+            if ranges == IPV4 || name.ends_with("disable_ipv6") {
+                continue;
+            }
+            sysctl::write(&name, other)?;
+            assert_eq!(shared.repair()?.restored.len(), 1, "{name}");
+            assert_eq!(sysctl::read(&name)?.as_deref(), Some(value));
+        }
         ip(&format!("link del {wire}"))?;
         let changes = tokio::time::timeout(TIMEOUT, monitor.changes()).await??;
         assert!(shared.notice(&changes), "{changes:?}");
-        assert_eq!(shared.repair()?.1, ["one"]);
+        assert_eq!(shared.repair()?.unwired, ["one"]);
         assert!(shared.rewire("one", one.as_fd())?);
         assert_eq!(shared.repair()?, nothing);
         network.remove().await?;

@@ -1,8 +1,9 @@
 //! Routes to the pods of other nodes: by the other machine's address where it is on a link with this one, else
 //! by a tunnel.
 //!
-//! `plan.rs` says whose ranges are where, `tunnel.rs` makes the tunnel; here the kernel is brought there, and
-//! back when others change it. Started by the node beside the kubelet, with a client that may watch all Nodes.
+//! `plan.rs` says whose ranges are where and how they are reached, `tunnel.rs` makes the tunnels; here the kernel
+//! is brought there, and back when others change it. How large packets may be on these ways is told to the pods'
+//! links. Started by the node beside the kubelet, with a client that may watch all Nodes.
 //! Always true: only routes that bear our mark and lie inside of the cluster's range are ever removed, so
 //! what the host and others route stays.
 
@@ -11,41 +12,44 @@ mod tunnel;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, ObjectReference};
 use netns::{
-    monitor::Changes,
-    route::{Change, Prefix, Route, RouteKind, Socket, WantedRoute},
+    monitor::{Changes, Subject},
+    route::{Change, Link, Prefix, Route, RouteKind, Socket, WantedRoute},
 };
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 pub use self::{plan::Own, tunnel::Config as TunnelConfig};
 use self::{
-    plan::{Peer, Peers, plan},
-    tunnel::Tunnel,
+    plan::{Peers, Reach, Way, machines, plan, way},
+    tunnel::{End, Tunnel, overhead},
 };
-use super::{Error, blocking, during};
+use super::{
+    Error, ToPeers, blocking, during,
+    mtu::{MOST, Ways},
+};
 use crate::{
-    addresses::family::PerFamily,
+    addresses::family::{Family, OfFamily, PerFamily},
     events::{Level, Recorder, Source},
     informer::{Informer, Informers},
     repair::{self, HostState},
 };
 
-/// Keeps the routes as the Nodes say, until `shutdown`; they stay then, for running pods.
+/// Keeps the routes as the Nodes say, until `shutdown`; they stay then, for running pods. What packets on the
+/// ways to other nodes may have in them is told `ways`.
 pub async fn run(
     informers: Informers,
     own: Own,
     tunnel: TunnelConfig,
+    ways: ToPeers,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let opened = Tunnel::open(tunnel).and_then(|tunnel| Ok((tunnel.own_port()?, tunnel)));
-    let (own_port, tunnel) = opened.map_err(during("open a socket for the tunnel".into()))?;
     let nodes: Informer<Node> = informers.get();
     let mut changes = nodes.changes();
     nodes.synced().await;
@@ -64,7 +68,9 @@ pub async fn run(
         let (reason, message) = repair::event(&told);
         events.record_ref(about.clone(), Level::Warning, reason, message);
     };
-    let routes = Arc::new(Routes::new(own, tunnel, events.clone(), about.clone()));
+    let opened = Routes::open(own, &tunnel, ways, events.clone(), about.clone())
+        .and_then(|routes| Ok((routes.own_port()?, Arc::new(routes))));
+    let (own_port, routes) = opened.map_err(during("open a socket for the tunnel".into()))?;
     let again = Notify::new();
     routes.want(&nodes.list());
     let follow = async {
@@ -95,45 +101,66 @@ pub async fn remove(clusters: PerFamily<IpNet>, tunnel: TunnelConfig) -> Result<
     blocking(move || {
         let failed = || during("remove the routes to the pods of other nodes".into());
         let mut socket = Socket::open().map_err(failed())?;
-        remove_others(&mut socket, *clusters.primary(), &BTreeSet::new()).map_err(failed())?;
-        let removed = Tunnel::open(tunnel).and_then(|mut tunnel| tunnel.remove(&mut socket));
-        removed.map_err(failed())
+        for cluster in clusters.iter() {
+            remove_others(&mut socket, cluster, &BTreeSet::new()).map_err(failed())?;
+            let opened = Tunnel::open(tunnel.clone(), clusters.families(), cluster.family());
+            let removed = opened.and_then(|mut tunnel| tunnel.remove(&mut socket));
+            removed.map_err(failed())?;
+        }
+        Ok(())
     })
     .await
 }
 
 /// The routes and what is known of them.
-struct Routes {
+pub(super) struct Routes {
     own: Own,
+    ways: ToPeers,
     events: Recorder,
     about: ObjectReference,
     inner: Mutex<Inner>,
 }
 
 struct Inner {
-    tunnel: Tunnel,
+    /// One per family of machines' addresses, the one that is rather taken first.
+    tunnels: Vec<Tunnel>,
     peers: Peers,
     /// What the kernel had when it was looked at last.
-    routed: BTreeSet<Ipv4Net>,
+    routed: BTreeSet<IpNet>,
     links: BTreeSet<u32>,
     /// Why nodes are not reached, as told last.
     told: BTreeSet<(String, String)>,
 }
 
 impl Routes {
-    fn new(own: Own, tunnel: Tunnel, events: Recorder, about: ObjectReference) -> Self {
-        Self {
+    pub(super) fn open(
+        own: Own,
+        tunnel: &TunnelConfig,
+        ways: ToPeers,
+        events: Recorder,
+        about: ObjectReference,
+    ) -> Result<Self, netns::Error> {
+        let open = |outer| Tunnel::open(tunnel.clone(), own.clusters.families(), outer);
+        let tunnels = own.outer().map(open).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self {
             own,
+            ways,
             events,
             about,
             inner: Mutex::new(Inner {
-                tunnel,
+                tunnels,
                 peers: Peers::default(),
                 routed: BTreeSet::new(),
                 links: BTreeSet::new(),
                 told: BTreeSet::new(),
             }),
-        }
+        })
+    }
+
+    /// The port of the socket by which the tables are written: of several tunnels the first one's. What the
+    /// others' own changes start is a look that finds nothing.
+    fn own_port(&self) -> Result<u32, netns::Error> {
+        self.inner().tunnels.first().map_or(Ok(0), Tunnel::own_port)
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -141,7 +168,7 @@ impl Routes {
     }
 
     /// Takes over what the Nodes say; whether it is something else than before.
-    fn want(&self, nodes: &[Arc<Node>]) -> bool {
+    pub(super) fn want(&self, nodes: &[Arc<Node>]) -> bool {
         let peers = plan(nodes, &self.own);
         let mut inner = self.inner();
         let before = std::mem::replace(&mut inner.peers, peers);
@@ -149,39 +176,39 @@ impl Routes {
     }
 
     /// Brings the kernel there; the ranges that had a route, which somebody else had taken away.
-    fn settle(&self) -> Result<Vec<Ipv4Net>, netns::Error> {
+    pub(super) fn settle(&self) -> Result<Vec<IpNet>, netns::Error> {
         let mut inner = self.inner();
         let inner = &mut *inner;
         let mut socket = Socket::open()?;
-        let mut refused: BTreeSet<(String, String)> =
-            inner.peers.refused.clone().into_iter().collect();
-        let mut wanted = Vec::new();
-        let (mut far, mut links) = (BTreeMap::new(), BTreeSet::new());
-        for (range, peer) in &inner.peers.by_range {
-            match way(&mut socket, peer)? {
-                Way::Link(link) => wanted.push((*range, wanted_route(*range, link, peer.address))),
-                Way::Router(link) => {
-                    far.insert(*range, peer.clone());
-                    links.insert(link);
-                }
-                Way::None(why) => {
-                    refused.insert((peer.node.clone(), why));
-                }
-            }
-        }
-        if let (false, IpNet::V4(own)) = (far.is_empty(), *self.own.ranges.primary()) {
-            let mtu = least_mtu(&mut socket, &links)?;
-            let own = (self.own.name.as_str(), own);
-            let link = inner.tunnel.settle(&mut socket, own, &far, mtu)?;
-            let inside = far.keys().map(|range| (*range, Tunnel::inside(*range)));
-            wanted.extend(inside.map(|(range, via)| (range, wanted_route(range, link, via))));
+        let found = self.ways(&mut socket, &inner.peers)?;
+        let mut wanted = found.direct;
+        for tunnel in &mut inner.tunnels {
+            let outer = tunnel.outer();
+            let Some(far) = found.far.get(&outer) else {
+                continue;
+            };
+            let local = match self.own.addresses.of(outer) {
+                Some(IpAddr::V6(address)) => Some(*address),
+                _ => None,
+            };
+            let mtu = found.inside.get(&outer).copied().unwrap_or(MOST);
+            let own = (self.own.name.as_str(), &self.own.ranges, local);
+            let link = tunnel.settle(&mut socket, own, far, mtu)?;
+            let inside = far
+                .iter()
+                .map(|(range, end)| (range, Tunnel::inside(range, &end.node)));
+            wanted.extend(inside.map(|(range, via)| (*range, wanted_route(range, link, via))));
         }
         let routes: Vec<WantedRoute> = wanted.iter().map(|(_, route)| *route).collect();
         let made = socket.ensure_routes(&routes)?;
         let keep: BTreeSet<Key> = routes.iter().map(|route| key(&route.to)).collect();
-        remove_others(&mut socket, *self.own.clusters.primary(), &keep)?;
-        if far.is_empty() {
-            inner.tunnel.remove(&mut socket)?;
+        for cluster in self.own.clusters.iter() {
+            remove_others(&mut socket, cluster, &keep)?;
+        }
+        for tunnel in &mut inner.tunnels {
+            if !found.far.contains_key(&tunnel.outer()) {
+                tunnel.remove(&mut socket)?;
+            }
         }
         let undone = wanted
             .iter()
@@ -189,9 +216,10 @@ impl Routes {
             .map(|(range, _)| *range)
             .collect();
         inner.routed = wanted.iter().map(|(range, _)| *range).collect();
-        links.extend(routes.iter().map(|route| route.link));
-        inner.links = links;
-        for (node, why) in refused.difference(&inner.told) {
+        inner.links = found.links;
+        inner.links.extend(routes.iter().map(|route| route.link));
+        self.ways.set(found.sizes);
+        for (node, why) in found.refused.difference(&inner.told) {
             let message = format!("Pods of the node {node} cannot be reached from here: {why}");
             tracing::warn!("{message}");
             self.events.record_ref(
@@ -201,9 +229,81 @@ impl Routes {
                 message,
             );
         }
-        inner.told = refused;
+        inner.told = found.refused;
         Ok(undone)
     }
+
+    /// How the ranges are reached now.
+    fn ways(&self, socket: &mut Socket, peers: &Peers) -> Result<Found, netns::Error> {
+        let mut reached = BTreeMap::new();
+        let own = socket.addresses()?;
+        for machine in machines(peers) {
+            let is_own = own.iter().any(|(_, own)| own.address == machine);
+            reached.insert(machine, reach(socket, machine, is_own)?);
+        }
+        let families: Vec<Family> = self.own.outer().collect();
+        let links: BTreeMap<u32, Link> = match peers.by_range.is_empty() {
+            true => BTreeMap::new(),
+            false => {
+                let all = socket.links()?.into_iter();
+                all.map(|link| (link.index, link)).collect()
+            }
+        };
+        let mut found = Found {
+            refused: peers.refused.clone().into_iter().collect(),
+            ..Found::default()
+        };
+        for (range, peer) in &peers.by_range {
+            let way = way(range.family(), peer, &families, &reached);
+            let link = match &way {
+                Way::Direct { link, .. } | Way::Tunnel { link, .. } => links.get(link),
+                Way::None(_) => None,
+            };
+            let mtu = link.map_or(MOST, |link| link.mtu);
+            let name = link.map_or("a link", |link| &link.name);
+            if let Some(link) = link {
+                found.links.insert(link.index);
+            }
+            match way {
+                Way::Direct { link, via } => {
+                    let route = wanted_route(range, link, via);
+                    found.direct.push((*range, route));
+                    found.sizes.insert(format!("the link {name}"), mtu);
+                }
+                Way::Tunnel { machine, .. } => {
+                    let outer = machine.family();
+                    let mtu = mtu.saturating_sub(overhead(outer));
+                    let node = peer.node.clone();
+                    let ends = found.far.entry(outer).or_default();
+                    ends.insert(*range, End { node, machine });
+                    let least = found.inside.entry(outer).or_insert(mtu);
+                    *least = mtu.min(*least);
+                    let named = format!("the tunnel to other nodes over the link {name}");
+                    let size = found.sizes.entry(named).or_insert(mtu);
+                    *size = mtu.min(*size);
+                }
+                Way::None(why) => {
+                    found.refused.insert((peer.node.clone(), why));
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// How the ranges are reached.
+#[derive(Default)]
+struct Found {
+    direct: Vec<(IpNet, WantedRoute)>,
+    /// By tunnel, by the family that it runs over,
+    far: BTreeMap<Family, BTreeMap<IpNet, End>>,
+    /// and what it takes in one packet.
+    inside: BTreeMap<Family, u32>,
+    /// That lead to other machines.
+    links: BTreeSet<u32>,
+    sizes: Ways,
+    /// Nodes that are not reached, and why.
+    refused: BTreeSet<(String, String)>,
 }
 
 struct Kept(Arc<Routes>);
@@ -211,9 +311,17 @@ struct Kept(Arc<Routes>);
 impl HostState for Kept {
     type Error = Error;
 
+    fn subject(&self) -> Subject {
+        Subject {
+            ipv6: self.0.own.clusters.of(Family::V6).is_some(),
+            neighbours: false,
+        }
+    }
+
     fn notice(&self, changes: &Changes) -> bool {
         let mut inner = self.0.inner();
-        let tunnel = inner.tunnel.notice(changes);
+        let tunnels = inner.tunnels.iter_mut().map(|one| one.notice(changes));
+        let tunnel = tunnels.fold(false, |noticed, one| noticed | one);
         let is_used = |link: &u32| inner.links.contains(link);
         tunnel
             || changes.overrun
@@ -233,57 +341,38 @@ impl HostState for Kept {
             during("route to the pods of other nodes".into()),
         );
         let undone = blocking(move || routes.settle().map_err(failed)).await?;
-        let name = |range: Ipv4Net| format!("the route to the pods in {range}");
+        let name = |range: IpNet| format!("the route to the pods in {range}");
         Ok(undone.into_iter().map(name).collect())
     }
 }
 
-/// How a machine is reached.
-enum Way {
-    /// It is on that link.
-    Link(u32),
-    /// Behind a router on that link.
-    Router(u32),
-    None(String),
-}
-
-fn way(socket: &mut Socket, peer: &Peer) -> Result<Way, netns::Error> {
-    let address = IpAddr::V4(peer.address);
-    let own = socket.addresses()?;
-    if own.iter().any(|(_, own)| own.address == address) {
-        return Ok(Way::None(format!(
-            "its address {address} is this machine's"
-        )));
+/// `is_own`: the address is this machine's.
+fn reach(socket: &mut Socket, address: IpAddr, is_own: bool) -> Result<Reach, netns::Error> {
+    if is_own {
+        let why = format!("its address {address} is this machine's");
+        return Ok(Reach::None(why));
     }
     Ok(match socket.route_to(address)? {
         Some(Route {
             link: Some(link),
             via: None,
             ..
-        }) => Way::Link(link),
+        }) => Reach::Link(link),
         Some(Route {
             link: Some(link), ..
-        }) => Way::Router(link),
-        Some(_) => Way::None(format!(
+        }) => Reach::Router(link),
+        Some(_) => Reach::None(format!(
             "the route to its address {address} leads by several links"
         )),
-        None => Way::None(format!("there is no route to its address {address}")),
+        None => Reach::None(format!("there is no route to its address {address}")),
     })
 }
 
-/// The least that one of the links takes in a packet.
-fn least_mtu(socket: &mut Socket, links: &BTreeSet<u32>) -> Result<u32, netns::Error> {
-    const USUAL: u32 = 1500;
-    let all = socket.links()?;
-    let used = all.iter().filter(|link| links.contains(&link.index));
-    Ok(used.map(|link| link.mtu).min().unwrap_or(USUAL))
-}
-
-fn wanted_route(range: Ipv4Net, link: u32, via: Ipv4Addr) -> WantedRoute {
+fn wanted_route(range: &IpNet, link: u32, via: IpAddr) -> WantedRoute {
     WantedRoute {
-        to: Prefix::new(range.network().into(), range.prefix_len()),
+        to: Prefix::new(range.network(), range.prefix_len()),
         link,
-        kind: RouteKind::Via(via.into()),
+        kind: RouteKind::Via(via),
     }
 }
 
@@ -297,10 +386,10 @@ fn key(prefix: &Prefix) -> Key {
 /// Removes routes of ours inside of the cluster's range but those to `keep`.
 fn remove_others(
     socket: &mut Socket,
-    cluster: IpNet,
+    cluster: &IpNet,
     keep: &BTreeSet<Key>,
 ) -> Result<(), netns::Error> {
-    let mut stale = socket.routes_via()?;
+    let mut stale = socket.routes_via(cluster.family() == Family::V6)?;
     stale.retain(|route| {
         cluster.contains(&route.to.address)
             && route.to.length >= cluster.prefix_len()

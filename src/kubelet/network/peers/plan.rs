@@ -1,29 +1,32 @@
-//! Which ranges of pod addresses are on which other node. Pure.
+//! Which ranges of pod addresses are on which other node, and how each is reached. Pure.
 
 use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 
-use crate::{addresses::family::PerFamily, addresses::ranges::overlap};
+use crate::addresses::{
+    family::{Family, OfFamily, PerFamily},
+    ranges::overlap,
+};
 
 /// Where the pods of a range are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     pub node: String,
-    /// By which its machine is reached.
-    pub address: Ipv4Addr,
+    /// By which its machine is reached: the first that it tells of each family that this machine has too.
+    pub addresses: BTreeMap<Family, IpAddr>,
 }
 
 /// What is known of the other nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peers {
-    pub by_range: BTreeMap<Ipv4Net, Peer>,
+    pub by_range: BTreeMap<IpNet, Peer>,
     /// Nodes whose pods are not reached, and why.
     pub refused: BTreeMap<String, String>,
 }
@@ -32,13 +35,50 @@ pub struct Peers {
 #[derive(Clone, Debug)]
 pub struct Own {
     pub name: String,
+    /// Of this machine, by which other nodes reach it.
+    pub addresses: PerFamily<IpAddr>,
     pub ranges: PerFamily<IpNet>,
     /// Of all nodes' ranges.
     pub clusters: PerFamily<IpNet>,
 }
 
-/// The other nodes with their ranges. Of two that have the same the older one counts, and nobody has one of
-/// this node's or one that is not the cluster's.
+impl Own {
+    /// The families that a tunnel can run over, the first one rather.
+    pub fn outer(&self) -> impl Iterator<Item = Family> {
+        let families = self.clusters.families();
+        families.filter(|family| self.addresses.of(*family).is_some())
+    }
+}
+
+/// How an address of another machine is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// It is on that link,
+    Link(u32),
+    /// or behind a router on that link.
+    Router(u32),
+    /// It is not.
+    None(String),
+}
+
+/// How packets for a range of pods get to their machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// By the machine's address, which is on that link.
+    Direct {
+        link: u32,
+        via: IpAddr,
+    },
+    /// Inside of packets to the machine's address, which leave by that link.
+    Tunnel {
+        link: u32,
+        machine: IpAddr,
+    },
+    None(String),
+}
+
+/// The other nodes with their ranges of this node's families. Of two that have the same the older one counts,
+/// and nobody has one of this node's or one that is not the cluster's.
 pub fn plan(nodes: &[Arc<Node>], own: &Own) -> Peers {
     let mut nodes: Vec<&Arc<Node>> = nodes
         .iter()
@@ -48,26 +88,30 @@ pub fn plan(nodes: &[Arc<Node>], own: &Own) -> Peers {
     let mut peers = Peers::default();
     for node in nodes {
         let name = node.name_any();
-        let Some(address) = address(node) else {
+        let addresses = addresses(node, own);
+        if addresses.is_empty() {
             continue; // it has not told yet
-        };
+        }
         for range in ranges(node) {
+            let family = range.family();
+            let (Some(own_range), Some(cluster)) = (own.ranges.of(family), own.clusters.of(family))
+            else {
+                continue; // no pod of this node could send there
+            };
             let taken = peers
                 .by_range
                 .iter()
-                .find(|(other, _)| overlap(&IpNet::V4(**other), &IpNet::V4(range)));
+                .find(|(other, _)| overlap(other, &range));
             let why = match taken {
-                _ if overlap(own.ranges.primary(), &IpNet::V4(range)) => Some(format!(
-                    "its pod range {range} overlaps this node's, {}",
-                    own.ranges.primary()
+                _ if overlap(own_range, &range) => Some(format!(
+                    "its pod range {range} overlaps this node's, {own_range}"
                 )),
                 Some((other, peer)) => Some(format!(
                     "its pod range {range} overlaps {other} of the node {}",
                     peer.node
                 )),
-                None if !own.clusters.primary().contains(&IpNet::V4(range)) => Some(format!(
-                    "its pod range {range} is not inside of the cluster's, {}",
-                    own.clusters.primary()
+                None if !cluster.contains(&range) => Some(format!(
+                    "its pod range {range} is not inside of the cluster's, {cluster}"
                 )),
                 None => None,
             };
@@ -76,8 +120,11 @@ pub fn plan(nodes: &[Arc<Node>], own: &Own) -> Peers {
                     peers.refused.insert(name.clone(), why);
                 }
                 None => {
-                    let node = name.clone();
-                    peers.by_range.insert(range, Peer { node, address });
+                    let peer = Peer {
+                        node: name.clone(),
+                        addresses: addresses.clone(),
+                    };
+                    peers.by_range.insert(range, peer);
                 }
             }
         }
@@ -85,23 +132,67 @@ pub fn plan(nodes: &[Arc<Node>], own: &Own) -> Peers {
     peers
 }
 
-fn ranges(node: &Node) -> impl Iterator<Item = Ipv4Net> {
+/// `families`: that a tunnel can run over. Packets go straight to a machine that is on a link by an address of
+/// their own family, else by a tunnel over the first family in which it is reached.
+pub fn way(of: Family, peer: &Peer, families: &[Family], reach: &BTreeMap<IpAddr, Reach>) -> Way {
+    let reached = |family: Family| {
+        let address = peer.addresses.get(&family)?;
+        Some((*address, reach.get(address)?))
+    };
+    if let Some((via, Reach::Link(link))) = reached(of) {
+        return Way::Direct { link: *link, via };
+    }
+    let mut why = None;
+    for (machine, reach) in families.iter().filter_map(|family| reached(*family)) {
+        match reach {
+            Reach::Link(link) | Reach::Router(link) => {
+                return Way::Tunnel {
+                    link: *link,
+                    machine,
+                };
+            }
+            Reach::None(reason) => {
+                why.get_or_insert(reason);
+            }
+        }
+    }
+    Way::None(why.cloned().unwrap_or_else(|| {
+        let told: Vec<String> = peer.addresses.values().map(IpAddr::to_string).collect();
+        format!("no tunnel can lead to its addresses {}", told.join(", "))
+    }))
+}
+
+/// Every address of these machines, once.
+pub fn machines(peers: &Peers) -> BTreeSet<IpAddr> {
+    let peers = peers.by_range.values();
+    peers
+        .flat_map(|peer| peer.addresses.values().copied())
+        .collect()
+}
+
+fn ranges(node: &Node) -> impl Iterator<Item = IpNet> {
     let spec = node.spec.as_ref();
     let ranges = spec.and_then(|spec| spec.pod_cidrs.as_deref());
     let ranges = ranges.unwrap_or_default().iter();
-    ranges.filter_map(|range| Some(range.parse::<Ipv4Net>().ok()?.trunc()))
+    ranges.filter_map(|range| Some(range.parse::<IpNet>().ok()?.trunc()))
 }
 
-/// The first address of the node's machine.
-fn address(node: &Node) -> Option<Ipv4Addr> {
-    let addresses = node.status.as_ref()?.addresses.as_deref()?.iter();
-    let mut internal = addresses.filter(|address| address.type_ == "InternalIP");
-    internal.find_map(|address| match address.address.parse() {
-        Ok(IpAddr::V4(address)) if crate::addresses::may_be_proxied_to(address.into()) => {
-            Some(address)
+/// The first address of the node's machine in each family that this one has.
+fn addresses(node: &Node, own: &Own) -> BTreeMap<Family, IpAddr> {
+    let status = node.status.as_ref();
+    let told = status.and_then(|status| status.addresses.as_deref());
+    let internal = told
+        .unwrap_or_default()
+        .iter()
+        .filter(|told| told.type_ == "InternalIP");
+    let mut found = BTreeMap::new();
+    for address in internal.filter_map(|told| told.address.parse::<IpAddr>().ok()) {
+        let family = address.family();
+        if own.addresses.of(family).is_some() && crate::addresses::may_be_proxied_to(address) {
+            found.entry(family).or_insert(address);
         }
-        _ => None,
-    })
+    }
+    found
 }
 
 #[cfg(test)]
@@ -110,48 +201,139 @@ mod tests {
 
     use super::*;
 
-    fn node(name: &str, made: &str, range: &str, address: &str) -> Arc<Node> {
+    fn node(name: &str, made: &str, ranges: &str, addresses: &str) -> Arc<Node> {
+        let ranges: Vec<&str> = ranges.split(',').collect();
+        let internal = addresses.split(',');
+        let mut told = vec![json!({"type": "Hostname", "address": name})];
+        told.extend(internal.map(|one| json!({"type": "InternalIP", "address": one})));
         let object = json!({
             "metadata": {"name": name, "uid": name, "creationTimestamp": made},
-            "spec": {"podCIDR": range, "podCIDRs": [range]},
-            "status": {"addresses": [
-                {"type": "Hostname", "address": name},
-                {"type": "InternalIP", "address": address},
-            ]},
+            "spec": {"podCIDR": ranges[0], "podCIDRs": ranges},
+            "status": {"addresses": told},
         });
         Arc::new(serde_json::from_value(object).expect("a node"))
     }
 
+    fn own(addresses: &str, ranges: &str, clusters: &str) -> Own {
+        Own {
+            name: "a".to_owned(),
+            addresses: addresses.parse().expect("addresses"),
+            ranges: ranges.parse().expect("ranges"),
+            clusters: clusters.parse().expect("ranges"),
+        }
+    }
+
+    fn found(peers: &Peers) -> Vec<String> {
+        let line = |(range, peer): (&IpNet, &Peer)| {
+            let told: Vec<String> = peer.addresses.values().map(IpAddr::to_string).collect();
+            format!("{range} {} {}", peer.node, told.join(","))
+        };
+        peers.by_range.iter().map(line).collect()
+    }
+
+    const OLD: &str = "2026-01-01T00:00:00Z";
+    const NEW: &str = "2026-02-01T00:00:00Z";
+
     #[test]
     fn whose_pods_are_where() {
-        let own = Own {
-            name: "a".to_owned(),
-            ranges: "10.42.0.0/24".parse().expect("a range"),
-            clusters: "10.42.0.0/16".parse().expect("a range"),
-        };
-        let (old, new) = ("2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z");
-        let mut none = Node::clone(&node("new", old, "10.42.9.0/24", "192.0.2.9"));
+        let own = own("192.0.2.1", "10.42.0.0/24", "10.42.0.0/16");
+        let mut none = Node::clone(&node("new", OLD, "10.42.9.0/24", "192.0.2.9"));
         none.status = None;
         let nodes = [
-            node("a", old, "10.42.0.0/24", "192.0.2.1"),
+            node("a", OLD, "10.42.0.0/24", "192.0.2.1"),
             // Claims what another one has had for longer.
-            node("thief", new, "10.42.1.0/24", "192.0.2.3"),
-            node("b", old, "10.42.1.0/24", "192.0.2.2"),
-            node("mine", new, "10.42.0.128/25", "192.0.2.4"),
-            node("far", new, "10.9.0.0/24", "192.0.2.5"),
-            node("all", new, "10.42.0.0/16", "192.0.2.6"),
-            node("loop", new, "10.42.7.0/24", "127.0.0.1"),
+            node("thief", NEW, "10.42.1.0/24", "192.0.2.3"),
+            node("b", OLD, "10.42.1.0/24", "192.0.2.2"),
+            node("mine", NEW, "10.42.0.128/25", "192.0.2.4"),
+            node("far", NEW, "10.9.0.0/24", "192.0.2.5"),
+            node("all", NEW, "10.42.0.0/16", "192.0.2.6"),
+            node("loop", NEW, "10.42.7.0/24", "127.0.0.1"),
+            // Only what this node has too.
+            node(
+                "dual",
+                NEW,
+                "10.42.8.0/24,fd42:0:0:8::/64",
+                "fd00::8,192.0.2.8",
+            ),
             Arc::new(none),
         ];
         let peers = plan(&nodes, &own);
-        let found: Vec<String> = peers
-            .by_range
-            .iter()
-            .map(|(range, peer)| format!("{range} {} {}", peer.node, peer.address))
-            .collect();
-        assert_eq!(found, ["10.42.1.0/24 b 192.0.2.2"]);
+        let want = ["10.42.1.0/24 b 192.0.2.2", "10.42.8.0/24 dual 192.0.2.8"];
+        assert_eq!(found(&peers), want);
         let refused: Vec<&str> = peers.refused.keys().map(String::as_str).collect();
         assert_eq!(refused, ["all", "far", "mine", "thief"]);
         assert!(peers.refused["thief"].contains("overlaps 10.42.1.0/24 of the node b"));
+    }
+
+    #[test]
+    fn each_family_is_judged_by_itself() {
+        let own = own(
+            "192.0.2.1,fd00::1",
+            "10.42.0.0/24,fd42::/64",
+            "10.42.0.0/16,fd42::/56",
+        );
+        let nodes = [
+            node(
+                "b",
+                OLD,
+                "10.42.1.0/24,fd42:0:0:1::/64",
+                "192.0.2.2,fd00::2",
+            ),
+            node("half", NEW, "10.42.2.0/24,fd42::/80", "192.0.2.3,fe80::3"),
+            node("only6", NEW, "fd42:0:0:3::/64", "fd00::4"),
+            node("out", NEW, "fd43::/64", "fd00::5"),
+        ];
+        let peers = plan(&nodes, &own);
+        let want = [
+            "10.42.1.0/24 b 192.0.2.2,fd00::2",
+            "10.42.2.0/24 half 192.0.2.3",
+            "fd42:0:0:1::/64 b 192.0.2.2,fd00::2",
+            "fd42:0:0:3::/64 only6 fd00::4",
+        ];
+        assert_eq!(found(&peers), want);
+        let refused: Vec<&str> = peers.refused.keys().map(String::as_str).collect();
+        assert_eq!(refused, ["half", "out"]);
+    }
+
+    #[test]
+    fn how_a_machine_is_reached() {
+        let (v4, v6): (IpAddr, IpAddr) = ([192, 0, 2, 2].into(), "fd00::2".parse().unwrap());
+        let on = Reach::Link(1);
+        let far = || Reach::Router(2);
+        let none = || Reach::None("there is no route".to_owned());
+        let direct = |via| Way::Direct { link: 1, via };
+        let tunnel = |link, machine| Way::Tunnel { link, machine };
+        let (four, six) = (Family::V4, Family::V6);
+        for (of, addresses, reach4, reach6, primary, want) in [
+            (four, vec![v4], on.clone(), none(), four, direct(v4)),
+            (four, vec![v4], far(), none(), four, tunnel(2, v4)),
+            (
+                four,
+                vec![v4],
+                none(),
+                none(),
+                four,
+                Way::None("there is no route".into()),
+            ),
+            (six, vec![v4, v6], on.clone(), on.clone(), four, direct(v6)),
+            // Behind routers the primary family carries both.
+            (six, vec![v4, v6], far(), far(), four, tunnel(2, v4)),
+            (four, vec![v4, v6], far(), far(), six, tunnel(2, v6)),
+            (six, vec![v4, v6], on.clone(), far(), four, tunnel(1, v4)),
+            // With one family's address alone that one carries both, also on a link.
+            (six, vec![v4], on.clone(), none(), four, tunnel(1, v4)),
+            (four, vec![v6], none(), on.clone(), four, tunnel(1, v6)),
+            (four, vec![v6], none(), far(), four, tunnel(2, v6)),
+            (six, vec![v4, v6], none(), far(), four, tunnel(2, v6)),
+        ] {
+            let peer = Peer {
+                node: "b".to_owned(),
+                addresses: addresses.iter().map(|one| (one.family(), *one)).collect(),
+            };
+            let reach = [(v4, reach4), (v6, reach6)].into();
+            let mut families = Family::ALL;
+            families.sort_by_key(|family| *family != primary);
+            assert_eq!(way(of, &peer, &families, &reach), want, "{of} {peer:?}");
+        }
     }
 }

@@ -1,41 +1,54 @@
-//! The tunnel to machines behind routers: one VXLAN link for all of them. Blocking.
+//! The tunnel to machines behind routers: one VXLAN link for all of them that are reached over the same family
+//! of addresses. It carries the packets of pods of both. Blocking.
 //!
 //! Everything about a peer's end follows from its Node: its hardware address from the name, its address
-//! inside from the range. So nobody has to publish anything.
+//! inside from the range, of IPv6 from the hardware address. So nobody has to publish anything.
 //! Always true: what arrives in the tunnel comes from a peer's machine, and no pod sends anything there; a
 //! packet inside could bear any pod's address.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv6Addr},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netns::{
     Error,
     monitor::Changes,
     nft::{
-        self, BaseChain, Batch, ChainKind, Element, Family, Hook, Policy, Reg, Rule, Set, SetKind,
-        Table, Type, Value, Verdict,
+        self, BaseChain, Batch, ChainKind, Element, Hook, Policy, Reg, Rule, Set, SetKind, Table,
+        Type, Value, Verdict,
     },
     route::{Change, Link, Mac, Prefix, Socket, Vxlan},
 };
 
-use super::{super::wiring, plan::Peer};
-use crate::repair::programmer::Programmer;
+use super::super::{
+    masquerade::of_packets,
+    mtu::{LEAST_IPV4, LEAST_IPV6},
+    wiring,
+};
+use crate::{
+    addresses::family::{Family, OfFamily, PerFamily},
+    repair::programmer::Programmer,
+};
 
-/// What the headers take of a packet: Ethernet, IPv4, UDP, VXLAN.
-const OVERHEAD: u32 = 50;
-/// Less than this no machine on a path may refuse.
-const LEAST_MTU: u32 = 576;
 const UDP: u8 = 17;
 const PEERS: &str = "peers";
+
+/// What the headers take of a packet: Ethernet, IP, UDP, VXLAN.
+pub fn overhead(outer: Family) -> u32 {
+    match outer {
+        Family::V4 => 50,
+        Family::V6 => 70,
+    }
+}
 
 /// The names and numbers of the tunnel.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// At most 15 bytes.
+    /// At most 14 bytes: the one over the cluster's secondary family has one more.
     pub link: String,
+    /// Over IPv4; another one's `local` is the machine's.
     pub vxlan: Vxlan,
     /// The nf_tables table that says who may send there.
     pub table: String,
@@ -43,27 +56,52 @@ pub struct Config {
     pub bridge: String,
 }
 
+/// Pods in a range that are reached by the tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct End {
+    pub node: String,
+    pub machine: IpAddr,
+}
+
 pub struct Tunnel {
+    outer: Family,
     config: Config,
     socket: nft::Socket,
     guard: Programmer,
     /// Where the table lets packets come from.
-    admitted: BTreeSet<Ipv4Addr>,
-    /// By the address inside, as the link had them when it was looked at last.
-    entries: BTreeMap<Ipv4Addr, (Mac, Ipv4Addr)>,
+    admitted: BTreeSet<IpAddr>,
+    /// As the link had them when it was looked at last: by the address inside,
+    neighbours: BTreeMap<IpAddr, Mac>,
+    /// and by that.
+    machines: BTreeMap<Mac, IpAddr>,
     index: Option<u32>,
 }
 
 impl Tunnel {
-    pub fn open(config: Config) -> Result<Self, Error> {
+    /// Of a cluster with pods of these families, over one of them.
+    pub fn open(
+        mut config: Config,
+        families: impl Iterator<Item = Family>,
+        outer: Family,
+    ) -> Result<Self, Error> {
+        if families.into_iter().next() != Some(outer) {
+            config.link.push('2');
+        }
         Ok(Self {
-            guard: Programmer::new(table(&config)),
+            outer,
+            guard: Programmer::new(table(&config, outer)),
             socket: nft::Socket::open()?,
             config,
             admitted: BTreeSet::new(),
-            entries: BTreeMap::new(),
+            neighbours: BTreeMap::new(),
+            machines: BTreeMap::new(),
             index: None,
         })
+    }
+
+    /// The family of machines' addresses.
+    pub fn outer(&self) -> Family {
+        self.outer
     }
 
     /// The port of the socket by which the table is written.
@@ -81,67 +119,95 @@ impl Tunnel {
         guard || self.index.is_some() && link.is_some_and(|link| !is_there(link))
     }
 
-    /// The address by which the pods in the range are reached inside of the tunnel.
-    pub fn inside(range: Ipv4Net) -> Ipv4Addr {
-        range.network()
+    /// The address by which the pods in the range of a node are reached inside of the tunnel. Of IPv6 a
+    /// link-local one: the range's first is every router's there.
+    pub fn inside(range: &IpNet, node: &str) -> IpAddr {
+        match range {
+            IpNet::V4(range) => range.network().into(),
+            IpNet::V6(_) => link_local(mac(node)).into(),
+        }
     }
 
-    /// Brings link, entries and table there for these peers of the node `own`; the link's index. `mtu`: of the
-    /// links that lead to the peers' machines.
+    /// Brings link, entries and table there for these peers of the node `own`, which has these ranges; the
+    /// link's index. `mtu`: of packets inside.
     pub fn settle(
         &mut self,
         socket: &mut Socket,
-        own: (&str, Ipv4Net),
-        peers: &BTreeMap<Ipv4Net, Peer>,
+        own: (&str, &PerFamily<IpNet>, Option<Ipv6Addr>),
+        peers: &BTreeMap<IpNet, End>,
         mtu: u32,
     ) -> Result<u32, Error> {
         // First who may send: else anybody could in between.
-        let machines: BTreeSet<Ipv4Addr> = peers.values().map(|peer| peer.address).collect();
+        let machines: BTreeSet<IpAddr> = peers.values().map(|peer| peer.machine).collect();
         self.guard.verify(&mut self.socket)?;
         if self.guard.doubt().is_some() || machines != self.admitted {
-            self.guard
-                .replace(&mut self.socket, whole(&self.config, &machines))?;
+            let whole = whole(&self.config, self.outer, &machines);
+            self.guard.replace(&mut self.socket, whole)?;
             self.admitted = machines;
         }
-        let (name, range) = own;
-        let link = self.link(socket, mac(name), (mtu - OVERHEAD.min(mtu)).max(LEAST_MTU))?;
+        let (name, ranges, local) = own;
+        let least = match ranges.of(Family::V6) {
+            Some(_) => LEAST_IPV6,
+            None => LEAST_IPV4,
+        };
+        let link = self.link(socket, mac(name), local, mtu.max(least))?;
         if self.index != Some(link) {
-            self.entries.clear();
+            self.neighbours.clear();
+            self.machines.clear();
         }
         self.index = Some(link);
-        let inside = Prefix::host(Self::inside(range).into());
-        let mut changes = vec![Change::add_address(link, inside), Change::set_up(link)];
-        let wanted: BTreeMap<Ipv4Addr, (Mac, Ipv4Addr)> = peers
-            .iter()
-            .map(|(range, peer)| (Self::inside(*range), (mac(&peer.node), peer.address)))
-            .collect();
-        for (inside, (mac, machine)) in &wanted {
-            changes.push(Change::add_neighbour(link, IpAddr::V4(*inside), *mac));
-            changes.push(Change::add_tunnel_entry(link, *mac, IpAddr::V4(*machine)));
+        let mut changes = Vec::new();
+        if let Some(range) = ranges.of(Family::V4) {
+            let inside = Prefix::host(Self::inside(range, name));
+            changes.push(Change::add_address(link, inside));
         }
+        if ranges.of(Family::V6).is_some() {
+            wiring::set_ipv6(&self.config.link)?;
+        }
+        changes.push(Change::set_up(link));
+        let (mut neighbours, mut entries) = (BTreeMap::new(), BTreeMap::new());
+        for (range, peer) in peers {
+            let mac = mac(&peer.node);
+            neighbours.insert(Self::inside(range, &peer.node), mac);
+            entries.insert(mac, peer.machine);
+        }
+        let add_neighbour =
+            |(inside, mac): (&IpAddr, &Mac)| Change::add_neighbour(link, *inside, *mac);
+        changes.extend(neighbours.iter().map(add_neighbour));
+        let add_entry =
+            |(mac, machine): (&Mac, &IpAddr)| Change::add_tunnel_entry(link, *mac, *machine);
+        changes.extend(entries.iter().map(add_entry));
         socket.apply(changes)?;
-        for (inside, (mac, _)) in &self.entries {
-            let kept = wanted.get(inside).is_some_and(|(now, _)| now == mac);
-            if !kept {
-                let gone = [
-                    Change::delete_tunnel_entry(link, *mac),
-                    Change::delete_neighbour(link, IpAddr::V4(*inside)),
-                ];
-                let end = if wanted.contains_key(inside) { 1 } else { 2 };
-                absent_is_fine(socket.apply(gone.into_iter().take(end).collect()))?;
-            }
+        let gone = self
+            .machines
+            .keys()
+            .filter(|mac| !entries.contains_key(*mac));
+        let gone = gone.map(|mac| Change::delete_tunnel_entry(link, *mac));
+        let left = self.neighbours.keys();
+        let left = left.filter(|inside| !neighbours.contains_key(*inside));
+        let left = left.map(|inside| Change::delete_neighbour(link, *inside));
+        for change in gone.chain(left) {
+            absent_is_fine(socket.apply(vec![change]))?;
         }
-        self.entries = wanted;
+        (self.neighbours, self.machines) = (neighbours, entries);
         Ok(link)
     }
 
     /// The link as it must be; what is there by its name and is not, goes.
-    fn link(&self, socket: &mut Socket, mac: Mac, mtu: u32) -> Result<u32, Error> {
-        let Config {
-            link: name, vxlan, ..
-        } = &self.config;
+    fn link(
+        &self,
+        socket: &mut Socket,
+        mac: Mac,
+        local: Option<Ipv6Addr>,
+        mtu: u32,
+    ) -> Result<u32, Error> {
+        let name = &self.config.link;
+        let vxlan = Vxlan {
+            local,
+            ..self.config.vxlan
+        };
         match socket.link(name) {
-            Ok(link) if link.vxlan == Some(*vxlan) && link.mac == Some(mac) => {
+            Ok(link) if link.vxlan == Some(vxlan) && link.mac == Some(mac) => {
                 if link.mtu != mtu {
                     socket.apply(vec![Change::set_mtu(link.index, mtu)])?;
                 }
@@ -151,7 +217,7 @@ impl Tunnel {
             Err(error) if error.is_absent() => {}
             Err(error) => return Err(error),
         }
-        socket.apply(vec![Change::add_vxlan(name, *vxlan, mac, mtu)])?;
+        socket.apply(vec![Change::add_vxlan(name, vxlan, mac, mtu)])?;
         socket.link(name).map(|link| link.index)
     }
 
@@ -164,7 +230,8 @@ impl Tunnel {
         let mut batch = Batch::new();
         batch.remove_table(self.guard.table());
         self.guard.replace(&mut self.socket, batch)?;
-        self.entries.clear();
+        self.neighbours.clear();
+        self.machines.clear();
         self.admitted.clear();
         self.index = None;
         Ok(())
@@ -183,14 +250,29 @@ fn mac(node: &str) -> Mac {
     wiring::mac(&format!("tunnel {node}"))
 }
 
-fn table(config: &Config) -> Table {
-    Table::new(Family::Ip, config.table.as_str())
+/// The address that a link with this hardware address would give itself (RFC 4291, appendix A).
+fn link_local(mac: Mac) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac.map(u16::from);
+    Ipv6Addr::new(
+        0xfe80,
+        0,
+        0,
+        0,
+        (a ^ 2) << 8 | b,
+        c << 8 | 0xff,
+        0xfe00 | d,
+        e << 8 | f,
+    )
+}
+
+fn table(config: &Config, outer: Family) -> Table {
+    Table::new(of_packets(outer), config.table.as_str())
 }
 
 /// Packets of the tunnel are taken from peers alone, and never sent on for a pod: its packets leave with this
 /// machine's address, which peers trust.
-fn whole(config: &Config, peers: &BTreeSet<Ipv4Addr>) -> Batch {
-    let table = &table(config);
+fn whole(config: &Config, outer: Family, peers: &BTreeSet<IpAddr>) -> Batch {
+    let table = &table(config, outer);
     let base = |hook| BaseChain {
         kind: ChainKind::Filter,
         hook,
@@ -203,24 +285,29 @@ fn whole(config: &Config, peers: &BTreeSet<Ipv4Addr>) -> Batch {
             .destination_port(Reg(0))
             .equal(Reg(0), &config.vxlan.port.to_be_bytes())
     };
-    let elements = peers.iter().map(|address| Element {
-        key: address.octets().to_vec(),
+    let peers = peers.iter().filter(|peer| peer.family() == outer);
+    let elements = peers.map(|address| Element {
+        key: match address {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        },
         value: Value::None,
     });
+    let (kind, from) = match outer {
+        Family::V4 => (Type::Ipv4, tunnelled(Rule::new()).source_v4(Reg(0))),
+        Family::V6 => (Type::Ipv6, tunnelled(Rule::new()).source_v6(Reg(0))),
+    };
     let mut batch = Batch::new();
     batch
         .remove_table(table)
         .add_table(table)
-        .add_set(table, &Set::new(PEERS, &[Type::Ipv4], SetKind::Set))
+        .add_set(table, &Set::new(PEERS, &[kind], SetKind::Set))
         .add_elements(table, PEERS, elements)
         .add_base_chain(table, "input", base(Hook::Input))
         .add_rule(
             table,
             "input",
-            tunnelled(Rule::new())
-                .source_v4(Reg(0))
-                .not_in_set(PEERS, Reg(0))
-                .verdict(&Verdict::Drop),
+            from.not_in_set(PEERS, Reg(0)).verdict(&Verdict::Drop),
         )
         .add_base_chain(table, "forward", base(Hook::Forward))
         .add_rule(
@@ -229,4 +316,20 @@ fn whole(config: &Config, peers: &BTreeSet<Ipv4Addr>) -> Batch {
             tunnelled(Rule::new().input_link(&config.bridge)).verdict(&Verdict::Drop),
         );
     batch
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_inside_follow_from_the_node() {
+        let range = |text: &str| text.parse::<IpNet>().unwrap();
+        let inside = Tunnel::inside(&range("10.42.1.0/24"), "b");
+        assert_eq!(inside.to_string(), "10.42.1.0");
+        let inside = Tunnel::inside(&range("fd42:0:0:1::/64"), "b");
+        assert_eq!(inside, IpAddr::from(link_local(mac("b"))));
+        let known = link_local([0x02, 0x42, 0xac, 0x11, 0x00, 0x02]);
+        assert_eq!(known.to_string(), "fe80::42:acff:fe11:2");
+    }
 }
