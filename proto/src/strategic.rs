@@ -197,7 +197,7 @@ fn merge_list(
     if meta.key.is_empty() {
         return Err(content_error("cannot merge lists without merge key"));
     }
-    let (mut merged, patch) = special_elements(original, patch, meta.key)?;
+    let (mut merged, patch) = special_elements(original, patch, meta.key, depth)?;
     let server = Places::of(&merged, meta.key)?;
     let order = Places::of(&patch, meta.key)?;
     let mut places = HashMap::new();
@@ -274,6 +274,7 @@ fn special_elements(
     mut original: Vec<Value>,
     patch: Vec<Value>,
     key: &str,
+    depth: usize,
 ) -> Result<(Vec<Value>, Vec<Value>), Error> {
     let mut plain = Vec::with_capacity(patch.len());
     let mut replace = false;
@@ -301,8 +302,10 @@ fn special_elements(
         }
     }
     if replace {
-        original.clear();
-    } else if !deleted.is_empty() {
+        // As it is, also where two elements have one key: a Node has addresses of the same type.
+        return Ok((clean_list(plain, depth)?, Vec::new()));
+    }
+    if !deleted.is_empty() {
         let named = |old: &Value| old.get(key).map(lookup);
         original.retain(|old| named(old).is_none_or(|value| !deleted.contains(&value)));
     }

@@ -92,6 +92,16 @@ impl Host {
         }
     }
 
+    /// Has fd77::NUMBER too, on the same link.
+    pub fn add_ipv6(&self, number: u8) {
+        for line in [
+            &format!("ip address add fd77::{number}/64 dev host0 nodad"),
+            "ip -6 route add default via fd77::fe dev host0",
+        ] {
+            self.sh(line);
+        }
+    }
+
     /// The process that holds the namespaces.
     pub fn pid(&self) -> u32 {
         self.holder.id()
@@ -241,8 +251,13 @@ impl Machine {
 
     /// Becomes the node `name` of the cluster.
     pub fn join(&self, cluster: &Cluster, name: &str) {
+        self.join_at(SERVER, cluster, name);
+    }
+
+    /// The same by another address of the server.
+    pub fn join_at(&self, server: &str, cluster: &Cluster, name: &str) {
         let (server, token) = (
-            format!("--server={SERVER}"),
+            format!("--server={server}"),
             format!("--token={}", cluster.token()),
         );
         let name = format!("--node-name={name}");

@@ -36,6 +36,12 @@ fn lists_merge_by_key_and_directives_are_carried_out() {
             json!({"containers": [c("z", "1")]}),
         ),
         (
+            "by one in which two have the same key",
+            json!({"containers": [c("a", "1"), c("b", "1")]}),
+            json!({"containers": [c("z", "1"), c("z", "2"), {"$patch": "replace"}]}),
+            json!({"containers": [c("z", "1"), c("z", "2")]}),
+        ),
+        (
             "order without contents",
             json!({"containers": [c("a", "1"), c("b", "1"), c("s", "1")]}),
             json!({"$setElementOrder/containers": [{"name": "b"}, {"name": "a"}]}),
