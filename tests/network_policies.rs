@@ -3,10 +3,9 @@
 mod lab;
 
 use std::{
-    collections::BTreeMap,
     fs::File,
     io::{Read, Write},
-    net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd,
     sync::{
         Arc,
@@ -33,7 +32,10 @@ const SETTLED: Duration = Duration::from_millis(if cfg!(debug_assertions) { 1000
 struct Pod {
     namespace: String,
     name: String,
-    address: Ipv4Addr,
+    /// The first one.
+    address: IpAddr,
+    /// One of each family.
+    addresses: Vec<IpAddr>,
     netns: File,
 }
 
@@ -41,12 +43,18 @@ impl Pod {
     /// A pod that runs, entered by its network namespace.
     fn of(cluster: &Cluster, namespace: &str, name: &str) -> Self {
         cluster.ready(&format!("-n {namespace} {name}"));
-        let address = cluster.field(&format!("pod -n {namespace} {name}"), ".status.podIP");
+        let addresses = cluster.field(
+            &format!("pod -n {namespace} {name}"),
+            ".status.podIPs[*].ip",
+        );
+        let addresses = addresses.split(' ').map(|ip| ip.parse().unwrap());
+        let addresses: Vec<IpAddr> = addresses.collect();
         let uid = cluster.field(&format!("pod -n {namespace} {name}"), ".metadata.uid");
         Self {
             namespace: namespace.into(),
             name: name.into(),
-            address: address.parse().unwrap(),
+            address: addresses[0],
+            addresses,
             netns: netns_of(&uid),
         }
     }
@@ -59,7 +67,7 @@ impl Pod {
     fn serve(&self) {
         for port in PORTS {
             let (tcp, udp) = self.enter(move || {
-                let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
+                let any = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
                 (
                     TcpListener::bind(any).unwrap(),
                     UdpSocket::bind(any).unwrap(),
@@ -79,17 +87,25 @@ impl Pod {
         }
     }
 
-    fn reaches(&self, to: Ipv4Addr, protocol: &str, port: u16) -> bool {
-        let to = SocketAddrV4::new(to, port);
+    fn reaches(&self, to: IpAddr, protocol: &str, port: u16) -> bool {
+        let to = SocketAddr::new(to, port);
         self.enter(|| match protocol {
-            TCP => TcpStream::connect_timeout(&to.into(), DROPPED).is_ok(),
+            TCP => TcpStream::connect_timeout(&to, DROPPED).is_ok(),
             _ => {
-                let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+                let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
                 socket.set_read_timeout(Some(DROPPED)).unwrap();
-                let _ = socket.send_to(b"ping", to);
+                let _ = socket.send_to(b"ping", mapped(to));
                 socket.recv(&mut [0; 8]).is_ok()
             }
         })
+    }
+}
+
+/// As a socket for both families takes it.
+fn mapped(to: SocketAddr) -> SocketAddr {
+    match to.ip() {
+        IpAddr::V4(v4) => (v4.to_ipv6_mapped(), to.port()).into(),
+        IpAddr::V6(_) => to,
     }
 }
 
@@ -125,8 +141,16 @@ struct Lab {
 }
 
 fn lab() -> Lab {
-    let cluster = Cluster::started();
+    let cluster = Cluster::new();
+    cluster.host.add_ipv6(1);
+    let ranges = [
+        "--pod-cidr=10.42.0.0/24,fd42::/64",
+        "--service-cidr=10.96.0.0/16,fd96::/112",
+    ];
+    let up = cluster.vetch(&[&["up", "--detach"], &ranges[..]].concat());
+    assert!(up.status.success(), "{}", text(&up));
     let machine = Machine::beside(&cluster, 2);
+    machine.host.add_ipv6(2);
     let token = cluster.vetch(&["token", "create"]);
     assert!(token.status.success(), "{}", text(&token));
     let token = String::from_utf8(token.stdout).unwrap();
@@ -180,20 +204,21 @@ impl Lab {
 
     /// Probes every pair of pods on every port, all at once, and compares with what the policies say.
     fn compare(&self, policies: &[Value], what: &str) {
-        let addresses: BTreeMap<(&str, &str), Ipv4Addr> = self
-            .pods
-            .iter()
-            .map(|pod| ((&*pod.namespace, &*pod.name), pod.address))
-            .collect();
+        for family in 0..self.pods[0].addresses.len() {
+            self.compare_family(policies, what, family);
+        }
+    }
+
+    fn compare_family(&self, policies: &[Value], what: &str, family: usize) {
         let wrong = thread::scope(|scope| {
             let mut probes = Vec::new();
             for from in &self.pods {
                 for to in &self.pods {
                     for protocol in [TCP, UDP] {
                         for port in PORTS {
-                            let want = is_allowed(policies, &addresses, from, to, protocol, port);
-                            let probe =
-                                scope.spawn(move || from.reaches(to.address, protocol, port));
+                            let want = is_allowed(policies, family, from, to, protocol, port);
+                            let probe = scope
+                                .spawn(move || from.reaches(to.addresses[family], protocol, port));
                             probes.push((from, to, protocol, port, want, probe));
                         }
                     }
@@ -204,11 +229,12 @@ impl Lab {
                 let got = probe.join().unwrap();
                 if got != want {
                     wrong.push(format!(
-                        "{}/{} -> {}/{} {protocol} {port}: {}",
+                        "{}/{} -> {}/{} {} {protocol} {port}: {}",
                         from.namespace,
                         from.name,
                         to.namespace,
                         to.name,
+                        to.addresses[family],
                         if got { "came through" } else { "was dropped" }
                     ));
                 }
@@ -226,7 +252,7 @@ impl Lab {
 /// By the words of the API, written without the program's own code.
 fn is_allowed(
     policies: &[Value],
-    addresses: &BTreeMap<(&str, &str), Ipv4Addr>,
+    family: usize,
     from: &Pod,
     to: &Pod,
     protocol: &str,
@@ -254,7 +280,7 @@ fn is_allowed(
                     peers.is_none_or(|peers| {
                         peers
                             .iter()
-                            .any(|one| is_peer(one, &pod.namespace, peer, addresses))
+                            .any(|one| is_peer(one, &pod.namespace, peer, family))
                     }) && ports
                         .is_none_or(|ports| ports.iter().any(|one| is_port(one, protocol, port)))
                 })
@@ -284,19 +310,14 @@ fn selects(selector: &Value, key: &str, value: &str) -> bool {
         })
 }
 
-fn is_peer(
-    peer: &Value,
-    namespace: &str,
-    pod: &Pod,
-    addresses: &BTreeMap<(&str, &str), Ipv4Addr>,
-) -> bool {
+fn is_peer(peer: &Value, namespace: &str, pod: &Pod, family: usize) -> bool {
     if let Some(block) = peer["ipBlock"].as_object() {
         let inside = |text: &Value| {
             let (network, length) = text.as_str().unwrap().split_once('/').unwrap();
-            let shift = 32 - length.parse::<u32>().unwrap();
-            let network = u64::from(u32::from(network.parse::<Ipv4Addr>().unwrap()));
-            let address = addresses[&(&*pod.namespace, &*pod.name)];
-            u64::from(u32::from(address)) >> shift == network >> shift
+            let length = length.parse::<u32>().unwrap();
+            let (network, bits) = number(network.parse().unwrap());
+            let (address, of) = number(pod.addresses[family]);
+            bits == of && address >> (bits - length) == network >> (bits - length)
         };
         let except = block.get("except").and_then(Value::as_array);
         return inside(&block["cidr"]) && !except.into_iter().flatten().any(inside);
@@ -309,6 +330,14 @@ fn is_peer(
         && peer
             .get("podSelector")
             .is_none_or(|selector| selects(selector, "pod", &pod.name))
+}
+
+/// And how many bits it has.
+fn number(address: IpAddr) -> (u128, u32) {
+    match address {
+        IpAddr::V4(v4) => (u32::from(v4).into(), 32),
+        IpAddr::V6(v6) => (v6.into(), 128),
+    }
 }
 
 fn is_port(wanted: &Value, protocol: &str, port: u16) -> bool {
@@ -362,17 +391,26 @@ impl Dice {
     }
 
     fn peer(&mut self, pods: &[Pod]) -> Value {
+        let family = usize::from(self.roll(2) == 0);
+        // The pod, all of its node, all of the cluster.
+        let [pod_bits, node_bits, cluster_bits] = [[32, 24, 16], [128, 64, 56]][family];
         let block = |pod: &Pod, length: u32| {
-            let network = u32::from(pod.address) & (u32::MAX << (32 - length));
-            format!("{}/{length}", Ipv4Addr::from(network))
+            let (address, bits) = number(pod.addresses[family]);
+            let network = address >> (bits - length) << (bits - length);
+            match u32::try_from(network) {
+                Ok(v4) if bits == 32 => format!("{}/{length}", std::net::Ipv4Addr::from(v4)),
+                _ => format!("{}/{length}", Ipv6Addr::from(network)),
+            }
         };
         match self.roll(4) {
             0 => {
                 let (pod, hole) = (self.of(pods), self.of(pods));
                 match self.roll(3) {
-                    0 => json!({"ipBlock": {"cidr": block(pod, 32)}}),
-                    1 => json!({"ipBlock": {"cidr": block(pod, 16), "except": [block(hole, 32)]}}),
-                    _ => json!({"ipBlock": {"cidr": block(pod, 24)}}),
+                    0 => json!({"ipBlock": {"cidr": block(pod, pod_bits)}}),
+                    1 => {
+                        json!({"ipBlock": {"cidr": block(pod, cluster_bits), "except": [block(hole, pod_bits)]}})
+                    }
+                    _ => json!({"ipBlock": {"cidr": block(pod, node_bits)}}),
                 }
             }
             1 => json!({"podSelector": self.selector("pod", &PODS)}),
@@ -567,7 +605,7 @@ fn no_allowed_request_is_dropped_by_a_change() {
     thread::sleep(SETTLED);
     let (stop, done, denied) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
     let failed = Arc::new(AtomicU64::new(0));
-    let to = SocketAddrV4::new(b.address, 80);
+    let to = SocketAddr::new(b.address, 80);
     let closed = lab.pod("z", "c");
     thread::scope(|scope| {
         for _ in 0..4 {
