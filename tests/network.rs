@@ -28,6 +28,7 @@ use vetch::{
     kubelet::network::{Config, PodNetwork},
     pki::Pki,
     proxy,
+    served::Served,
     store::embedded::Embedded,
 };
 
@@ -121,6 +122,7 @@ async fn scenario() -> TestResult {
     let proxy = tokio::spawn(proxy::run(
         informers.clone(),
         proxy_config.clone(),
+        Served::default(),
         shutdown.clone(),
     ));
     let dns = tokio::spawn(dns::run(
