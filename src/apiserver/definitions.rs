@@ -58,6 +58,8 @@ pub struct Keeper {
     read: Mutex<HashMap<Arc<str>, AsRead>>,
     /// Rows made, by the definition's uid.
     made: Mutex<HashMap<String, Made>>,
+    /// Rows of definitions that are gone, and since when: watchers still hear of their last objects.
+    gone: Mutex<Made>,
     /// Definitions whose objects are being deleted, by uid, with why that did not work the last time.
     emptying: Mutex<HashMap<String, Option<String>>>,
 }
@@ -73,6 +75,13 @@ struct Made {
 }
 
 impl Made {
+    /// Has the other's rows too, as those of before.
+    fn take_over(&mut self, other: &mut Self, now: Instant) {
+        let rows = std::mem::take(&mut other.rows).into_iter();
+        self.former.extend(rows.map(|row| (now, row)));
+        self.former.append(&mut other.former);
+    }
+
     /// Lets go of what is large of rows that nobody may use any more.
     fn tidy(&mut self, now: Instant) {
         self.former.retain(|(since, row)| {
@@ -107,6 +116,7 @@ impl Keeper {
             server: Arc::downgrade(server),
             read: Mutex::default(),
             made: Mutex::default(),
+            gone: Mutex::default(),
             emptying: Mutex::default(),
         });
         let mut changes = server.cache.kind(STORAGE).changes();
@@ -123,7 +133,8 @@ impl Keeper {
 
     async fn follow(self: Arc<Self>, mut changes: watch::Receiver<Revision>) {
         loop {
-            let former = self.made().values().any(|made| !made.former.is_empty());
+            let former = self.made().values().any(|made| !made.former.is_empty())
+                || !self.gone().former.is_empty();
             tokio::select! {
                 changed = changes.changed() => {
                     let Some(server) = self.server.upgrade().filter(|_| changed.is_ok()) else {
@@ -137,6 +148,7 @@ impl Keeper {
             for made in self.made().values_mut() {
                 made.tidy(now);
             }
+            self.gone().tidy(now);
         }
         std::future::pending().await // there is no server
     }
@@ -219,6 +231,10 @@ impl Keeper {
         read
     }
 
+    fn gone(&self) -> MutexGuard<'_, Made> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn made(&self) -> MutexGuard<'_, HashMap<String, Made>> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -251,6 +267,7 @@ impl Keeper {
             let stays = held.contains(uid);
             if !stays {
                 storages.extend(made.rows.iter().map(|row| row.storage));
+                self.gone().take_over(made, Instant::now());
             }
             stays
         });
