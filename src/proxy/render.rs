@@ -74,6 +74,7 @@ pub enum SetName {
     RefusedPorts,
     Hairpin,
     Balanced,
+    Pooled,
 }
 
 impl SetName {
@@ -88,6 +89,7 @@ impl SetName {
             Self::RefusedPorts => "refused-ports".into(),
             Self::Hairpin => "hairpin".into(),
             Self::Balanced => "balanced".into(),
+            Self::Pooled => "pooled".into(),
         }
     }
 }
@@ -509,6 +511,9 @@ fn elements(service: &mut Service) -> Chains {
     }
     for address in &plan.balanced {
         put(SetName::Balanced, address.octets().to_vec(), Value::None);
+    }
+    for address in &plan.pooled {
+        put(SetName::Pooled, address.octets().to_vec(), Value::None);
     }
     for front in &plan.masqueraded {
         let set = match front.address {

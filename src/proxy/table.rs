@@ -21,6 +21,8 @@ const TCP: u8 = 6;
 /// Where destinations are rewritten, and senders.
 const DNAT: i32 = -100;
 const SNAT: i32 = 100;
+/// Before everybody's, host ports of pods included: what is for an address of the pool is for nobody else.
+const POOLED: i32 = -102;
 /// After everybody's DNAT: a connection that has got another destination does not come so far.
 const REFUSE: i32 = -90;
 
@@ -34,10 +36,12 @@ pub fn rebuild(config: &Config, step: Step) -> Batch {
     let mut batch = Batch::new();
     batch.remove_table(&table).add_table(&table);
     sets(&mut batch, &table);
-    for chain in ["services", "node", "unserved", "turn-away"] {
+    for chain in ["services", "node", "unserved", "turn-away", "pooled"] {
         batch.add_chain(&table, chain);
     }
     for (name, hook, priority, target) in [
+        ("pooled-prerouting", Hook::Prerouting, POOLED, "pooled"),
+        ("pooled-output", Hook::Output, POOLED, "pooled"),
         ("prerouting", Hook::Prerouting, DNAT, "services"),
         ("output", Hook::Output, DNAT, "services"),
         ("refuse-prerouting", Hook::Prerouting, REFUSE, "unserved"),
@@ -56,6 +60,9 @@ pub fn rebuild(config: &Config, step: Step) -> Batch {
     }
     for rule in node_rules(config) {
         batch.add_rule(&table, "node", rule);
+    }
+    for rule in pooled_rules(config) {
+        batch.add_rule(&table, "pooled", rule);
     }
     for rule in unserved_rules() {
         batch.add_rule(&table, "unserved", rule);
@@ -160,6 +167,7 @@ fn sets(batch: &mut Batch, table: &Table) {
         (SetName::RefusedPorts, &[Protocol, Port]),
         (SetName::Hairpin, &[Ipv4, Ipv4]),
         (SetName::Balanced, &[Ipv4]),
+        (SetName::Pooled, &[Ipv4]),
     ] {
         batch.add_set(table, &Set::new(&set.name(), key, SetKind::Set));
     }
@@ -230,6 +238,21 @@ fn service_rules(config: &Config) -> Vec<Rule> {
             .verdict(&Verdict::Goto("node".into())),
     ]);
     rules
+}
+
+/// An address of the pool is on a link of the node that announces it, and leads to Services all the same, whatever
+/// else the node has there: the daemon's own ports, host ports of pods, node ports, programs that listen.
+fn pooled_rules(config: &Config) -> [Rule; 5] {
+    [
+        Rule::new()
+            .destination_v4(Reg(0))
+            .not_in_set(&SetName::Pooled.name(), Reg(0))
+            .verdict(&Verdict::Return),
+        door(outside(config), Door::OutsideAddresses),
+        marked(config, Door::Addresses, SetName::MasqueradedAddresses),
+        door(Rule::new(), Door::Addresses),
+        Rule::new().verdict(&Verdict::Goto("turn-away".into())),
+    ]
 }
 
 /// Node ports. The node's own loopback addresses cannot be led away from it.
