@@ -42,6 +42,7 @@ use crate::{
     causes::causes,
     events::{Level, Recorder, Source},
     informer::{Change, Informer, Informers, Key, services::SERVICE_NAME},
+    queue::LOOK_AGAIN,
     repair::{self, Told},
     supervision::pulse,
 };
@@ -52,6 +53,8 @@ const RENEW_EVERY: Duration = Duration::from_secs(1);
 const LASTS: Duration = Duration::from_millis(2500);
 /// Others let go of an address before who comes before them takes it.
 const SETTLES: Duration = Duration::from_millis(300);
+/// How often all is looked at, told or not, while there is anything.
+const WHOLE_EVERY: Duration = Duration::from_secs(60);
 /// What has not been answered by then is asked anew.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
 
@@ -83,6 +86,7 @@ pub async fn run(
     let announcer = Announcer::new(&informers, config);
     let mut changes = announcer.services.changes();
     announcer.services.synced().await;
+    let mut again = interval(LOOK_AGAIN);
     loop {
         if announcer.is_anything_pooled() {
             announcer.nodes.synced().await;
@@ -97,6 +101,7 @@ pub async fn run(
                 () = shutdown.cancelled() => return Ok(()),
                 () = pulse::asked() => continue,
                 change = changes.next() => change,
+                _ = again.tick() => Some(Change::Resync),
             };
             match change {
                 None => return Ok(()),
@@ -134,6 +139,8 @@ struct Term {
     told: BTreeSet<String>,
     /// Its Lease may be there.
     has_lease: bool,
+    /// The last renewal failed.
+    is_late: bool,
 }
 
 impl Announcer {
@@ -170,6 +177,8 @@ impl Announcer {
         let mut seen = pin!(self.leases.watch());
         let mut renew = interval(RENEW_EVERY);
         renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut whole = interval(WHOLE_EVERY);
+        whole.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut renewing: Option<BoxFuture<'_, (Instant, Result<(), kube::Error>)>> = None;
         let mut candidates = self.candidates();
         let mut is_due = false;
@@ -223,13 +232,19 @@ impl Announcer {
                         // What is taken is lent for as long again.
                         Ok(()) => {
                             term.own.renewed(begun);
+                            term.is_late = false;
                             is_due = !term.taken.is_empty();
                         }
-                        Err(error) => {
-                            tracing::warn!(error = causes(&error), "the Lease for load balancers' addresses was not renewed");
+                        // Once: it is tried again and again.
+                        Err(error) if !term.is_late => {
+                            term.is_late = true;
+                            let error = causes(&error);
+                            tracing::warn!(error, "the Lease for load balancers' addresses was not renewed");
                         }
+                        Err(_) => {}
                     }
                 }
+                _ = whole.tick() => is_changed = true,
                 () = until(next) => {}
             }
             if is_changed {
@@ -284,7 +299,9 @@ impl Announcer {
         candidates: &Candidates,
     ) -> Result<(), Error> {
         let settled = self.settle(wanted.clone()).await?;
-        for address in wanted.difference(&term.taken) {
+        let is_there =
+            |address: &&IpAddr| settled.failed.iter().all(|(failed, _)| failed != *address);
+        for address in wanted.difference(&term.taken).filter(is_there) {
             tracing::info!(%address, "this node answers for the load balancer's address");
             let message = format!("the node {} answers for {address}", self.config.node);
             self.tell(

@@ -2,6 +2,7 @@
 
 mod balanced;
 mod near;
+mod pooled;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
