@@ -6,6 +6,7 @@
 
 pub mod balancing;
 pub mod family;
+pub mod pool;
 pub mod ranges;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -8,6 +8,7 @@
 mod accepting;
 pub mod addresses;
 pub mod allocator;
+pub mod announcing;
 mod any_certificate;
 pub mod apiserver;
 pub mod backoff;

@@ -11,6 +11,7 @@ const ALLOWED: [(&str, &[&str]); 27] = [
     ("accepting", &[]),
     ("addresses", &[]),
     ("allocator", &["program_text"]),
+    ("announcing", &["addresses", "events", "informer", "repair"]),
     ("any_certificate", &[]),
     (
         "apiserver",
@@ -109,7 +110,8 @@ const FOR_ALL: [&str; 9] = [
 ];
 
 /// Which of our crates each part may use.
-const CRATES: [(&str, &[&str]); 13] = [
+const CRATES: [(&str, &[&str]); 14] = [
+    ("announcing", &["netns"]),
     ("apiserver", &["proto"]),
     ("cel", &["proto"]),
     ("controllers", &["proto"]),

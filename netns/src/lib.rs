@@ -12,6 +12,7 @@
 //! Start at [`route::Socket`] for links, at [`nft::Batch`] for packet rules, at
 //! [`monitor::Monitor`] for what others change, and at [`host::Process`] for a host of one's own.
 
+pub mod announce;
 pub mod conntrack;
 pub mod host;
 pub mod monitor;

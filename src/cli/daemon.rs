@@ -33,7 +33,10 @@ use super::{
 };
 use crate::{
     accepting,
-    addresses::family::{Family, PerFamily},
+    addresses::{
+        family::{Family, PerFamily},
+        pool::Pool,
+    },
     apiserver::{
         admission::{self, Exemptions, ExternalIps, Late, ReservedAddress, ServiceConfig},
         authn::{Reference, Subject, TokenIssuer},
@@ -72,6 +75,8 @@ pub struct Config {
     pub store_quota: usize,
     /// Whether Services may name addresses to take traffic for.
     pub external_ips: ExternalIps,
+    /// Addresses for load balancers; it may have none.
+    pub pool: Pool,
     /// From Pod Security.
     pub exemptions: Exemptions,
     /// Make the demo's application before saying that the cluster is ready.
@@ -161,7 +166,8 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     let invitation = invite(&handle, notifier, &server, address);
     let cluster_info = pki::cluster_info(&server, pki.ca_pem());
     let machine = &config.machine;
-    let balancing = disable::balancing(&machine.disabled, port, machine.kubelet_port);
+    let (pool, kubelet_port) = (config.pool.clone(), machine.kubelet_port);
+    let balancing = disable::balancing(&machine.disabled, pool, port, kubelet_port);
     let informers = control_cluster(&running, &handle, &pki, cluster_info, &config, balancing);
     let name = &config.machine.name;
     node_role::keep(&running, handle.client(own_user()), informers.clone(), name);

@@ -1,6 +1,7 @@
 //! `--disable`: parts of the cluster that somebody else's program takes the place of.
 
 use crate::{
+    addresses::pool::Pool,
     cli::{Error, node},
     controllers::{Balancing, Reserved},
 };
@@ -24,8 +25,18 @@ pub fn refuse_control_plane(disabled: &[Part]) -> Result<(), Error> {
     }
 }
 
+/// A pool that nobody gives addresses from is a mistake.
+pub fn refuse_idle_pool(disabled: &[Part], pool: &Pool) -> Result<(), Error> {
+    match disabled.contains(&Part::ServiceLb) && !pool.is_empty() {
+        false => Ok(()),
+        true => Err(
+            "--load-balancer-pool is of no use with --disable service-lb: nobody gives addresses from it".into(),
+        ),
+    }
+}
+
 /// Who gives addresses to load balancers, in a cluster whose first machine listens on these ports.
-pub fn balancing(disabled: &[Part], api_port: u16, kubelet_port: u16) -> Balancing {
+pub fn balancing(disabled: &[Part], pool: Pool, api_port: u16, kubelet_port: u16) -> Balancing {
     if disabled.contains(&Part::ServiceLb) {
         return Balancing::Others;
     }
@@ -34,11 +45,12 @@ pub fn balancing(disabled: &[Part], api_port: u16, kubelet_port: u16) -> Balanci
         port,
         user,
     };
-    Balancing::Nodes(vec![
+    let reserved = vec![
         own("TCP", api_port, "the API server"),
         own("TCP", kubelet_port, "the kubelet"),
         own("UDP", node::VXLAN_PORT, "the tunnel between machines"),
-    ])
+    ];
+    Balancing::Ours { reserved, pool }
 }
 
 #[cfg(test)]
@@ -61,7 +73,12 @@ mod tests {
         };
         assert_eq!(given(&[]).unwrap(), []);
         let twice = given(&["--disable=service-lb,service-lb"]).unwrap();
-        assert!(matches!(balancing(&twice, 6443, 10250), Balancing::Others));
+        let pool = Pool::default();
+        let others = balancing(&twice, pool.clone(), 6443, 10250);
+        assert!(matches!(others, Balancing::Others));
+        assert!(refuse_idle_pool(&twice, &pool).is_ok());
+        let some = Pool::new(vec!["192.0.2.0/28".parse().unwrap()], &[]).unwrap();
+        assert!(refuse_idle_pool(&twice, &some).is_err() && refuse_idle_pool(&[], &some).is_ok());
         assert!(given(&["--disable", "everything"]).is_err());
         let policies = given(&["--disable", "network-policy"]).unwrap();
         assert_eq!(policies, [Part::NetworkPolicy]);

@@ -7,13 +7,13 @@ use ipnet::IpNet;
 use super::{
     Error,
     daemon::{self, Config},
-    detached, need_root,
+    detached, disable, need_root,
     node::Ranges,
     node_args::NodeArgs,
     notify::Notifier,
 };
 use crate::{
-    addresses::family::PerFamily,
+    addresses::{family::PerFamily, pool},
     apiserver::admission::{Exemptions, ExternalIps},
     logging,
 };
@@ -43,6 +43,10 @@ pub struct Up {
     /// Refuse Services that name external addresses to take traffic for
     #[arg(long)]
     deny_service_external_ips: bool,
+    /// Give Services of the type LoadBalancer addresses from these ranges, which the nodes answer for on their
+    /// network, rather than the nodes' own; CIDR or FIRST-LAST, IPv4 or IPv6; may be repeated
+    #[arg(long, value_name = "RANGE", value_delimiter = ',')]
+    load_balancer_pool: Vec<pool::Range>,
     /// Exempt from Pod Security: namespace=NAME, user=NAME or runtime-class=NAME; may be repeated
     #[arg(long, value_name = "WHAT=NAME", value_parser = exemption)]
     pod_security_exempt: Vec<Exemption>,
@@ -92,6 +96,8 @@ impl Up {
             services: self.service_cidr.unwrap_or(usual.services),
         };
         ranges.check()?;
+        let pool = ranges.pool(self.load_balancer_pool)?;
+        disable::refuse_idle_pool(&machine.disabled, &pool)?;
         if self.node.detach {
             let join = detached::start(&machine.paths)?;
             let kubeconfig = machine.paths.kubeconfig();
@@ -118,6 +124,7 @@ impl Up {
                 true => ExternalIps::Denied,
                 false => ExternalIps::Allowed,
             },
+            pool,
             exemptions: exemptions(&self.pod_security_exempt),
             demo: self.demo,
             machine,

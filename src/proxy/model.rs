@@ -156,6 +156,8 @@ pub struct Plan {
     pub local: BTreeSet<IpAddr>,
     /// Addresses that a load balancer's controller has given, which may be on the node's links.
     pub balanced: BTreeSet<IpAddr>,
+    /// Those of them that are of the pool: nothing but Services answers there.
+    pub pooled: BTreeSet<IpAddr>,
     /// Where a load balancer asks whether this node has endpoints.
     pub health_port: Option<u16>,
     /// External addresses that are not served, and why.
@@ -174,6 +176,7 @@ impl Plan {
             masqueraded: BTreeSet::new(),
             local: BTreeSet::new(),
             balanced: BTreeSet::new(),
+            pooled: BTreeSet::new(),
             health_port: None,
             ignored: BTreeMap::new(),
             since: Default::default(),
@@ -381,7 +384,8 @@ fn externals(
     for text in spec.external_ips.iter().flatten() {
         take(text, External::default(), Giver::Other);
     }
-    let giver = match balancing::is_given(service) {
+    let is_pooled = balancing::is_pooled(service);
+    let giver = match is_pooled || balancing::is_given(service) {
         true => Giver::Cluster,
         false => Giver::Other,
     };
@@ -401,6 +405,9 @@ fn externals(
                 balanced.extend(take(&address.to_string(), external.clone(), giver));
             }
         }
+    }
+    if is_pooled {
+        plan.pooled.clone_from(&balanced);
     }
     plan.balanced = balanced;
     found

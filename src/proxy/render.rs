@@ -73,6 +73,7 @@ pub enum SetName {
     RefusedPorts,
     Hairpin,
     Balanced,
+    Pooled,
 }
 
 impl SetName {
@@ -87,6 +88,7 @@ impl SetName {
             Self::RefusedPorts => "refused-ports".into(),
             Self::Hairpin => "hairpin".into(),
             Self::Balanced => "balanced".into(),
+            Self::Pooled => "pooled".into(),
         }
     }
 }
@@ -533,6 +535,9 @@ fn elements(service: &mut Service) -> Chains {
     }
     for address in &plan.balanced {
         put(SetName::Balanced, octets(*address), Value::None);
+    }
+    for address in &plan.pooled {
+        put(SetName::Pooled, octets(*address), Value::None);
     }
     for front in &plan.masqueraded {
         let set = match front.address {

@@ -30,6 +30,8 @@ const TCP: u8 = 6;
 /// Where destinations are rewritten, and senders.
 const DNAT: i32 = -100;
 const SNAT: i32 = 100;
+/// Before everybody's, host ports of pods included: what is for an address of the pool is for nobody else.
+const POOLED: i32 = -102;
 /// After everybody's DNAT: a connection that has got another destination does not come so far.
 const REFUSE: i32 = -90;
 
@@ -75,10 +77,12 @@ impl ServiceTable {
         let mut batch = Batch::new();
         batch.remove_table(table).add_table(table);
         self.sets(&mut batch);
-        for chain in ["services", "node", "unserved", "turn-away"] {
+        for chain in ["services", "node", "unserved", "turn-away", "pooled"] {
             batch.add_chain(table, chain);
         }
         for (name, hook, priority, target) in [
+            ("pooled-prerouting", Hook::Prerouting, POOLED, "pooled"),
+            ("pooled-output", Hook::Output, POOLED, "pooled"),
             ("prerouting", Hook::Prerouting, DNAT, "services"),
             ("output", Hook::Output, DNAT, "services"),
             ("refuse-prerouting", Hook::Prerouting, REFUSE, "unserved"),
@@ -93,6 +97,7 @@ impl ServiceTable {
         for (chain, rules) in [
             ("services", self.service_rules()),
             ("node", self.node_rules()),
+            ("pooled", self.pooled_rules()),
             ("unserved", self.unserved_rules()),
             ("turn-away", self.refusals()),
             ("postrouting", self.masquerades()),
@@ -174,6 +179,7 @@ impl ServiceTable {
             (SetName::RefusedPorts, &[Protocol, Port]),
             (SetName::Hairpin, &[at, at]),
             (SetName::Balanced, &[at]),
+            (SetName::Pooled, &[at]),
         ] {
             batch.add_set(table, &Set::new(&set.name(), key, SetKind::Set));
         }
@@ -200,6 +206,22 @@ impl ServiceTable {
             Rule::new().destination_local().verdict(&to_node),
         ]);
         rules
+    }
+
+    /// An address of the pool is on a link of the node that announces it, and leads to Services all the same,
+    /// whatever else the node has there: the daemon's own ports, host ports of pods, node ports, programs that
+    /// listen.
+    fn pooled_rules(&self) -> Vec<Rule> {
+        let destination = self.destination(Rule::new(), Reg(0));
+        vec![
+            destination
+                .not_in_set(&SetName::Pooled.name(), Reg(0))
+                .verdict(&Verdict::Return),
+            self.door(self.outside(), Door::OutsideAddresses),
+            self.marked(Door::Addresses, SetName::MasqueradedAddresses),
+            self.door(Rule::new(), Door::Addresses),
+            Rule::new().verdict(&Verdict::Goto("turn-away".into())),
+        ]
     }
 
     /// Node ports.

@@ -5,6 +5,7 @@ mod families;
 mod kernel;
 mod lab;
 mod near;
+mod pooled;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

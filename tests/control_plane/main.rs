@@ -108,7 +108,10 @@ impl Lab {
             },
             services: "10.96.0.0/12".parse()?,
             volumes: dir.path().join("volumes"),
-            balancing: controllers::Balancing::Nodes(Vec::new()),
+            balancing: controllers::Balancing::Ours {
+                reserved: Vec::new(),
+                pool: Default::default(),
+            },
             make_token: Arc::new({
                 let issuer = handle.issuer.clone();
                 move |wanted| {

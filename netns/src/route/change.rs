@@ -8,7 +8,7 @@ use std::{
 
 use netlink_packet_route::{
     AddressFamily,
-    address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage, CacheInfo},
     link::{InfoBridgePort, InfoData, InfoPortData, InfoPortKind, InfoVeth},
     neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType},
@@ -281,20 +281,28 @@ impl Change {
 
     /// Idempotent: an address that is there stays.
     pub fn add_address(index: u32, prefix: Prefix) -> Self {
-        let mut message = AddressMessage::default();
-        message.header.family = family(prefix.address);
-        message.header.prefix_len = prefix.length;
-        message.header.index = index;
-        // Duplicate address detection would hold an IPv6 address back for a second.
-        if prefix.address.is_ipv6() {
-            message.header.flags = AddressHeaderFlags::Nodad;
-        }
-        message.attributes = vec![
-            AddressAttribute::Local(prefix.address),
-            AddressAttribute::Address(prefix.address),
-        ];
+        let message = address(index, prefix);
         let what = format!("add the address {prefix} to link {index}");
         Self::new(libc::RTM_NEWADDR, REPLACE, &message, what)
+    }
+
+    /// As [`Change::add_address`], but the kernel itself takes it away after that many seconds, or up to one more,
+    /// whatever becomes of this program; each further time counts anew. This machine sends nothing from it by itself.
+    pub fn lend_address(index: u32, prefix: Prefix, seconds: u32) -> Self {
+        let mut message = address(index, prefix);
+        let mut lifetime = CacheInfo::default();
+        // One that is not preferred is no sender's.
+        (lifetime.ifa_preferred, lifetime.ifa_valid) = (0, seconds);
+        message
+            .attributes
+            .push(AddressAttribute::CacheInfo(lifetime));
+        let what = format!("lend the address {prefix} to link {index}");
+        Self::new(libc::RTM_NEWADDR, REPLACE, &message, what)
+    }
+
+    pub fn delete_address(index: u32, prefix: Prefix) -> Self {
+        let what = format!("delete the address {prefix} from link {index}");
+        Self::new(libc::RTM_DELADDR, 0, &address(index, prefix), what)
     }
 
     /// Idempotent. Without a gateway the destination is on the link itself.
@@ -468,6 +476,22 @@ fn tunnel_entry(index: u32, mac: Mac) -> NeighbourMessage {
     message.header.state = NeighbourState::Permanent;
     message.header.flags = NeighbourFlags::Own;
     message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.to_vec())];
+    message
+}
+
+fn address(index: u32, prefix: Prefix) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family(prefix.address);
+    message.header.prefix_len = prefix.length;
+    message.header.index = index;
+    // Duplicate address detection would hold an IPv6 address back for a second.
+    if prefix.address.is_ipv6() {
+        message.header.flags = AddressHeaderFlags::Nodad;
+    }
+    message.attributes = vec![
+        AddressAttribute::Local(prefix.address),
+        AddressAttribute::Address(prefix.address),
+    ];
     message
 }
 

@@ -11,13 +11,16 @@ use std::sync::{Arc, LazyLock};
 use serde_json::Value;
 
 use super::{Decision, bootstrap, rules::Rule};
-use crate::apiserver::{
-    objects::Lookup,
-    registry::kinds::{
-        pods::references,
-        value::{at, items, text},
+use crate::{
+    addresses::balancing,
+    apiserver::{
+        objects::Lookup,
+        registry::kinds::{
+            pods::references,
+            value::{at, items, text},
+        },
+        request::{Attributes, Target},
     },
-    request::{Attributes, Target},
 };
 
 /// What every node may do; the kinds of `decide` are narrowed further, each in its own way.
@@ -159,7 +162,12 @@ impl Asked<'_> {
         self.related(Kind::ServiceAccount).await
     }
 
+    /// Beside the node's own one, ours: nodes that announce addresses of load balancers have another one each, in
+    /// a namespace in which they see those of others.
     fn lease(&self) -> Result<(), Refused> {
+        if self.namespace == balancing::LEASES {
+            return self.announcers_lease();
+        }
         if !matches!(self.verb, "get" | "create" | "update" | "patch" | "delete") {
             return no("can only get, create, update, patch, or delete a node lease");
         }
@@ -172,6 +180,22 @@ impl Asked<'_> {
             return no("can only access node lease with the same name as the requesting node");
         }
         Ok(())
+    }
+
+    fn announcers_lease(&self) -> Result<(), Refused> {
+        match self.verb {
+            "list" | "watch" | "create" => Ok(()),
+            "get" | "update" | "patch" | "delete"
+                if self.name == balancing::lease_of(self.node) =>
+            {
+                Ok(())
+            }
+            _ => no(format!(
+                "can only watch leases in the {:?} namespace, and have one, {:?}",
+                balancing::LEASES,
+                balancing::lease_of(self.node)
+            )),
+        }
     }
 
     fn csi_node(&self) -> Result<(), Refused> {

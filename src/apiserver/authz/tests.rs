@@ -364,6 +364,33 @@ async fn a_node_reaches_what_its_pods_use() {
             ),
             false,
         ),
+        (
+            &node,
+            on(
+                "patch",
+                "coordination.k8s.io",
+                "leases",
+                "kube-system",
+                "vetch-load-balancers-node-1",
+            ),
+            true,
+        ),
+        (
+            &node,
+            on(
+                "patch",
+                "coordination.k8s.io",
+                "leases",
+                "kube-system",
+                "vetch-load-balancers-node-2",
+            ),
+            false,
+        ),
+        (
+            &node,
+            on("watch", "coordination.k8s.io", "leases", "kube-system", ""),
+            true,
+        ),
         (&node, on("list", "", "services", "", ""), true),
         (&node, on("list", "apps", "deployments", "", ""), false),
     ] {

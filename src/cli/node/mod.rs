@@ -39,7 +39,7 @@ use self::{
 use super::{Error, paths::Paths};
 use crate::{
     addresses::family::PerFamily,
-    dns,
+    announcing, dns,
     kubelet::{
         self,
         container::SwapBehavior,
@@ -133,6 +133,15 @@ impl Node {
                 let (watching, own) = (watching.clone(), own.clone());
                 peers::run(watching, own, tunnel.clone(), ways.clone(), shutdown)
             }
+        });
+        parts.start("part/load-balancer-addresses", Policy::Restart, {
+            let watching = watching.clone();
+            let announcing = announcing::Config {
+                node: config.name.clone(),
+                addresses: config.addresses.iter().copied().collect(),
+                client: identity.kubelet.clone(),
+            };
+            move |shutdown| announcing::run(watching.clone(), announcing.clone(), shutdown)
         });
         let policies = policy_config(&config, &names, gateways);
         let policies = match config.enforces_policies {

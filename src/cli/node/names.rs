@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     addresses::{
         family::PerFamily,
+        pool,
         ranges::{nth, overlap},
     },
     cli::{Error, paths::Paths},
@@ -94,6 +95,17 @@ impl Ranges {
             .into()),
             None => Ok(()),
         }
+    }
+}
+
+impl Ranges {
+    /// A pool for load balancers beside these.
+    pub fn pool(&self, ranges: Vec<pool::Range>) -> Result<pool::Pool, Error> {
+        let pods = self.pods.iter().map(|pods| (cluster_cidr(pods), "pods"));
+        let services = self.services.iter().map(|range| (*range, "Services"));
+        let others: Vec<_> = pods.chain(services).collect();
+        let pool = pool::Pool::new(ranges, &others);
+        pool.map_err(|clash| format!("--load-balancer-pool: {clash}").into())
     }
 }
 
@@ -232,6 +244,31 @@ mod tests {
             match want {
                 None => assert_eq!(found, Ok(()), "{pods} {services}"),
                 Some(want) => assert!(found.clone().unwrap_err().contains(want), "{found:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_pool_lies_beside_the_other_ranges() {
+        let ranges = Ranges {
+            pods: "10.42.7.0/24".parse().unwrap(),
+            services: "10.96.0.0/12".parse().unwrap(),
+        };
+        for (pool, want) in [
+            ("192.0.2.64/27", None),
+            // Other nodes' pods have addresses of the whole range.
+            ("10.42.200.1-10.42.200.9", Some("pods have addresses")),
+            ("10.96.1.0/24", Some("Services have addresses")),
+        ] {
+            let found = ranges.pool(vec![pool.parse().unwrap()]);
+            let found = found.map(drop).map_err(|error| error.to_string());
+            match want {
+                None => assert_eq!(found, Ok(()), "{pool}"),
+                Some(want) => {
+                    let found = found.unwrap_err();
+                    assert!(found.starts_with("--load-balancer-pool: "), "{found}");
+                    assert!(found.contains(want), "{found}");
+                }
             }
         }
     }

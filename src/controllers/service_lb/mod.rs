@@ -1,18 +1,25 @@
-//! Services of the type LoadBalancer get the addresses of nodes, where the proxies serve them.
+//! Services of the type LoadBalancer get the addresses of nodes, or some of their own from a pool; the proxies
+//! serve them.
 //!
-//! `plan.rs` says which, `status.rs` how that is written. Proxies serve a node's own address only for what
-//! this controller has written (`addresses/balancing.rs`).
-//! Always true: a Service whose finalizer is this controller's has its condition in the status until the
-//! finalizer is gone, so that another controller's is never removed.
+//! `plan.rs` says which nodes', `pool.rs` which of the pool, `status.rs` how that is written. Proxies serve a node's
+//! own address only for what this controller has written, and nodes announce addresses of the pool by it
+//! (`addresses/balancing.rs`).
+//! Always true:
+//! - A Service whose finalizer is this controller's has its condition in the status until the finalizer is gone, so
+//!   that another controller's is never removed.
+//! - What was decided of the pool counts at once, whatever the cache says by then: two Services that are looked at in
+//!   the same moment do not get the same address.
 
 mod plan;
+mod pool;
 mod status;
 #[cfg(test)]
 mod tests;
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Mutex, PoisonError},
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use k8s_openapi::api::{
@@ -28,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::plan::Reserved;
 use self::{
-    plan::{Cluster, Refusal, Share},
+    plan::{Cluster, Place, Refusal, Share},
     status::{FINALIZER, Wanted},
 };
 use super::{
@@ -36,7 +43,10 @@ use super::{
     shared::{Controller, Loop, Next, Stopped},
 };
 use crate::{
-    addresses::balancing,
+    addresses::{
+        balancing::{self, serving_nodes},
+        pool::Pool,
+    },
     events::{Level, Recorder},
     informer::{Informer, Informers, Key, services::SERVICE_NAME},
 };
@@ -46,8 +56,8 @@ const WORKERS: usize = 2;
 /// Who gives addresses to Services of the type LoadBalancer.
 #[derive(Clone, Debug)]
 pub enum Balancing {
-    /// This controller, but no port of these.
-    Nodes(Vec<Reserved>),
+    /// This controller, but no port of these of a node; from the pool rather than those of nodes, if it has any.
+    Ours { reserved: Vec<Reserved>, pool: Pool },
     /// Somebody else: what this controller gave before is taken back, and nothing else is touched.
     Others,
 }
@@ -63,7 +73,11 @@ pub async fn run(
     let nodes: Informer<Node> = informers.get();
     let slices: Informer<EndpointSlice> = informers.get();
     let cluster = match balancing {
-        Balancing::Nodes(ports) => Some(Cluster { ports, ranges }),
+        Balancing::Ours { reserved, pool } => Some(Cluster {
+            ports: reserved,
+            pool,
+            ranges,
+        }),
         Balancing::Others => None,
     };
     let controller = Balancers {
@@ -74,12 +88,17 @@ pub async fn run(
         slices: slices.clone(),
         cluster,
         told: Mutex::default(),
+        promised: Mutex::default(),
     };
     let (all, of_slices, of_nodes) = (services.clone(), services.clone(), services.clone());
     Loop::new(controller, &services)
         .watch_changes(
             &services,
-            |old, new| old.spec == new.spec && plan::is_wanted(old) == plan::is_wanted(new),
+            |old, new| {
+                old.spec == new.spec
+                    && plan::is_wanted(old) == plan::is_wanted(new)
+                    && balancing::pool_addresses(old) == balancing::pool_addresses(new)
+            },
             move |service| touched(service, &all),
         )
         .watch_changes(
@@ -109,37 +128,28 @@ pub async fn run(
 /// The Services that `service` may give something to, or take it from.
 fn touched(service: &Service, all: &Informer<Service>) -> Vec<Key> {
     let ports = plan::ports_of_nodes(service);
-    if ports.is_empty() {
+    let is_balanced = service.spec.as_ref().is_some_and(balancing::is_asked_for)
+        || !balancing::pool_addresses(service).is_empty();
+    if ports.is_empty() && !is_balanced {
         return Vec::new();
     }
     let all = all.list();
-    let touched = plan::touched(ports, &all).into_iter();
-    touched.map(Key::of).collect()
+    let mut touched = plan::touched(ports, &all);
+    if is_balanced {
+        touched.extend(pool::waiting(&all));
+    }
+    touched.into_iter().map(Key::of).collect()
 }
 
 fn is_local(service: &Service) -> bool {
-    let spec = service
-        .spec
-        .as_ref()
-        .filter(|spec| balancing::is_asked_for(spec));
-    spec.is_some_and(|spec| spec.external_traffic_policy.as_deref() == Some("Local"))
+    let spec = service.spec.as_ref();
+    spec.is_some_and(|spec| balancing::is_asked_for(spec) && balancing::is_local(spec))
 }
 
 /// The Service that a slice belongs to.
 fn key_of(slice: &EndpointSlice) -> Option<Key> {
     let name = slice.labels().get(SERVICE_NAME)?;
     Some(Key::new(slice.namespace().unwrap_or_default(), name))
-}
-
-/// The nodes with endpoints that take connections, as proxies see it: those that end may still serve.
-fn serving_nodes(slice: &EndpointSlice) -> impl Iterator<Item = &String> {
-    let endpoints = slice.endpoints.iter().flatten();
-    let serving = endpoints.filter(|endpoint| {
-        let conditions = endpoint.conditions.as_ref();
-        let ready = conditions.and_then(|all| all.ready).unwrap_or(true);
-        ready || conditions.and_then(|all| all.serving).unwrap_or(false)
-    });
-    serving.filter_map(|endpoint| endpoint.node_name.as_ref())
 }
 
 struct Balancers {
@@ -152,6 +162,8 @@ struct Balancers {
     cluster: Option<Cluster>,
     /// The refusals of Services that their owners have heard of.
     told: Mutex<HashMap<Key, Vec<Refusal>>>,
+    /// What Services were given of the pool, with their uids: their statuses may not say so yet.
+    promised: Mutex<HashMap<Key, (Option<String>, Vec<IpAddr>)>>,
 }
 
 impl Controller for Balancers {
@@ -164,10 +176,18 @@ impl Controller for Balancers {
             let places = plan::places(&self.nodes.list(), &cluster.ranges);
             let serving = |service: &Service| self.serving(service);
             let all = self.services.list();
-            let share = plan::share(service, &all, &places, cluster, &serving);
+            let share = match pool::is_asked(service, &cluster.pool, &places) {
+                true => self.from_pool(service, &all, &places, &cluster.pool),
+                false => {
+                    self.promised().remove(key);
+                    plan::share(service, &all, &places, cluster, &serving)
+                }
+            };
             self.give(key, service, &share).await?;
             return Ok(Next::Settled);
         }
+        // What its status says counts until that is taken back.
+        self.promised().remove(key);
         self.tell(key, None, &[]);
         if let Some(service) = service.filter(|service| status::is_known(service)) {
             self.release(&service).await?;
@@ -186,6 +206,30 @@ impl Balancers {
         own.flat_map(|slice| serving_nodes(slice))
             .cloned()
             .collect()
+    }
+
+    fn promised(&self) -> MutexGuard<'_, HashMap<Key, (Option<String>, Vec<IpAddr>)>> {
+        self.promised.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its share of the pool, which is nobody else's from now on.
+    fn from_pool(
+        &self,
+        service: &Service,
+        all: &[Arc<Service>],
+        places: &[Place],
+        pool: &Pool,
+    ) -> Share {
+        let key = Key::of(service);
+        let mut promised = self.promised();
+        let held = |service: &Service| match promised.get(&Key::of(service)) {
+            Some((uid, addresses)) if *uid == service.uid() => addresses.clone(),
+            _ => balancing::pool_addresses(service),
+        };
+        let share = pool::allot(all, &held, pool, places).remove(&key);
+        let share = share.unwrap_or_default();
+        promised.insert(key, (service.uid(), share.addresses.clone()));
+        share
     }
 
     /// The status first: it says whose the finalizer is.

@@ -15,14 +15,18 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, Service, ServiceSpec};
 use kube::ResourceExt;
 
+use super::pool;
 use crate::{
-    addresses::{balancing::is_asked_for, may_be_proxied_to},
+    addresses::{
+        balancing::{self, is_asked_for, is_local},
+        family::Family,
+        may_be_proxied_to,
+        pool::Pool,
+    },
     controllers::pods::is_terminating,
     informer::Key,
 };
 
-/// Nodes that do not want any of it have this label, whatever it says.
-const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 /// A status lists so many addresses: each change of a node writes all of them.
 const MOST_ADDRESSES: usize = 256;
 /// Nodes that a message names.
@@ -41,6 +45,8 @@ pub struct Reserved {
 #[derive(Clone, Debug)]
 pub struct Cluster {
     pub ports: Vec<Reserved>,
+    /// Addresses that Services get rather than those of nodes; it may have none.
+    pub pool: Pool,
     /// Ranges whose addresses no machine has, whatever its Node says.
     pub ranges: Vec<IpNet>,
 }
@@ -55,9 +61,18 @@ pub struct Place {
     kubelet_port: Option<i32>,
 }
 
+/// Whose addresses a Service gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Source {
+    #[default]
+    Nodes,
+    Pool,
+}
+
 /// What a Service gets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Share {
+    pub source: Source,
     /// In the order of the Service's families.
     pub addresses: Vec<IpAddr>,
     /// Why it has none, or not all that it could.
@@ -87,6 +102,23 @@ pub enum Refusal {
     },
     NoNode,
     NoEndpoint,
+    /// `spec.loadBalancerIP` is neither in the pool nor a node's address, or of a family that it has not.
+    NotInPool {
+        address: String,
+        pool: Pool,
+    },
+    /// It is another Service's, which does not share it.
+    Held {
+        address: IpAddr,
+        by: Key,
+        why: pool::Obstacle,
+    },
+    PoolExhausted {
+        family: Family,
+    },
+    PoolWithout {
+        family: Family,
+    },
 }
 
 impl Refusal {
@@ -95,7 +127,12 @@ impl Refusal {
         match self {
             Self::OwnPort { .. } => "PortReserved",
             Self::Taken { .. } => "PortTaken",
-            Self::NotOfANode { .. } | Self::NotNow { .. } => "AddressNotAvailable",
+            Self::NotOfANode { .. } | Self::NotNow { .. } | Self::NotInPool { .. } => {
+                "AddressNotAvailable"
+            }
+            Self::Held { .. } => "AddressTaken",
+            Self::PoolExhausted { .. } => "PoolExhausted",
+            Self::PoolWithout { .. } => "NoAddressOfFamily",
             Self::NoNode => "NoReadyNode",
             Self::NoEndpoint => "NoReadyEndpoint",
         }
@@ -131,6 +168,24 @@ impl fmt::Display for Refusal {
             Self::NoEndpoint => f.write_str(
                 "no node that is ready has a serving endpoint of this Service, which externalTrafficPolicy \
                  Local asks for",
+            ),
+            Self::NotInPool { address, pool } => write!(
+                f,
+                "spec.loadBalancerIP {address} is neither an address of the Service's families in the pool ({pool}) \
+                 nor that of a node: set it to one of these, or remove it"
+            ),
+            Self::Held { address, by, why } => write!(
+                f,
+                "the Service {by} has spec.loadBalancerIP {address}, and {why}: ask for another address, or for none"
+            ),
+            Self::PoolExhausted { family } => write!(
+                f,
+                "all {family} addresses of the pool are taken: this Service gets one as soon as another gives one \
+                 back; `vetch up --load-balancer-pool` makes the pool larger"
+            ),
+            Self::PoolWithout { family } => write!(
+                f,
+                "the pool has no {family} addresses: `vetch up --load-balancer-pool` can give it some"
             ),
         }
     }
@@ -187,13 +242,7 @@ pub fn of_node(node: &Node, ranges: &[IpNet]) -> Vec<Place> {
             .filter(|address| !ranges.iter().any(|range| range.contains(address)))
             .collect()
     };
-    let ready = status
-        .iter()
-        .flat_map(|status| status.conditions.iter().flatten());
-    let mut ready = ready.filter(|one| one.type_ == "Ready");
-    let is_open = ready.any(|one| one.status == "True")
-        && !is_terminating(node)
-        && !node.labels().contains_key(EXCLUDED);
+    let is_open = balancing::is_open(node);
     let kubelet_port = status
         .and_then(|status| status.daemon_endpoints.as_ref()?.kubelet_endpoint.as_ref())
         .map(|endpoint| endpoint.port);
@@ -230,7 +279,9 @@ pub fn share(
         serving,
     };
     let mut taken = HashMap::new();
-    for elder in elders(service, all).into_iter().rev() {
+    let takes_ports = |other: &Service| !pool::is_asked(other, &cluster.pool, places);
+    let elders = elders(service, all).into_iter().rev();
+    for elder in elders.filter(|elder| takes_ports(elder)) {
         let got = judge.share(elder, &taken);
         for address in got.addresses {
             let ports = ports(elder).into_iter();
@@ -339,6 +390,7 @@ impl Judge<'_> {
         fitting.sort_by_key(|place| (rank(place), place.address));
         let addresses = fitting.iter().map(|place| place.address);
         Share {
+            source: Source::Nodes,
             addresses: addresses.take(MOST_ADDRESSES).collect(),
             refusals: refusals.all(),
         }
@@ -364,7 +416,7 @@ impl Judge<'_> {
         }
         fitting.retain(|place| place.is_open);
         let is_any_open = !fitting.is_empty();
-        if spec.external_traffic_policy.as_deref() == Some("Local") {
+        if is_local(spec) {
             let serving = (self.serving)(service);
             fitting.retain(|place| serving.contains(&place.node));
         }
@@ -381,6 +433,7 @@ impl Judge<'_> {
 
 fn refused(refusal: Refusal) -> Share {
     Share {
+        source: Source::Nodes,
         addresses: Vec::new(),
         refusals: vec![refusal],
     }
@@ -439,7 +492,7 @@ fn own_port(ports: &[Port], cluster: &Cluster) -> Option<Refusal> {
     })
 }
 
-fn ports(service: &Service) -> Vec<Port> {
+pub fn ports(service: &Service) -> Vec<Port> {
     let spec = service.spec.iter();
     spec.flat_map(|spec| spec.ports.iter().flatten())
         .map(|port| Port {
@@ -468,7 +521,7 @@ fn node_ports(service: &Service) -> Vec<Port> {
 }
 
 /// Its families in its order; whether each is IPv4.
-fn families(spec: &ServiceSpec) -> Vec<bool> {
+pub fn families(spec: &ServiceSpec) -> Vec<bool> {
     let listed = spec.ip_families.iter().flatten();
     let families: Vec<bool> = listed.map(|family| family == "IPv4").collect();
     match families.is_empty() {
@@ -478,9 +531,9 @@ fn families(spec: &ServiceSpec) -> Vec<bool> {
 }
 
 /// When something was made, in seconds, and its uid.
-type Age = (i64, String);
+pub type Age = (i64, String);
 
-fn age<K: kube::Resource>(object: &K) -> Age {
+pub fn age<K: kube::Resource>(object: &K) -> Age {
     let created = object.meta().creation_timestamp.as_ref();
     let since = created.map_or(i64::MAX, |at| at.0.as_second());
     (since, object.uid().unwrap_or_default())

@@ -9,10 +9,24 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 
-use super::plan::Share;
-use crate::addresses::balancing::CONDITION;
+use super::plan::{Share, Source};
+use crate::addresses::balancing::{CONDITION, POOL_CONDITION};
 
 pub const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
+
+impl Source {
+    /// The condition of a status with such addresses.
+    fn condition(self) -> &'static str {
+        match self {
+            Self::Nodes => CONDITION,
+            Self::Pool => POOL_CONDITION,
+        }
+    }
+}
+
+fn is_ours(condition: &Condition) -> bool {
+    [CONDITION, POOL_CONDITION].contains(&&*condition.type_)
+}
 
 /// The part of a status that is this controller's.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,9 +47,9 @@ pub fn given(service: &Service, share: &Share) -> Option<Wanted> {
     let mut conditions = held_conditions(service);
     let before = conditions
         .iter()
-        .find(|one| one.type_ == CONDITION)
+        .find(|one| one.type_ == share.source.condition())
         .cloned();
-    conditions.retain(|one| one.type_ != CONDITION);
+    conditions.retain(|one| !is_ours(one));
     conditions.push(condition(share, before));
     changed(
         service,
@@ -62,7 +76,7 @@ fn ports(service: &Service) -> Vec<PortStatus> {
 /// The status without anything of ours; `None` if it is.
 pub fn released(service: &Service) -> Option<Wanted> {
     let mut conditions = held_conditions(service);
-    conditions.retain(|one| one.type_ != CONDITION);
+    conditions.retain(|one| !is_ours(one));
     changed(
         service,
         Wanted {
@@ -74,9 +88,7 @@ pub fn released(service: &Service) -> Option<Wanted> {
 
 /// Whether this controller has written its status, and so whether its finalizer may be ours.
 pub fn is_known(service: &Service) -> bool {
-    held_conditions(service)
-        .iter()
-        .any(|one| one.type_ == CONDITION)
+    held_conditions(service).iter().any(is_ours)
 }
 
 pub fn is_protected(service: &Service) -> bool {
@@ -131,7 +143,7 @@ fn condition(share: &Share, before: Option<Condition>) -> Condition {
     let message = said.join("; ").chars().take(LONGEST).collect();
     let since = before.filter(|before| before.status == status);
     Condition {
-        type_: CONDITION.to_owned(),
+        type_: share.source.condition().to_owned(),
         status: status.to_owned(),
         reason: reason.to_owned(),
         message,

@@ -64,6 +64,7 @@ fn cluster() -> Cluster {
                 user: "the tunnel between machines",
             },
         ],
+        pool: Pool::default(),
         ranges: vec!["10.42.0.0/16".parse().unwrap()],
     }
 }
@@ -417,6 +418,7 @@ fn the_status_is_written_once() {
     let fresh = service("s", 1, 80, json!({}));
     assert!(!status::is_known(&fresh) && status::released(&fresh).is_none());
     let share = Share {
+        source: plan::Source::Nodes,
         addresses: vec!["192.0.2.1".parse().unwrap()],
         refusals: Vec::new(),
     };
@@ -443,6 +445,7 @@ fn the_status_is_written_once() {
     assert_eq!(status::given(&held, &share), None);
     // It waits: the proxies serve nothing of it, and it says why.
     let none = Share {
+        source: plan::Source::Nodes,
         addresses: Vec::new(),
         refusals: vec![Refusal::NoNode],
     };

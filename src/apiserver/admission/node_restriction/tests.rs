@@ -444,6 +444,18 @@ async fn a_node_writes_what_has_its_name() {
             Case::create("leases", "kube-system", named("A")),
             Some("can only access leases in the \"kube-node-lease\" system namespace"),
         ),
+        (
+            Case::create("leases", "kube-system", named("vetch-load-balancers-A")),
+            None,
+        ),
+        (
+            Case::create("leases", "kube-system", named("vetch-load-balancers-B")),
+            Some("can only access leases in the \"kube-node-lease\" system namespace"),
+        ),
+        (
+            Case::create("leases", "kube-node-lease", named("vetch-load-balancers-A")),
+            lease,
+        ),
         (Case::create("csinodes", "", named("A")), None),
         (
             Case::create("csinodes", "", named("B")),
