@@ -9,7 +9,7 @@ use std::{
 
 use ipnet::IpNet;
 use netns::{
-    monitor::Changes,
+    monitor::{Changes, Subject},
     nft,
     route::{Change, Prefix, Socket},
 };
@@ -179,6 +179,15 @@ impl Shared {
 
 impl HostState for Shared {
     type Error = Error;
+
+    fn subject(&self) -> Subject {
+        let writer = self.lock();
+        let mut families = writer.tables.iter().map(FamilyTable::family);
+        Subject {
+            ipv6: families.any(|family| family == Family::V6),
+            ..Subject::default()
+        }
+    }
 
     fn notice(&self, changes: &Changes) -> bool {
         self.lock().notice(changes)
