@@ -242,7 +242,7 @@ fn service_rules(config: &Config) -> Vec<Rule> {
 
 /// An address of the pool is on a link of the node that announces it, and leads to Services all the same, whatever
 /// else the node has there: the daemon's own ports, host ports of pods, node ports, programs that listen.
-fn pooled_rules(config: &Config) -> [Rule; 5] {
+fn pooled_rules(config: &Config) -> [Rule; 6] {
     [
         Rule::new()
             .destination_v4(Reg(0))
@@ -251,6 +251,13 @@ fn pooled_rules(config: &Config) -> [Rule; 5] {
         door(outside(config), Door::OutsideAddresses),
         marked(config, Door::Addresses, SetName::MasqueradedAddresses),
         door(Rule::new(), Door::Addresses),
+        // What this node, which has the address, is refused with itself.
+        Rule::new()
+            .protocol(Reg(0))
+            .equal(Reg(0), &[TCP])
+            .no_first_segment()
+            .source_local(true)
+            .verdict(&Verdict::Return),
         Rule::new().verdict(&Verdict::Goto("turn-away".into())),
     ]
 }
