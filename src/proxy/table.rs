@@ -220,6 +220,13 @@ impl ServiceTable {
             self.door(self.outside(), Door::OutsideAddresses),
             self.marked(Door::Addresses, SetName::MasqueradedAddresses),
             self.door(Rule::new(), Door::Addresses),
+            // What this node, which has the address, is refused with itself.
+            Rule::new()
+                .protocol(Reg(0))
+                .equal(Reg(0), &[TCP])
+                .no_first_segment()
+                .source_local(true)
+                .verdict(&Verdict::Return),
             Rule::new().verdict(&Verdict::Goto("turn-away".into())),
         ]
     }
