@@ -1,6 +1,9 @@
 //! Finding out by which certificate authority a cluster is known.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use http::{Request, Uri};
 use http_body_util::{BodyExt, Limited};
@@ -14,6 +17,9 @@ use crate::bootstrap_token::{
 
 const CLUSTER_INFO: &str = "/api/v1/namespaces/kube-public/configmaps/cluster-info";
 const WITHIN: Duration = Duration::from_secs(10);
+/// A new token has been signed by then, also on a busy server.
+const SIGNED_WITHIN: Duration = Duration::from_secs(3);
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// Who answers is not known yet.
 const MAX_BYTES: usize = 1 << 20;
 
@@ -53,11 +59,31 @@ pub enum Error {
     },
 }
 
-/// Asks the server, whose certificate is not known, and checks what it says with the token.
+impl Error {
+    /// Whether the server may say something else when it has come so far.
+    fn may_be_early(&self) -> bool {
+        matches!(
+            self,
+            Self::Unverified {
+                source: Unverified::Empty | Unverified::UnknownToken(_),
+                ..
+            }
+        )
+    }
+}
+
+/// Asks the server, whose certificate is not known, and checks what it says with the token. One that it does not
+/// know may have been made a moment ago: then it is asked again for a while.
 pub async fn discover(server: &Uri, token: &BootstrapToken) -> Result<Cluster, Error> {
-    let server = server.clone();
-    let data = ask_within(&server, WITHIN).await?;
-    read(server, &data, token)
+    let end = Instant::now() + SIGNED_WITHIN;
+    loop {
+        let data = ask_within(server, WITHIN).await?;
+        match read(server.clone(), &data, token) {
+            Err(error) if error.may_be_early() && Instant::now() < end => {}
+            found => return found,
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
 }
 
 async fn ask_within(server: &Uri, within: Duration) -> Result<BTreeMap<String, String>, Error> {
