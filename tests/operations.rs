@@ -597,11 +597,6 @@ fn networks_that_do_not_fit_are_told() {
     machine.host.sh("ip link set host0 mtu 1400");
     let joined = agent(&["--detach"]);
     assert!(joined.status.success(), "{}", text(&joined));
-    // What pods send fits.
-    let bridge = "ip -o link show type bridge | grep vetch";
-    until("the pods' link takes what the machine's does", || {
-        machine.host.sh(bridge).contains(" mtu 1400 ")
-    });
     // Two of them in one folder.
     fails(&agent(&[]), 1, "vetch is already running on this root");
 }

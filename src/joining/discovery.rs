@@ -233,6 +233,44 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_token_that_is_signed_a_moment_later_is_known() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        install_crypto();
+        let kept = KeptToken {
+            token: "abcdef.0123456789abcdef".parse().expect("a token"),
+            expiration: Expiration::Never,
+            signing: true,
+            authentication: true,
+            groups: Vec::new(),
+            description: String::new(),
+        };
+        let text = cluster_info("https://10.0.0.1:6443", "ca");
+        let said = |tokens: &[KeptToken]| {
+            let data = signed(&BTreeMap::new(), &text, tokens).expect("signed");
+            let body = serde_json::json!({"data": data}).to_string();
+            let length = body.len();
+            format!(
+                "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+            )
+        };
+        let answers = [said(&[]), said(std::slice::from_ref(&kept))];
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port");
+        let address = listener.local_addr().expect("a port");
+        tokio::spawn(async move {
+            for answer in answers {
+                let (mut stream, _) = listener.accept().await.expect("a client");
+                let _ = stream.read(&mut [0; 4096]).await;
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        let server = format!("http://{address}").parse().expect("an address");
+        let cluster = discover(&server, &kept.token).await.expect("a cluster");
+        assert_eq!(cluster.ca_pem, "ca");
+    }
+
+    #[tokio::test]
     async fn who_answers_without_an_end_is_given_up() {
         install_crypto();
         let short = Duration::from_millis(200);
