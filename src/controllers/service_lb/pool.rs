@@ -343,15 +343,16 @@ mod tests {
         let local = || json!({"externalTrafficPolicy": "Local"});
         let other = || json!({"selector": {"app": "b"}});
         let cluster_ip = json!({"type": "ClusterIP"});
-        let (one, three) = ("192.0.2.11", "192.0.2.13");
+        const ONE: &str = "192.0.2.11";
+        const THREE: &str = "192.0.2.13";
         type Want<'a> = &'a [(&'a str, &'a [&'a str], &'a [&'a str])];
         let cases: Vec<(Vec<Arc<Service>>, Want<'_>)> = vec![
             // In the order of their age; a node's address is nobody's.
             (
                 vec![plain("b", 2, &[]), plain("a", 1, &[]), plain("c", 3, &[])],
                 &[
-                    ("a", &[one], &[]),
-                    ("b", &[three], &[]),
+                    ("a", &[ONE], &[]),
+                    ("b", &[THREE], &[]),
                     ("c", &[], &["PoolExhausted"]),
                 ],
             ),
@@ -359,19 +360,19 @@ mod tests {
             (
                 vec![
                     plain("a", 1, &[]),
-                    plain("b", 2, &[one]),
-                    plain("c", 3, &[three]),
+                    plain("b", 2, &[ONE]),
+                    plain("c", 3, &[THREE]),
                 ],
                 &[
                     ("a", &[], &["PoolExhausted"]),
-                    ("b", &[one], &[]),
-                    ("c", &[three], &[]),
+                    ("b", &[ONE], &[]),
+                    ("c", &[THREE], &[]),
                 ],
             ),
             // Of two that say to have it the older one.
             (
-                vec![plain("b", 2, &[one]), plain("a", 1, &[one])],
-                &[("a", &[one], &[]), ("b", &[three], &[])],
+                vec![plain("b", 2, &[ONE]), plain("a", 1, &[ONE])],
+                &[("a", &[ONE], &[]), ("b", &[THREE], &[])],
             ),
             // What is not in the pool any more, or a node's now, is given up.
             (
@@ -379,35 +380,35 @@ mod tests {
                     plain("a", 1, &["192.0.2.99"]),
                     plain("b", 2, &["192.0.2.12"]),
                 ],
-                &[("a", &[one], &[]), ("b", &[three], &[])],
+                &[("a", &[ONE], &[]), ("b", &[THREE], &[])],
             ),
             // One of each family that there is.
             (
                 vec![service("a", 1, both(), &[]), service("b", 2, v6(), &[])],
                 &[
-                    ("a", &["2001:db8::1", one], &[]),
+                    ("a", &["2001:db8::1", ONE], &[]),
                     ("b", &[], &["PoolExhausted"]),
                 ],
             ),
             // Who shall have none keeps it until it says so no more.
             (
                 vec![
-                    service("a", 1, cluster_ip, &[one, three]),
+                    service("a", 1, cluster_ip, &[ONE, THREE]),
                     plain("b", 2, &[]),
                 ],
                 &[("b", &[], &["PoolExhausted"])],
             ),
             // A request is for that one.
             (
-                vec![asking("a", 1, three, 80, json!({})), plain("b", 2, &[])],
-                &[("a", &[three], &[]), ("b", &[one], &[])],
+                vec![asking("a", 1, THREE, 80, json!({})), plain("b", 2, &[])],
+                &[("a", &[THREE], &[]), ("b", &[ONE], &[])],
             ),
             (
                 vec![
-                    plain("a", 1, &[three]),
-                    asking("b", 2, three, 81, json!({})),
+                    plain("a", 1, &[THREE]),
+                    asking("b", 2, THREE, 81, json!({})),
                 ],
-                &[("a", &[three], &[]), ("b", &[], &["AddressTaken"])],
+                &[("a", &[THREE], &[]), ("b", &[], &["AddressTaken"])],
             ),
             (
                 vec![
@@ -420,7 +421,7 @@ mod tests {
                     ("a", &[], &["AddressNotAvailable"]),
                     ("b", &[], &["AddressNotAvailable"]),
                     ("c", &[], &["AddressNotAvailable"]),
-                    ("d", &["2001:db8::1", one], &[]),
+                    ("d", &["2001:db8::1", ONE], &[]),
                 ],
             ),
             // A node's address is not asked of the pool.
@@ -436,31 +437,31 @@ mod tests {
             // Two that ask for the same one share it, if they can.
             (
                 vec![
-                    asking("a", 1, one, 80, json!({})),
-                    asking("b", 2, one, 81, other()),
+                    asking("a", 1, ONE, 80, json!({})),
+                    asking("b", 2, ONE, 81, other()),
                 ],
-                &[("a", &[one], &[]), ("b", &[one], &[])],
+                &[("a", &[ONE], &[]), ("b", &[ONE], &[])],
             ),
             (
                 vec![
-                    asking("a", 1, one, 80, json!({})),
-                    asking("b", 2, one, 80, json!({})),
+                    asking("a", 1, ONE, 80, json!({})),
+                    asking("b", 2, ONE, 80, json!({})),
                 ],
-                &[("a", &[one], &[]), ("b", &[], &["AddressTaken"])],
+                &[("a", &[ONE], &[]), ("b", &[], &["AddressTaken"])],
             ),
             (
                 vec![
-                    asking("a", 1, one, 80, local()),
-                    asking("b", 2, one, 81, json!({})),
+                    asking("a", 1, ONE, 80, local()),
+                    asking("b", 2, ONE, 81, json!({})),
                 ],
-                &[("a", &[one], &[]), ("b", &[one], &[])],
+                &[("a", &[ONE], &[]), ("b", &[ONE], &[])],
             ),
             (
                 vec![
-                    asking("a", 1, one, 80, local()),
-                    asking("b", 2, one, 81, other()),
+                    asking("a", 1, ONE, 80, local()),
+                    asking("b", 2, ONE, 81, other()),
                 ],
-                &[("a", &[one], &[]), ("b", &[], &["AddressTaken"])],
+                &[("a", &[ONE], &[]), ("b", &[], &["AddressTaken"])],
             ),
         ];
         for (all, want) in cases {
