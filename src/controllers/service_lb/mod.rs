@@ -152,6 +152,9 @@ fn key_of(slice: &EndpointSlice) -> Option<Key> {
     Some(Key::new(slice.namespace().unwrap_or_default(), name))
 }
 
+/// Uid and addresses of Services.
+type Promised = HashMap<Key, (Option<String>, Vec<IpAddr>)>;
+
 struct Balancers {
     client: Client,
     events: Recorder,
@@ -162,8 +165,8 @@ struct Balancers {
     cluster: Option<Cluster>,
     /// The refusals of Services that their owners have heard of.
     told: Mutex<HashMap<Key, Vec<Refusal>>>,
-    /// What Services were given of the pool, with their uids: their statuses may not say so yet.
-    promised: Mutex<HashMap<Key, (Option<String>, Vec<IpAddr>)>>,
+    /// What Services were given of the pool: their statuses may not say so yet.
+    promised: Mutex<Promised>,
 }
 
 impl Controller for Balancers {
@@ -177,7 +180,7 @@ impl Controller for Balancers {
             let serving = |service: &Service| self.serving(service);
             let all = self.services.list();
             let share = match pool::is_asked(service, &cluster.pool, &places) {
-                true => self.from_pool(service, &all, &places, &cluster.pool),
+                true => self.share_of_pool(service, &all, &places, &cluster.pool),
                 false => {
                     self.promised().remove(key);
                     plan::share(service, &all, &places, cluster, &serving)
@@ -208,12 +211,12 @@ impl Balancers {
             .collect()
     }
 
-    fn promised(&self) -> MutexGuard<'_, HashMap<Key, (Option<String>, Vec<IpAddr>)>> {
+    fn promised(&self) -> MutexGuard<'_, Promised> {
         self.promised.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its share of the pool, which is nobody else's from now on.
-    fn from_pool(
+    fn share_of_pool(
         &self,
         service: &Service,
         all: &[Arc<Service>],
