@@ -612,13 +612,12 @@ fn no_allowed_request_is_dropped_by_a_change() {
             scope.spawn(|| {
                 a.enter(|| {
                     while !stop.load(Ordering::Relaxed) {
-                        let answered =
-                            TcpStream::connect_timeout(&to.into(), Duration::from_secs(1))
-                                .and_then(|mut stream| {
-                                    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-                                    stream.write_all(b"ping")?;
-                                    stream.read_exact(&mut [0; 4])
-                                });
+                        let answered = TcpStream::connect_timeout(&to, Duration::from_secs(1))
+                            .and_then(|mut stream| {
+                                stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+                                stream.write_all(b"ping")?;
+                                stream.read_exact(&mut [0; 4])
+                            });
                         match answered {
                             Ok(()) => done.fetch_add(1, Ordering::Relaxed),
                             Err(_) => failed.fetch_add(1, Ordering::Relaxed),
