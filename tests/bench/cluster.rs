@@ -5,17 +5,33 @@
 //! Cases: exec to node Ready; one pod, create to Ready; 50 pods at once; claims with their pods, one
 //! and 100 at once, beside pods without; memory (PSS) idle and per pod; CPU and disk writes while
 //! idle; creations under three policies and two webhooks; applies of a Deployment; a definition, create to served; bytes a second between two pods; a container of `true` beside crun and runc.
+//!
+//! Cases of the network, on clusters of their own (docs/performance.md has their figures): `services`,
+//! `first-packet`, `policy-packets`, `dns`, `join`, `across`, `agent-idle`. A case is chosen by its name, or a part
+//! of it.
 
+mod across;
 mod applies;
+mod bulk;
 mod claims;
 mod containers;
+mod dns;
+mod first_packet;
+mod idle_agents;
+mod join;
+mod kernel;
 #[path = "../lab/mod.rs"]
 mod lab;
+mod packets;
 #[path = "../lab/partner.rs"]
 mod partner;
 mod pods;
 mod policies;
+mod policy_packets;
+mod services;
+mod sides;
 mod throughput;
+mod turns;
 mod usage;
 
 use std::{
@@ -36,6 +52,17 @@ const SINGLE_PODS: usize = 40;
 const MANY: usize = 50;
 const IDLE: Duration = Duration::from_secs(60);
 
+/// Cases with clusters of their own, of the network.
+const NETWORK: [(&str, fn()); 7] = [
+    ("services", services::many),
+    ("first-packet", first_packet::few_and_many),
+    ("policy-packets", policy_packets::without_and_with),
+    ("dns", dns::asked),
+    ("join", join::one_and_many),
+    ("across", across::machines),
+    ("agent-idle", idle_agents::many),
+];
+
 fn main() {
     if !nix::unistd::geteuid().is_root() {
         println!("cluster: skipped, needs root");
@@ -43,6 +70,17 @@ fn main() {
     }
     let only = std::env::args().skip(1).find(|word| !word.starts_with('-'));
     let wanted = |name: &str| only.as_deref().is_none_or(|only| name.contains(only));
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut has_run = false;
+    for (name, run) in NETWORK {
+        if wanted(name) {
+            run();
+            has_run = true;
+        }
+    }
+    if has_run && only.is_some() {
+        return;
+    }
     let cluster = Cluster::new();
     if wanted("start") {
         start(&cluster);
@@ -55,7 +93,6 @@ fn main() {
     // From here on this thread, and every one it makes, is on the cluster's host.
     let namespace = fs::File::open(format!("/proc/{}/ns/net", cluster.host.pid())).unwrap();
     nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()

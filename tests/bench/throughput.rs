@@ -1,4 +1,5 @@
 //! Bytes a second over TCP from one pod to another: what each packet costs in bridge, guard and rules.
+#![allow(dead_code, reason = "each bench uses its own part")]
 
 use std::{
     fs,
@@ -23,34 +24,24 @@ const PORT: u16 = 5001;
 
 /// Two pods between which bytes go.
 pub struct Ends {
-    server: PathBuf,
-    client: PathBuf,
-    to: SocketAddr,
+    pub server: PathBuf,
+    pub client: PathBuf,
+    pub to: SocketAddr,
 }
 
 impl Ends {
     /// Starts two pods that sleep for so many seconds, which tells their processes from all others.
     pub async fn start(api: &Api<Pod>, sleeps: [&str; 2]) -> Self {
-        let mut addresses = Vec::new();
-        for seconds in sleeps {
-            let name = format!("throughput-{seconds}");
-            let mut pod = pods::pod(&name);
-            if let Some(spec) = &mut pod.spec {
-                spec.containers[0].command = Some(vec!["sleep".into(), seconds.into()]);
-            }
-            api.create(&PostParams::default(), &pod).await.unwrap();
-            let ready = |pod: Option<&Pod>| pod.is_some_and(pods::is_ready);
-            let pod = await_condition(api.clone(), &name, ready).await.unwrap();
-            let status = pod.and_then(|pod| pod.status);
-            let address = status.and_then(|status| status.pod_ip).unwrap();
-            addresses.push(address.parse::<IpAddr>().unwrap());
-        }
-        let [server, client] = sleeps.map(namespace_of);
-        Self {
-            server,
-            client,
-            to: SocketAddr::new(addresses[0], PORT),
-        }
+        let [server, client] = sleeps;
+        let (server, address) = sleeper(api, server, None).await;
+        let (client, _) = sleeper(api, client, None).await;
+        Self::between(server, client, address)
+    }
+
+    /// Between two network namespaces, of which the first has the address.
+    pub fn between(server: PathBuf, client: PathBuf, address: IpAddr) -> Self {
+        let to = SocketAddr::new(address, PORT);
+        Self { server, client, to }
     }
 
     /// Gigabytes a second over one connection that is used for `long`. Either end has a processor of its
@@ -89,6 +80,23 @@ impl Ends {
     }
 }
 
+/// A pod that sleeps for so many seconds, on this node or any: its network namespace and its address.
+pub async fn sleeper(api: &Api<Pod>, seconds: &str, node: Option<&str>) -> (PathBuf, IpAddr) {
+    let name = format!("sleeps-{seconds}");
+    let mut pod = pods::pod(&name);
+    if let Some(spec) = &mut pod.spec {
+        spec.containers[0].command = Some(vec!["sleep".into(), seconds.into()]);
+        let selector = node.map(|node| ("kubernetes.io/hostname".to_owned(), node.to_owned()));
+        spec.node_selector = selector.map(|selector| [selector].into());
+    }
+    api.create(&PostParams::default(), &pod).await.unwrap();
+    let ready = |pod: Option<&Pod>| pod.is_some_and(pods::is_ready);
+    let pod = await_condition(api.clone(), &name, ready).await.unwrap();
+    let status = pod.and_then(|pod| pod.status);
+    let address = status.and_then(|status| status.pod_ip).unwrap();
+    (namespace_of(seconds), address.parse().unwrap())
+}
+
 /// The network namespace of the process that sleeps for so long.
 fn namespace_of(seconds: &str) -> PathBuf {
     let wanted = format!("sleep\0{seconds}\0");
@@ -105,7 +113,7 @@ pub fn enter(space: &Path) {
     setns(space, CloneFlags::CLONE_NEWNET).unwrap();
 }
 
-fn stay_on(processor: usize) {
+pub fn stay_on(processor: usize) {
     let mut set = CpuSet::new();
     set.set(processor).unwrap();
     // There may be one alone.

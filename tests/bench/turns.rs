@@ -1,4 +1,5 @@
 //! Figures of two sides, taken in turns.
+#![allow(dead_code, reason = "each bench uses its own part")]
 
 /// What comes first is thrown away: caches, and what grows at first.
 const FIRST: usize = 3;
@@ -21,7 +22,16 @@ pub fn settled(mut figures: Vec<f64>) -> Vec<f64> {
     figures.split_off(FIRST)
 }
 
-pub fn print(name: &str, [before, now]: &[Vec<f64>; 2]) {
+pub fn print(name: &str, figures: &[Vec<f64>; 2]) {
+    println!("{}", line(name, figures));
+}
+
+/// The same, with what it should be.
+pub fn print_wanted(name: &str, figures: &[Vec<f64>; 2], wanted: &str) {
+    println!("{} ({wanted})", line(name, figures));
+}
+
+fn line(name: &str, [before, now]: &[Vec<f64>; 2]) -> String {
     let ratios: Vec<f64> = before
         .iter()
         .zip(now)
@@ -29,7 +39,7 @@ pub fn print(name: &str, [before, now]: &[Vec<f64>; 2]) {
         .collect();
     let (least, most) = range(&ratios);
     let percent = |ratio: f64| (ratio - 1.0) * 100.0;
-    println!(
+    format!(
         "{name:<44} {:>9.3} {:>9.3}  {:+.1} % ({:+.1} to {:+.1})  n={}",
         median(before.clone()),
         median(now.clone()),
@@ -37,7 +47,7 @@ pub fn print(name: &str, [before, now]: &[Vec<f64>; 2]) {
         percent(least),
         percent(most),
         ratios.len(),
-    );
+    )
 }
 
 fn median(mut figures: Vec<f64>) -> f64 {

@@ -1,13 +1,19 @@
 //! What a cluster's processes take of the machine.
+#![allow(dead_code, reason = "each bench uses its own part")]
 
-use std::fs;
+use std::{fs, path::Path, time::Duration};
 
-use super::lab::Cluster;
+use nix::{
+    time::{ClockId, clock_gettime},
+    unistd::Pid,
+};
 
-/// Processes of ours below this cluster: the daemon and the supervisors.
-fn processes(cluster: &Cluster) -> Vec<i32> {
-    let program = fs::canonicalize(&cluster.program).unwrap();
-    let root = cluster.root.path().display().to_string();
+use super::lab::{Cluster, program};
+
+/// Processes of ours below this root: the daemon and the supervisors.
+fn processes(program: &Path, root: &Path) -> Vec<i32> {
+    let program = fs::canonicalize(program).unwrap();
+    let root = root.display().to_string();
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
@@ -24,18 +30,42 @@ fn processes(cluster: &Cluster) -> Vec<i32> {
 
 /// PSS of all our processes, in MB.
 pub fn memory(cluster: &Cluster) -> f64 {
+    memory_of(processes(&cluster.program, cluster.root.path()))
+}
+
+/// The same of what runs below another machine's root.
+pub fn memory_below(root: &Path) -> f64 {
+    memory_of(processes(&program(), root))
+}
+
+fn memory_of(processes: Vec<i32>) -> f64 {
     let pss = |pid: i32| -> Option<f64> {
         let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
         let line = text.lines().find(|line| line.starts_with("Pss:"))?;
         line.split_whitespace().nth(1)?.parse().ok()
     };
-    processes(cluster).into_iter().filter_map(pss).sum::<f64>() / 1024.0
+    processes.into_iter().filter_map(pss).sum::<f64>() / 1024.0
 }
 
 /// CPU seconds and bytes written by our processes so far.
 pub fn work(cluster: &Cluster) -> (f64, f64) {
+    work_of(processes(&cluster.program, cluster.root.path()))
+}
+
+/// The same of what runs below another machine's root.
+pub fn work_below(root: &Path) -> (f64, f64) {
+    work_of(processes(&program(), root))
+}
+
+/// The processor's time of one process so far, threads that have ended among it.
+pub fn processor(pid: i32) -> Duration {
+    let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid)).unwrap();
+    clock_gettime(clock).unwrap().into()
+}
+
+fn work_of(processes: Vec<i32>) -> (f64, f64) {
     let mut sum = (0.0, 0.0);
-    for pid in processes(cluster) {
+    for pid in processes {
         // In nanoseconds, where /proc/PID/stat counts ticks of 10 ms.
         let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
         for thread in threads.flatten() {

@@ -256,10 +256,16 @@ impl Machine {
 
     /// The same by another address of the server.
     pub fn join_at(&self, server: &str, cluster: &Cluster, name: &str) {
-        let (server, token) = (
-            format!("--server={server}"),
-            format!("--token={}", cluster.token()),
-        );
+        self.join_with(server, &cluster.token(), name);
+    }
+
+    /// The same by a token that may have let others join.
+    pub fn join_by(&self, token: &str, name: &str) {
+        self.join_with(SERVER, token, name);
+    }
+
+    fn join_with(&self, server: &str, token: &str, name: &str) {
+        let (server, token) = (format!("--server={server}"), format!("--token={token}"));
         let name = format!("--node-name={name}");
         self.ok(&["agent", &server, &token, &name, "--detach"]);
     }
