@@ -62,14 +62,14 @@ all_run() {
 	[ "$(kubectl get daemonset web -o 'jsonpath={.status.numberReady}')" = "$1" ]
 }
 reaches() {
-	[ "$(in_pod wget -qO- -T 5 "http://$(pod "$1" status.podIP)/name")" = "$(pod "$1" metadata.name)" ]
+	[ "$(in_pod timeout 5 wget -qO- "http://$(pod "$1" status.podIP)/name")" = "$(pod "$1" metadata.name)" ]
 }
 large() {
-	[ "$(in_pod wget -qO- -T 20 "http://$(pod "$1" status.podIP)/large" | wc -c)" = $((512 * 1024)) ]
+	[ "$(in_pod timeout 20 wget -qO- "http://$(pod "$1" status.podIP)/large" | wc -c)" = $((512 * 1024)) ]
 }
 # answering COUNT: so many pods answer for the Service by its name.
 answering() {
-	[ "$(in_pod sh -c 'for i in $(seq 40); do wget -qO- -T 5 http://web/name; done' | sort -u | wc -l)" = "$1" ]
+	[ "$(in_pod sh -c 'for i in $(seq 40); do timeout 5 wget -qO- http://web/name; done' | sort -u | wc -l)" = "$1" ]
 }
 tunnelled() {
 	ip -o -d link show type vxlan | grep -q "dstport 8472" && ip route | grep -q "via .* dev .* onlink"
