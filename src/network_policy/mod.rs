@@ -13,7 +13,7 @@
 //! - Where no policy is, nothing is watched but policies, and there is no table.
 //!
 //! Egress is checked on the client's node, ingress on the server's. The node itself reaches its pods, whatever
-//! policies say, as probes must. IPv4 only, so far.
+//! policies say, as probes must. Each family of the cluster has a table of its own.
 
 mod model;
 mod plan;
