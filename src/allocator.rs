@@ -11,7 +11,7 @@ mod quiet;
 use std::time::Duration;
 
 #[cfg(target_env = "gnu")]
-use crate::program_text;
+use crate::{program_text, ticks};
 
 /// For the start of the program, while it has one thread.
 #[cfg(target_env = "gnu")]
@@ -48,16 +48,23 @@ pub async fn keep_small() {
     /// allocating for some milliseconds.
     const SOON: Duration = Duration::from_millis(200);
     const START: Duration = Duration::from_secs(3);
-    let start = tokio::time::Instant::now() + START;
-    let mut minutes = tokio::time::interval_at(start, Duration::from_secs(60));
+    let mut minutes = ticks::every(Duration::from_secs(60));
+    let mut start = std::pin::pin!(tokio::time::sleep(START));
     let mut quiet = quiet::Quiet::default();
     loop {
-        tokio::select! {
-            _ = minutes.tick() => match quiet.is_over(program_text::resident()) {
+        let is_due = tokio::select! {
+            () = &mut start, if !start.is_elapsed() => true,
+            _ = minutes.tick() => true,
+            () = FREED.notified() => {
+                tokio::time::sleep(SOON).await;
+                false
+            }
+        };
+        if is_due {
+            match quiet.is_over(program_text::resident()) {
                 true => program_text::unmap(),
                 false => continue,
-            },
-            () = FREED.notified() => tokio::time::sleep(SOON).await,
+            }
         }
         // SAFETY: any thread may call it at any time; it touches free memory only.
         let trim = || unsafe { libc::malloc_trim(0) };

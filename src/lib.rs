@@ -45,3 +45,4 @@ pub mod store;
 pub mod supervision;
 #[cfg(test)]
 mod testing;
+pub mod ticks;

@@ -20,12 +20,14 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use crate::supervision::hooks;
+use crate::{supervision::hooks, ticks};
 
 /// Everything that events drive is compared with the whole so often, all the same.
 pub const LOOK_AGAIN: Duration = Duration::from_secs(15 * 60);
 /// Between two wake-ups of a [`Queue::look_again`].
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
+/// So many keys are one wake-up's work.
+const TOGETHER: usize = 16;
 
 /// First retry of a failed key; it doubles with each failure.
 const FIRST_RETRY: Duration = Duration::from_millis(5);
@@ -107,10 +109,10 @@ impl<K: Clone + Eq + Hash + Ord> Queue<K> {
             let keys = keys();
             let (share, pause) = portions(keys.len(), every);
             for part in keys.chunks(share) {
-                tokio::time::sleep(pause).await;
+                ticks::sleep(pause).await;
                 part.iter().for_each(|key| self.add(key.clone()));
             }
-            tokio::time::sleep_until(begun + every).await;
+            tokio::time::sleep_until(ticks::after(every.saturating_sub(begun.elapsed()))).await;
         }
     }
 
@@ -245,7 +247,7 @@ impl<K: Clone + Eq + Hash + Ord> State<K> {
 fn portions(count: usize, every: Duration) -> (usize, Duration) {
     let most = (every.as_secs() / LEAST_PAUSE.as_secs()).max(1);
     let share = count.div_ceil(usize::try_from(most).unwrap_or(usize::MAX));
-    let share = share.max(1);
+    let share = share.max(TOGETHER);
     let parts = u32::try_from(count.div_ceil(share)).unwrap_or(u32::MAX);
     (share, every / parts.max(1))
 }
@@ -337,14 +339,14 @@ mod tests {
     fn many_keys_are_few_wake_ups() {
         let secs = Duration::from_secs;
         for (count, every, want) in [
-            (0, 900, (1, secs(900))),
-            (1, 900, (1, secs(900))),
-            (3, 900, (1, secs(300))),
-            (900, 900, (1, secs(1))),
-            (901, 900, (2, secs(900) / 451)),
+            (0, 900, (16, secs(900))),
+            (3, 900, (16, secs(900))),
+            (75, 900, (16, secs(180))),
+            (14_400, 900, (16, secs(1))),
+            (14_401, 900, (17, secs(900) / 848)),
             (90_000, 900, (100, secs(1))),
-            (5, 1, (5, secs(1))),
-            (5, 0, (5, secs(0))),
+            (50, 1, (50, secs(1))),
+            (50, 0, (50, secs(0))),
         ] {
             assert_eq!(portions(count, secs(every)), want, "{count} in {every} s");
         }

@@ -97,7 +97,7 @@ const ALLOWED: [(&str, &[&str]); 28] = [
 ];
 
 /// What every part may use; these use nothing of ours but each other.
-const FOR_ALL: [&str; 9] = [
+const FOR_ALL: [&str; 10] = [
     "backoff",
     "causes",
     "deletion",
@@ -107,6 +107,7 @@ const FOR_ALL: [&str; 9] = [
     "logging",
     "queue",
     "supervision",
+    "ticks",
 ];
 
 /// Which of our crates each part may use.

@@ -45,6 +45,7 @@ use crate::{
     queue::LOOK_AGAIN,
     repair::{self, Told},
     supervision::pulse,
+    ticks,
 };
 
 /// How often a Lease is renewed.
@@ -86,7 +87,7 @@ pub async fn run(
     let announcer = Announcer::new(&informers, config);
     let mut changes = announcer.services.changes();
     announcer.services.synced().await;
-    let mut again = interval(LOOK_AGAIN);
+    let mut again = ticks::every(LOOK_AGAIN);
     loop {
         if announcer.is_anything_pooled() {
             announcer.nodes.synced().await;

@@ -8,10 +8,10 @@ use std::{
 use futures::FutureExt;
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use kube::ResourceExt;
-use tokio::time::{Instant, Interval, interval_at};
+use tokio::time::Interval;
 
 use super::{Change, Changes, Informer, Informers, Key};
-use crate::queue::LOOK_AGAIN;
+use crate::{queue::LOOK_AGAIN, ticks};
 
 /// The label by which a slice names its Service.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -57,7 +57,7 @@ impl Services {
             slices,
             by_service: HashMap::new(),
             known: HashSet::new(),
-            again: interval_at(Instant::now() + LOOK_AGAIN, LOOK_AGAIN),
+            again: ticks::every(LOOK_AGAIN),
         }
     }
 
@@ -177,7 +177,7 @@ mod tests {
     async fn what_nobody_told_is_seen_all_the_same() {
         let (services, slices) = (Informer::by_hand(), Informer::by_hand());
         let mut joined = Services::of(services.clone(), slices.clone());
-        joined.again = interval_at(Instant::now(), LOOK_AGAIN);
+        joined.again = tokio::time::interval(LOOK_AGAIN);
         let service = |name: &str| -> Service {
             let object = json!({"metadata": {"name": name, "namespace": "n"}});
             serde_json::from_value(object).unwrap()

@@ -19,11 +19,11 @@ use super::{
     pod::record::Record,
     stats::Space,
 };
-use crate::causes::causes;
 use crate::runtime::{
     Runtime,
     image::{Image, Images, Name},
 };
+use crate::{causes::causes, ticks::Ticks};
 
 /// How often the disk is looked at, as by the original.
 const EVERY: Duration = Duration::from_secs(300);
@@ -152,10 +152,10 @@ impl ImageGc {
                 };
                 (image.id.clone(), seen)
             }));
-        let mut ticks = tokio::time::interval(EVERY);
+        let mut ticks = Ticks::new(EVERY);
         loop {
             tokio::select! {
-                _ = ticks.tick() => self.collect().await,
+                () = ticks.tick() => self.collect().await,
                 () = shutdown.cancelled() => return,
             }
         }

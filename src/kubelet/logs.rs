@@ -19,7 +19,10 @@ use std::{
 use k8s_openapi::jiff::{Timestamp, fmt::strtime};
 use tokio_util::sync::CancellationToken;
 
-use crate::runtime::{Identity, MAX_LOG_BYTES, Phase, Runtime, files, rotated_logs as rotated};
+use crate::{
+    runtime::{Identity, MAX_LOG_BYTES, Phase, Runtime, files, rotated_logs as rotated},
+    ticks,
+};
 
 const CHECK_EVERY: Duration = Duration::from_secs(10);
 /// A log that is so large is of a supervisor that does not rotate by itself: one from before an
@@ -196,7 +199,7 @@ pub async fn compress_rotated(runtime: Runtime, shutdown: CancellationToken) {
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(CHECK_EVERY) => {}
+            () = ticks::sleep(CHECK_EVERY) => {}
         }
         let mut logs = Vec::new();
         for pod in runtime.pods().await {

@@ -24,6 +24,8 @@ use self::folder::FolderWatch;
 use super::sources::{Change, Sender, Source};
 use crate::{hex::hex, runtime::files};
 
+use crate::ticks;
+
 /// Says that a pod in the API stands for a static one; the value is that one's hash.
 pub const MIRROR: &str = "kubernetes.io/config.mirror";
 const HASH: &str = "kubernetes.io/config.hash";
@@ -115,7 +117,7 @@ pub async fn watch(folder: PathBuf, node: String, changes: Sender) {
         if changes.is_closed() {
             return;
         }
-        if tokio::time::timeout(READ_EVERY, watch.changed())
+        if tokio::time::timeout_at(ticks::after(READ_EVERY), watch.changed())
             .await
             .is_ok()
         {

@@ -32,6 +32,10 @@ impl Limits {
         }
     }
 
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
     /// Many clients of one machine share its loopback addresses.
     fn of(&self, address: IpAddr) -> usize {
         match address.to_canonical().is_loopback() {

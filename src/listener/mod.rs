@@ -24,7 +24,6 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use nix::sys::socket::{setsockopt, sockopt};
 use rustls::pki_types::CertificateDer;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -37,7 +36,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use connections::Limits;
 use connections::{Asking, Connections, Slot};
 
-use crate::accepting::Failures;
+use crate::accepting::{self, Failures};
 
 /// A client that does not finish the handshake in this time is dropped.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -136,7 +135,7 @@ impl Listener {
                     let Some(slot) = connections.admit(from.ip().to_canonical()) else {
                         continue;
                     };
-                    set_options(&stream);
+                    accepting::set_options(&stream);
                     let slot = Arc::new(slot);
                     let held = Held {
                         stream,
@@ -153,15 +152,6 @@ impl Listener {
         tasks.close();
         let _ = tokio::time::timeout(self.drain, tasks.wait()).await;
     }
-}
-
-/// Keystrokes of an exec are small and wanted at once; a peer that is gone is noticed.
-fn set_options(stream: &TcpStream) {
-    let _ = stream.set_nodelay(true);
-    let _ = setsockopt(stream, sockopt::KeepAlive, &true);
-    let _ = setsockopt(stream, sockopt::TcpKeepIdle, &30);
-    let _ = setsockopt(stream, sockopt::TcpKeepInterval, &15);
-    let _ = setsockopt(stream, sockopt::TcpKeepCount, &4);
 }
 
 async fn connection<S, F, B>(
@@ -342,7 +332,7 @@ impl<B: Body + Unpin> Body for Answering<B> {
 #[cfg(test)]
 mod tests {
     use http_body_util::Full;
-    use nix::sys::socket::getsockopt;
+    use nix::sys::socket::{getsockopt, sockopt};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -378,7 +368,7 @@ mod tests {
             .await
             .unwrap();
         let (stream, _) = listener.accept().await.unwrap();
-        set_options(&stream);
+        accepting::set_options(&stream);
         assert!(getsockopt(&stream, sockopt::KeepAlive).unwrap());
         assert_eq!(getsockopt(&stream, sockopt::TcpKeepIdle).unwrap(), 30);
         assert_eq!(getsockopt(&stream, sockopt::TcpKeepInterval).unwrap(), 15);

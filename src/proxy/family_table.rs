@@ -49,9 +49,9 @@ impl OfFamily for FamilyTable {
 }
 
 impl FamilyTable {
-    /// For Services in the family of `pods`, a range of clients inside.
-    pub fn new(config: &Config, pods: IpNet) -> Self {
-        let table = ServiceTable::new(config, pods);
+    /// For Services in the family of `pods`, a range of clients inside. `loopback`: see [`ServiceTable::new`].
+    pub fn new(config: &Config, pods: IpNet, loopback: Option<u16>) -> Self {
+        let table = ServiceTable::new(config, pods, loopback);
         Self {
             kernel: Programmer::new(table.table().clone()),
             state: State::new(pods.family()),

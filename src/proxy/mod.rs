@@ -13,15 +13,16 @@
 //!   addresses only by what the cluster's own controller of load balancers says of it (`addresses/balancing.rs`).
 //!
 //! `model.rs` says what a Service asks for, `hints.rs` which of its endpoints are near, `listening.rs`
-//! which ports the node's programs have, `health.rs` answers load balancers, `render.rs` which elements that is, `table.rs` has the
-//! rules, `family_table.rs` brings the kernel's table to them, `routes.rs` its routes, `sync.rs` all of these.
-//! Node ports answer on every address of the node but loopback, which the kernel does not let go elsewhere, and
-//! IPv6 link-local ones, whose clients the kernel does not let go elsewhere.
+//! which ports the node's programs have, `health.rs` answers load balancers, `loopback.rs` passes on
+//! connections to node ports of loopback addresses, `render.rs` which elements that is, `table.rs` has the rules, `family_table.rs` brings the kernel's table to them, `routes.rs` its routes, `sync.rs` all of these.
+//! Node ports answer on every address of the node but IPv6 link-local ones, whose clients the kernel does not let
+//! go elsewhere; on loopback addresses over TCP alone.
 
 mod family_table;
 mod health;
 mod hints;
 mod listening;
+mod loopback;
 mod model;
 mod render;
 mod routes;
@@ -38,12 +39,13 @@ use k8s_openapi::api::{
     core::v1::{Node as NodeObject, ObjectReference},
     discovery::v1::EndpointSlice,
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::{
     health::HealthChecks,
     listening::Listening,
+    loopback::Forwarder,
     model::{Node, Plan},
     render::Notice,
     sync::{Shared, Writer},
@@ -51,7 +53,8 @@ use self::{
 use crate::{
     addresses::{
         balancing,
-        family::{Family, PerFamily},
+        family::{Family, OfFamily, PerFamily},
+        may_be_proxied_to,
     },
     events::{Level, Recorder, Source},
     informer::{
@@ -135,8 +138,14 @@ pub async fn run(
     let mut health = HealthChecks::default();
     check(&mut health, &first, &events).await;
     let told = ranges.told().clone();
+    let loopback = forwarders(&config, &families);
+    let led: Vec<(Family, u16)> = loopback
+        .iter()
+        .map(|one| (one.family(), one.port()))
+        .collect();
+    let mut loopback: JoinSet<()> = loopback.into_iter().map(Forwarder::run).collect();
     let (own, writer, notices) = blocking(move || {
-        let (mut writer, notices) = Writer::open(&config, first)?;
+        let (mut writer, notices) = Writer::open(&config, &led, first)?;
         writer.set_ranges(&told);
         Ok((writer.own_port()?, writer, notices))
     })
@@ -194,8 +203,24 @@ pub async fn run(
     tokio::select! {
         () = serving => {}
         () = keeping => {}
+        Some(ended) = loopback.join_next() => return Err(Error::Loopback(ended.err())),
     }
     Ok(())
+}
+
+/// Who passes on connections to node ports of the loopback addresses; where that is impossible, node ports are
+/// served without.
+fn forwarders(config: &Config, families: &[Family]) -> Vec<Forwarder> {
+    let forwarder = |family: &Family| {
+        let mut own = config.addresses.iter();
+        let node = own.find(|address| address.family() == *family && may_be_proxied_to(**address));
+        Forwarder::listen(*node?, *family)
+            .inspect_err(|error| {
+                tracing::warn!(%error, %family, "node ports are not served on loopback addresses");
+            })
+            .ok()
+    };
+    families.iter().filter_map(forwarder).collect()
 }
 
 /// Which pods of this node new connections to each Service may be led to.
@@ -318,6 +343,8 @@ pub enum Error {
     Route(#[source] netns::Error),
     #[error("forget stale UDP flows")]
     Conntrack(#[source] netns::Error),
+    #[error("node ports on loopback addresses are no longer served")]
+    Loopback(#[source] Option<tokio::task::JoinError>),
     #[error("run a blocking call")]
     Task(#[source] tokio::task::JoinError),
 }

@@ -74,6 +74,8 @@ pub enum SetName {
     Hairpin,
     Balanced,
     Pooled,
+    /// Node ports that are passed on from loopback addresses too.
+    LoopbackPorts,
 }
 
 impl SetName {
@@ -89,6 +91,7 @@ impl SetName {
             Self::Hairpin => "hairpin".into(),
             Self::Balanced => "balanced".into(),
             Self::Pooled => "pooled".into(),
+            Self::LoopbackPorts => "loopback-ports".into(),
         }
     }
 }
@@ -521,6 +524,9 @@ fn elements(service: &mut Service) -> Chains {
                 let to = gate.map_or_else(|| dealer.name(), |gate| gate.name());
                 let verdict = Value::Verdict(Verdict::Goto(to));
                 put(SetName::Door(door), key(front), verdict);
+                if door == Door::Ports && front.protocol == Protocol::Tcp {
+                    put(SetName::LoopbackPorts, key(front), Value::None);
+                }
                 for (slot, (address, port)) in (0u32..).zip(slots) {
                     let key = [key(front), slot.to_ne_bytes().to_vec()].concat();
                     let [high, low] = port.to_be_bytes();
@@ -600,7 +606,7 @@ fn hairpin(address: IpAddr) -> Vec<u8> {
     octets(address).repeat(2)
 }
 
-fn octets(address: IpAddr) -> Vec<u8> {
+pub fn octets(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),

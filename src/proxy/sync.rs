@@ -40,13 +40,22 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Knows these plans; nothing is written yet.
-    pub fn open(config: &Config, plans: Vec<(Key, Plan)>) -> Result<(Self, Vec<Notice>), Error> {
-        let pods = config.cluster_cidrs.iter();
+    /// Knows these plans; nothing is written yet. `loopback`: who passes on connections to node ports of the
+    /// loopback address.
+    pub fn open(
+        config: &Config,
+        loopback: &[(Family, u16)],
+        plans: Vec<(Key, Plan)>,
+    ) -> Result<(Self, Vec<Notice>), Error> {
+        let table = |pods: &IpNet| {
+            let mut ports = loopback.iter();
+            let port = ports.find(|(family, _)| *family == pods.family());
+            FamilyTable::new(config, *pods, port.map(|(_, port)| *port))
+        };
         let routes = config.service_routes.iter();
         let mut writer = Self {
             socket: nft::Socket::open().map_err(Error::Start)?,
-            tables: pods.map(|pods| FamilyTable::new(config, *pods)).collect(),
+            tables: config.cluster_cidrs.iter().map(table).collect(),
             device: routes.clone().map(|(_, device)| device.clone()).next(),
             link: None,
             routes: routes

@@ -17,7 +17,7 @@ use netns::nft::{
 
 use super::{
     Config,
-    render::{Dealer, Door, Gate, SetName, Step},
+    render::{Dealer, Door, Gate, SetName, Step, octets},
 };
 use crate::{
     addresses::family::{Family, OfFamily},
@@ -52,11 +52,14 @@ pub struct ServiceTable {
     pods: IpNet,
     mark: u32,
     own_ports: OwnPorts,
+    /// Where node ports on the loopback address are led to.
+    loopback: Option<u16>,
 }
 
 impl ServiceTable {
-    /// For clients and backends in the family of `pods`.
-    pub fn new(config: &Config, pods: IpNet) -> Self {
+    /// For clients and backends in the family of `pods`. Node ports on the loopback address are led to this port
+    /// of it.
+    pub fn new(config: &Config, pods: IpNet, loopback: Option<u16>) -> Self {
         let family = pods.family();
         Self {
             table: table(&config.table, family),
@@ -64,6 +67,7 @@ impl ServiceTable {
             pods,
             mark: config.mark,
             own_ports: config.own_ports.clone(),
+            loopback,
         }
     }
 
@@ -180,6 +184,7 @@ impl ServiceTable {
             (SetName::Hairpin, &[at, at]),
             (SetName::Balanced, &[at]),
             (SetName::Pooled, &[at]),
+            (SetName::LoopbackPorts, &[Protocol, Port]),
         ] {
             batch.add_set(table, &Set::new(&set.name(), key, SetKind::Set));
         }
@@ -238,7 +243,21 @@ impl ServiceTable {
             self.marked(Door::Ports, SetName::MasqueradedPorts),
             self.door(Rule::new(), Door::Ports),
         ];
-        self.near().chain(ports).collect()
+        let loopback = self.loopback.map(|port| self.loopback_rule(port));
+        let loopback = loopback.into_iter().chain(self.near());
+        loopback.chain(ports).collect()
+    }
+
+    /// Leads connections to node ports of the loopback address to one port of it (`loopback.rs`).
+    fn loopback_rule(&self, port: u16) -> Rule {
+        let host = self.family.loopback();
+        let (address, to) = (Reg(0), Reg(self.registers()));
+        let rule = Rule::new().destination_in(host, self.family.bits(), true);
+        let (rule, _) = self.load(rule, Door::Ports, 0);
+        rule.in_set(&SetName::LoopbackPorts.name(), Reg(0))
+            .immediate(address, &octets(host))
+            .immediate(to, &port.to_be_bytes())
+            .destination_nat(self.family == Family::V6, address, to)
     }
 
     /// Returns with what is for addresses without node ports.

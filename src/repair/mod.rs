@@ -25,7 +25,7 @@ use netns::monitor::{Changes, Monitor, Subject};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::backoff::Backoff;
+use crate::{backoff::Backoff, ticks};
 
 /// How often what the kernel tells nobody of is looked at: a few small files.
 const SETTINGS_EVERY: Duration = Duration::from_secs(3);
@@ -151,7 +151,7 @@ async fn keep_on<S: HostState>(
                 looked = Instant::now();
                 let is_whole = looked >= whole_due;
                 if is_whole {
-                    whole_due = looked + WHOLE_EVERY;
+                    whole_due = ticks::after(WHOLE_EVERY).into_std();
                 }
                 let reopened = watch.is_closed();
                 if reopened {

@@ -54,6 +54,7 @@ use crate::{
     placement::volumes::phase,
     queue::LOOK_AGAIN,
     supervision::{caught, caught_here, pulse},
+    ticks,
 };
 
 /// What the scheduler is told at start.
@@ -92,7 +93,7 @@ pub async fn run(informers: Informers, config: Config, shutdown: CancellationTok
         return;
     }
     scheduler.resync(&pods, &nodes);
-    let mut again = tokio::time::interval_at(Instant::now() + LOOK_AGAIN, LOOK_AGAIN);
+    let mut again = ticks::every(LOOK_AGAIN);
     loop {
         let deadline = scheduler.queue.deadline();
         tokio::select! {

@@ -16,6 +16,8 @@ use crate::apiserver::{
     status::{CauseType, Reason, Status},
 };
 
+use crate::ticks;
+
 /// Changes taken from the history at once.
 const CHUNK: usize = 512;
 /// Less than what the history keeps of what has changed: who resumes from the last bookmark finds all of it.
@@ -303,9 +305,6 @@ impl Watcher {
 fn bookmark_time(end: Instant) -> Instant {
     let now = Instant::now();
     let last = end.checked_sub(BOOKMARK_BEFORE_END).unwrap_or(now);
-    if last > now {
-        (now + BOOKMARK_EVERY).min(last)
-    } else {
-        now + BOOKMARK_EVERY
-    }
+    let next = ticks::after(BOOKMARK_EVERY);
+    if last > now { next.min(last) } else { next }
 }

@@ -35,10 +35,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::ResourceExt;
-use tokio::{
-    sync::{mpsc, oneshot, watch},
-    time::MissedTickBehavior,
-};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::{
@@ -57,7 +54,10 @@ use super::{
     node, pod,
     stats::Space,
 };
-use crate::runtime::{MemoryReadings, MemoryStalls, PodState, Runtime};
+use crate::{
+    runtime::{MemoryReadings, MemoryStalls, PodState, Runtime},
+    ticks::Ticks,
+};
 
 /// How often the node is looked at, and pods with limits are measured.
 const EVERY: Duration = Duration::from_secs(10);
@@ -127,12 +127,11 @@ pub async fn run(settings: Settings, parts: Parts, shutdown: CancellationToken) 
         disks: Question::default(),
     };
     let mut stalls = MemoryStalls::watch();
-    let mut ticks = tokio::time::interval(EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = Ticks::new(EVERY);
     let mut passed_over = 0;
     loop {
         tokio::select! {
-            _ = ticks.tick() => if manager.is_quiet() && passed_over < QUIET {
+            () = ticks.tick() => if manager.is_quiet() && passed_over < QUIET {
                 passed_over += 1;
                 continue;
             },

@@ -22,7 +22,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use serde_json::Value;
-use tokio::{sync::watch, time::MissedTickBehavior};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::{host::Host, reserved::Budget, status::Seen};
@@ -37,6 +37,7 @@ use crate::{
     informer::{Informer, Informers, Key, revision_of},
     runtime::image::Images,
     supervision::pulse,
+    ticks::Ticks,
 };
 
 /// How often the host is looked at, and the Lease renewed.
@@ -171,12 +172,11 @@ pub async fn run(
     };
     let own = keeper.own.clone();
     let mut changes = own.changes();
-    let mut ticks = tokio::time::interval(EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = Ticks::new(EVERY);
     loop {
         tokio::select! {
             () = pulse::asked() => {}
-            _ = ticks.tick() => {
+            () = ticks.tick() => {
                 let now = health.borrow_and_update().clone();
                 keeper.status(&now).await;
                 keeper.renew().await;

@@ -177,7 +177,7 @@ fn added_ranges_are_routed_but_not_the_hosts_own() -> TestResult {
         };
         let configured = ranges(lab.nets().map(|net| net.service_range).collect());
         lab.node.run(|| -> TestResult {
-            let (mut writer, _) = Writer::open(&config, Vec::new())?;
+            let (mut writer, _) = Writer::open(&config, &[], Vec::new())?;
             writer.settle()?;
             // Of both families. One is inside of the configured range; in others the host has an address.
             let added = Family::ALL.into_iter().flat_map(|family| {
@@ -204,7 +204,7 @@ fn added_ranges_are_routed_but_not_the_hosts_own() -> TestResult {
             }
             assert_eq!(writer.settle()?, told);
             // The next daemon finds another range.
-            let (mut writer, _) = Writer::open(&config, Vec::new())?;
+            let (mut writer, _) = Writer::open(&config, &[], Vec::new())?;
             let later = lab.nets().map(|net| net.later_range).collect();
             writer.set_ranges(&ranges(later));
             writer.settle()?;

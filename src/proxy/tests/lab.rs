@@ -178,7 +178,7 @@ impl Lab {
     /// All of it written.
     pub fn start(&self, plans: Vec<(Key, Plan)>) -> TestResult<Writer> {
         self.node.run(|| -> TestResult<Writer> {
-            let (mut writer, _) = Writer::open(&self.config(), plans)?;
+            let (mut writer, _) = Writer::open(&self.config(), &[], plans)?;
             writer.settle()?;
             Ok(writer)
         })?

@@ -30,7 +30,10 @@ use crate::apiserver::{
     request::User,
     status::{Reason, Status, qualified},
 };
-use crate::supervision::{Parts, Policy, caught};
+use crate::{
+    supervision::{Parts, Policy, caught},
+    ticks,
+};
 
 const QUOTAS: &str = "resourcequotas";
 /// As the original, in case a count failed or a change was missed.
@@ -213,7 +216,7 @@ impl Plugin for Quotas {
 /// Counts in every namespace that has quotas, until the plugin is gone.
 async fn count_now_and_then(shared: Weak<Shared>, every: Duration) {
     loop {
-        tokio::time::sleep(every).await;
+        ticks::sleep(every).await;
         let Some(shared) = shared.upgrade() else {
             return;
         };

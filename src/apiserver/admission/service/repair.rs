@@ -21,13 +21,15 @@ use crate::apiserver::{
     registry::kinds::value::text,
 };
 
+use crate::ticks;
+
 /// As upstream's repair controllers.
 const EVERY: Duration = Duration::from_secs(180);
 
 pub async fn run(shared: Weak<Shared>) {
     let mut seen = None;
     loop {
-        tokio::time::sleep(EVERY).await;
+        ticks::sleep(EVERY).await;
         let objects = shared.upgrade();
         let objects = objects.and_then(|shared| Some((shared.objects.get().ok()?, shared)));
         let Some((objects, shared)) = objects else {

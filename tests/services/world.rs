@@ -1,6 +1,4 @@
-//! Every feature of Services by packets: from pods of both machines, from the machines and from outside. As root.
-
-mod lab;
+//! Two machines, a client outside, two servers and a client beside each; what a client may get, and what it got.
 
 use std::{
     collections::BTreeSet,
@@ -16,27 +14,28 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lab::{Cluster, Host, Machine, netns_of, until};
 use serde_json::{Value, json};
 
-const PORT: u16 = 80;
+use super::lab::{self, Cluster, Host, Machine, netns_of};
+
+pub const PORT: u16 = 80;
 /// What does not answer within this time was dropped: nothing here leaves the machine.
-const DROPPED: Duration = Duration::from_millis(400);
+pub const DROPPED: Duration = Duration::from_millis(400);
 /// So many connections find each of two servers: that they do not is less likely than 1 in 100 million.
-const ENOUGH: usize = 28;
+pub const ENOUGH: usize = 28;
 /// With a large answer TCP must split, and a datagram be put together of several packets.
-const LARGE: usize = 8 << 10;
+pub const LARGE: usize = 8 << 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Protocol {
+pub enum Protocol {
     Tcp,
     Udp,
 }
 
-const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
+pub const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 
 impl Protocol {
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
@@ -46,7 +45,7 @@ impl Protocol {
 
 /// What came of a try.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Got {
+pub enum Got {
     /// From this server, which has seen the client at this address.
     Answer(&'static str, IpAddr),
     /// Turned away at once.
@@ -58,14 +57,14 @@ enum Got {
 }
 
 /// Where packets begin or end.
-struct Place {
-    name: &'static str,
-    netns: File,
-    addresses: Vec<IpAddr>,
+pub struct Place {
+    pub name: &'static str,
+    pub netns: File,
+    pub addresses: Vec<IpAddr>,
 }
 
 impl Place {
-    fn pod(cluster: &Cluster, name: &'static str) -> Self {
+    pub fn pod(cluster: &Cluster, name: &'static str) -> Self {
         cluster.ready(name);
         let addresses = cluster.field(&format!("pod {name}"), ".status.podIPs[*].ip");
         let uid = cluster.field(&format!("pod {name}"), ".metadata.uid");
@@ -76,7 +75,7 @@ impl Place {
         }
     }
 
-    fn host(name: &'static str, host: &Host, addresses: &[IpAddr]) -> Self {
+    pub fn host(name: &'static str, host: &Host, addresses: &[IpAddr]) -> Self {
         Self {
             name,
             netns: File::open(format!("/proc/{}/ns/net", host.pid())).unwrap(),
@@ -84,19 +83,19 @@ impl Place {
         }
     }
 
-    fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         netns::namespace::run_in(self.netns.as_fd(), work).unwrap()
     }
 
     /// The address in the family of `other`.
-    fn address(&self, other: IpAddr) -> IpAddr {
+    pub fn address(&self, other: IpAddr) -> IpAddr {
         let mut all = self.addresses.iter();
         let same = all.find(|address| address.is_ipv4() == other.is_ipv4());
         *same.unwrap_or_else(|| panic!("{} has no address like {other}", self.name))
     }
 
     /// Says its name and the client's address, and gives back what it got.
-    fn serve(&self) {
+    pub fn serve(&self) {
         let name = self.name;
         for address in &self.addresses {
             let at = SocketAddr::new(*address, PORT);
@@ -120,7 +119,7 @@ impl Place {
         }
     }
 
-    fn ask(&self, to: SocketAddr, protocol: Protocol, size: usize) -> Got {
+    pub fn ask(&self, to: SocketAddr, protocol: Protocol, size: usize) -> Got {
         let question = vec![b'x'; size];
         let answer = self.enter(|| match protocol {
             Protocol::Tcp => ask_tcp(to, &question),
@@ -135,7 +134,7 @@ impl Place {
     }
 
     /// All that comes of so many tries, or of those up to the first that goes wrong where nothing shall.
-    fn asks(&self, to: SocketAddr, protocol: Protocol, times: usize) -> BTreeSet<Got> {
+    pub fn asks(&self, to: SocketAddr, protocol: Protocol, times: usize) -> BTreeSet<Got> {
         let mut got = BTreeSet::new();
         for _ in 0..times {
             let one = self.ask(to, protocol, 1);
@@ -149,11 +148,11 @@ impl Place {
     }
 }
 
-fn head(name: &str, client: IpAddr) -> Vec<u8> {
+pub fn head(name: &str, client: IpAddr) -> Vec<u8> {
     format!("{name} {client}\n").into_bytes()
 }
 
-fn answer(mut stream: TcpStream, name: &str) {
+pub fn answer(mut stream: TcpStream, name: &str) {
     let client = stream.peer_addr().unwrap().ip();
     let mut question = Vec::new();
     if stream.read_to_end(&mut question).is_ok() {
@@ -163,7 +162,7 @@ fn answer(mut stream: TcpStream, name: &str) {
     }
 }
 
-fn ask_tcp(to: SocketAddr, question: &[u8]) -> std::io::Result<Vec<u8>> {
+pub fn ask_tcp(to: SocketAddr, question: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect_timeout(&to, DROPPED)?;
     stream.set_read_timeout(Some(5 * DROPPED))?;
     stream.write_all(question)?;
@@ -173,7 +172,7 @@ fn ask_tcp(to: SocketAddr, question: &[u8]) -> std::io::Result<Vec<u8>> {
     Ok(said)
 }
 
-fn ask_udp(to: SocketAddr, question: &[u8]) -> std::io::Result<Vec<u8>> {
+pub fn ask_udp(to: SocketAddr, question: &[u8]) -> std::io::Result<Vec<u8>> {
     let any: IpAddr = match to {
         SocketAddr::V4(_) => [0, 0, 0, 0].into(),
         SocketAddr::V6(_) => [0u16; 8].into(),
@@ -188,7 +187,7 @@ fn ask_udp(to: SocketAddr, question: &[u8]) -> std::io::Result<Vec<u8>> {
     Ok(said)
 }
 
-fn read(said: &[u8], question: &[u8]) -> Got {
+pub fn read(said: &[u8], question: &[u8]) -> Got {
     let end = said.iter().position(|byte| *byte == b'\n').expect("a line");
     assert!(
         &said[end + 1..] == question,
@@ -202,11 +201,11 @@ fn read(said: &[u8], question: &[u8]) -> Got {
 }
 
 /// On the first machine and on the second.
-const SERVERS: [&str; 2] = ["here", "there"];
+pub const SERVERS: [&str; 2] = ["here", "there"];
 /// The same, without being selected.
-const CLIENTS: [&str; 2] = ["near", "far"];
+pub const CLIENTS: [&str; 2] = ["near", "far"];
 
-fn pod(name: &str, node: &str, app: &str) -> Value {
+pub fn pod(name: &str, node: &str, app: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name, "labels": {"app": app}},
         "spec": {"terminationGracePeriodSeconds": 0, "nodeName": node,
@@ -215,7 +214,7 @@ fn pod(name: &str, node: &str, app: &str) -> Value {
 }
 
 /// A Service of the two servers; `more` is the rest of its spec.
-fn service(name: &str, more: &Value) -> Value {
+pub fn service(name: &str, more: &Value) -> Value {
     let port = |protocol: Protocol| json!({"name": protocol.name().to_lowercase(), "port": PORT, "protocol": protocol.name()});
     let mut spec = json!({"selector": {"app": "server"}, "ports": PROTOCOLS.map(port),
         "ipFamilyPolicy": "PreferDualStack"});
@@ -227,25 +226,25 @@ fn service(name: &str, more: &Value) -> Value {
 
 /// Addresses of the machines and of outside, in one family.
 #[derive(Clone, Copy, Debug)]
-struct Net {
-    prefix: &'static str,
+pub struct Net {
+    pub prefix: &'static str,
 }
 
 impl Net {
-    const V4: Self = Self {
+    pub const V4: Self = Self {
         prefix: "192.168.77.",
     };
 
-    const V6: Self = Self { prefix: "fd77::" };
+    pub const V6: Self = Self { prefix: "fd77::" };
 
-    fn host(self, number: u8) -> IpAddr {
+    pub fn host(self, number: u8) -> IpAddr {
         format!("{}{number}", self.prefix).parse().unwrap()
     }
 }
 
 /// What a client gets.
 #[derive(Clone, Copy, Debug)]
-enum Want {
+pub enum Want {
     /// From each of the servers, which sees the client as it is, or (`false`) as one of the machines.
     Both(bool),
     /// From the server on the client's machine.
@@ -258,7 +257,7 @@ enum Want {
 
 impl Want {
     /// How often it must be seen: silence takes its time, and chance has no part in what is no choice.
-    fn tries(self) -> usize {
+    pub fn tries(self) -> usize {
         match self {
             Self::Both(_) => ENOUGH,
             _ => 4,
@@ -267,19 +266,19 @@ impl Want {
 }
 
 /// Two machines, a client outside, two servers and a client beside each.
-struct World {
-    cluster: Cluster,
-    machine: Machine,
-    nets: Vec<Net>,
-    servers: Vec<Place>,
-    clients: Vec<Place>,
-    hosts: Vec<Place>,
-    outside: Place,
-    _outside: Host,
+pub struct World {
+    pub cluster: Cluster,
+    pub machine: Machine,
+    pub nets: Vec<Net>,
+    pub servers: Vec<Place>,
+    pub clients: Vec<Place>,
+    pub hosts: Vec<Place>,
+    pub outside: Place,
+    pub outside_host: Host,
 }
 
 impl World {
-    fn new(nets: &[Net], flags: &[&str]) -> Self {
+    pub fn new(nets: &[Net], flags: &[&str]) -> Self {
         let cluster = Cluster::new();
         let all = |number: u8| nets.iter().map(|net| net.host(number)).collect::<Vec<_>>();
         // The first host's end of the link is a bridge, from which the kernel would lead a packet back to the
@@ -326,7 +325,7 @@ impl World {
                 Place::host("second", &machine.host, &all(2)),
             ],
             outside: Place::host("outside", &outside, &all(9)),
-            _outside: outside,
+            outside_host: outside,
             nets: nets.to_vec(),
             servers,
             clients,
@@ -336,18 +335,18 @@ impl World {
     }
 
     /// Makes the Service, and waits until each of its fronts is known where it is to be asked.
-    fn serve(&self, name: &str, more: &Value) -> Value {
+    pub fn serve(&self, name: &str, more: &Value) -> Value {
         self.cluster.apply(&service(name, more).to_string());
         let made = self.cluster.ok(&format!("get service {name} -o json"));
         serde_json::from_str(&made).unwrap()
     }
 
-    fn drop_service(&self, name: &str) {
+    pub fn drop_service(&self, name: &str) {
         self.cluster.ok(&format!("delete service {name}"));
     }
 
     /// On which machine the place is: 0, 1, or neither.
-    fn machine_of(&self, client: &Place) -> Option<usize> {
+    pub fn machine_of(&self, client: &Place) -> Option<usize> {
         let is_it = |all: &[Place]| all.iter().position(|one| one.name == client.name);
         is_it(&self.clients)
             .or_else(|| is_it(&self.servers))
@@ -355,7 +354,7 @@ impl World {
     }
 
     /// Everything that `want` allows for this client and this address, whatever is chosen at random.
-    fn allowed(
+    pub fn allowed(
         &self,
         client: &Place,
         to: IpAddr,
@@ -379,7 +378,7 @@ impl World {
     }
 
     /// That exactly this comes of it, within what a change may take until packets see it.
-    fn expect(&self, client: &Place, to: SocketAddr, protocol: Protocol, want: Want) {
+    pub fn expect(&self, client: &Place, to: SocketAddr, protocol: Protocol, want: Want) {
         let begun = Instant::now();
         let end = begun + lab::patiently(Duration::from_secs(5));
         loop {
@@ -404,7 +403,7 @@ impl World {
         }
     }
 
-    fn judge(
+    pub fn judge(
         &self,
         client: &Place,
         to: SocketAddr,
@@ -448,7 +447,7 @@ impl World {
     }
 
     /// Asks in each family over both protocols: `to` says which address, `want` what comes of it.
-    fn check(&self, clients: &[&Place], to: impl Fn(Net) -> SocketAddr, want: Want) {
+    pub fn check(&self, clients: &[&Place], to: impl Fn(Net) -> SocketAddr, want: Want) {
         for net in &self.nets {
             for protocol in PROTOCOLS {
                 for client in clients {
@@ -458,24 +457,24 @@ impl World {
         }
     }
 
-    fn pods(&self) -> Vec<&Place> {
+    pub fn pods(&self) -> Vec<&Place> {
         self.clients.iter().chain(&self.servers).collect()
     }
 
-    fn machines(&self) -> Vec<&Place> {
+    pub fn machines(&self) -> Vec<&Place> {
         self.hosts.iter().collect()
     }
 }
 
 /// The cluster IP in the family of the net.
-fn cluster_ip(service: &Value, net: Net) -> SocketAddr {
+pub fn cluster_ip(service: &Value, net: Net) -> SocketAddr {
     let all = service["spec"]["clusterIPs"].as_array().unwrap().iter();
     let mut all = all.map(|ip| ip.as_str().unwrap().parse::<IpAddr>().unwrap());
     let ip = all.find(|ip| ip.is_ipv4() == net.host(1).is_ipv4());
     SocketAddr::new(ip.expect("an address of the family"), PORT)
 }
 
-fn node_port(service: &Value, protocol: Protocol) -> u16 {
+pub fn node_port(service: &Value, protocol: Protocol) -> u16 {
     let mut ports = service["spec"]["ports"].as_array().unwrap().iter();
     let port = ports
         .find(|port| port["protocol"] == protocol.name())
@@ -487,274 +486,4 @@ impl fmt::Display for Place {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(self.name)
     }
-}
-
-/// One after the other on the same two machines: what makes them costs more than what is asked of them.
-fn every_feature(world: &World) {
-    cluster_ips(world);
-    internal_traffic(world);
-    node_ports(world);
-    external_traffic(world);
-    external_addresses(world);
-    affinity(world);
-    nobody_serves(world);
-    large_packets(world);
-    senders_of_datagrams(world);
-    near_ones_first(world);
-}
-
-fn cluster_ips(world: &World) {
-    let made = world.serve("plain", &json!({}));
-    let to = |net| cluster_ip(&made, net);
-    world.check(&world.pods(), to, Want::Both(true));
-    world.check(&world.machines(), to, Want::Both(false));
-    // A port that it does not have.
-    let other = |net| SocketAddr::new(cluster_ip(&made, net).ip(), PORT + 1);
-    world.check(&world.pods(), other, Want::Refused);
-    world.check(&world.machines(), other, Want::Refused);
-    world.drop_service("plain");
-}
-
-fn internal_traffic(world: &World) {
-    let made = world.serve("inside", &json!({"internalTrafficPolicy": "Local"}));
-    let to = |net| cluster_ip(&made, net);
-    world.check(&world.pods(), to, Want::Near(true));
-    world.check(&world.machines(), to, Want::Near(false));
-    // Without a server on its machine there is nothing.
-    world.cluster.ok("label pod there app=other --overwrite");
-    world.check(&[&world.clients[0]], to, Want::Near(true));
-    world.check(&[&world.clients[1], &world.hosts[1]], to, Want::Silence);
-    world.cluster.ok("label pod there app=server --overwrite");
-    world.check(&[&world.clients[1]], to, Want::Near(true));
-    world.drop_service("inside");
-}
-
-fn node_ports(world: &World) {
-    let made = world.serve("ports", &json!({"type": "NodePort"}));
-    let everyone: Vec<&Place> = [world.pods(), world.machines(), vec![&world.outside]].concat();
-    for net in &world.nets {
-        for protocol in PROTOCOLS {
-            for number in [1, 2] {
-                let to = SocketAddr::new(net.host(number), node_port(&made, protocol));
-                for client in &everyone {
-                    world.expect(client, to, protocol, Want::Both(false));
-                }
-            }
-        }
-    }
-    world.drop_service("ports");
-}
-
-fn external_traffic(world: &World) {
-    let more = json!({"type": "NodePort", "externalTrafficPolicy": "Local"});
-    let made = world.serve("outside", &more);
-    let each = |clients: &[&Place], number: u8, want: Want| {
-        for net in &world.nets {
-            for protocol in PROTOCOLS {
-                let to = SocketAddr::new(net.host(number), node_port(&made, protocol));
-                for client in clients {
-                    world.expect(client, to, protocol, want);
-                }
-            }
-        }
-    };
-    for number in [1, 2] {
-        each(&[&world.outside], number, Want::OfMachine(true));
-    }
-    // Pods and machines are inside: all servers are theirs, by the port of their own machine.
-    each(&[&world.clients[0], &world.hosts[0]], 1, Want::Both(false));
-    each(&[&world.clients[1], &world.hosts[1]], 2, Want::Both(false));
-    world.cluster.ok("label pod there app=other --overwrite");
-    each(&[&world.outside], 2, Want::Silence);
-    each(&[&world.outside], 1, Want::OfMachine(true));
-    world.cluster.ok("label pod there app=server --overwrite");
-    each(&[&world.outside], 2, Want::OfMachine(true));
-    world.drop_service("outside");
-}
-
-/// An address of neither machine, which outside reaches by the second one.
-fn external_addresses(world: &World) {
-    let addresses: Vec<IpAddr> = world.nets.iter().map(|net| net.host(100)).collect();
-    for net in &world.nets {
-        let (to, by) = (net.host(100), net.host(2));
-        world._outside.sh(&format!("ip route add {to} via {by}"));
-    }
-    world.serve("external", &json!({"externalIPs": addresses}));
-    let to = |net: Net| SocketAddr::new(net.host(100), PORT);
-    let everyone: Vec<&Place> = [world.pods(), world.machines(), vec![&world.outside]].concat();
-    world.check(&everyone, to, Want::Both(false));
-    world.drop_service("external");
-    for net in &world.nets {
-        world
-            ._outside
-            .sh(&format!("ip route del {}", net.host(100)));
-    }
-}
-
-fn affinity(world: &World) {
-    let made = world.serve("sticky", &json!({"sessionAffinity": "ClientIP"}));
-    for net in &world.nets {
-        let to = cluster_ip(&made, *net);
-        for protocol in PROTOCOLS {
-            for client in &world.clients {
-                until("the Service is served", || {
-                    matches!(client.ask(to, protocol, 1), Got::Answer(..))
-                });
-                let got = client.asks(to, protocol, ENOUGH);
-                assert_eq!(got.len(), 1, "{client} over {}: {got:?}", protocol.name());
-            }
-        }
-    }
-    // The one that it stayed with goes: another one, and that one stays.
-    let (client, net) = (&world.clients[0], world.nets[0]);
-    let to = cluster_ip(&made, net);
-    let Got::Answer(before, _) = client.ask(to, Protocol::Tcp, 1) else {
-        panic!("no answer");
-    };
-    let label = |app: &str| {
-        let line = format!("label pod {before} app={app} --overwrite");
-        world.cluster.ok(&line);
-    };
-    label("other");
-    until(
-        "another one answers",
-        || matches!(client.ask(to, Protocol::Tcp, 1), Got::Answer(now, _) if now != before),
-    );
-    label("server");
-    let slices = "get endpointslices -l kubernetes.io/service-name=sticky -o jsonpath={.items[0].endpoints[*].nodeName}";
-    world.cluster.wait_for(slices, |got| got.contains(' '));
-    let got = client.asks(to, Protocol::Tcp, ENOUGH);
-    assert_eq!(got.len(), 1, "{got:?}");
-    // It is a setting that may change while all goes on.
-    world.serve("sticky", &json!({"sessionAffinity": "None"}));
-    world.expect(client, to, Protocol::Tcp, Want::Both(true));
-    world.drop_service("sticky");
-}
-
-fn nobody_serves(world: &World) {
-    let made = world.serve(
-        "nobody",
-        &json!({"type": "NodePort", "selector": {"app": "nobody"}}),
-    );
-    let to = |net| cluster_ip(&made, net);
-    world.check(&world.pods(), to, Want::Refused);
-    world.check(&world.machines(), to, Want::Refused);
-    for net in &world.nets {
-        for protocol in PROTOCOLS {
-            let to = SocketAddr::new(net.host(2), node_port(&made, protocol));
-            world.expect(&world.outside, to, protocol, Want::Refused);
-        }
-    }
-    world.drop_service("nobody");
-}
-
-/// Also where a link on the way takes less than pods send.
-fn large_packets(world: &World) {
-    let made = world.serve("large", &json!({"type": "NodePort"}));
-    for mtu in [1500, 1400] {
-        for host in [&world.cluster.host, &world.machine.host, &world._outside] {
-            host.sh(&format!("ip link set host0 mtu {mtu}"));
-        }
-        for net in &world.nets {
-            for protocol in PROTOCOLS {
-                let inside = cluster_ip(&made, *net);
-                let outside = SocketAddr::new(net.host(1), node_port(&made, protocol));
-                let clients = world.clients.iter().map(|client| (client, inside));
-                for (client, to) in clients.chain([(&world.outside, outside)]) {
-                    let mut servers = BTreeSet::new();
-                    until(&format!("{client} gets large answers from both"), || {
-                        if let Got::Answer(server, _) = client.ask(to, protocol, LARGE) {
-                            servers.insert(server);
-                        }
-                        servers.len() == SERVERS.len()
-                    });
-                }
-            }
-        }
-    }
-    for host in [&world.cluster.host, &world.machine.host, &world._outside] {
-        host.sh("ip link set host0 mtu 1500");
-    }
-    world.drop_service("large");
-}
-
-/// Who goes on sending from one port is led anew when the server that it was led to has gone.
-fn senders_of_datagrams(world: &World) {
-    let made = world.serve("datagrams", &json!({}));
-    for net in &world.nets {
-        let to = cluster_ip(&made, *net);
-        for client in &world.clients {
-            world.expect(client, to, Protocol::Udp, Want::Both(true));
-            let any: IpAddr = match to {
-                SocketAddr::V4(_) => [0, 0, 0, 0].into(),
-                SocketAddr::V6(_) => [0u16; 8].into(),
-            };
-            let socket = client.enter(|| UdpSocket::bind((any, 0)).unwrap());
-            socket.set_read_timeout(Some(DROPPED)).unwrap();
-            let ask = || {
-                socket.send_to(b"x", to).unwrap();
-                let mut said = [0; 128];
-                let length = socket.recv(&mut said).ok()?;
-                match read(&said[..length], b"x") {
-                    Got::Answer(server, _) => Some(server),
-                    _ => None,
-                }
-            };
-            let first = ask().expect("an answer");
-            world
-                .cluster
-                .ok(&format!("label pod {first} app=other --overwrite"));
-            until("the other one answers the same sender", || {
-                ask().is_some_and(|server| server != first)
-            });
-            world
-                .cluster
-                .ok(&format!("label pod {first} app=server --overwrite"));
-            world.expect(client, to, Protocol::Udp, Want::Both(true));
-        }
-    }
-    world.drop_service("datagrams");
-}
-
-fn near_ones_first(world: &World) {
-    let made = world.serve("nearest", &json!({"trafficDistribution": "PreferSameNode"}));
-    let to = |net| cluster_ip(&made, net);
-    world.check(&world.pods(), to, Want::Near(true));
-    world.cluster.ok("label pod there app=other --overwrite");
-    for net in &world.nets {
-        let end = Instant::now() + Duration::from_secs(10);
-        let to = cluster_ip(&made, *net);
-        let far = &world.clients[1];
-        let mut got = far.asks(to, Protocol::Tcp, ENOUGH);
-        while got.iter().any(|one| !matches!(one, Got::Answer("here", _))) {
-            assert!(Instant::now() < end, "{got:?}");
-            got = far.asks(to, Protocol::Tcp, ENOUGH);
-        }
-    }
-    world.cluster.ok("label pod there app=server --overwrite");
-    world.check(&world.pods(), to, Want::Near(true));
-    world.drop_service("nearest");
-}
-
-#[test]
-#[ignore = "needs root"]
-fn every_feature_over_ipv4() {
-    every_feature(&World::new(&[Net::V4], &[]));
-}
-
-#[test]
-#[ignore = "needs root"]
-fn every_feature_over_ipv6() {
-    let ranges = ["--pod-cidr=fd42::/64", "--service-cidr=fd96::/112"];
-    every_feature(&World::new(&[Net::V6], &ranges));
-}
-
-#[test]
-#[ignore = "needs root"]
-fn every_feature_over_both() {
-    let ranges = [
-        "--pod-cidr=10.42.0.0/24,fd42::/64",
-        "--service-cidr=10.96.0.0/16,fd96::/112",
-    ];
-    every_feature(&World::new(&[Net::V4, Net::V6], &ranges));
 }
