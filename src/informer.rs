@@ -330,6 +330,11 @@ impl Informers {
         &self.client
     }
 
+    /// How its watches are made, for who watches something else.
+    pub fn watch_config(&self) -> watcher::Config {
+        self.config.clone()
+    }
+
     /// The informer of kind `K` over all namespaces. Must be called inside the runtime.
     pub fn get<K>(&self) -> Informer<K>
     where

@@ -63,6 +63,7 @@ type KindName = (String, String);
 
 struct Shared {
     client: Client,
+    watches: watcher::Config,
     events: Recorder,
     graph: Mutex<Graph>,
     kinds: RwLock<HashMap<KindName, Kind>>,
@@ -101,6 +102,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<()
     let shared = Arc::new(Shared {
         events: Recorder::start(client.clone(), "garbage-collector-controller"),
         client,
+        watches: informers.watch_config(),
         graph: Mutex::default(),
         kinds: RwLock::default(),
         queue: Queue::default(),
@@ -231,8 +233,8 @@ async fn keep_watching(shared: Arc<Shared>, name: KindName, kind: Kind, reports:
 async fn watch(shared: Arc<Shared>, name: KindName, kind: Kind, reports: Reports) {
     let api: Api<PartialObjectMeta<DynamicObject>> =
         Api::all_with(shared.client.clone(), &kind.resource);
-    let config = watcher::Config::default().streaming_lists();
-    let mut events = std::pin::pin!(watcher::watcher(api, config).default_backoff());
+    let events = watcher::watcher(api, shared.watches.clone());
+    let mut events = std::pin::pin!(events.default_backoff());
     let announces_kinds = matches!(
         kind.resource.kind.as_str(),
         "CustomResourceDefinition" | "APIService"

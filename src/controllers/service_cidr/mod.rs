@@ -65,7 +65,7 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<()
                 names.map(|name| Key::new("", name)).collect()
             },
         )
-        .beside(|queue| waiting::follow(Api::all(client), waiting, queue))
+        .beside(|queue| waiting::follow(Api::all(client), informers.watch_config(), waiting, queue))
         .run(1, shutdown)
         .await
 }

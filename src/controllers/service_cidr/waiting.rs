@@ -53,6 +53,7 @@ impl Waiting {
 /// Brings a ServiceCIDR back when the address for which it waits has gone. Watches only while one waits.
 pub async fn follow(
     addresses: Api<PartialObjectMeta<IPAddress>>,
+    watches: watcher::Config,
     waiting: Waiting,
     queue: Arc<Queue<Key>>,
 ) {
@@ -65,8 +66,8 @@ pub async fn follow(
     loop {
         // The sender is held by `waiting`, so this ends only by becoming true.
         let _ = held.wait_for(|held| !held.is_empty()).await;
-        let config = watcher::Config::default().labels(MANAGED);
-        let events = watcher::watcher(addresses.clone(), config).default_backoff();
+        let events = watcher::watcher(addresses.clone(), watches.clone().labels(MANAGED));
+        let events = events.default_backoff();
         pin_mut!(events);
         let mut until = waiting.0.subscribe();
         loop {
