@@ -74,6 +74,10 @@ answering() {
 tunnelled() {
 	ip -o -d link show type vxlan | grep -q "dstport 8472" && ip route | grep -q "via .* dev .* onlink"
 }
+# What the daemon takes of the machine's memory.
+takes() {
+	awk '/^Pss:/ { printf "        the daemon takes %d MB\n", $2 / 1024 }' "/proc/$(pgrep -ox vetch)/smaps_rollup"
+}
 gone() {
 	kubectl get node machine3 --no-headers | grep -q NotReady
 }
@@ -91,6 +95,7 @@ server() {
 	ok "large answers come through" large 3
 	ok "a Service has the pods of all machines" until_ok 60 answering 3
 	ok "logs of a pod elsewhere" kubectl logs "$(pod 2 metadata.name)"
+	takes
 	echo "LOSE 3"
 	ok "a machine that is lost is NotReady" until_ok 150 gone
 	ok "its pods answer for no Service any more" until_ok 60 answering 2
@@ -110,6 +115,7 @@ agent() {
 	ok "the server answers" until_ok 200 served
 	ok "vetch agent" until_ok 100 vetch agent "${FLAGS[@]}" --server $SERVER --token $TOKEN
 	ok "the server has gone" until_ok 900 unserved
+	takes
 	ok "vetch down and reset" eval "vetch down --pods && vetch reset --yes"
 	ok "nothing is left on machine $number" same_as_before
 }
