@@ -29,6 +29,7 @@ pub mod kubelet;
 pub mod lab;
 pub mod listener;
 pub mod logging;
+mod loopback;
 pub mod network_policy;
 pub mod node_identity;
 pub mod own_ports;

@@ -7,7 +7,7 @@ use std::{
 };
 
 /// What each part of `src` may use of the others. `cli` may use everything.
-const ALLOWED: [(&str, &[&str]); 28] = [
+const ALLOWED: [(&str, &[&str]); 29] = [
     ("accepting", &[]),
     ("addresses", &[]),
     ("allocator", &["program_text"]),
@@ -49,6 +49,7 @@ const ALLOWED: [(&str, &[&str]); 28] = [
     ),
     ("lab", &["pki", "runtime"]),
     ("listener", &["accepting"]),
+    ("loopback", &["accepting", "addresses", "listener"]),
     (
         "kubelet",
         &[
@@ -62,6 +63,7 @@ const ALLOWED: [(&str, &[&str]); 28] = [
             "served",
             "events",
             "listener",
+            "loopback",
             "informer",
             "pki",
             "placement",
@@ -83,6 +85,7 @@ const ALLOWED: [(&str, &[&str]); 28] = [
             "events",
             "informer",
             "listener",
+            "loopback",
             "own_ports",
             "repair",
             "served",

@@ -14,13 +14,15 @@ enum State {
     /// Nothing was given back yet.
     #[default]
     Start,
-    /// A minute ago: what has come back since is needed.
-    JustNow,
+    /// So many minutes ago: what comes back in the first few is needed.
+    Lately { minutes: u32 },
     /// What was needed, and for how many minutes more than a little came.
     Since { bytes: usize, minutes: u32 },
 }
 
 impl Quiet {
+    /// Work that comes every three minutes has its pages again.
+    const BACK: u32 = 4;
     /// What comes with a few requests, and with what is done every few minutes only.
     const LITTLE: usize = 3 << 20;
     /// Free pages that others' pages lie between do not show: they go after this at last.
@@ -29,12 +31,20 @@ impl Quiet {
     /// `resident`: bytes in memory now, if that is known.
     pub fn is_over(&mut self, resident: Option<usize>) -> bool {
         let (now, over) = match (&self.state, resident) {
-            (State::Start, _) | (_, None) => (State::JustNow, true),
-            (State::JustNow, Some(bytes)) => (State::Since { bytes, minutes: 0 }, false),
+            (State::Start, _) | (_, None) => (State::Lately { minutes: 0 }, true),
+            (State::Lately { minutes }, Some(bytes)) => match minutes + 1 < Self::BACK {
+                true => (
+                    State::Lately {
+                        minutes: minutes + 1,
+                    },
+                    false,
+                ),
+                false => (State::Since { bytes, minutes: 0 }, false),
+            },
             (State::Since { bytes, minutes }, Some(resident)) => {
                 let minutes = minutes + 1;
                 match resident > bytes + Self::LITTLE || minutes >= Self::LONGEST {
-                    true => (State::JustNow, true),
+                    true => (State::Lately { minutes: 0 }, true),
                     false => {
                         let bytes = resident.min(*bytes);
                         (State::Since { bytes, minutes }, false)
@@ -59,15 +69,22 @@ mod tests {
             let is_over = |mb: &usize| quiet.is_over(Some(mb * MB));
             resident.iter().map(is_over).collect()
         };
-        // The start; what came back in a minute is the quiet, and stays so for long.
-        assert_eq!(minutes(&[40, 30, 30, 31]), [true, false, false, false]);
+        // The start; what came back in a few minutes is the quiet, and stays so for long.
+        assert_eq!(
+            minutes(&[40, 24, 27, 27, 30]),
+            [true, false, false, false, false]
+        );
+        assert_eq!(minutes(&[30, 31, 33]), [false; 3]);
         // Much more came: it goes, and what comes back then is looked at anew.
-        assert_eq!(minutes(&[34, 31, 29]), [true, false, false]);
+        assert_eq!(
+            minutes(&[34, 40, 31, 31, 29]),
+            [true, false, false, false, false]
+        );
         assert_eq!(minutes(&[33]), [true]);
         // In the longest quiet something may have become free.
-        let mut after = minutes(&[31; 16]);
+        let mut after = minutes(&[31; 19]);
         assert_eq!(after.pop(), Some(true));
-        assert_eq!(after, [false; 15]);
+        assert_eq!(after, [false; 18]);
         // Nobody knows how much there is.
         assert!(quiet.is_over(None));
     }

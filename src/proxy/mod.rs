@@ -13,8 +13,8 @@
 //!   addresses only by what the cluster's own controller of load balancers says of it (`addresses/balancing.rs`).
 //!
 //! `model.rs` says what a Service asks for, `hints.rs` which of its endpoints are near, `listening.rs`
-//! which ports the node's programs have, `health.rs` answers load balancers, `loopback.rs` passes on
-//! connections to node ports of loopback addresses, `render.rs` which elements that is, `table.rs` has the rules, `family_table.rs` brings the kernel's table to them, `routes.rs` its routes, `sync.rs` all of these.
+//! which ports the node's programs have, `health.rs` answers load balancers, `crate::loopback` passes
+//! on connections to node ports of loopback addresses, `render.rs` which elements that is, `table.rs` has the rules, `family_table.rs` brings the kernel's table to them, `routes.rs` its routes, `sync.rs` all of these.
 //! Node ports answer on every address of the node but IPv6 link-local ones, whose clients the kernel does not let
 //! go elsewhere; on loopback addresses over TCP alone.
 
@@ -22,7 +22,6 @@ mod family_table;
 mod health;
 mod hints;
 mod listening;
-mod loopback;
 mod model;
 mod render;
 mod routes;
@@ -45,7 +44,6 @@ use tokio_util::sync::CancellationToken;
 use self::{
     health::HealthChecks,
     listening::Listening,
-    loopback::Forwarder,
     model::{Node, Plan},
     render::Notice,
     sync::{Shared, Writer},
@@ -62,6 +60,7 @@ use crate::{
         service_ranges::ServiceRanges,
         services::{Joined, Services},
     },
+    loopback::{Forwarder, Way},
     own_ports::OwnPorts,
     repair,
     served::Served,
@@ -143,7 +142,8 @@ pub async fn run(
         .iter()
         .map(|one| (one.family(), one.port()))
         .collect();
-    let mut loopback: JoinSet<()> = loopback.into_iter().map(Forwarder::run).collect();
+    let run = |forwarder: Forwarder| async move { forwarder.run().await };
+    let mut loopback: JoinSet<()> = loopback.into_iter().map(run).collect();
     let (own, writer, notices) = blocking(move || {
         let (mut writer, notices) = Writer::open(&config, &led, first)?;
         writer.set_ranges(&told);
@@ -214,7 +214,7 @@ fn forwarders(config: &Config, families: &[Family]) -> Vec<Forwarder> {
     let forwarder = |family: &Family| {
         let mut own = config.addresses.iter();
         let node = own.find(|address| address.family() == *family && may_be_proxied_to(**address));
-        Forwarder::listen(*node?, *family)
+        Forwarder::listen(Way::To(*node?))
             .inspect_err(|error| {
                 tracing::warn!(%error, %family, "node ports are not served on loopback addresses");
             })

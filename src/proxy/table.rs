@@ -248,7 +248,7 @@ impl ServiceTable {
         loopback.chain(ports).collect()
     }
 
-    /// Leads connections to node ports of the loopback address to one port of it (`loopback.rs`).
+    /// Leads connections to node ports of the loopback address to one port of it (`crate::loopback`).
     fn loopback_rule(&self, port: u16) -> Rule {
         let host = self.family.loopback();
         let (address, to) = (Reg(0), Reg(self.registers()));

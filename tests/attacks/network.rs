@@ -1,5 +1,7 @@
 //! Frames, addresses and ports that are not the pod's own.
 
+use std::net::SocketAddr;
+
 use crate::{
     harness::{Health, Tenant, assert_restarts},
     lab::{Cluster, text},
@@ -8,6 +10,10 @@ use crate::{
 
 const UPLINK: &str = "host0";
 const NODE: &str = "192.168.77.1";
+const LOOPBACK: &str = "may not be in the loopback range (127.0.0.0/8, ::1/128)";
+const LINK_LOCAL: &str = "may not be in the link-local range (169.254.0.0/16, fe80::/10)";
+const LINK_LOCAL_GROUP: &str =
+    "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)";
 
 fn bridge(cluster: &Cluster) -> String {
     let line = "ip -o link show type bridge | grep -o 'vetch[0-9a-f]*' | head -1";
@@ -113,7 +119,7 @@ fn no_pod_sends_as_another_or_hears_what_is_not_for_it() {
 
 const SERVER: &str = "
 import socket
-s = socket.create_server(('', 8080))
+s = socket.create_server(('', 8080), family=socket.AF_INET6, dualstack_ipv6=True)
 print('ready')
 while True:
     c, _ = s.accept()
@@ -135,10 +141,39 @@ print(s.makefile().read())
 #[test]
 #[ignore = "needs root"]
 fn what_is_the_nodes_stays_the_nodes() {
-    let cluster = Cluster::started();
+    let impossible = [
+        ("127.0.0.1", LOOPBACK),
+        ("::ffff:127.0.0.1", LOOPBACK),
+        ("0.0.0.0", "may not be unspecified (0.0.0.0)"),
+        ("169.254.169.254", LINK_LOCAL),
+        ("224.0.0.1", LINK_LOCAL_GROUP),
+    ];
+    nothing_of_the_nodes_is_taken(&Cluster::started(), NODE, &impossible);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_is_the_nodes_stays_the_nodes_over_ipv6() {
+    let cluster = Cluster::new();
+    cluster.host.add_ipv6(1);
+    let ranges = ["--pod-cidr=fd42::/64", "--service-cidr=fd96::/112"];
+    let up = cluster.vetch(&[&["up", "--detach"], &ranges[..]].concat());
+    assert!(up.status.success(), "{}", text(&up));
+    let impossible = [
+        ("::1", LOOPBACK),
+        ("::", "may not be unspecified (::)"),
+        ("fe80::1", LINK_LOCAL),
+        ("ff02::1", LINK_LOCAL_GROUP),
+    ];
+    nothing_of_the_nodes_is_taken(&cluster, "fd77::1", &impossible);
+}
+
+/// `node`: its address; `impossible`: external addresses, and why they are refused.
+fn nothing_of_the_nodes_is_taken(cluster: &Cluster, node: &str, impossible: &[(&str, &str)]) {
     cluster.import("busybox");
-    let tenant = Tenant::new(&cluster, "tenant");
-    let health = Health::watch(&cluster);
+    let tenant = Tenant::new(cluster, "tenant");
+    let health = Health::watch(cluster);
+    let at = |ip: &str, port: u16| SocketAddr::new(ip.parse().unwrap(), port);
 
     // The daemon's ports.
     for (name, port, user) in [
@@ -162,30 +197,11 @@ fn what_is_the_nodes_stays_the_nodes() {
     cluster.ready("dns -n tenant");
     tenant.create(&host_port("free", 8081));
     cluster.ready("free -n tenant");
-    cluster
-        .host
-        .sh(&format!("curl -sk -m 5 https://{NODE}:6443/readyz"));
+    let ask_node = format!("curl -sk -m 5 https://{}/readyz", at(node, 6443));
+    cluster.host.sh(&ask_node);
 
     // Addresses that are impossible.
-    for (ip, why) in [
-        (
-            "127.0.0.1",
-            "may not be in the loopback range (127.0.0.0/8, ::1/128)",
-        ),
-        (
-            "::ffff:127.0.0.1",
-            "may not be in the loopback range (127.0.0.0/8, ::1/128)",
-        ),
-        ("0.0.0.0", "may not be unspecified (0.0.0.0)"),
-        (
-            "169.254.169.254",
-            "may not be in the link-local range (169.254.0.0/16, fe80::/10)",
-        ),
-        (
-            "224.0.0.1",
-            "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)",
-        ),
-    ] {
+    for (ip, why) in impossible {
         let refused = tenant.apply(&external("bad", ip, 80));
         let said = text(&refused);
         assert!(
@@ -198,12 +214,12 @@ fn what_is_the_nodes_stays_the_nodes() {
     let api = cluster.field("service/kubernetes", ".spec.clusterIP");
     let dns = cluster.ok("get service kube-dns -n kube-system -o jsonpath={.spec.clusterIP}");
     let gateway = cluster.host.sh(&format!(
-        "ip -o -4 address show {} | sed 's/.*inet //; s/[/].*//'",
-        bridge(&cluster)
+        "ip -o address show {} scope global | sed 's/.*inet6* //; s/[/].*//'",
+        bridge(cluster)
     ));
     for (name, ip, port) in [
-        ("node", NODE, 6443),
-        ("node-ssh", NODE, 2222),
+        ("node", node, 6443),
+        ("node-ssh", node, 2222),
         ("api-ip", &*api, 443),
         ("dns-ip", &*dns, 53),
         ("gateway", gateway.trim(), 53),
@@ -218,9 +234,9 @@ fn what_is_the_nodes_stays_the_nodes() {
     let mut ssh = cluster.host.command("python3");
     ssh.args(["-u", "-c", &SERVER.replace("8080", "2222")]);
     let _ssh = Running::start(ssh);
-    let client = format!("python3 -c \"{CLIENT}\" {NODE} 2222");
+    let client = format!("python3 -c \"{CLIENT}\" {node} 2222");
     assert_eq!(cluster.host.sh(&client).trim(), "hello");
-    for target in [format!("{NODE}:6443"), format!("{api}:443")] {
+    for target in [at(node, 6443), at(&api, 443)] {
         let line = format!("curl -sk -m 5 https://{target}/readyz");
         assert_eq!(cluster.host.sh(&line), "ok", "{target}");
     }
@@ -236,13 +252,8 @@ fn what_is_the_nodes_stays_the_nodes() {
         );
     }
     health.assert();
-    assert_restarts(&cluster);
-    assert_eq!(
-        cluster
-            .host
-            .sh(&format!("curl -sk -m 5 https://{NODE}:6443/readyz")),
-        "ok"
-    );
+    assert_restarts(cluster);
+    assert_eq!(cluster.host.sh(&ask_node), "ok");
 }
 
 fn host_port(name: &str, port: u16) -> String {

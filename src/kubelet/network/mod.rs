@@ -60,6 +60,7 @@ use crate::{
         ranges,
     },
     format,
+    loopback::{Forwarder, Way},
     own_ports::OwnPorts,
     repair::{self, Told},
     runtime::Runtime,
@@ -109,6 +110,8 @@ struct Shared {
     pool: Mutex<Pools>,
     /// Held while the kernel is written to. Taken before `pool`.
     tables: Mutex<Tables>,
+    /// Of `::1`: from other loopback addresses the kernel leads to pods.
+    loopback: Option<Forwarder>,
     /// Pods whose wires shall be there, and the right to change wires: many pods' at once, or all of
     /// them for a repair. Taken before everything else.
     wires: RwLock<()>,
@@ -133,7 +136,8 @@ struct Size {
 impl PodNetwork {
     /// Makes or takes over bridge, forwarding and masquerade.
     pub async fn open(config: Config) -> Result<Self, Error> {
-        blocking(move || Shared::open(config))
+        let loopback = config.pod_cidrs.of(Family::V6).and_then(forwarder);
+        blocking(move || Shared::open(config, loopback))
             .await
             .map(|shared| Self {
                 shared: Arc::new(shared),
@@ -237,9 +241,16 @@ impl PodNetwork {
                 again.notify_one();
             }
         };
+        let pass_on = async {
+            match &self.shared.loopback {
+                Some(forwarder) => forwarder.run().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = repair::keep(Arc::new(kept), own, again, tell, shutdown) => {}
             () = follow => {}
+            () = pass_on => {}
         }
         Ok(())
     }
@@ -257,8 +268,18 @@ impl PodNetwork {
     }
 }
 
+/// Who passes on what programs of the node ask from `::1`; where that is impossible, host ports do without.
+fn forwarder(pods: &IpNet) -> Option<Forwarder> {
+    let gateway = ranges::nth(pods, 1)?;
+    let listening = Forwarder::listen(Way::From(gateway));
+    let failed = |error: &std::io::Error| {
+        tracing::warn!(%error, "ports of pods are not served on ::1");
+    };
+    listening.inspect_err(failed).ok()
+}
+
 impl Shared {
-    fn open(config: Config) -> Result<Self, Error> {
+    fn open(config: Config, loopback: Option<Forwarder>) -> Result<Self, Error> {
         let ranges = config.pod_cidrs;
         for range in ranges.iter() {
             if range.prefix_len() > smallest(range) {
@@ -299,8 +320,9 @@ impl Shared {
             }
         }
         let wired = ports_of(&config.bridge, &pool);
-        let mut tables =
-            Tables::new(config.clone(), wired.clone()).map_err(during(GUARD.into()))?;
+        let port = loopback.as_ref().map(Forwarder::port);
+        let tables = Tables::new(config.clone(), wired.clone(), port);
+        let mut tables = tables.map_err(during(GUARD.into()))?;
         tables
             .write_masquerade()
             .map_err(during(format!("set up masquerade in {}", config.table)))?;
@@ -319,6 +341,7 @@ impl Shared {
             records,
             pool: Mutex::new(pool),
             tables: Mutex::new(tables),
+            loopback,
             wires: RwLock::default(),
             wired: Mutex::new(wired),
             shaped: Mutex::default(),

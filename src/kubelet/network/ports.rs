@@ -3,12 +3,12 @@
 //! A table per address family.
 //! Always true: a table holds exactly the forwards of the pods that have an address of its family, and is not
 //! there without any; a packet for a port of the daemon's own is never led to a pod, whatever pods
-//! ask for. What the node itself asks by its loopback address is led for IPv4 alone: the kernel routes nothing
-//! from `::1` to another link.
+//! ask for. What the node itself asks from `::1` is passed on by the daemon, over TCP: the kernel routes nothing from
+//! there to another link.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use k8s_openapi::api::core::v1::Pod;
@@ -17,9 +17,8 @@ use netns::nft::{BaseChain, Batch, ChainKind, Hook, Policy, Reg, Rule, Table, Ve
 use super::masquerade::of_packets;
 use crate::{
     addresses::{
-        Scope, canonical,
+        canonical,
         family::{Family, OfFamily, PerFamily},
-        scope,
     },
     own_ports::OwnPorts,
 };
@@ -27,6 +26,8 @@ use crate::{
 /// Services have their rules at -100: who may have a port of the node keeps it from them.
 const BEFORE_SERVICES: i32 = -101;
 const LOOPBACK: (IpAddr, u8) = (IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8);
+const LOOPBACK_IPV6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
+const TCP: u8 = 6;
 
 /// One port of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,8 +71,6 @@ impl HostAddress {
 pub enum NoHostAddress {
     #[error("is no IP address")]
     Syntax,
-    #[error("is the IPv6 loopback address, from which the kernel leads nothing to pods")]
-    Loopback,
 }
 
 /// Addresses of a pod, with what it asks for.
@@ -118,17 +117,18 @@ pub fn host_address(text: &str) -> Result<HostAddress, NoHostAddress> {
     match address {
         IpAddr::V4(v4) if v4.is_unspecified() => Ok(HostAddress::Every),
         IpAddr::V6(v6) if v6.is_unspecified() => Ok(HostAddress::EveryIpv6),
-        IpAddr::V6(_) if scope(address) == Scope::Loopback => Err(NoHostAddress::Loopback),
         address => Ok(HostAddress::One(address)),
     }
 }
 
-/// Replaces the whole table of the family: packets see all of the old one or all of the new one.
+/// Replaces the whole table of the family: packets see all of the old one or all of the new one. `loopback`: the
+/// port of `::1` that passes on what is asked from there.
 pub fn batch(
     family: Family,
     table: &str,
     bridge: &str,
     own: &OwnPorts,
+    loopback: Option<u16>,
     forwards: &BTreeMap<String, Wanted>,
 ) -> Batch {
     let table = Table::new(of_packets(family), table);
@@ -154,6 +154,10 @@ pub fn batch(
         batch.add_rule(&table, "ports", rule);
     }
     for (pod, forward) in &leads {
+        let passed_on = loopback.filter(|_| family == Family::V6);
+        if let Some(rule) = passed_on.and_then(|port| pass_on(forward, port)) {
+            batch.add_rule(&table, "ports", rule);
+        }
         batch.add_rule(&table, "ports", lead(*pod, forward));
     }
     for (name, hook) in [("prerouting", Hook::Prerouting), ("output", Hook::Output)] {
@@ -196,9 +200,29 @@ fn lead(pod: IpAddr, forward: &Forward) -> Rule {
         Some(address) => Rule::new().destination_in(address, address.family().bits(), true),
         None => Rule::new(),
     };
-    let to = match pod {
-        IpAddr::V4(pod) => pod.octets().to_vec(),
-        IpAddr::V6(pod) => pod.octets().to_vec(),
+    let rule = match pod.family() {
+        Family::V4 => rule,
+        Family::V6 => rule.source_in(LOOPBACK_IPV6, Family::V6.bits(), false),
+    };
+    redirect(rule, forward, pod, forward.to)
+}
+
+/// What a program asks from `::1` there.
+fn pass_on(forward: &Forward, port: u16) -> Option<Rule> {
+    let is_there = forward.address.one().is_none_or(|one| one == LOOPBACK_IPV6);
+    (is_there && forward.protocol == TCP).then(|| {
+        let bits = Family::V6.bits();
+        let rule = Rule::new().source_in(LOOPBACK_IPV6, bits, true);
+        let rule = rule.destination_in(LOOPBACK_IPV6, bits, true);
+        redirect(rule, forward, LOOPBACK_IPV6, port)
+    })
+}
+
+/// Packets for the forward's port, to another address and port.
+fn redirect(rule: Rule, forward: &Forward, to: IpAddr, to_port: u16) -> Rule {
+    let address = match to {
+        IpAddr::V4(to) => to.octets().to_vec(),
+        IpAddr::V6(to) => to.octets().to_vec(),
     };
     // An IPv6 address takes the registers 1 to 4.
     let port = Reg(5);
@@ -206,9 +230,9 @@ fn lead(pod: IpAddr, forward: &Forward) -> Rule {
         .equal(Reg(0), &[forward.protocol])
         .destination_port(Reg(0))
         .equal(Reg(0), &forward.port.to_be_bytes())
-        .immediate(Reg(1), &to)
-        .immediate(port, &forward.to.to_be_bytes())
-        .destination_nat(pod.is_ipv6(), Reg(1), port)
+        .immediate(Reg(1), &address)
+        .immediate(port, &to_port.to_be_bytes())
+        .destination_nat(to.is_ipv6(), Reg(1), port)
 }
 
 #[cfg(test)]
@@ -242,6 +266,7 @@ mod tests {
                 "One(127.0.0.1) 17 53 53",
                 "One(127.0.0.1) 6 82 82",
                 "Every 6 83 83",
+                "One(::1) 6 84 84",
                 "EveryIpv6 6 85 85",
                 "One(2001:db8::1) 6 86 86",
             ]
@@ -258,7 +283,7 @@ mod tests {
             let found = (address.is_of(Family::V4), address.is_of(Family::V6));
             assert_eq!(found, (ipv4, ipv6), "{address:?}");
         }
-        assert_eq!(host_address("::1"), Err(NoHostAddress::Loopback));
+        assert_eq!(host_address("host"), Err(NoHostAddress::Syntax));
         let host = json!({"hostNetwork": true, "containers": containers});
         assert!(forwards(&pod(host)).is_empty());
     }

@@ -40,6 +40,8 @@ pub struct Tables {
     ports: Vec<(Family, Programmer)>,
     /// Pods' ends of their wires, by pod.
     admitted: BTreeMap<String, guard::Port>,
+    /// The port of `::1` that passes on what programs of the node ask there.
+    loopback: Option<u16>,
     /// Ports of the node by pod.
     forwards: BTreeMap<String, Wanted>,
     /// All pods that run are in `forwards`, as far as they ask for ports.
@@ -55,6 +57,7 @@ impl Tables {
     pub fn new(
         config: Config,
         admitted: BTreeMap<String, guard::Port>,
+        loopback: Option<u16>,
     ) -> Result<Self, netns::Error> {
         let per_family = |name: &str| {
             let families = config.pod_cidrs.families();
@@ -70,6 +73,7 @@ impl Tables {
             masquerade: per_family(&config.table),
             ports: per_family(&ports_table(&config)),
             admitted,
+            loopback,
             forwards: BTreeMap::new(),
             adopted: false,
             stale: BTreeSet::new(),
@@ -211,6 +215,7 @@ impl Tables {
                 &ports_table(&self.config),
                 &self.config.bridge,
                 &self.config.own_ports,
+                self.loopback,
                 &self.forwards,
             );
             // It is small, and few pods have any: always all of it.

@@ -1,5 +1,9 @@
 //! What is otherwise with IPv6 and with two families.
 
+use std::net::Ipv6Addr;
+
+use tokio::{io::AsyncReadExt, net::TcpSocket};
+
 use super::*;
 
 fn records(folder: &std::path::Path) -> Vec<String> {
@@ -141,10 +145,11 @@ fn ports_of_the_node_lead_to_pods_over_ipv6() -> TestResult {
             to("fd09::1", 8081),
             to("::", 8082),
             to("192.168.9.1", 8083),
+            to("::1", 8084),
             to("", 6443),
         ];
         network.forward("web", forwards).await?;
-        let _listeners = web
+        let listeners = web
             .iter()
             .map(|address| one.run(|| TcpListener::bind((*address, 80))))
             .collect::<Result<Vec<_>, _>>()?
@@ -160,7 +165,35 @@ fn ports_of_the_node_lead_to_pods_over_ipv6() -> TestResult {
         assert!(reach(ipv6, 8082) && reach(gateway, 8082) && !reach(ipv4, 8082));
         assert!(reach(ipv4, 8083) && !reach(ipv6, 8083));
         assert!(!reach(ipv6, 6443)); // the daemon's own
-        assert!(!reach("::1", 8080)); // the kernel cannot
+        assert!(reach("::1", 8080) && !reach("::1", 8081)); // the daemon answers, and passes it on:
+        assert!(reach("::1", 8084) && !reach(ipv6, 8084));
+        for listener in listeners {
+            std::thread::spawn(move || {
+                for mut client in listener.incoming().flatten() {
+                    let _ = client.write_all(b"pod");
+                }
+            });
+        }
+        let forwarder = network.shared.loopback.as_ref().expect("IPv6");
+        for port in [8080, 8084] {
+            // From another address of the node the kernel leads to the pod.
+            let from = TcpSocket::new_v6()?;
+            from.bind(SocketAddr::new(ipv6.parse()?, 0))?;
+            for client in [TcpSocket::new_v6()?, from] {
+                let ask = async {
+                    let mut said = String::new();
+                    let to = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port);
+                    let mut client = client.connect(to).await?;
+                    client.read_to_string(&mut said).await?;
+                    Ok::<_, std::io::Error>(said)
+                };
+                let said = tokio::select! {
+                    () = forwarder.run() => unreachable!("it has no end"),
+                    said = tokio::time::timeout(TIMEOUT, ask) => said??,
+                };
+                assert_eq!(said, "pod");
+            }
+        }
         assert!(reach("127.0.0.1", 8080));
         assert!(two.run(|| reach(ipv6, 8080))?);
         assert!(one.run(|| reach(ipv6, 8080))?); // itself
