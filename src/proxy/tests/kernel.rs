@@ -266,7 +266,7 @@ fn no_number_leaves_the_node_in_a_priority() -> TestResult {
         let counted = "meta priority & fffe:0 == 7664:0 counter";
         let chain = |name, priority| {
             format!(
-                "chain {name} {{ type filter hook postrouting priority {priority}; {counted}; }}"
+                "chain {name} {{ type filter hook postrouting priority {priority}; {counted}; }};"
             )
         };
         let (before, after) = (chain("before", 99), chain("after", 101));
