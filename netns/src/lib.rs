@@ -15,6 +15,7 @@
 pub mod announce;
 pub mod conntrack;
 pub mod host;
+mod listeners;
 pub mod monitor;
 pub mod namespace;
 pub mod nft;

@@ -6,14 +6,16 @@
 //! says nothing of what is lost with something else (the routes of a link that goes), so a change is a
 //! reason to look, not the whole truth.
 //!
-//! Changes of nf_tables made through the socket that is named to [`Monitor::open`] are left out.
+//! Changes of nf_tables made through the socket that is named to [`Monitor::open`] are left out, and large ones by
+//! any socket of this process (`listeners.rs`).
 #![allow(unsafe_code)] // a socket option that nix does not know, and sockets for tokio
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     io,
     net::IpAddr,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    sync::Arc,
     time::Duration,
 };
 
@@ -28,6 +30,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
     Error,
+    listeners::{Hearing, Listener, Listeners},
     route::{self, Link, Prefix},
     wire,
 };
@@ -132,6 +135,8 @@ pub struct Subject {
 pub struct Monitor {
     /// For links and what they carry, and for nf_tables.
     sockets: [AsyncFd<OwnedFd>; 2],
+    /// The second of them.
+    listener: Arc<Listener>,
     own_port: u32,
     /// Links by index, to notice a new name.
     names: BTreeMap<u32, String>,
@@ -158,12 +163,16 @@ impl Monitor {
         if subject.neighbours {
             let _ = leave_out_known_neighbours(&sockets[0]);
         }
+        let listener = Listeners::here()
+            .and_then(|listeners| listeners.add(sockets[1].get_ref().as_fd()).ok())
+            .unwrap_or_else(Listener::alone);
         let mut names = BTreeMap::new();
         for link in route::Socket::open()?.links()? {
             names.insert(link.index, link.name);
         }
         Ok(Self {
             sockets,
+            listener,
             own_port: own,
             names,
         })
@@ -172,8 +181,14 @@ impl Monitor {
     /// What has changed, once something has. Nothing is lost when it is not waited for to the end.
     pub async fn changes(&mut self) -> Result<Changes, Error> {
         loop {
+            match self.listener.take() {
+                Hearing::All => {}
+                Hearing::Missed => return Ok(Changes::unknown()),
+                Hearing::Ended => return Err(lost(io::ErrorKind::NotConnected.into())),
+            }
             let [links, tables] = &self.sockets;
             tokio::select! {
+                () = self.listener.told() => continue,
                 ready = tables.readable() => ready.map(drop),
                 ready = links.readable() => match ready.map(drop) {
                     Err(error) => Err(error),

@@ -132,37 +132,54 @@ impl Netlink {
         self.acknowledgements(first, what)
     }
 
+    /// The same where nothing asks for an acknowledgement: only what fails is answered.
+    pub fn send_unanswered(
+        &mut self,
+        bytes: &[u8],
+        first: u32,
+        what: &[&str],
+    ) -> Result<(), Error> {
+        self.send(bytes, what.first().copied().unwrap_or_default())?;
+        self.answers(first, what).map(drop)
+    }
+
     pub fn next_sequence(&mut self, count: usize) -> u32 {
         let first = self.sequence.wrapping_add(1);
         self.sequence = self.sequence.wrapping_add(count as u32);
         first
     }
 
-    /// Reads the answers to the messages numbered from `first`. They are all there already, so
-    /// this never waits.
+    /// Reads the answers to the messages numbered from `first`, of which the last must be among them.
     fn acknowledgements(&mut self, first: u32, what: &[&str]) -> Result<(), Error> {
+        match self.answers(first, what)? {
+            Answered::Last => Ok(()),
+            Answered::Others => Err(Error::Malformed {
+                what: what[what.len() - 1].into(),
+            }),
+        }
+    }
+
+    /// Reads all answers. They are all there already, so this never waits. The first error is returned.
+    fn answers(&mut self, first: u32, what: &[&str]) -> Result<Answered, Error> {
         let mut buffer = vec![0; RECEIVE_CHUNK];
         let mut outcome = Ok(());
-        let mut last_seen = false;
+        let mut answered = Answered::Others;
         loop {
             let length = match self.receive(&mut buffer, MsgFlags::MSG_DONTWAIT, what[0]) {
                 Ok(length) => length,
-                Err(error) if error.errno() != Some(libc::EAGAIN) => {
-                    return outcome.and(Err(error));
+                Err(error) if error.errno() == Some(libc::EAGAIN) => {
+                    return outcome.map(|()| answered);
                 }
-                Err(_) if last_seen || outcome.is_err() => return outcome,
-                Err(_) => {
-                    return Err(Error::Malformed {
-                        what: what[what.len() - 1].into(),
-                    });
-                }
+                Err(error) => return outcome.and(Err(error)),
             };
             for answer in wire::messages(&buffer[..length]) {
                 let index = answer.sequence.wrapping_sub(first) as usize;
                 let (Some(message), ERROR) = (what.get(index), answer.kind) else {
                     continue;
                 };
-                last_seen |= index == what.len() - 1;
+                if index == what.len() - 1 {
+                    answered = Answered::Last;
+                }
                 outcome = outcome.and(failure(answer, message));
             }
         }
@@ -205,6 +222,13 @@ impl Netlink {
             }
         }
     }
+}
+
+/// Which messages of a datagram were answered.
+enum Answered {
+    Last,
+    /// Any, or none, but not the last.
+    Others,
 }
 
 /// What an acknowledgement says.

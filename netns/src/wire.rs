@@ -47,9 +47,12 @@ impl Attrs {
     }
 
     pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) -> &mut Self {
-        let mut inner = Self::default();
-        fill(&mut inner);
-        self.bytes(kind | NESTED, &inner.0)
+        let start = self.0.len();
+        self.bytes(kind | NESTED, &[]);
+        fill(self);
+        let length = u16::try_from(self.0.len() - start).unwrap_or(u16::MAX);
+        self.0[start..start + 2].copy_from_slice(&length.to_ne_bytes());
+        self
     }
 
     fn pad(&mut self) {
@@ -93,6 +96,14 @@ impl Message {
         out.extend_from_slice(&sequence.to_ne_bytes());
         out.extend_from_slice(&0u32.to_ne_bytes());
         out.extend_from_slice(&self.body.0);
+    }
+}
+
+/// Has the message at this place of a datagram be acknowledged.
+pub fn ask_for_answer(datagram: &mut [u8], at: usize) {
+    let flags = u16_at(datagram, at + 6).unwrap_or_default() | libc::NLM_F_ACK as u16;
+    if let Some(place) = datagram.get_mut(at + 6..at + 8) {
+        place.copy_from_slice(&flags.to_ne_bytes());
     }
 }
 

@@ -193,7 +193,7 @@ fn everything(table: &Table) -> Batch {
             table,
             "pick-2",
             service(Rule::new().source_v4(Reg(0)))
-                .random(Reg(4), 2)
+                .random(Reg(4), 2, 0)
                 .remember("affinity", Reg(0), Reg(4), 5000),
         )
         .add_rule(
@@ -215,7 +215,7 @@ fn everything(table: &Table) -> Batch {
             table,
             "pick-2",
             service(Rule::new())
-                .random(Reg(4), 2)
+                .random(Reg(4), 2, 0)
                 .look_up("backs", Reg(1), Reg(5))
                 .destination_nat(false, Reg(5), Reg(6)),
         )

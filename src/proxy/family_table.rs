@@ -13,7 +13,8 @@ use netns::{monitor::Changes, nft::Socket};
 use super::{
     Config, Error,
     model::{Plan, Protocol},
-    render::{Notice, State, Step},
+    render::State,
+    step::{Notice, Step},
     table::ServiceTable,
 };
 use crate::{
@@ -94,7 +95,7 @@ impl FamilyTable {
             }
             false => {
                 let (table, state) = (&self.table, &self.state);
-                let change = || table.change(step);
+                let change = || table.change(step.into_delta());
                 let whole = || table.rebuild(state.whole());
                 let written = self.kernel.commit(socket, change, whole);
                 written.map_err(Error::Commit)?;

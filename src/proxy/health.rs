@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{model::Plan, render::Notice};
+use super::{model::Plan, step::Notice};
 use crate::{
     accepting,
     addresses::family::Family,

@@ -13,11 +13,15 @@
 //!   addresses only by what the cluster's own controller of load balancers says of it (`addresses/balancing.rs`).
 //!
 //! `model.rs` says what a Service asks for, `hints.rs` which of its endpoints are near, `listening.rs`
-//! which ports the node's programs have, `health.rs` answers load balancers, `crate::loopback` passes
-//! on connections to node ports of loopback addresses, `render.rs` which elements that is, `table.rs` has the rules, `family_table.rs` brings the kernel's table to them, `routes.rs` its routes, `sync.rs` all of these.
+//! which ports the node's programs have, `health.rs` answers load balancers, `crate::loopback` passes on connections to
+//! node ports of loopback addresses, `elements.rs` says which elements that is, `chains.rs` numbers the chains that they
+//! lead to, `render.rs` has all of them and `step.rs` what changes, `table.rs` has the rules, `family_table.rs` brings
+//! the kernel's table to them, `routes.rs` its routes, `sync.rs` all of these.
 //! Node ports answer on every address of the node but IPv6 link-local ones, whose clients the kernel does not let
 //! go elsewhere; on loopback addresses over TCP alone.
 
+mod chains;
+mod elements;
 mod family_table;
 mod health;
 mod hints;
@@ -26,6 +30,7 @@ mod model;
 mod render;
 mod routes;
 mod slots;
+mod step;
 mod sync;
 mod table;
 #[cfg(test)]
@@ -45,7 +50,7 @@ use self::{
     health::HealthChecks,
     listening::Listening,
     model::{Node, Plan},
-    render::Notice,
+    step::Notice,
     sync::{Shared, Writer},
 };
 use crate::{

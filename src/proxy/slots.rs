@@ -2,11 +2,42 @@
 
 use std::collections::BTreeSet;
 
-use super::model::Backend;
+use super::model::{Backend, Front, Outcome, Plan};
+
+/// The places of each front of a Service.
+#[derive(Debug, Default)]
+pub struct Slots(Box<[(Front, Box<[Backend]>)]>);
+
+impl Slots {
+    /// With the next plan.
+    pub fn next(&self, plan: &Plan) -> Self {
+        let of_fronts = plan.fronts.iter().filter_map(|(front, outcome)| {
+            let Outcome::Forward {
+                backends, affinity, ..
+            } = outcome
+            else {
+                return None;
+            };
+            let places = match affinity {
+                Some(_) => Places::Sticky,
+                None => Places::Dense,
+            };
+            let slots = assign(self.of(front), backends, places);
+            Some((*front, slots.into_boxed_slice()))
+        });
+        Self(of_fronts.collect())
+    }
+
+    /// None of a front that leads nowhere.
+    pub fn of(&self, front: &Front) -> &[Backend] {
+        let found = self.0.binary_search_by_key(front, |(front, _)| *front);
+        found.ok().map_or(&[], |at| &self.0[at].1)
+    }
+}
 
 /// What becomes of a place whose backend went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Places {
+enum Places {
     /// The last place's backend moves in: as many places as backends.
     Dense,
     /// Another backend serves it too, so that the clients of the others stay where they are.
@@ -14,7 +45,7 @@ pub enum Places {
 }
 
 /// Gives each backend a place, and leaves those that had one where they were.
-pub fn assign(before: &[Backend], backends: &BTreeSet<Backend>, places: Places) -> Vec<Backend> {
+fn assign(before: &[Backend], backends: &BTreeSet<Backend>, places: Places) -> Vec<Backend> {
     if backends.is_empty() {
         return Vec::new();
     }

@@ -18,8 +18,8 @@ use super::{
     Config, Error, blocking,
     family_table::FamilyTable,
     model::Plan,
-    render::Notice,
     routes::{self, Routes},
+    step::Notice,
     table,
 };
 use crate::{

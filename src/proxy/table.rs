@@ -1,23 +1,25 @@
 //! The fixed part of one family's table: sets, chains and rules that no Service changes. Pure.
 //!
-//! A new connection passes `services`, which looks its destination up and goes to the chain that
-//! deals to that many backends. What nobody serves is refused after that, unless another table has led it
-//! elsewhere. Packets of connections that are known pass no rule of these.
+//! A new connection passes `services`, which looks its destination up for the number of the chain that
+//! deals to that many backends, and then that number for the chain. What nobody serves is refused after that, unless
+//! another table has led it elsewhere. Packets of connections that are known pass no rule of these.
+//!
+//! Only the map of chains has verdicts: whenever one is added to a map, the kernel follows all that are in it.
+//! Numbers go from one rule to the next in the packet's priority, which does not leave the node with them.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use netns::nft::{
-    self, BaseChain, Batch, ChainKind, Hook, Policy, Reg, Reject, Rule, Set, SetKind, Table, Type,
-    Verdict,
+    self, BaseChain, Batch, ChainKind, Element, Hook, Policy, Reg, Reject, Rule, Set, SetKind,
+    Table, Type, Value, Verdict,
 };
 
 use super::{
     Config,
-    render::{Dealer, Door, Gate, SetName, Step, octets},
+    chains::{Chain, DROPPED, Dealer, Gate},
+    elements::{CHAINS, COMMON, Door, PLACES, SetName, octets},
+    step::Delta,
 };
 use crate::{
     addresses::family::{Family, OfFamily},
@@ -26,6 +28,8 @@ use crate::{
 
 /// Clients remembered for session affinity, per map.
 const AFFINITY_LIMIT: u32 = 1 << 20;
+/// The map from numbers of chains to the chains.
+const LEADS: &str = "leads-to";
 const TCP: u8 = 6;
 /// Where destinations are rewritten, and senders.
 const DNAT: i32 = -100;
@@ -75,8 +79,8 @@ impl ServiceTable {
         &self.table
     }
 
-    /// The whole table anew, with everything in `step`; the one that is there goes in the same moment.
-    pub fn rebuild(&self, step: Step) -> Batch {
+    /// The whole table anew, with everything in `whole`; the one that is there goes in the same moment.
+    pub fn rebuild(&self, whole: Delta) -> Batch {
         let table = &self.table;
         let mut batch = Batch::new();
         batch.remove_table(table).add_table(table);
@@ -110,68 +114,68 @@ impl ServiceTable {
                 batch.add_rule(table, chain, rule);
             }
         }
-        self.append(&mut batch, step);
+        batch.add_elements(table, LEADS, [leads(DROPPED, Verdict::Drop)]);
+        self.append(&mut batch, whole);
         batch
     }
 
     /// Only what changed.
-    pub fn change(&self, step: Step) -> Batch {
+    pub fn change(&self, delta: Delta) -> Batch {
         let mut batch = Batch::new();
-        self.append(&mut batch, step);
+        self.append(&mut batch, delta);
         batch
     }
 
-    fn append(&self, batch: &mut Batch, step: Step) {
+    fn append(&self, batch: &mut Batch, delta: Delta) {
         let table = &self.table;
-        for (set, elements) in by_set(step.delete) {
+        for (set, elements) in delta.delete {
             batch.delete_elements(table, &set.name(), elements);
         }
-        for dealer in step.chains.dealers {
-            let chain = dealer.name();
-            batch.add_chain(table, &chain);
-            for rule in self.dealer_rules(dealer) {
-                batch.add_rule(table, &chain, rule);
+        for (chain, number) in delta.chains {
+            let name = chain.name();
+            batch.add_chain(table, &name);
+            let rules = match chain {
+                Chain::Dealer(dealer) => self.dealer_rules(dealer),
+                Chain::Gate(gate) => gate_rules(&gate),
+            };
+            for rule in rules {
+                batch.add_rule(table, &name, rule);
             }
+            batch.add_elements(table, LEADS, [leads(number, Verdict::Goto(name))]);
         }
-        for gate in step.chains.gates {
-            let chain = gate.name();
-            batch.add_chain(table, &chain);
-            for rule in gate_rules(&gate) {
-                batch.add_rule(table, &chain, rule);
-            }
-        }
-        for (set, elements) in by_set(step.add) {
+        for (set, elements) in delta.add {
             batch.add_elements(table, &set.name(), elements);
         }
     }
 
     fn sets(&self, batch: &mut Batch) {
-        use Type::{Mark, Port, Protocol};
+        use Type::{Class, Port, Protocol};
         let (table, at) = (&self.table, self.address());
         let backend = SetKind::Map(&[at, Port]);
+        let number = SetKind::Map(&[Class]);
+        batch.add_set(table, &Set::new(LEADS, &[Class], SetKind::VerdictMap));
         for door in Door::ALL {
             let (front, slot, client): (&[_], &[_], &[_]) = match door.by_address() {
                 true => (
                     &[at, Protocol, Port],
-                    &[at, Protocol, Port, Mark],
+                    &[at, Protocol, Port, Class],
                     &[at, at, Protocol, Port],
                 ),
                 false => (
                     &[Protocol, Port],
-                    &[Protocol, Port, Mark],
+                    &[Protocol, Port, Class],
                     &[at, Protocol, Port],
                 ),
             };
-            let clients = SetKind::Map(&[Mark]);
             batch
-                .add_set(table, &Set::new(door.name(), front, SetKind::VerdictMap))
+                .add_set(table, &Set::new(door.name(), front, number))
                 .add_set(
                     table,
                     &Set::new(&SetName::Backs(door).name(), slot, backend),
                 )
                 .add_set(
                     table,
-                    &Set::new(&affinity(door), client, clients).dynamic(AFFINITY_LIMIT),
+                    &Set::new(&affinity(door), client, number).dynamic(AFFINITY_LIMIT),
                 );
         }
         let address = [at, Protocol, Port];
@@ -304,51 +308,53 @@ impl ServiceTable {
         vec![tcp.reject(Reject::TcpReset), Rule::new().reject(port)]
     }
 
-    /// A backend that is its own client, and what is marked.
+    /// A backend that is its own client, and what is marked. Before that, what is left of the numbers: queues and
+    /// other programs must not take them for a priority.
     fn masquerades(&self) -> Vec<Rule> {
+        let (common, ours) = (COMMON.to_ne_bytes(), CHAINS.to_ne_bytes());
+        let numbered = Rule::new().load_priority(Reg(0));
+        let numbered = numbered.bitwise(Reg(0), &common, &[0; 4]);
         let both = self.destination(self.source(Rule::new(), Reg(0)), Reg(self.registers()));
         let hairpin = both.in_set(&SetName::Hairpin.name(), Reg(0));
         vec![
+            numbered
+                .equal(Reg(0), &ours)
+                .immediate(Reg(0), &[0; 4])
+                .set_priority(Reg(0)),
             hairpin.status_dnat().masquerade(),
             masquerade_marked(self.mark),
         ]
     }
 
-    /// With affinity: a client's place is drawn once, kept in the map and renewed with each connection;
-    /// it travels to the next rule in the packet's priority. A place that is no more falls through to
-    /// the last rule.
+    /// A place is drawn and its backend looked up. With affinity: a client's place is drawn once, kept in a map and
+    /// renewed with each connection. A place that is no more falls through to the last rules.
     fn dealer_rules(&self, dealer: Dealer) -> Vec<Rule> {
-        let backs = SetName::Backs(dealer.door).name();
-        let deal = |draw: &dyn Fn(Rule, Reg) -> Rule| {
+        let draw = |rule: Rule, to: Reg| rule.random(to, dealer.places, PLACES);
+        let drawn = || draw(Rule::new(), Reg(0)).set_priority(Reg(0));
+        let led = || {
             let (rule, slot) = self.load(Rule::new(), dealer.door, 0);
             let (address, port) = (Reg(slot + 1), Reg(slot + 1 + self.registers()));
-            draw(rule, Reg(slot))
-                .look_up(&backs, Reg(0), address)
+            rule.load_priority(Reg(slot))
+                .look_up(&SetName::Backs(dealer.door).name(), Reg(0), address)
                 .destination_nat(self.family == Family::V6, address, port)
         };
-        let random = deal(&|rule, slot| rule.random(slot, dealer.places));
         let Some(seconds) = dealer.affinity else {
-            return vec![random];
+            return vec![drawn(), led()];
         };
         let client = || {
             let source = self.source(Rule::new(), Reg(0));
             self.load(source, dealer.door, self.registers())
         };
         let map = affinity(dealer.door);
-        let (renew, slot) = client();
+        let (renewed, slot) = client();
+        let slot = Reg(slot);
+        let for_ms = u64::from(seconds) * 1000;
         vec![
-            renew.random(Reg(slot), dealer.places).remember(
-                &map,
-                Reg(0),
-                Reg(slot),
-                u64::from(seconds) * 1000,
-            ),
-            client()
-                .0
-                .look_up(&map, Reg(0), Reg(slot))
-                .set_priority(Reg(slot)),
-            deal(&|rule, slot| rule.load_priority(slot)),
-            random,
+            draw(renewed, slot).remember(&map, Reg(0), slot, for_ms),
+            client().0.look_up(&map, Reg(0), slot).set_priority(slot),
+            led(),
+            drawn(),
+            led(),
         ]
     }
 
@@ -359,8 +365,15 @@ impl ServiceTable {
         rule.source_local(false)
     }
 
+    /// Goes on only if the door does not have the destination. The number is set and read again because `nft`
+    /// before 1.1 cannot list a rule in which the value of one map is the key of the other.
     fn door(&self, rule: Rule, door: Door) -> Rule {
-        self.load(rule, door, 0).0.verdict_of(door.name(), Reg(0))
+        let (rule, number) = self.load(rule, door, 0);
+        let number = Reg(number);
+        rule.look_up(door.name(), Reg(0), number)
+            .set_priority(number)
+            .load_priority(Reg(0))
+            .verdict_of(LEADS, Reg(0))
     }
 
     fn mark(&self, rule: Rule) -> Rule {
@@ -423,12 +436,12 @@ pub fn table(name: &str, family: Family) -> Table {
     Table::new(family, name)
 }
 
-fn by_set<T>(items: Vec<(SetName, T)>) -> BTreeMap<SetName, Vec<T>> {
-    let mut sets = BTreeMap::<_, Vec<T>>::new();
-    for (set, item) in items {
-        sets.entry(set).or_default().push(item);
+/// The element by which a number leads there.
+fn leads(number: u32, to: Verdict) -> Element {
+    Element {
+        key: (CHAINS + number).to_ne_bytes().to_vec(),
+        value: Value::Verdict(to),
     }
-    sets
 }
 
 fn affinity(door: Door) -> String {

@@ -18,8 +18,10 @@ use serde_json::{Value, json};
 
 use self::lab::{CLUSTERS, Lab, ask, refused, refused_udp};
 use super::{
+    elements::{Door, SetName},
     family_table::FEW_CHAINS,
     model::{Audience, Backend, Front, Outcome, Protocol},
+    step::Step,
     *,
 };
 use crate::{
@@ -283,18 +285,26 @@ fn a_change_costs_what_changed() {
     );
     let mut state = render::State::new(Family::V4);
     let key = Key::new("n", "s");
-    let mut step = render::Step::default();
-    state.update(&key, plan(&[one]), &mut step);
-    assert_eq!((step.delete.len(), step.add.len()), (0, 3)); // door, back, cluster IP
-    let mut step = render::Step::default();
-    state.update(&key, plan(&[one, two]), &mut step);
-    assert_eq!((step.delete.len(), step.add.len()), (1, 2)); // door again, one more back
-    let mut step = render::Step::default();
-    state.update(&key, plan(&[one, two]), &mut step);
-    assert!(step.is_empty());
-    state.update(&key, Plan::nothing(Family::V4), &mut step);
-    assert_eq!((step.delete.len(), step.add.len()), (4, 0));
-    assert_eq!(state.whole().add, []);
+    // How many elements go and come.
+    let mut change = |plan: Plan| {
+        let mut step = Step::default();
+        state.update(&key, plan, &mut step);
+        let is_empty = step.is_empty();
+        let delta = step.into_delta();
+        let [gone, new] = [delta.delete, delta.add].map(|sets| sets.values().flatten().count());
+        assert_eq!(is_empty, gone + new == 0);
+        (gone, new)
+    };
+    assert_eq!(change(plan(&[one])), (0, 3)); // door, back, cluster IP
+    assert_eq!(change(plan(&[one, two])), (1, 2)); // door again, one more back
+    assert_eq!(change(plan(&[one, two])), (0, 0));
+    assert_eq!(change(Plan::nothing(Family::V4)), (4, 0));
+    assert_eq!(all(&state), 0);
+}
+
+/// How many elements there are.
+fn all(state: &render::State) -> usize {
+    state.whole().add.values().flatten().count()
 }
 
 #[test]
@@ -358,9 +368,9 @@ fn the_older_service_keeps_an_address() {
     let (old, new) = (Key::new("z", "old"), Key::new("a", "new"));
     let mut state = render::State::new(Family::V4);
     // In whatever order they come, as after a restart.
-    let mut step = render::Step::default();
+    let mut step = Step::default();
     state.update(&new, made(2, spec("10.96.0.2", "Local")), &mut step);
-    let alone = state.whole().add.len();
+    let alone = all(&state);
     state.update(&old, made(1, spec("10.96.0.1", "Cluster")), &mut step);
     let messages: Vec<&str> = step.notices.iter().map(|n| n.message.as_str()).collect();
     assert_eq!(
@@ -369,19 +379,10 @@ fn the_older_service_keeps_an_address() {
     );
     // Nothing of the younger one is left at the address, not even for clients outside.
     let outside = |state: &render::State| {
-        let door = render::SetName::Door(render::Door::OutsideAddresses);
-        state
-            .whole()
-            .add
-            .iter()
-            .filter(|(set, _)| *set == door)
-            .count()
+        let door = SetName::Door(Door::OutsideAddresses);
+        state.whole().add.get(&door).map_or(0, Vec::len)
     };
     assert_eq!(outside(&state), 0);
-    state.update(
-        &old,
-        Plan::nothing(Family::V4),
-        &mut render::Step::default(),
-    );
-    assert_eq!((outside(&state), state.whole().add.len()), (1, alone));
+    state.update(&old, Plan::nothing(Family::V4), &mut Step::default());
+    assert_eq!((outside(&state), all(&state)), (1, alone));
 }

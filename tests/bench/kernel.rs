@@ -2,7 +2,8 @@
 //! calling thread is in.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
+    fs,
     os::fd::{AsRawFd, OwnedFd},
 };
 
@@ -69,6 +70,33 @@ pub fn count(table: &Table, set: &str) -> usize {
             }
         }
     }
+}
+
+/// Sockets elsewhere on this machine that listen to nf_tables: the kernel asks whether there are any, wherever.
+pub fn listeners(host: &Host) -> usize {
+    const NETFILTER: &str = "12";
+    let own = fs::read_link(format!("/proc/{}/ns/net", host.pid())).unwrap();
+    let mut seen = HashSet::from([own]);
+    let mut found = 0;
+    for process in fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(space) = fs::read_link(process.path().join("ns/net")) else {
+            continue;
+        };
+        if !seen.insert(space) {
+            continue;
+        }
+        let sockets = fs::read_to_string(process.path().join("net/netlink")).unwrap_or_default();
+        let listening = sockets.lines().filter(|line| {
+            let mut fields = line.split_whitespace().skip(1);
+            let is_netfilter = fields.next() == Some(NETFILTER);
+            let groups = fields
+                .nth(1)
+                .and_then(|text| u32::from_str_radix(text, 16).ok());
+            is_netfilter && groups.is_some_and(|groups| groups & CHANGES != 0)
+        });
+        found += listening.count();
+    }
+    found
 }
 
 /// What is changed from now on.

@@ -46,6 +46,7 @@ pub fn many() {
             (usage::memory(&cluster) - before) * 1024.0 / count as f64
         );
         one_more(&cluster, count, count);
+        again(&cluster, count, endpoints);
         restart(&cluster, count, endpoints);
         load(&cluster, count);
     }
@@ -95,17 +96,46 @@ fn one_more(cluster: &Cluster, count: usize, first: usize) {
     });
 }
 
+/// From the moment in which the table is deleted, until the daemon has made it anew with all elements.
+fn again(cluster: &Cluster, count: usize, endpoints: usize) {
+    let (mut figures, mut spent) = (Vec::new(), Vec::new());
+    let table = kernel::table(&cluster.host, TABLE).unwrap();
+    let daemon = cluster.daemon();
+    for _ in 0..LOADS {
+        let before = usage::processor(daemon);
+        delete(cluster, &table);
+        let begun = Instant::now();
+        await_all(cluster, &table, count, endpoints);
+        figures.push(begun.elapsed());
+        // Nor does what follows, if anything does, take long.
+        std::thread::sleep(SETTLED);
+        spent.push(usage::processor(daemon) - before);
+    }
+    let name = |what: &str| format!("services/{count}: all anew, {what}");
+    super::print(&name("to all elements"), figures, "goal 1000");
+    super::print(&name("daemon's processor"), spent, "beside it");
+    let others = kernel::listeners(&cluster.host);
+    println!(
+        "{:<44} {others:>12} that listen to nf_tables elsewhere, which makes it slower",
+        name("sockets")
+    );
+}
+
+fn delete(cluster: &Cluster, table: &kernel::Table) {
+    let (family, name) = (&table.family_name, &table.name);
+    cluster
+        .host
+        .sh(&format!("nft delete table {family} {name}"));
+}
+
 /// From the exec of `vetch up` until a table that is not there has all elements.
 fn restart(cluster: &Cluster, count: usize, endpoints: usize) {
     let mut figures = Vec::new();
     let (mut ready, mut spent) = (Vec::new(), Vec::new());
     let table = kernel::table(&cluster.host, TABLE).unwrap();
-    let (family, name) = (&table.family_name, &table.name);
     for _ in 0..RESTARTS {
         assert!(cluster.vetch(&["down"]).status.success());
-        cluster
-            .host
-            .sh(&format!("nft delete table {family} {name}"));
+        delete(cluster, &table);
         let begun = Instant::now();
         let complete = std::thread::scope(|scope| {
             let waiting = scope.spawn(|| {
@@ -131,16 +161,15 @@ fn restart(cluster: &Cluster, count: usize, endpoints: usize) {
     );
 }
 
-/// The same elements by the program `nft`, in a network of their own. Without the rules that deal, few as they are:
-/// it cannot read them as it lists them.
+/// The same table by the program `nft`, in a network of its own.
 fn load(cluster: &Cluster, count: usize) {
     let table = kernel::table(&cluster.host, TABLE).unwrap();
     let (family, name) = (&table.family_name, &table.name);
     let file = cluster.root.path().join("rules.nft");
     let file = file.display();
-    cluster.host.sh(&format!(
-        "nft list table {family} {name} | grep -v 'map @' > {file}"
-    ));
+    cluster
+        .host
+        .sh(&format!("nft list table {family} {name} > {file}"));
     let mut figures = Vec::new();
     for _ in 0..LOADS {
         let begun = Instant::now();
@@ -148,7 +177,7 @@ fn load(cluster: &Cluster, count: usize) {
         figures.push(begun.elapsed());
     }
     super::print(
-        &format!("services/{count}: the elements by nft -f"),
+        &format!("services/{count}: the same by nft -f"),
         figures,
         "beside it",
     );

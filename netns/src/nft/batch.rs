@@ -1,22 +1,13 @@
-//! Transactions: messages between a begin and an end, sent as one datagram.
-
-use nix::sys::socket::SockProtocol;
+//! What a transaction changes, message by message.
 
 use super::{
+    SUBSYSTEM,
     rule::Rule,
     types::{BaseChain, Set, SetKind, Table, Type, Verdict},
 };
-use crate::{
-    Error,
-    socket::Netlink,
-    wire::{self, Attrs, Message},
-};
+use crate::wire::{Attrs, Message};
 
-const SUBSYSTEM: u16 = 10;
-const BEGIN: u16 = 0x10;
-const END: u16 = 0x11;
 const NEW_TABLE: u16 = 0;
-const GET_TABLE: u16 = 1;
 const DELETE_TABLE: u16 = 2;
 const NEW_CHAIN: u16 = 3;
 const DELETE_CHAIN: u16 = 5;
@@ -33,7 +24,6 @@ const SET_MAP: u32 = 8;
 const SET_TIMEOUT: u32 = 0x10;
 const SET_EVAL: u32 = 0x20;
 const ELEMENT_INTERVAL_END: u32 = 1;
-const TABLE_HANDLE: u16 = 4;
 const VERDICT_TYPE: u32 = 0xffff_ff00;
 
 /// What a map's element points to.
@@ -56,8 +46,9 @@ pub struct Element {
 /// One transaction under construction.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
-    messages: Vec<Message>,
+    pub(super) messages: Vec<Message>,
     sets: u32,
+    elements: usize,
 }
 
 impl Batch {
@@ -67,6 +58,11 @@ impl Batch {
 
     pub fn is_empty(&self) -> bool {
         self.messages.is_empty()
+    }
+
+    /// How many elements are added or deleted by name.
+    pub(super) fn elements(&self) -> usize {
+        self.elements
     }
 
     /// Idempotent.
@@ -186,7 +182,7 @@ impl Batch {
         set: &str,
         elements: impl IntoIterator<Item = Element>,
     ) -> &mut Self {
-        self.elements(NEW_ELEMENT, CREATE, "add", table, set, elements)
+        self.change_elements(NEW_ELEMENT, CREATE, "add", table, set, elements)
     }
 
     /// Only the keys count. An element that is not there fails the batch.
@@ -200,10 +196,10 @@ impl Batch {
             value: Value::None,
             ..element
         });
-        self.elements(DELETE_ELEMENT, 0, "delete", table, set, elements)
+        self.change_elements(DELETE_ELEMENT, 0, "delete", table, set, elements)
     }
 
-    fn elements(
+    fn change_elements(
         &mut self,
         kind: u16,
         flags: i32,
@@ -222,6 +218,7 @@ impl Batch {
                 count += 1;
                 encode(&mut list, &element);
             }
+            self.elements += count;
             let what = format!("{verb} {count} elements of the set {set} of {table}");
             self.message(kind, flags, table, what, |body| {
                 body.str(1, &table.name)
@@ -268,71 +265,4 @@ fn encode(list: &mut Attrs, element: &Element) {
             }
         }
     });
-}
-
-/// A netfilter socket in the namespace of the thread that opened it.
-#[derive(Debug)]
-pub struct Socket(Netlink);
-
-/// The kernel lets go of a netfilter socket only when nobody can see any more what it replaced, which takes
-/// some ten milliseconds.
-impl Drop for Socket {
-    fn drop(&mut self) {
-        self.0.close_elsewhere();
-    }
-}
-
-impl Socket {
-    pub fn open() -> Result<Self, Error> {
-        Netlink::open(SockProtocol::NetlinkNetFilter).map(Self)
-    }
-
-    /// The netlink port of this socket: the kernel names it in what it tells others of a change, see
-    /// [`crate::monitor`].
-    pub fn port(&self) -> Result<u32, Error> {
-        self.0.port()
-    }
-
-    /// A number that no other table has or will have; `None` if there is no such table.
-    pub fn table_handle(&mut self, table: &Table) -> Result<Option<u64>, Error> {
-        let what = format!("look up the table {table}");
-        let fixed = [table.family.number(), 0, 0, 0];
-        let mut message = Message::new(SUBSYSTEM << 8 | GET_TABLE, 0, &fixed, what.clone());
-        message.body.str(1, &table.name);
-        let mut handle = None;
-        let found = self.0.query(&message, |body| {
-            let attrs = body.get(4..).unwrap_or_default();
-            handle = wire::attribute(attrs, TABLE_HANDLE)
-                .and_then(|bytes| Some(u64::from_be_bytes(bytes.try_into().ok()?)));
-        });
-        match found {
-            Ok(()) => handle.map(Some).ok_or(Error::Malformed { what }),
-            Err(error) if error.is_absent() => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Carries the transaction out: all of it or nothing.
-    pub fn commit(&mut self, mut batch: Batch) -> Result<(), Error> {
-        let Some(last) = batch.messages.last_mut() else {
-            return Ok(());
-        };
-        last.flags |= libc::NLM_F_ACK as u16;
-        let [high, low] = SUBSYSTEM.to_be_bytes();
-        let edge = |kind| Message::new(kind, 0, &[0, 0, high, low], "commit the transaction");
-        let (begin, end) = (edge(BEGIN), edge(END));
-
-        let first = self.0.next_sequence(batch.messages.len() + 2);
-        let mut bytes = Vec::new();
-        let mut what = vec![begin.what.as_str()];
-        begin.append_to(&mut bytes, first);
-        for (message, sequence) in batch.messages.iter().zip(first.wrapping_add(1)..) {
-            message.append_to(&mut bytes, sequence);
-            what.push(&message.what);
-        }
-        let end_sequence = first.wrapping_add(batch.messages.len() as u32 + 1);
-        end.append_to(&mut bytes, end_sequence);
-        // The last message before the end is the one that answers.
-        self.0.send_numbered(&bytes, first, &what)
-    }
 }

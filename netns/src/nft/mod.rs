@@ -5,8 +5,13 @@
 
 mod batch;
 mod rule;
+mod socket;
 mod types;
 
-pub use batch::{Batch, Element, Socket, Value};
+pub use batch::{Batch, Element, Value};
 pub use rule::{Reg, Reject, Rule, Tracked};
+pub use socket::Socket;
 pub use types::{BaseChain, ChainKind, Family, Hook, Policy, Set, SetKind, Table, Type, Verdict};
+
+/// The number of nf_tables among what netfilter sockets are for.
+const SUBSYSTEM: u16 = 10;

@@ -140,7 +140,8 @@ impl Rule {
         self.meta(6, to)
     }
 
-    /// The packet's queueing priority, which routing sets anew: room for a number between rules.
+    /// The packet's queueing priority: room for a number between rules. IPv4 sets it anew where it forwards, and
+    /// nobody else does.
     pub fn load_priority(self, to: Reg) -> Self {
         self.meta(2, to)
     }
@@ -353,10 +354,13 @@ impl Rule {
         })
     }
 
-    /// A random number below `modulus`.
-    pub fn random(self, to: Reg, modulus: u32) -> Self {
+    /// One of so many numbers from `first` on, by chance.
+    pub fn random(self, to: Reg, count: u32, first: u32) -> Self {
         self.expression("numgen", |e| {
-            e.be32(1, to.number()).be32(2, modulus).be32(3, 1);
+            e.be32(1, to.number()).be32(2, count).be32(3, 1);
+            if first > 0 {
+                e.be32(4, first);
+            }
         })
     }
 

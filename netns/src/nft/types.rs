@@ -138,6 +138,8 @@ pub enum Type {
     Link,
     /// A number of 32 bits in host byte order.
     Mark,
+    /// The same, which `nft` shows as two of 16 bits: a packet's priority is of this kind.
+    Class,
 }
 
 impl Type {
@@ -148,13 +150,14 @@ impl Type {
             Self::Protocol => 12,
             Self::Port => 13,
             Self::Mark => 19,
+            Self::Class => 23,
             Self::Link => 41,
         }
     }
 
     fn length(self) -> u32 {
         match self {
-            Self::Ipv4 | Self::Mark => 4,
+            Self::Ipv4 | Self::Mark | Self::Class => 4,
             Self::Ipv6 | Self::Link => 16,
             Self::Protocol => 1,
             Self::FrameHead => 15,
