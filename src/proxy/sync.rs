@@ -43,15 +43,12 @@ impl Writer {
     /// Knows these plans; nothing is written yet.
     pub fn open(config: &Config, plans: Vec<(Key, Plan)>) -> Result<(Self, Vec<Notice>), Error> {
         let pods = config.cluster_cidrs.iter();
-        let routes = config.service_routes.iter();
         let mut writer = Self {
             socket: nft::Socket::open().map_err(Error::Start)?,
             tables: pods.map(|pods| FamilyTable::new(config, *pods)).collect(),
-            device: routes.clone().map(|(_, device)| device.clone()).next(),
+            device: config.service_link.clone(),
             link: None,
-            routes: routes
-                .flat_map(|(ranges, _)| ranges.iter().copied().map(Routes::new))
-                .collect(),
+            routes: config.services.iter().copied().map(Routes::new).collect(),
         };
         let notices = writer.take(plans);
         writer.tables.iter_mut().for_each(FamilyTable::begin);
@@ -212,7 +209,7 @@ pub fn remove(config: &Config) -> Result<(), Error> {
         socket.commit(batch)
     });
     removed.map_err(Error::Commit)?;
-    let Some((ranges, device)) = &config.service_routes else {
+    let (ranges, Some(device)) = (&config.services, &config.service_link) else {
         return Ok(());
     };
     let removed = Socket::open().and_then(|mut socket| {
