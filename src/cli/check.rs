@@ -57,7 +57,7 @@ impl Check {
     pub fn run(self, out: &mut dyn Write) -> Result<ExitCode, Error> {
         let mut findings = findings(&Host::read());
         if let Some(folders) = self.cni.folders(None)? {
-            with_plugins(&mut findings, network(&folders)?);
+            with_plugins(&mut findings, lack(&folders)?);
         }
         for finding in &findings {
             let mark = match (finding.good, finding.needed) {
@@ -81,21 +81,18 @@ impl Check {
     }
 }
 
-/// What the plugins say: the network that they would make, or why none.
-fn network(folders: &Folders) -> Result<Result<String, String>, Error> {
-    block_on(async {
-        let found = cni::look(folders).await;
-        Ok(found.map_err(|error| causes(&error)))
-    })
+/// Why the plugins would make no network, if they would not.
+fn lack(folders: &Folders) -> Result<Option<String>, Error> {
+    block_on(async { Ok(cni::look(folders).await.err().map(|error| causes(&error))) })
 }
 
 /// What a host must have whose pods' network is made by plugins. Pure.
-fn with_plugins(findings: &mut Vec<Finding>, network: Result<String, String>) {
+fn with_plugins(findings: &mut Vec<Finding>, lack: Option<String>) {
     for finding in findings.iter_mut() {
         if finding.name == BRIDGE_TABLES {
             finding.needed = Need::Wish;
         }
-        if finding.name == BRIDGE_NETFILTER && !finding.good {
+        if finding.name == BRIDGE_NETFILTER {
             finding.remedy = "modprobe br_netfilter; without it pods on a bridge of CNI plugins do not reach each \
                               other through services"
                 .into();
@@ -103,9 +100,9 @@ fn with_plugins(findings: &mut Vec<Finding>, network: Result<String, String>) {
     }
     findings.push(Finding {
         name: "a network of CNI plugins",
-        good: network.is_ok(),
+        good: lack.is_none(),
         needed: Need::OnUse,
-        remedy: network.err().unwrap_or_default().into(),
+        remedy: lack.unwrap_or_default().into(),
     });
 }
 
@@ -296,17 +293,17 @@ mod tests {
 
     #[test]
     fn who_brings_plugins_needs_a_network_and_no_tables_for_bridges() {
-        let with = |network| {
+        let with = |lack| {
             let mut findings = findings(&Host::default());
-            with_plugins(&mut findings, network);
+            with_plugins(&mut findings, lack);
             findings
         };
-        let findings = with(Err("no file".to_owned()));
+        let findings = with(Some("no file".to_owned()));
         let tables = findings.iter().find(|one| one.name == BRIDGE_TABLES);
         assert_eq!(tables.unwrap().needed, Need::Wish);
         let network = findings.last().unwrap();
         assert!(!network.good && network.remedy == "no file");
-        assert!(with(Ok("net".to_owned())).last().unwrap().good);
+        assert!(with(None).last().unwrap().good);
     }
 
     #[test]

@@ -33,7 +33,7 @@ mod table;
 pub mod volumes;
 mod worker;
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::Pod;
 use tokio::{
@@ -421,7 +421,7 @@ pub async fn remove_pods(
         released.map_err(|error| failed("remove volumes", causes(&error)))?;
     }
     logs::remove_orphans(&config.log_dir, set_aside.clone()).await;
-    let detached = network.adopt(&set_aside, BTreeMap::new()).await;
+    let detached = network.detach_all_but(&set_aside).await;
     detached.map_err(|error| failed("give back addresses", causes(&error)))
 }
 

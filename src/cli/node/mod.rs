@@ -115,8 +115,9 @@ impl Node {
             }
         }
         let before = Recorded::load(&config.paths)?;
-        let network = network::open(&config, &names, &runtime, before.as_ref()).await?;
+        network::leave_other(&config, &names, &runtime, before.as_ref()).await?;
         Recorded::save(&config)?;
+        let network = network::open(&config, &names).await?;
         let dns_addresses = dns_addresses(&config)?;
         let cluster_dns = cluster_dns(&config.services)?;
         let parts = parts.group();

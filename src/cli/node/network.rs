@@ -21,18 +21,22 @@ use crate::{
     runtime::Runtime,
 };
 
-/// Takes the network over, or makes it. What is left of the other one, which the node had `before`, goes.
-pub(super) async fn open(
+/// Takes away what is left of the other network, if the node had that `before`.
+pub(super) async fn leave_other(
     config: &Config,
     names: &Names,
     runtime: &Runtime,
     before: Option<&Recorded>,
-) -> Result<PodNetwork, Error> {
+) -> Result<(), Error> {
     match (before.map(|before| &before.cni), &config.cni) {
-        (Some(None), Some(_)) => leave_bridge(config, names, runtime).await?,
-        (Some(Some(folders)), None) => leave_cni(config, folders, runtime).await?,
-        _ => {}
+        (Some(None), Some(_)) => leave_bridge(config, names, runtime).await,
+        (Some(Some(folders)), None) => leave_cni(config, folders, runtime).await,
+        _ => Ok(()),
     }
+}
+
+/// Takes the network over, or makes it.
+pub(super) async fn open(config: &Config, names: &Names) -> Result<PodNetwork, Error> {
     Ok(match &config.cni {
         None => PodNetwork::Bridge(BridgeNetwork::open(bridge_config(config, names)).await?),
         Some(folders) => {
@@ -93,7 +97,7 @@ async fn leave_cni(config: &Config, folders: &Folders, runtime: &Runtime) -> Res
         let (from, to) = ("a network of CNI plugins", "the node's own network");
         return Err(refusal(config, running.len(), from, to).into());
     }
-    Ok(cni.adopt(&[]).await?)
+    Ok(cni.detach_all_but(&[]).await?)
 }
 
 /// Those of the pods that run, or may.

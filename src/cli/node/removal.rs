@@ -83,7 +83,7 @@ pub async fn remove(paths: &Paths) -> Result<(), Error> {
     }
     network.remove().await?;
     if let Some(cni) = network::forgotten_cni(&config).await? {
-        cni.adopt(&[]).await?;
+        cni.detach_all_but(&[]).await?;
     }
     group.remove()?;
     Ok(())

@@ -141,7 +141,7 @@ impl PodNetwork {
     }
 
     /// Takes over from an earlier daemon: the pods in `live` go on, with the ports that they ask for. What others
-    /// have is taken back.
+    /// have is taken back, now or by [`PodNetwork::keep`].
     pub async fn adopt(
         &self,
         live: &[String],
@@ -149,7 +149,18 @@ impl PodNetwork {
     ) -> Result<(), Error> {
         match self {
             Self::Bridge(bridge) => Ok(bridge.adopt(live, forwards).await?),
-            Self::Cni(cni) => Ok(cni.adopt(live).await?),
+            Self::Cni(cni) => {
+                cni.adopt(live);
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes all pods but these off the network. Only when nobody keeps it.
+    pub async fn detach_all_but(&self, kept: &[String]) -> Result<(), Error> {
+        match self {
+            Self::Bridge(bridge) => Ok(bridge.adopt(kept, BTreeMap::new()).await?),
+            Self::Cni(cni) => Ok(cni.detach_all_but(kept).await?),
         }
     }
 
@@ -188,7 +199,7 @@ impl PodNetwork {
     pub async fn remove(&self) -> Result<(), Error> {
         match self {
             Self::Bridge(bridge) => Ok(bridge.remove().await?),
-            Self::Cni(cni) => Ok(cni.adopt(&[]).await?),
+            Self::Cni(cni) => Ok(cni.detach_all_but(&[]).await?),
         }
     }
 }

@@ -51,6 +51,7 @@ use crate::{
     causes::causes,
     hex::hex,
     kubelet::folder_watch::FolderWatch,
+    logging,
     supervision::{
         pulse,
         steps::{Step, reached},
@@ -254,40 +255,45 @@ impl CniNetwork {
         }
     }
 
-    /// Takes over from an earlier daemon: the pods in `live` go on, all others are taken off their networks.
-    /// What fails is tried again by [`CniNetwork::keep`].
-    pub async fn adopt(&self, live: &[String]) -> Result<(), Error> {
+    /// Takes over from an earlier daemon: the pods in `live` go on, all others are taken off their networks by
+    /// [`CniNetwork::keep`], since that may take its time.
+    pub fn adopt(&self, live: &[String]) {
         let mut gone = self.owners();
         gone.retain(|uid| !live.contains(uid));
-        let detached = gone.iter().map(async |uid| {
-            let mut detached = self.detach(uid).await;
-            if self.shared.persistence == Persistence::LetGo {
-                let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY);
-                for _ in 1..LAST_TRIES {
-                    if detached.is_err() {
-                        tokio::time::sleep(retry.next_wait()).await;
-                        detached = self.detach(uid).await;
-                    }
-                }
-                if let Err(error) = &detached {
-                    let error = causes(error);
-                    tracing::warn!(
-                        pod = uid,
-                        error,
-                        "it is forgotten; what plugins hold for it stays"
-                    );
-                    detached = self.let_go(uid).await;
-                }
-            }
-            if detached.is_err() {
-                lock(&self.shared.orphans).insert(uid.clone());
-                self.shared.again.notify_one();
-            }
-            detached
+        lock(&self.shared.orphans).extend(gone);
+        self.shared.adopted.send_replace(true);
+        self.shared.again.notify_one();
+    }
+
+    /// Takes all pods but these off their networks.
+    pub async fn detach_all_but(&self, kept: &[String]) -> Result<(), Error> {
+        let mut gone = self.owners();
+        gone.retain(|uid| !kept.contains(uid));
+        let detached = gone.iter().map(async |uid| match self.shared.persistence {
+            Persistence::Keep => self.detach(uid).await,
+            Persistence::LetGo => self.detach_or_let_go(uid).await,
         });
         let all = futures::future::join_all(detached).await;
-        self.shared.adopted.send_replace(true);
         all.into_iter().fold(Ok(()), Result::and)
+    }
+
+    async fn detach_or_let_go(&self, uid: &str) -> Result<(), Error> {
+        let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY);
+        let mut tries = 1;
+        loop {
+            match self.detach(uid).await {
+                Ok(()) => return Ok(()),
+                Err(_) if tries < LAST_TRIES => tokio::time::sleep(retry.next_wait()).await,
+                Err(error) => {
+                    let error = causes(&error);
+                    logging::note(format_args!(
+                        "vetch: the network of pod {uid} is forgotten; what its plugins hold stays: {error}"
+                    ));
+                    return self.let_go(uid).await;
+                }
+            }
+            tries += 1;
+        }
     }
 
     /// Forgets the pod, after every plugin was asked once more to take it back.
@@ -355,17 +361,19 @@ impl CniNetwork {
         let mut retry = Backoff::new(FIRST_RETRY, LAST_RETRY);
         loop {
             let orphans = lock(&self.shared.orphans).clone();
-            if orphans.is_empty() {
+            let detached = orphans
+                .iter()
+                .map(async |uid| match self.detach(uid).await {
+                    Ok(()) => drop(lock(&self.shared.orphans).remove(uid)),
+                    Err(error) => tell(&error),
+                });
+            futures::future::join_all(detached).await;
+            let is_done = lock(&self.shared.orphans).is_empty();
+            if is_done {
                 retry.reset();
                 self.shared.again.notified().await;
-                continue;
-            }
-            tokio::time::sleep(retry.next_wait()).await;
-            for uid in orphans {
-                match self.detach(&uid).await {
-                    Ok(()) => drop(lock(&self.shared.orphans).remove(&uid)),
-                    Err(error) => tell(&error),
-                }
+            } else {
+                tokio::time::sleep(retry.next_wait()).await;
             }
         }
     }
@@ -399,16 +407,9 @@ impl CniNetwork {
     }
 }
 
-/// The network that these folders describe, in words, after its plugins were asked for their versions.
-pub async fn look(folders: &Folders) -> Result<String, loading::Error> {
-    let Network {
-        name,
-        version,
-        plugins,
-        ..
-    } = loading::load(folders).await?;
-    let plugins: Vec<&str> = plugins.iter().map(|plugin| plugin.kind.as_str()).collect();
-    Ok(format!("{name} by {} in CNI {version}", plugins.join(", ")))
+/// Whether pods would get a network by these folders, after the plugins were asked for their versions.
+pub async fn look(folders: &Folders) -> Result<(), loading::Error> {
+    loading::load(folders).await.map(drop)
 }
 
 /// What a pod has got, and what of its request no plugin was told.

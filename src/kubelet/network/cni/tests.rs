@@ -3,6 +3,7 @@
 use std::{
     fs,
     os::{fd::AsFd, unix::fs::PermissionsExt},
+    process::Command,
     time::Instant,
 };
 
@@ -298,12 +299,20 @@ async fn what_was_cut_off_is_taken_back() {
         }
     })
     .await;
+    let id = lock(&network.shared.known)["one"].pod.container_id.clone();
     drop(network);
     fs::remove_file(node.at("hang-ADD-second")).unwrap();
     node.told();
+    // As if the daemon had been killed, and its plugin went on.
+    let mut plugin = Command::new("sleep")
+        .arg("1000")
+        .env("CNI_CONTAINERID", id)
+        .spawn()
+        .unwrap();
     // Nobody has gone on with it: the pod is still there, and begins anew.
     let network = node.open().await;
     assert_eq!(network.addresses("one"), None);
+    assert!(!plugin.wait().unwrap().success());
     kept(&network, async {
         attach(&network, "one", &netns, &[]).await.unwrap();
         let told = node.told();
@@ -322,7 +331,7 @@ async fn what_was_cut_off_is_taken_back() {
     })
     .await;
     let network = node.open().await;
-    network.adopt(&[]).await.unwrap();
+    network.detach_all_but(&[]).await.unwrap();
     assert_eq!(
         node.told(),
         [
@@ -344,10 +353,18 @@ async fn who_is_gone_is_taken_back_at_last() {
         attach(&network, "goes", &spaces[1], &[]).await.unwrap();
         let next = node.open().await;
         node.write("fail-DEL-second", "");
-        let failed = next.adopt(&["stays".to_owned()]).await.unwrap_err();
-        assert!(causes(&failed).contains("no more addresses"), "{failed}");
+        let failed = next.detach_all_but(&["stays".to_owned()]).await;
+        let failed = causes(&failed.unwrap_err());
+        assert!(failed.contains("no more addresses"), "{failed}");
         assert_eq!(next.addresses("goes"), None);
+        node.told();
+        next.adopt(&["stays".to_owned()]);
         kept(&next, async {
+            until("it is tried", || {
+                fs::read_to_string(node.at("log")).is_ok_and(|log| log.contains("DEL second"))
+            })
+            .await;
+            assert_eq!(next.owners(), ["goes", "stays"]);
             fs::remove_file(node.at("fail-DEL-second")).unwrap();
             until("it is taken back", || next.owners() == ["stays"]).await;
         })
@@ -356,7 +373,7 @@ async fn who_is_gone_is_taken_back_at_last() {
         // All of it goes, and what a plugin does not take back is forgotten.
         node.write("fail-DEL-first", "");
         let last = CniNetwork::open_to_remove(node.config()).await.unwrap();
-        last.adopt(&[]).await.unwrap();
+        last.detach_all_but(&[]).await.unwrap();
         assert!(node.is_empty());
     })
     .await;
@@ -371,7 +388,7 @@ async fn plugins_of_today_are_told_who_is_there() {
         kept(&network, async {
             attach(&network, "one", &netns, &[]).await.unwrap();
             node.told();
-            network.adopt(&["one".to_owned()]).await.unwrap();
+            network.adopt(&["one".to_owned()]);
             if gc {
                 until("both have cleaned up", || {
                     fs::read_to_string(node.at("log"))
