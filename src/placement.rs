@@ -21,6 +21,11 @@ use k8s_openapi::api::core::v1::{
 /// The annotation of a Node whose pods have addresses already: the range that it should get again.
 pub const WANTED_RANGE: &str = "vetch.io/pod-cidr";
 
+/// The annotation of a Node whose DNS does not listen in its range of pods, since others make that network: it has
+/// the value [`DNS_AT_NODE`], and the DNS listens on the Node's addresses.
+pub const DNS_AT: &str = "vetch.io/cluster-dns";
+pub const DNS_AT_NODE: &str = "node-address";
+
 /// True if a node of these labels and this name has all that the pod requires of nodes.
 pub fn wants_node(spec: &PodSpec, labels: &BTreeMap<String, String>, name: &str) -> bool {
     let selected = spec

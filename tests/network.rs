@@ -25,7 +25,7 @@ use vetch::{
     addresses::family::PerFamily,
     apiserver, dns,
     informer::Informers,
-    kubelet::network::{Config, PodNetwork},
+    kubelet::network::bridge::{BridgeNetwork, Config},
     pki::Pki,
     proxy,
     served::Served,
@@ -85,7 +85,7 @@ async fn scenario() -> TestResult {
     if sysctl::read("net/bridge/bridge-nf-call-iptables")?.is_some() {
         sysctl::write("net/bridge/bridge-nf-call-iptables", "1")?;
     }
-    let network = PodNetwork::open(Config {
+    let network = BridgeNetwork::open(Config {
         state_dir: folder.path().join("network"),
         pod_cidrs: "10.244.0.0/24".parse()?,
         bridge: "vetch0".into(),
@@ -114,7 +114,8 @@ async fn scenario() -> TestResult {
         table: "vetch-proxy".into(),
         node: "a".into(),
         cluster_cidrs: "10.244.0.0/16".parse()?,
-        service_routes: Some(("10.96.0.0/12".parse()?, "vetch0".into())),
+        services: "10.96.0.0/12".parse()?,
+        service_link: Some("vetch0".into()),
         mark: proxy::DEFAULT_MARK,
         addresses: Vec::new(),
         own_ports: vetch::own_ports::OwnPorts::default(),

@@ -1,19 +1,26 @@
 //! `vetch check`: what this host has and lacks, and how to mend it.
 
-use std::{io::Write, path::Path, process::ExitCode};
+use std::{borrow::Cow, io::Write, path::Path, process::ExitCode};
 
-use super::Error;
+use super::{Error, block_on, cni::CniArgs};
+use crate::{
+    causes::causes,
+    kubelet::network::cni::{self, Folders},
+};
 
 /// Say what this host has and lacks to run pods, with the remedy for each lack
 #[derive(clap::Args)]
-pub struct Check {}
+pub struct Check {
+    #[command(flatten)]
+    cni: CniArgs,
+}
 
 /// One thing a host has or lacks.
 struct Finding {
     name: &'static str,
     good: bool,
     needed: Need,
-    remedy: &'static str,
+    remedy: Cow<'static, str>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +55,10 @@ fn obstacles_of(findings: &[Finding]) -> Option<String> {
 impl Check {
     /// 1 when something needed is missing.
     pub fn run(self, out: &mut dyn Write) -> Result<ExitCode, Error> {
-        let findings = findings(&Host::read());
+        let mut findings = findings(&Host::read());
+        if let Some(folders) = self.cni.folders(None)? {
+            with_plugins(&mut findings, lack(&folders)?);
+        }
         for finding in &findings {
             let mark = match (finding.good, finding.needed) {
                 (true, _) => "ok     ",
@@ -71,6 +81,31 @@ impl Check {
     }
 }
 
+/// Why the plugins would make no network, if they would not.
+fn lack(folders: &Folders) -> Result<Option<String>, Error> {
+    block_on(async { Ok(cni::look(folders).await.err().map(|error| causes(&error))) })
+}
+
+/// What a host must have whose pods' network is made by plugins. Pure.
+fn with_plugins(findings: &mut Vec<Finding>, lack: Option<String>) {
+    for finding in findings.iter_mut() {
+        if finding.name == BRIDGE_TABLES {
+            finding.needed = Need::Wish;
+        }
+        if finding.name == BRIDGE_NETFILTER {
+            finding.remedy = "modprobe br_netfilter; without it pods on a bridge of CNI plugins do not reach each \
+                              other through services"
+                .into();
+        }
+    }
+    findings.push(Finding {
+        name: "a network of CNI plugins",
+        good: lack.is_none(),
+        needed: Need::OnUse,
+        remedy: lack.unwrap_or_default().into(),
+    });
+}
+
 /// What `/proc` and `/sys` say.
 #[derive(Default)]
 struct Host {
@@ -87,6 +122,9 @@ struct Host {
     v1_swap: bool,
     v2_swap: bool,
 }
+
+const BRIDGE_TABLES: &str = "nf_tables for bridges";
+const BRIDGE_NETFILTER: &str = "bridge netfilter";
 
 /// Needed; [`findings`] and the README name it too.
 const KERNEL: (u32, u32) = (5, 12);
@@ -167,11 +205,11 @@ impl Host {
 
 /// Pure.
 fn findings(host: &Host) -> Vec<Finding> {
-    let finding = |name, good, needed, remedy| Finding {
+    let finding = |name, good, needed, remedy: &'static str| Finding {
         name,
         good,
         needed,
-        remedy,
+        remedy: remedy.into(),
     };
     vec![
         finding("root", host.root, Need::AtStart, "run vetch with sudo"),
@@ -218,7 +256,7 @@ fn findings(host: &Host) -> Vec<Finding> {
             "mount the pids controller, or boot with systemd.unified_cgroup_hierarchy=1",
         ),
         finding(
-            "nf_tables for bridges",
+            BRIDGE_TABLES,
             host.bridge_tables,
             Need::OnUse,
             "use a kernel with CONFIG_NF_TABLES and CONFIG_NF_TABLES_BRIDGE (Debian, Ubuntu and Fedora have \
@@ -231,7 +269,7 @@ fn findings(host: &Host) -> Vec<Finding> {
             "add swapaccount=1 to the kernel's command line; without it swap limits cannot be kept",
         ),
         finding(
-            "bridge netfilter",
+            BRIDGE_NETFILTER,
             host.bridge_netfilter,
             Need::Wish,
             "modprobe br_netfilter; without it pods on one bridge are reached through services by routing only",
@@ -251,6 +289,21 @@ mod tests {
                 .iter()
                 .all(|finding| !finding.good && !finding.remedy.is_empty())
         );
+    }
+
+    #[test]
+    fn who_brings_plugins_needs_a_network_and_no_tables_for_bridges() {
+        let with = |lack| {
+            let mut findings = findings(&Host::default());
+            with_plugins(&mut findings, lack);
+            findings
+        };
+        let findings = with(Some("no file".to_owned()));
+        let tables = findings.iter().find(|one| one.name == BRIDGE_TABLES);
+        assert_eq!(tables.unwrap().needed, Need::Wish);
+        let network = findings.last().unwrap();
+        assert!(!network.good && network.remedy == "no file");
+        assert!(with(None).last().unwrap().good);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The Service and the endpoints by which pods find the DNS of their node, or of another one.
 //!
-//! Every node answers at the first address of its pods' range. Each has a slice of its own, so that none of
+//! Every node answers at the first address of its pods' range, or at its own where others make its pods' network. Each has a slice of its own, so that none of
 //! them must be allowed to write it: this is done where the API server is.
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
@@ -23,6 +23,7 @@ use crate::{
     backoff::Backoff,
     dns,
     informer::{Change, Changes, Informers, Key},
+    placement::{DNS_AT, DNS_AT_NODE},
 };
 
 /// The objects by which pods find DNS.
@@ -117,7 +118,11 @@ fn wanted(nodes: &[Arc<Node>], own: &(String, PerFamily<IpAddr>)) -> Wanted {
         let spec = node.spec.as_ref()?;
         let ranges = spec.pod_cidrs.as_deref().unwrap_or_default().iter();
         let ranges = ranges.filter_map(|range| range.parse::<IpNet>().ok());
-        let addresses = ranges.filter_map(|range| gateway(&range)).collect();
+        let at = node.annotations().get(DNS_AT).map(String::as_str);
+        let addresses = match at {
+            Some(DNS_AT_NODE) => own_addresses(node),
+            _ => ranges.filter_map(|range| gateway(&range)).collect(),
+        };
         let status = node.status.as_ref();
         let conditions = status.and_then(|status| status.conditions.as_deref());
         let ready = |condition: &&k8s_openapi::api::core::v1::NodeCondition| {
@@ -137,6 +142,16 @@ fn wanted(nodes: &[Arc<Node>], own: &(String, PerFamily<IpAddr>)) -> Wanted {
         addresses.into_iter().map(slice)
     };
     others.chain([own]).flat_map(slices).collect()
+}
+
+/// By which others reach the node.
+fn own_addresses(node: &Node) -> Vec<IpAddr> {
+    let status = node.status.as_ref();
+    let all = status.and_then(|status| status.addresses.as_deref());
+    let own = all.unwrap_or_default().iter();
+    own.filter(|one| one.type_ == "InternalIP")
+        .filter_map(|one| one.address.parse().ok())
+        .collect()
 }
 
 /// Resolves when one of the objects has been deleted, or may have been.
@@ -221,6 +236,18 @@ mod tests {
             node("b", "10.42.1.0/24,fd42:0:0:1::/64", "True"),
             node("c", "10.42.2.0/24", "False"),
             node("d", "", "True"),
+            Arc::new(
+                serde_json::from_value(json!({
+                    "metadata": {"name": "e", "annotations": {"vetch.io/cluster-dns": "node-address"}},
+                    "spec": {"podCIDRs": ["10.42.4.0/24"]},
+                    "status": {
+                        "conditions": [{"type": "Ready", "status": "True"}],
+                        "addresses": [{"type": "InternalIP", "address": "192.0.2.5"},
+                            {"type": "Hostname", "address": "e"}],
+                    },
+                }))
+                .unwrap(),
+            ),
         ];
         let found: Vec<String> = wanted(&nodes, &own)
             .iter()
@@ -232,6 +259,7 @@ mod tests {
                 "kube-dns-a a 10.42.0.1 true",
                 "kube-dns-b b 10.42.1.1 true",
                 "kube-dns-c c 10.42.2.1 false",
+                "kube-dns-e e 192.0.2.5 true",
                 "kube-dns.ipv6.a a fd42::1 true",
                 "kube-dns.ipv6.b b fd42:0:0:1::1 true",
             ]

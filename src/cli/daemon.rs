@@ -23,7 +23,7 @@ use super::{
     cluster_dns::ClusterDns,
     control::{self, Outcome, Reply, Request},
     demo, disable, image,
-    node::{self, Node, Readiness},
+    node::{self, Node},
     node_address,
     node_args::Machine,
     node_role,
@@ -171,7 +171,7 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
     let informers = control_cluster(&running, &handle, &pki, cluster_info, &config, balancing);
     let name = &config.machine.name;
     node_role::keep(&running, handle.client(own_user()), informers.clone(), name);
-    announce_dns(&running, &handle, informers, &config).await?;
+    announce_dns(&running, &handle, informers, &config, &node).await?;
 
     let (state, run) = (
         config.machine.paths.state.clone(),
@@ -284,14 +284,12 @@ async fn announce_dns(
     handle: &Handle,
     informers: Informers,
     config: &Config,
+    node: &node::Config,
 ) -> Result<(), Error> {
-    let addresses = config.pod_cidrs.try_map(|range| {
-        node::gateway(range).ok_or_else(|| format!("--pod-cidr {range} has no address"))
-    })?;
     let dns = ClusterDns {
         client: handle.client(own_user()),
         cluster_dns: node::cluster_dns(&config.services)?,
-        own: (config.machine.name.clone(), addresses),
+        own: (config.machine.name.clone(), node::dns_addresses(node)?),
     };
     if let Err(error) = dns.write().await {
         // What users have set up may refuse it; the node starts all the same.
@@ -357,10 +355,6 @@ fn token_maker(issuer: Arc<TokenIssuer>) -> controllers::MakeToken {
     })
 }
 
-/// What helps where webhooks keep the node from being one.
-const REMEDY: &str = "A webhook that refuses it can be deleted or changed: kubectl get \
-                      validatingwebhookconfigurations,mutatingwebhookconfigurations";
-
 /// What is at hand while the node runs.
 struct Serving<'a> {
     handle: &'a Handle,
@@ -416,7 +410,7 @@ impl Serving<'_> {
     }
 
     /// Tells when the cluster can be used; resolves when it cannot. What users have set up may refuse
-    /// the node: that is said, and they can change it, so the cluster is up all the same.
+    /// the node, or be lacking yet: that is said, and they can change it, so the cluster is up all the same.
     async fn welcome(&self, node: &Node, invitation: Invitation) -> Error {
         let client = self.handle.client(own_user());
         let mut told = false;
@@ -424,23 +418,21 @@ impl Serving<'_> {
         if let Ok(Some(command)) = invitation {
             self.notifier.join(&command);
         }
-        match readiness {
-            Ok(Readiness::Ready) => {}
-            Ok(Readiness::Refused(why)) => {
-                let name = &self.config.machine.name;
-                let line =
-                    format!("node {name} is not ready, and runs no new pods: {why}. {REMEDY}");
-                tracing::warn!("{line}");
-                self.notifier.status(&line);
-                self.notifier.ready();
-                greet(self.config);
-                told = true;
-                if let Err(error) = node.ready_at_last(client).await {
-                    return error;
-                }
-                tracing::info!("node {name} is ready");
-            }
+        let name = &self.config.machine.name;
+        let obstacle = match readiness {
+            Ok(readiness) => readiness.obstacle(name),
             Err(error) => return error,
+        };
+        if let Some(line) = obstacle {
+            tracing::warn!("{line}");
+            self.notifier.status(&line);
+            self.notifier.ready();
+            greet(self.config);
+            told = true;
+            if let Err(error) = node.ready_at_last(client).await {
+                return error;
+            }
+            tracing::info!("node {name} is ready");
         }
         if self.config.demo
             && let Err(error) = self.demo().await
@@ -492,6 +484,7 @@ fn node_config(config: &Config, addresses: PerFamily<IpAddr>, api_port: u16) -> 
         resources: config.machine.resources.clone(),
         description: config.machine.described.description.clone(),
         enforces_policies: config.machine.enforces_policies(),
+        cni: config.machine.cni.clone(),
     }
 }
 

@@ -8,6 +8,7 @@ mod agent;
 mod authority;
 mod check;
 mod cluster_dns;
+mod cni;
 mod completion;
 mod control;
 mod daemon;
@@ -186,6 +187,8 @@ mod tests {
             "vetch node rm second --timeout 1m --force --root /x",
             "vetch node ls --root /x",
             "vetch status -o json --root /x",
+            "vetch up --cni-conf-dir /etc/cni/net.d --cni-bin-dir /usr/lib/cni,/opt/cni/bin",
+            "vetch check --cni-conf-dir /etc/cni/net.d --cni-bin-dir /usr/lib/cni",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }

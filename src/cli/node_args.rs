@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 
 use super::{
     Error, check,
+    cni::CniArgs,
     disable::Part,
     node::{self, PodLimits},
     node_description::{Described, DescriptionArgs},
@@ -13,7 +14,7 @@ use super::{
     reservations::Reservations,
 };
 use crate::{
-    kubelet::{container::SwapBehavior, settings::ResourceSettings},
+    kubelet::{container::SwapBehavior, network::cni::Folders, settings::ResourceSettings},
     logging,
     runtime::image,
 };
@@ -46,6 +47,8 @@ pub struct NodeArgs {
     registries: Registries,
     #[command(flatten)]
     description: DescriptionArgs,
+    #[command(flatten)]
+    cni: CniArgs,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -80,6 +83,8 @@ pub struct Machine {
     pub images: ImagesFolder,
     /// Parts that other programs take the place of.
     pub disabled: Vec<Part>,
+    /// Plugins that make the pods' network, rather than we.
+    pub cni: Option<Folders>,
     /// How the user would spell `--root` again, for messages.
     pub root_flag: String,
 }
@@ -92,6 +97,7 @@ impl NodeArgs {
         let registries = self.registries.settings(&paths)?;
         let images = self.registries.images(&paths)?;
         let described = self.description.described(&paths)?;
+        let cni = self.cni.folders(described.cni.as_ref())?;
         if let Some(obstacles) = check::obstacles() {
             return Err(obstacles.into());
         }
@@ -114,6 +120,7 @@ impl NodeArgs {
             registries,
             images,
             disabled: self.disable.clone(),
+            cni,
             root_flag: self.root.flag(),
         })
     }

@@ -1,4 +1,5 @@
-//! What the user says of this machine's Node: labels, taints and address, by flag or in a file.
+//! What the user says of this machine's Node: labels, taints and address, by flag or in a file. The file may say
+//! too who makes the network of its pods.
 //!
 //! Labels are put on the Node at every start, taints when it is made: later they are the administrator's, who may
 //! have taken one away. What a node may not say of itself is refused here already, in words that help.
@@ -13,7 +14,7 @@ use std::{
 use k8s_openapi::api::core::v1::Taint;
 use serde::Deserialize;
 
-use super::{Error, paths::Paths};
+use super::{Error, cni, paths::Paths};
 use crate::{
     addresses::family::PerFamily,
     apiserver::{
@@ -44,7 +45,7 @@ pub struct DescriptionArgs {
     /// them]
     #[arg(long, value_name = "ADDRESS[,ADDRESS]")]
     node_ip: Option<PerFamily<IpAddr>>,
-    /// A file with labels, taints and address [default: node.yaml in the folder of configuration, if it is there]
+    /// A file with labels, taints, address and `cni` [default: node.yaml in the folder of configuration, if it is there]
     #[arg(long, value_name = "FILE")]
     node_config: Option<PathBuf>,
 }
@@ -54,6 +55,8 @@ pub struct DescriptionArgs {
 pub struct Described {
     pub description: Description,
     pub addresses: Option<PerFamily<IpAddr>>,
+    /// What the file says of the pods' network.
+    pub cni: Option<cni::Written>,
 }
 
 /// What a file may say.
@@ -65,6 +68,7 @@ struct Written {
     #[serde(default)]
     taints: Vec<Taint>,
     address: Option<PerFamily<IpAddr>>,
+    cni: Option<cni::Written>,
 }
 
 impl DescriptionArgs {
@@ -113,6 +117,7 @@ impl DescriptionArgs {
         Ok(Described {
             description: Description { labels, taints },
             addresses: self.node_ip.or(written.address),
+            cni: written.cni,
         })
     }
 }
@@ -280,6 +285,7 @@ mod tests {
             ("label: {}\n", "node.yaml"),
             ("labels: [a]\n", "node.yaml"),
             ("address: x\n", "node.yaml"),
+            ("cni: {binDirs: [/b]}\n", "node.yaml"),
             (
                 "labels: {node-role.kubernetes.io/x: ''}\n",
                 "kubectl label node",
@@ -291,6 +297,8 @@ mod tests {
             let why = typed.described(&paths).unwrap_err().to_string();
             assert!(why.contains(want), "{text}: {why}");
         }
+        fs::write(&path, "cni: {confDir: /c, binDirs: [/b]}\n").unwrap();
+        assert!(typed.described(&paths).unwrap().cni.is_some());
         fs::write(&path, "").unwrap();
         assert!(typed.described(&paths).is_ok());
         let mut other = args(&[], &[]);

@@ -12,6 +12,7 @@ mod book;
 pub mod container;
 pub mod events;
 pub mod eviction;
+mod folder_watch;
 pub mod image_gc;
 mod images;
 pub mod local_volumes;
@@ -32,7 +33,7 @@ mod table;
 pub mod volumes;
 mod worker;
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::Pod;
 use tokio::{
@@ -91,6 +92,8 @@ pub struct Config {
     pub swap: container::SwapBehavior,
     pub resources: settings::ResourceSettings,
     pub description: node::Description,
+    /// Where its cluster DNS listens.
+    pub dns: node::DnsAt,
     /// No pod is given one of these.
     pub own_ports: crate::own_ports::OwnPorts,
 }
@@ -218,6 +221,7 @@ pub async fn run(
         max_pods: config.max_pods,
         state_dir: config.state_dir.clone(),
         pod_cidrs: config.pod_cidrs,
+        dns: config.dns,
         description: config.description.clone(),
     };
 
@@ -243,14 +247,26 @@ pub async fn run(
     let until = stop.clone();
     let informers = deps.informers.clone();
     let pressed = pressures.clone();
+    let mut ready = deps.network.readiness();
     pieces.start("node", async move {
         // A node that was ready before must not be told unready while its daemon starts: its pods
         // would be taken for unready too.
+        let is_known = |network: &network::Readiness| *network != network::Readiness::Unknown;
+        let known = async {
+            let _ = healthy
+                .wait_for(|health| *health == node::Health::Ready)
+                .await;
+            let _ = ready.wait_for(is_known).await;
+        };
         tokio::select! {
-            _ = healthy.wait_for(|health| *health == node::Health::Ready) => {}
+            () = known => {}
             () = until.cancelled() => return Ok(()),
         }
-        node::run(node, &informers, healthy, pressed, until).await
+        let (tell, told) = watch::channel(health_of(&ready.borrow()));
+        tokio::select! {
+            ended = node::run(node, &informers, told, pressed, until) => ended,
+            () = follow(ready, tell) => Ok(()),
+        }
     });
     let serving = server.serve_with(config, prober, listener, deps.server_tls, stop.clone());
     pieces.start("server", serving);
@@ -280,15 +296,39 @@ pub async fn run(
     Ok(())
 }
 
-/// Tells on the Node what of its network others had undone.
-fn restorations(
-    events: events::Recorder,
-    node: String,
-) -> impl Fn(crate::repair::Told<'_, network::Error>) {
-    move |told| {
-        let (reason, message) = crate::repair::event(&told);
+/// Tells on the Node what happens to its network.
+fn restorations(events: events::Recorder, node: String) -> impl Fn(&'static str, String) {
+    move |reason, message| {
         let about = eviction::node_ref(&node);
         events.about(about, events::Level::Warning, reason, message);
+    }
+}
+
+/// Whether the node, whose pods are known, can run more: what it lacks says its network.
+fn health_of(network: &network::Readiness) -> node::Health {
+    match network {
+        network::Readiness::Unknown | network::Readiness::Ready => node::Health::Ready,
+        network::Readiness::NotReady(why) => {
+            node::Health::NotReady(network::cni::Error::NotReady(why.clone()).to_string())
+        }
+    }
+}
+
+/// Keeps `health` as the network is.
+async fn follow(
+    mut network: watch::Receiver<network::Readiness>,
+    health: watch::Sender<node::Health>,
+) {
+    loop {
+        let now = health_of(&network.borrow_and_update());
+        health.send_if_modified(|before| {
+            let is_news = *before != now;
+            *before = now;
+            is_news
+        });
+        if network.changed().await.is_err() {
+            return std::future::pending().await; // it stays as it is
+        }
     }
 }
 
@@ -381,7 +421,7 @@ pub async fn remove_pods(
         released.map_err(|error| failed("remove volumes", causes(&error)))?;
     }
     logs::remove_orphans(&config.log_dir, set_aside.clone()).await;
-    let detached = network.adopt(&set_aside, BTreeMap::new()).await;
+    let detached = network.detach_all_but(&set_aside).await;
     detached.map_err(|error| failed("give back addresses", causes(&error)))
 }
 

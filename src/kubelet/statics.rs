@@ -3,8 +3,6 @@
 //! Owns the watch of the folder and the pods' names and UIDs. The kubelet's loop runs them like
 //! others and shows each in the API as a mirror pod.
 
-mod folder;
-
 use std::{
     collections::BTreeMap,
     fs, io,
@@ -20,8 +18,10 @@ use kube::{Resource, ResourceExt};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use self::folder::FolderWatch;
-use super::sources::{Change, Sender, Source};
+use super::{
+    folder_watch::FolderWatch,
+    sources::{Change, Sender, Source},
+};
 use crate::{hex::hex, runtime::files};
 
 use crate::ticks;

@@ -10,7 +10,7 @@ use netns::nft::Value;
 
 use super::{
     chains::{Chain, Chains, DROPPED, Dealer, Gate},
-    model::{Audience, Front, Outcome, Plan},
+    model::{Audience, Front, Outcome, Plan, Protocol},
     slots::Slots,
 };
 

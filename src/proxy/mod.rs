@@ -83,9 +83,11 @@ pub struct Config {
     pub node: String,
     /// Clients inside are pods: they are not masqueraded. Services are served of the families of these.
     pub cluster_cidrs: PerFamily<IpNet>,
-    /// Configured service ranges and the link (the pods' bridge) that the node's own packets to them are routed
-    /// to, so that they leave with an address that pods can answer.
-    pub service_routes: Option<(PerFamily<IpNet>, String)>,
+    /// The configured ranges of services.
+    pub services: PerFamily<IpNet>,
+    /// The link (the pods' bridge) that the node's own packets to these are routed to, so that they leave with an
+    /// address that pods can answer. Without it they go by the routes that the node has.
+    pub service_link: Option<String>,
     /// One bit of the packet mark: [`DEFAULT_MARK`].
     pub mark: u32,
     /// The node's addresses: no Service takes traffic for them, but by node ports and as a load balancer of the
@@ -97,10 +99,7 @@ pub struct Config {
 
 impl Config {
     fn node(&self) -> Node {
-        let services = self
-            .service_routes
-            .iter()
-            .flat_map(|(ranges, _)| ranges.iter());
+        let services = self.services.iter();
         Node {
             name: self.node.clone(),
             cluster: services.chain(self.cluster_cidrs.iter()).copied().collect(),

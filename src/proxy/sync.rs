@@ -52,15 +52,12 @@ impl Writer {
             let port = ports.find(|(family, _)| *family == pods.family());
             FamilyTable::new(config, *pods, port.map(|(_, port)| *port))
         };
-        let routes = config.service_routes.iter();
         let mut writer = Self {
             socket: nft::Socket::open().map_err(Error::Start)?,
             tables: config.cluster_cidrs.iter().map(table).collect(),
-            device: routes.clone().map(|(_, device)| device.clone()).next(),
+            device: config.service_link.clone(),
             link: None,
-            routes: routes
-                .flat_map(|(ranges, _)| ranges.iter().copied().map(Routes::new))
-                .collect(),
+            routes: config.services.iter().copied().map(Routes::new).collect(),
         };
         let notices = writer.take(plans);
         writer.tables.iter_mut().for_each(FamilyTable::begin);
@@ -221,7 +218,7 @@ pub fn remove(config: &Config) -> Result<(), Error> {
         socket.commit(batch)
     });
     removed.map_err(Error::Commit)?;
-    let Some((ranges, device)) = &config.service_routes else {
+    let (ranges, Some(device)) = (&config.services, &config.service_link) else {
         return Ok(());
     };
     let removed = Socket::open().and_then(|mut socket| {

@@ -115,6 +115,7 @@ fn node_config(machine: &Machine, joined: &Joined) -> node::Config {
         resources: machine.resources.clone(),
         description: machine.described.description.clone(),
         enforces_policies: machine.enforces_policies(),
+        cni: machine.cni.clone(),
     }
 }
 

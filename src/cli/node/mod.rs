@@ -5,6 +5,7 @@
 
 mod identity;
 mod names;
+mod network;
 mod readiness;
 mod removal;
 mod settings;
@@ -24,16 +25,15 @@ pub use self::{
     identity::Identity,
     names::{Ranges, cgroup_below, cluster_cidr, cluster_dns, gateway},
     readiness::Readiness,
-    removal::{recorded_name, remove},
-    settings::VXLAN_PORT,
+    removal::{recorded_cni, recorded_name, remove},
+    settings::{VXLAN_PORT, dns_addresses},
 };
 use self::{
     names::Names,
-    readiness::{READY_WITHIN, REFUSED_FOR, not_ready, reached, refused},
+    readiness::{READY_WITHIN, REFUSED_FOR, lacking, not_ready, reached, refused},
     removal::Recorded,
     settings::{
-        kubelet_config, network_config, own, policy_config, proxy_config, resolv_conf,
-        runtime_config, tunnel,
+        kubelet_config, own, policy_config, proxy_config, resolv_conf, runtime_config, tunnel,
     },
 };
 use super::{Error, paths::Paths};
@@ -43,7 +43,7 @@ use crate::{
     kubelet::{
         self,
         container::SwapBehavior,
-        network::{PodNetwork, peers},
+        network::{PodNetwork, cni::Folders, peers},
         node::Description,
         settings::ResourceSettings,
     },
@@ -76,6 +76,8 @@ pub struct Config {
     pub resources: ResourceSettings,
     /// Rather than others.
     pub enforces_policies: bool,
+    /// Plugins that make the pods' network, rather than we.
+    pub cni: Option<Folders>,
     pub description: Description,
 }
 
@@ -112,9 +114,11 @@ impl Node {
                 Some(_) => tracing::warn!("{clash}"),
             }
         }
+        let before = Recorded::load(&config.paths)?;
+        network::leave_other(&config, &names, &runtime, before.as_ref()).await?;
         Recorded::save(&config)?;
-        let network = PodNetwork::open(network_config(&config, &names)).await?;
-        let gateways = network.gateways();
+        let network = network::open(&config, &names).await?;
+        let dns_addresses = dns_addresses(&config)?;
         let cluster_dns = cluster_dns(&config.services)?;
         let parts = parts.group();
         let place = identity.place;
@@ -126,14 +130,17 @@ impl Node {
             let served = served.clone();
             move |shutdown| proxy::run(watching.clone(), config.clone(), served.clone(), shutdown)
         });
-        parts.start("part/pod-routes", Policy::Restart, {
-            let (watching, own) = (watching.clone(), own(&config));
-            let (tunnel, ways) = (tunnel(&config, &names), network.to_peers());
-            move |shutdown| {
-                let (watching, own) = (watching.clone(), own.clone());
-                peers::run(watching, own, tunnel.clone(), ways.clone(), shutdown)
-            }
-        });
+        // How pods of other nodes are reached is the plugins' business where they make the network.
+        if let PodNetwork::Bridge(bridge) = &network {
+            parts.start("part/pod-routes", Policy::Restart, {
+                let (watching, own) = (watching.clone(), own(&config));
+                let (tunnel, ways) = (tunnel(&config, &names), bridge.to_peers());
+                move |shutdown| {
+                    let (watching, own) = (watching.clone(), own.clone());
+                    peers::run(watching, own, tunnel.clone(), ways.clone(), shutdown)
+                }
+            });
+        }
         parts.start("part/load-balancer-addresses", Policy::Restart, {
             let watching = watching.clone();
             let announcing = announcing::Config {
@@ -143,7 +150,7 @@ impl Node {
             };
             move |shutdown| announcing::run(watching.clone(), announcing.clone(), shutdown)
         });
-        let policies = policy_config(&config, &names, gateways);
+        let policies = policy_config(&config, &names, dns_addresses);
         let policies = match config.enforces_policies {
             true => Policies::new(policies),
             false => Policies::disabled(policies),
@@ -153,12 +160,12 @@ impl Node {
             move |shutdown| policies.clone().run(watching.clone(), shutdown)
         });
         let resolver = dns::Config {
-            listen: gateways
+            listen: dns_addresses
                 .iter()
-                .map(|gateway| SocketAddr::new(*gateway, DNS_PORT))
+                .map(|address| SocketAddr::new(*address, DNS_PORT))
                 .collect(),
             domain: CLUSTER_DOMAIN.into(),
-            clients: gateways
+            clients: dns_addresses
                 .iter()
                 .chain(config.addresses.iter())
                 .chain(&LOOPBACK)
@@ -206,6 +213,7 @@ impl Node {
             ready = reached(&nodes, &self.config.node) => ready.map(|()| Readiness::Ready),
             failure = self.parts.failed() => Err(failure.into()),
             why = refused(self.deps.refused.subscribe(), REFUSED_FOR) => Ok(Readiness::Refused(why)),
+            why = lacking(self.deps.network.readiness(), REFUSED_FOR) => Ok(Readiness::NoNetwork(why)),
             () = tokio::time::sleep(READY_WITHIN) => Err(not_ready(&nodes, &self.config.node).await),
         }
     }

@@ -6,7 +6,10 @@ use k8s_openapi::api::core::v1::{Node as NodeObject, NodeCondition};
 use kube::{Api, runtime::wait};
 use tokio::sync::watch;
 
-use crate::{cli::Error, kubelet::node::Refused};
+use crate::{
+    cli::Error,
+    kubelet::{network, node::Refused},
+};
 
 /// A node that is not ready by then says why.
 pub(super) const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -20,6 +23,26 @@ pub enum Readiness {
     Ready,
     /// The API server works and the node would, but what it says of itself is refused.
     Refused(String),
+    /// Everything works but the network of its pods, which others have yet to bring.
+    NoNetwork(String),
+}
+
+/// What helps where webhooks keep the node from being one.
+const REMEDY: &str = "A webhook that refuses it can be deleted or changed: kubectl get \
+                      validatingwebhookconfigurations,mutatingwebhookconfigurations";
+
+impl Readiness {
+    /// What keeps the node `name` from running pods, and what to do about it.
+    pub fn obstacle(self, name: &str) -> Option<String> {
+        let (why, remedy) = match self {
+            Self::Ready => return None,
+            Self::Refused(why) => (why, REMEDY),
+            Self::NoNetwork(why) => (why, "It is ready as soon as that is mended"),
+        };
+        Some(format!(
+            "node {name} is not ready, and runs no new pods: {why}. {remedy}"
+        ))
+    }
 }
 
 /// Resolves when the API has refused for a while what the node says of itself.
@@ -32,6 +55,24 @@ pub(super) async fn refused(mut told: watch::Receiver<Refused>, time: Duration) 
         tokio::time::sleep(time).await;
         if let Some(why) = why(&told.borrow()) {
             return why;
+        }
+    }
+}
+
+/// Resolves when pods have had no network for a while.
+pub(super) async fn lacking(
+    mut network: watch::Receiver<network::Readiness>,
+    time: Duration,
+) -> String {
+    let is_lacking =
+        |network: &network::Readiness| matches!(network, network::Readiness::NotReady(_));
+    loop {
+        if network.wait_for(is_lacking).await.is_err() {
+            return std::future::pending().await; // it is there for good
+        }
+        tokio::time::sleep(time).await;
+        if let network::Readiness::NotReady(why) = &*network.borrow() {
+            return why.clone();
         }
     }
 }

@@ -2,14 +2,14 @@
 
 use std::{net::Ipv4Addr, path::PathBuf};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{
     Config, PodLimits,
     names::{Names, Ranges, cluster_cidr, cluster_dns},
-    settings::{
-        kubelet_config, network_config, policy_config, proxy_config, runtime_config, tunnel,
-    },
+    network,
+    settings::{kubelet_config, policy_config, proxy_config, runtime_config, tunnel},
 };
 use crate::{
     addresses::family::PerFamily,
@@ -17,7 +17,7 @@ use crate::{
     format,
     kubelet::{
         self,
-        network::{self, PodNetwork},
+        network::{PodNetwork, cni::Folders, peers},
         node::Description,
         settings::ResourceSettings,
     },
@@ -26,12 +26,18 @@ use crate::{
 };
 
 /// The format of what is recorded of the node, and the oldest that is still read.
-const RECORD: u32 = 1;
+const RECORD: u32 = 2;
+/// Of nodes that need nothing of what came later.
 const OLDEST_RECORD: u32 = 1;
 
 /// What the node was called when it last ran below this root.
 pub fn recorded_name(paths: &Paths) -> Result<Option<String>, Error> {
     Ok(Recorded::load(paths)?.map(|recorded| recorded.name))
+}
+
+/// The folders of the plugins that make the pods' network, if plugins do.
+pub fn recorded_cni(paths: &Paths) -> Result<Option<Folders>, Error> {
+    Ok(Recorded::load(paths)?.and_then(|recorded| recorded.cni))
 }
 
 /// Takes away what a stopped daemon has left on the host: pods, their network, services. Works with
@@ -52,14 +58,10 @@ pub async fn remove(paths: &Paths) -> Result<(), Error> {
         limits: PodLimits::default(),
         resources: ResourceSettings::default(),
         enforces_policies: true,
+        cni: recorded.cni,
         description: Description::default(),
     };
-    let network = match PodNetwork::open(network_config(&config, &names)).await {
-        Err(network::Error::Records { .. }) => {
-            PodNetwork::open_to_remove(network_config(&config, &names)).await?
-        }
-        opened => opened?,
-    };
+    let network = network::open_to_remove(&config, &names).await?;
     let runtime = Runtime::open(runtime_config(paths, &names)).await?;
     let kubelet = kubelet_config(&config, &names, cluster_dns(&config.services)?);
     kubelet::remove_pods(&kubelet, &runtime, &network).await?;
@@ -72,10 +74,17 @@ pub async fn remove(paths: &Paths) -> Result<(), Error> {
         kubelet::remove_pods(&kubelet, &runtime, &network).await?;
     }
     proxy::remove(proxy_config(&config, &names)).await?;
-    network_policy::remove(policy_config(&config, &names, network.gateways())).await?;
-    let clusters = config.pod_cidrs.map(cluster_cidr);
-    network::peers::remove(clusters, tunnel(&config, &names)).await?;
+    // Of the same families: that is all that counts now.
+    let addresses = config.pod_cidrs.map(IpNet::addr);
+    network_policy::remove(policy_config(&config, &names, addresses)).await?;
+    if let PodNetwork::Bridge(_) = network {
+        let clusters = config.pod_cidrs.map(cluster_cidr);
+        peers::remove(clusters, tunnel(&config, &names)).await?;
+    }
     network.remove().await?;
+    if let Some(cni) = network::forgotten_cni(&config).await? {
+        cni.detach_all_but(&[]).await?;
+    }
     group.remove()?;
     Ok(())
 }
@@ -88,6 +97,9 @@ pub(super) struct Recorded {
     name: String,
     pod_cidr: String,
     services: String,
+    /// Since version 2: a program that does not know it would take the network for its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cni: Option<Folders>,
 }
 
 impl Recorded {
@@ -97,10 +109,14 @@ impl Recorded {
 
     pub fn save(config: &Config) -> Result<(), Error> {
         let recorded = Self {
-            version: RECORD,
+            version: match config.cni {
+                Some(_) => RECORD,
+                None => OLDEST_RECORD,
+            },
             name: config.name.clone(),
             pod_cidr: config.pod_cidrs.to_string(),
             services: config.services.to_string(),
+            cni: config.cni.clone(),
         };
         let path = Self::path(&config.paths);
         std::fs::write(&path, serde_json::to_vec(&recorded)?)
@@ -124,10 +140,11 @@ impl Recorded {
             name: String::new(),
             pod_cidr: ranges.pods.to_string(),
             services: ranges.services.to_string(),
+            cni: None,
         })
     }
 
-    fn load(paths: &Paths) -> Result<Option<Self>, Error> {
+    pub fn load(paths: &Paths) -> Result<Option<Self>, Error> {
         let path = Self::path(paths);
         match std::fs::read(&path) {
             Ok(bytes) => format::parse(&bytes, OLDEST_RECORD..=RECORD)

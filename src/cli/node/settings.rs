@@ -13,10 +13,10 @@ use super::{
 };
 use crate::{
     addresses::family::PerFamily,
-    cli::paths::Paths,
+    cli::{Error, paths::Paths},
     kubelet::{
         self,
-        network::{self, peers},
+        network::{bridge, cni, peers},
     },
     network_policy,
     own_ports::{OwnPort, OwnPorts, TCP, UDP},
@@ -35,14 +35,35 @@ pub(super) fn runtime_config(paths: &Paths, names: &Names) -> runtime::Config {
     }
 }
 
-pub(super) fn network_config(config: &Config, names: &Names) -> network::Config {
-    network::Config {
+pub(super) fn bridge_config(config: &Config, names: &Names) -> bridge::Config {
+    bridge::Config {
         state_dir: config.paths.state.join("network"),
         pod_cidrs: config.pod_cidrs,
         bridge: names.bridge.clone(),
         table: names.table.clone(),
         cluster_cidrs: config.pod_cidrs.map(cluster_cidr),
         own_ports: own_ports(config),
+    }
+}
+
+/// Of the network by CNI plugins in these folders.
+pub(super) fn cni_config(config: &Config, folders: cni::Folders) -> cni::Config {
+    cni::Config {
+        folders,
+        state_dir: config.paths.state.join("network/cni"),
+        netns_dir: config.paths.run.join("netns"),
+        ranges: config.pod_cidrs,
+    }
+}
+
+/// Where this node's DNS listens: at the first addresses of its ranges of pods, which are its bridge's, or at its
+/// own, where that network is others'.
+pub fn dns_addresses(config: &Config) -> Result<PerFamily<IpAddr>, Error> {
+    match config.cni {
+        Some(_) => Ok(config.addresses),
+        None => config.pod_cidrs.try_map(|range| {
+            gateway(range).ok_or_else(|| format!("--pod-cidr {range} has no address").into())
+        }),
     }
 }
 
@@ -81,9 +102,13 @@ fn own_ports(config: &Config) -> OwnPorts {
         port,
         user,
     };
-    let gateways = config.pod_cidrs.iter().filter_map(gateway);
-    let dns = gateways.flat_map(|gateway| {
-        [TCP, UDP].map(|protocol| own(Some(gateway), protocol, DNS_PORT, "cluster DNS"))
+    let listening: Vec<IpAddr> = { dns_addresses(config) }
+        .iter()
+        .flat_map(PerFamily::iter)
+        .copied()
+        .collect();
+    let dns = listening.into_iter().flat_map(|address| {
+        [TCP, UDP].map(|protocol| own(Some(address), protocol, DNS_PORT, "cluster DNS"))
     });
     let api = config.api_port;
     let api = api.map(|port| own(None, TCP, port, "the API server"));
@@ -105,18 +130,17 @@ fn own_ports(config: &Config) -> OwnPorts {
 }
 
 pub(super) fn proxy_config(config: &Config, names: &Names) -> proxy::Config {
+    // Plugins may give these addresses to pods.
+    let bridge = config.pod_cidrs.iter().filter_map(gateway);
+    let bridge = bridge.filter(|_| config.cni.is_none());
     proxy::Config {
         table: names.proxy_table.clone(),
         node: config.name.clone(),
         cluster_cidrs: config.pod_cidrs.map(cluster_cidr),
-        service_routes: Some((config.services, names.bridge.clone())),
+        services: config.services,
+        service_link: config.cni.is_none().then(|| names.bridge.clone()),
         mark: proxy::DEFAULT_MARK,
-        addresses: config
-            .addresses
-            .iter()
-            .copied()
-            .chain(config.pod_cidrs.iter().filter_map(gateway))
-            .collect(),
+        addresses: config.addresses.iter().copied().chain(bridge).collect(),
         own_ports: own_ports(config),
     }
 }
@@ -124,12 +148,12 @@ pub(super) fn proxy_config(config: &Config, names: &Names) -> proxy::Config {
 pub(super) fn policy_config(
     config: &Config,
     names: &Names,
-    gateways: PerFamily<IpAddr>,
+    dns: PerFamily<IpAddr>,
 ) -> network_policy::Config {
     network_policy::Config {
         table: names.policy_table.clone(),
         node: config.name.clone(),
-        dns: gateways,
+        dns,
     }
 }
 
@@ -158,6 +182,10 @@ pub(super) fn kubelet_config(
         swap: config.limits.swap,
         resources: config.resources.clone(),
         description: config.description.clone(),
+        dns: match config.cni {
+            None => kubelet::node::DnsAt::Range,
+            Some(_) => kubelet::node::DnsAt::Node,
+        },
         own_ports: own_ports(config),
     }
 }

@@ -37,13 +37,15 @@ pub(super) fn clash(config: &Config, names: &Names) -> Result<Option<String>, Er
     let others: Vec<Attached> = attached
         .filter(|one| !one.link.starts_with(&names.bridge))
         .collect();
-    Ok(judge(&others, &config.pod_cidrs, &config.services))
+    // A network that plugins make is one of the machine's too.
+    let pods = config.cni.is_none().then_some(&config.pod_cidrs);
+    Ok(judge(&others, pods, &config.services))
 }
 
 /// Pure. `attached`: without the links of this cluster.
 fn judge(
     attached: &[Attached],
-    pods: &PerFamily<IpNet>,
+    pods: Option<&PerFamily<IpNet>>,
     services: &PerFamily<IpNet>,
 ) -> Option<String> {
     let is_in = |range: &IpNet| {
@@ -65,7 +67,8 @@ fn judge(
              addresses"
         ))
     };
-    pods.iter()
+    pods.into_iter()
+        .flat_map(PerFamily::iter)
         .find_map(|pods| clash("pods", pods, "--pod-cidr"))
         .or_else(|| {
             let mut services = services.iter();
@@ -112,7 +115,7 @@ mod tests {
         ] {
             let found = judge(
                 &attached,
-                &"10.42.0.0/24,fd42::/64".parse().unwrap(),
+                Some(&"10.42.0.0/24,fd42::/64".parse().unwrap()),
                 &"10.96.0.0/12".parse().unwrap(),
             );
             let fits = match clash {

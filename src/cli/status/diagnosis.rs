@@ -197,6 +197,9 @@ fn certificate(
     Some(finding(what, remedy))
 }
 
+/// By which a node says that CNI plugins give its pods no network.
+const NO_NETWORK: &str = "reason:NetworkPluginNotReady";
+
 fn node_findings(node: &NodeLine, flag: &str) -> Vec<Finding> {
     let name = &node.name;
     let mut found = Vec::new();
@@ -204,10 +207,15 @@ fn node_findings(node: &NodeLine, flag: &str) -> Vec<Finding> {
         Health::Ready => {}
         Health::NotReady => {
             let why = node.why.as_deref().unwrap_or("it does not say why");
-            found.push(finding(
-                format!("the node {name} is not ready: {why}"),
-                format!("`kubectl describe node {name}`, and `vetch logs` on its machine, say more"),
-            ));
+            let remedy = match why.contains(NO_NETWORK) {
+                true => "put a CNI configuration and its plugins into their folders on its machine; there `vetch \
+                         check --cni-conf-dir DIR --cni-bin-dir DIR` says more"
+                    .to_owned(),
+                false => format!(
+                    "`kubectl describe node {name}`, and `vetch logs` on its machine, say more"
+                ),
+            };
+            found.push(finding(format!("the node {name} is not ready: {why}"), remedy));
         }
         Health::Unknown => found.push(finding(
             format!("the node {name} does not report"),
@@ -442,6 +450,15 @@ mod tests {
                 }),
                 "the certificate client has expired",
                 "vetch agent --token-file FILE --root /x",
+            ),
+            (
+                Box::new(|facts| {
+                    facts.nodes = vec![node(Health::NotReady)];
+                    let why = crate::kubelet::network::cni::Error::NotReady("no file".into());
+                    facts.nodes[0].why = Some(why.to_string());
+                }),
+                "the node n is not ready: container runtime network not ready",
+                "vetch check --cni-conf-dir",
             ),
             (
                 Box::new(|facts| facts.nodes = vec![node(Health::NotReady)]),

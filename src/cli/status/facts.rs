@@ -5,6 +5,8 @@ use k8s_openapi::api::core::v1::{Node, NodeCondition};
 use kube::ResourceExt;
 use serde::Serialize;
 
+use crate::kubelet::network::cni::Folders;
+
 const ROLE: &str = "node-role.kubernetes.io/";
 
 /// All of it. What was not to be had is empty, and `problems` say why.
@@ -24,6 +26,9 @@ pub struct Facts {
     pub checks: Vec<Check>,
     /// That do not run as they should.
     pub pods: Vec<PodLine>,
+    /// Where the plugins are that make this machine's pods' network, if plugins do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cni: Option<Folders>,
     /// What could not be asked, and why.
     pub problems: Vec<String>,
 }

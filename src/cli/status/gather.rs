@@ -18,7 +18,7 @@ use super::{
 use crate::{
     bootstrap_token::{self, Expiration, KeptToken},
     causes::causes,
-    cli::{Error, administrator, agent, paths::Paths},
+    cli::{Error, administrator, agent, node, paths::Paths},
     joining::{client, membership::Membership},
     node_identity,
     pki::{self, Held},
@@ -44,6 +44,10 @@ pub async fn gather(paths: &Paths, flag: &str) -> Facts {
             );
             facts.problems.push(problem);
         }
+    }
+    match node::recorded_cni(paths) {
+        Ok(cni) => facts.cni = cni,
+        Err(error) => facts.problems.push(causes(error.as_ref())),
     }
     match Membership::load(&agent::record(paths)) {
         Ok(Some(kept)) => of_agent(&mut facts, kept).await,

@@ -112,6 +112,16 @@ fn show(
             "the store holds {used} of {quota} MiB, at revision {revision}"
         )?;
     }
+    if let Some(cni) = &facts.cni {
+        let programs: Vec<String> = { cni.programs.iter() }
+            .map(|folder| folder.display().to_string())
+            .collect();
+        let (configurations, programs) = (cni.configurations.display(), programs.join(", "));
+        writeln!(
+            out,
+            "the pods of this machine have networks of CNI plugins: {configurations} says which, {programs} has them"
+        )?;
+    }
     if !facts.nodes.is_empty() {
         writeln!(out, "\nNODES")?;
         let rows = facts.nodes.iter().map(|node| node.cells(now));
@@ -172,6 +182,7 @@ fn mebibytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kubelet::network::cni::Folders;
 
     #[test]
     fn what_is_shown() {
@@ -195,6 +206,10 @@ mod tests {
             expires: None,
             description: "x\ny".to_owned(),
         }];
+        facts.cni = Some(Folders {
+            configurations: "/etc/cni/net.d".into(),
+            programs: vec!["/a".into(), "/b".into()],
+        });
         let shown = |findings: &[Finding]| {
             let mut out = Vec::new();
             show(&mut out, &facts, findings, now).unwrap();
@@ -205,7 +220,8 @@ mod tests {
             text,
             "this machine is a server and a node; vetch runs (process 7)\n\
              the API server at https://127.0.0.1:6443 answers\n\
-             the store holds 3.0 of 256.0 MiB, at revision 9\n\n\
+             the store holds 3.0 of 256.0 MiB, at revision 9\n\
+             the pods of this machine have networks of CNI plugins: /etc/cni/net.d says which, /a, /b has them\n\n\
              TOKENS\n\
              TOKEN    LEFT       DESCRIPTION\n\
              abcdef   for ever   x y\n\n\

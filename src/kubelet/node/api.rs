@@ -14,10 +14,10 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::{Config, Description, Refused, answered, status};
+use super::{Config, Description, DnsAt, Refused, answered, status};
 use crate::addresses::family::PerFamily;
 use crate::placement::{
-    WANTED_RANGE,
+    DNS_AT, DNS_AT_NODE, WANTED_RANGE,
     local::{FOLDER, FOLDERS},
 };
 
@@ -34,7 +34,7 @@ pub async fn register(config: &Config, client: &Client, refused: &watch::Sender<
         let attempt = try_register(
             &config.node,
             &config.state_dir,
-            Some(&config.pod_cidrs),
+            Some((&config.pod_cidrs, config.dns)),
             &config.description,
             client,
         );
@@ -50,14 +50,19 @@ pub async fn register(config: &Config, client: &Client, refused: &watch::Sender<
 async fn try_register(
     name: &str,
     state_dir: &Path,
-    ranges: Option<&PerFamily<IpNet>>,
+    pods: Option<(&PerFamily<IpNet>, DnsAt)>,
     description: &Description,
     client: &Client,
 ) -> Result<Node, kube::Error> {
     let nodes: Api<Node> = Api::all(client.clone());
     let mut annotations = json!({FOLDERS: state_dir.join(FOLDER)});
-    if let Some(ranges) = ranges {
+    if let Some((ranges, dns)) = pods {
         annotations[WANTED_RANGE] = ranges.to_string().into();
+        // Nothing of what another setting has left.
+        annotations[DNS_AT] = match dns {
+            DnsAt::Range => Value::Null,
+            DnsAt::Node => DNS_AT_NODE.into(),
+        };
     }
     let metadata = json!({
         "name": name,
@@ -72,7 +77,10 @@ async fn try_register(
     if !description.taints.is_empty() {
         spec["taints"] = json!(description.taints);
     }
-    let object = json!({"metadata": metadata, "spec": spec});
+    let mut object = json!({"metadata": metadata, "spec": spec});
+    if let Some(annotations) = object["metadata"]["annotations"].as_object_mut() {
+        annotations.retain(|_, value| !value.is_null());
+    }
     let node = serde_json::from_value(object).map_err(kube::Error::SerdeError)?;
     nodes.create(&PostParams::default(), &node).await
 }

@@ -56,7 +56,18 @@ pub struct Config {
     pub state_dir: std::path::PathBuf,
     /// The addresses that its pods have.
     pub pod_cidrs: PerFamily<IpNet>,
+    pub dns: DnsAt,
     pub description: Description,
+}
+
+/// Where the node's cluster DNS listens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DnsAt {
+    /// At the first address of its range of pods.
+    #[default]
+    Range,
+    /// At the node's own addresses.
+    Node,
 }
 
 /// What the user says of the node.

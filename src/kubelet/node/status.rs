@@ -387,6 +387,7 @@ mod tests {
             max_pods: 110,
             state_dir: "/".into(),
             pod_cidrs: "10.42.0.0/24".parse().unwrap(),
+            dns: Default::default(),
             description: Default::default(),
         };
         let mut host = Host::default();

@@ -78,6 +78,7 @@ mod tests {
             pod_pids_limit: None,
             swap: SwapBehavior::LimitedSwap,
             resources: Default::default(),
+            dns: Default::default(),
             description: Default::default(),
             own_ports: Default::default(),
         };

@@ -27,7 +27,21 @@ pub enum Failure {
     /// The node will never run this pod.
     Rejected(container::Refused),
     Volumes(volumes::Error),
+    /// There is no network for pods on this node yet.
+    NoNetwork(String),
     Sandbox(String),
+}
+
+impl From<String> for Failure {
+    fn from(message: String) -> Self {
+        Self::Sandbox(message)
+    }
+}
+
+impl From<&str> for Failure {
+    fn from(message: &str) -> Self {
+        Self::Sandbox(message.to_owned())
+    }
 }
 
 impl Failure {
@@ -36,6 +50,7 @@ impl Failure {
         match self {
             Self::Rejected(refused) => (refused.reason, refused.message.clone()),
             Self::Volumes(error) => ("FailedMount", causes(error)),
+            Self::NoNetwork(why) => ("NetworkNotReady", format!("network is not ready: {why}")),
             Self::Sandbox(message) => (
                 "FailedCreatePodSandBox",
                 format!("Failed to create pod sandbox: {message}"),
@@ -60,15 +75,16 @@ pub async fn make(
         let events = &context.events;
         events.pod(pod, Level::Warning, "AlreadyMountedVolume", message);
     }
-    addresses.map_err(Failure::Sandbox)
+    addresses
 }
 
 async fn namespaces(
     context: &Context,
     pod: &Pod,
     config: runtime::PodConfig,
-) -> Result<Vec<IpAddr>, String> {
-    let uid = config.identity.uid.clone();
+) -> Result<Vec<IpAddr>, Failure> {
+    let identity = config.identity.clone();
+    let uid = identity.uid.clone();
     let state = context.runtime.pod(&uid).await;
     let alive = state.as_ref().is_some_and(|state| state.alive);
     if state.is_some() && !alive {
@@ -97,16 +113,25 @@ async fn namespaces(
     let netns = netns
         .map_err(|error| causes(&error))?
         .ok_or("the pod has no network namespace of its own")?;
-    let failed = |error: network::Error| causes(&error);
-    let attached = context.network.attach(&uid, netns.as_fd()).await;
-    let addresses: Vec<_> = attached.map_err(failed)?.iter().copied().collect();
-    if bandwidth.is_limited() {
-        let shaped = context.network.shape(&uid, netns.as_fd(), bandwidth).await;
-        shaped.map_err(failed)?;
+    let forwards = network::forwards(pod);
+    let request = network::PodRequest {
+        identity: &identity,
+        forwards: &forwards,
+        bandwidth,
+    };
+    let attached = context.network.attach(&request, netns.as_fd()).await;
+    let attached = attached.map_err(|error| match error.is_no_network() {
+        true => Failure::NoNetwork(causes(&error)),
+        false => Failure::Sandbox(causes(&error)),
+    })?;
+    for unmet in attached.unmet {
+        let (reason, message) = unmet.told();
+        context.events.pod(pod, Level::Warning, reason, message);
     }
+    let addresses: Vec<IpAddr> = attached.addresses.iter().copied().collect();
     let admitted = context.policies.admit(pod, &addresses).await;
     admitted.map_err(|error| causes(&error))?;
-    open_ports(context, pod).await?;
+    open_ports(context, &uid, forwards).await?;
     Ok(addresses)
 }
 
@@ -132,13 +157,15 @@ async fn check_handler(context: &Context, pod: &Pod) -> Result<(), String> {
 }
 
 /// Leads the ports of the node that the pod asks for to it.
-async fn open_ports(context: &Context, pod: &Pod) -> Result<(), String> {
-    let forwards = network::forwards(pod);
+async fn open_ports(
+    context: &Context,
+    uid: &str,
+    forwards: Vec<network::Forward>,
+) -> Result<(), String> {
     if forwards.is_empty() {
         return Ok(());
     }
-    let uid = pod.uid().unwrap_or_default();
-    let opened = context.network.forward(&uid, forwards).await;
+    let opened = context.network.forward(uid, forwards).await;
     opened.map_err(|error| causes(&error))
 }
 

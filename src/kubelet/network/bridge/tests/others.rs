@@ -7,7 +7,7 @@ use serde_json::json;
 use super::*;
 use crate::{
     events::{Recorder, Source},
-    kubelet::network::peers::{self, Own, Routes, TunnelConfig},
+    kubelet::network::bridge::peers::{self, Own, Routes, TunnelConfig},
 };
 
 const CLUSTERS: [(&str, &str); 2] = [("10.7", "10.7.0.0/16"), ("fd07", "fd07::/56")];
@@ -191,7 +191,7 @@ fn clusters(ranges: &str) -> PerFamily<IpNet> {
     list.join(",").parse().expect("literal ranges")
 }
 
-async fn routes(case: &Case, at: usize, network: &PodNetwork) -> TestResult<Routes> {
+async fn routes(case: &Case, at: usize, network: &BridgeNetwork) -> TestResult<Routes> {
     let own = Own {
         name: ["a", "b"][at].to_owned(),
         addresses: case.addresses[at].parse()?,

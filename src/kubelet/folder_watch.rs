@@ -24,7 +24,7 @@ impl FolderWatch {
     pub fn new(folder: PathBuf) -> Self {
         let inotify = inotify();
         if let Err(error) = &inotify {
-            tracing::warn!(folder = %folder.display(), %error, "manifests are read now and then");
+            tracing::warn!(folder = %folder.display(), %error, "the folder is looked at now and then");
         }
         Self {
             folder,
@@ -75,7 +75,7 @@ impl FolderWatch {
             return std::future::pending().await;
         };
         if let Err(error) = reader.readable().await {
-            tracing::warn!(%error, "the watch of manifests has ended");
+            tracing::warn!(%error, "the watch of a folder has ended");
             return std::future::pending().await;
         }
         let mut buffer = [0; 4096];

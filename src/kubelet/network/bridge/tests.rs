@@ -14,7 +14,10 @@ use std::{
 
 use netns::Namespace;
 
-use super::*;
+use super::{
+    ports::{HostAddress, host_address},
+    *,
+};
 use crate::own_ports::{OwnPort, TCP};
 
 type TestResult<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -66,8 +69,8 @@ fn namespaces<const N: usize>() -> TestResult<[Namespace; N]> {
 }
 
 /// A network without pods.
-async fn opened(folder: &std::path::Path, ranges: &str) -> TestResult<PodNetwork> {
-    let network = PodNetwork::open(config(folder, ranges)).await?;
+async fn opened(folder: &std::path::Path, ranges: &str) -> TestResult<BridgeNetwork> {
+    let network = BridgeNetwork::open(config(folder, ranges)).await?;
     network.adopt(&[], BTreeMap::new()).await?;
     Ok(network)
 }
@@ -119,7 +122,7 @@ fn reach_each_other(ranges: &str, want: &str) -> TestResult {
         let config = || config(folder.path(), ranges);
         sysctl::write(FORWARD, "0")?;
         sysctl::write(FORWARD_IPV6, "0")?;
-        let network = PodNetwork::open(config()).await?;
+        let network = BridgeNetwork::open(config()).await?;
         let first = network.attach("uid-1", one.as_fd()).await?;
         let start = Instant::now();
         let second = network.attach("uid-2", two.as_fd()).await?;
@@ -132,7 +135,7 @@ fn reach_each_other(ranges: &str, want: &str) -> TestResult {
         }
 
         // The daemon restarts: the pods keep their addresses.
-        let network = PodNetwork::open(config()).await?;
+        let network = BridgeNetwork::open(config()).await?;
         assert_eq!(network.addresses("uid-2").await, Some(second));
         let before = ip("-o link")?;
         assert_eq!(network.attach("uid-2", two.as_fd()).await?, second);
@@ -207,7 +210,7 @@ fn ports_of_the_node_lead_to_pods() -> TestResult {
     in_host(&host, async || {
         ip("link set lo up")?;
         ip("address add 192.168.9.1/32 dev lo")?;
-        let network = PodNetwork::open(config(folder.path(), IPV4)).await?;
+        let network = BridgeNetwork::open(config(folder.path(), IPV4)).await?;
         let web = *network.attach("web", one.as_fd()).await?.primary();
         network.attach("other", two.as_fd()).await?;
         let to = |address, port| Forward {
@@ -312,7 +315,7 @@ fn a_restarted_daemon_replaces_the_ports_once_all_are_known() -> TestResult {
         assert!(before.contains("8081"), "{before}");
         drop(network);
 
-        let network = PodNetwork::open(config(folder.path(), IPV4)).await?;
+        let network = BridgeNetwork::open(config(folder.path(), IPV4)).await?;
         network.attach("two", two.as_fd()).await?;
         // A new pod is there before those that run are known: it waits.
         let mut opening = Box::pin(network.forward("two", vec![port(6, 8082)]));

@@ -14,7 +14,7 @@ use netns::{
 };
 
 use super::{
-    Error, PodNetwork, Shared, blocking, during,
+    BridgeNetwork, Error, Shared, blocking, during,
     guard::Port,
     lock, prefixes,
     settings::{ALSO_AS_ROUTER, FORWARD, FORWARD_IPV6},
@@ -27,12 +27,12 @@ use crate::{addresses::family::Family, repair::HostState, runtime::Runtime};
 /// A pod network with the means to wire a pod again.
 #[derive(Debug)]
 pub struct Kept {
-    network: PodNetwork,
+    network: BridgeNetwork,
     runtime: Runtime,
 }
 
 impl Kept {
-    pub fn new(network: PodNetwork, runtime: Runtime) -> Self {
+    pub fn new(network: BridgeNetwork, runtime: Runtime) -> Self {
         Self { network, runtime }
     }
 }

@@ -25,7 +25,7 @@ fn a_further_family_is_for_new_pods() -> TestResult {
     in_host(&host, async || {
         let network = opened(folder.path(), IPV4).await?;
         let first = network.attach("old", old.as_fd()).await?;
-        let network = PodNetwork::open(config(folder.path(), BOTH)).await?;
+        let network = BridgeNetwork::open(config(folder.path(), BOTH)).await?;
         assert_eq!(network.attach("old", old.as_fd()).await?, first);
         assert_eq!(network.addresses("old").await, Some(first));
         let inside = old.run(|| ip("-6 -o address show dev eth0 scope global"))??;
@@ -42,12 +42,12 @@ fn a_further_family_is_for_new_pods() -> TestResult {
             ["10.7.1.2", "10.7.1.3", "fd07:0:0:1::2"]
         );
         // A daemon that knows no IPv6 leaves its records alone.
-        let network = PodNetwork::open(config(folder.path(), IPV4)).await?;
+        let network = BridgeNetwork::open(config(folder.path(), IPV4)).await?;
         assert_eq!(
             network.addresses("new").await.unwrap().to_string(),
             "10.7.1.3"
         );
-        let network = PodNetwork::open(config(folder.path(), BOTH)).await?;
+        let network = BridgeNetwork::open(config(folder.path(), BOTH)).await?;
         assert_eq!(network.addresses("new").await, Some(second));
         // Without its wire a pod is a new one.
         ip(&format!("link del {}", wiring::link_name("old")))?;

@@ -20,7 +20,7 @@ use netns::{
 };
 use sha2::{Digest, Sha256};
 
-use super::{bandwidth::Bandwidth, guard::Port};
+use super::{Bandwidth, guard::Port};
 use crate::{
     addresses::family::{OfFamily, PerFamily},
     hex::hex,
