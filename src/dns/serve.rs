@@ -7,7 +7,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::{Duration, Instant},
 };
 
@@ -19,13 +19,14 @@ use ipnet::IpNet;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
-    sync::RwLock,
     time::timeout,
 };
 
 use super::{
     answer::{Answer, answer, encode, reply_to},
+    datagrams::{self, Received, Replies},
     forward::{Forwarder, Transport},
+    quick,
     rate::Rates,
     records::Index,
     shares::{Place, Shares},
@@ -37,8 +38,8 @@ use crate::accepting::Failures;
 /// of one.
 const CONNECTIONS: (usize, usize) = (1024, 128);
 const UPSTREAM: (usize, usize) = (1024, 256);
-/// Datagrams taken before one is answered.
-const AT_ONCE: usize = 256;
+/// Datagrams taken before some are answered.
+const TAKEN: usize = 256;
 /// Between two queries of a connection, and for a reply to be taken.
 const IDLE: Duration = Duration::from_secs(10);
 /// No query is longer, not even by TCP.
@@ -48,7 +49,7 @@ const QUERY: usize = 4096;
 #[derive(Debug)]
 pub struct Server {
     pub domain: String,
-    pub index: RwLock<Index>,
+    index: RwLock<Index>,
     pub forwarder: Forwarder,
     /// Who is answered.
     clients: Vec<IpNet>,
@@ -85,45 +86,84 @@ impl Server {
     pub async fn udp(self: Arc<Self>, socket: UdpSocket) {
         let socket = Arc::new(socket);
         let (mut rates, mut turns) = (Rates::default(), Turns::default());
-        let mut buffer = vec![0; QUERY];
+        let (mut received, mut replies) = (Received::new(QUERY), Replies::default());
         loop {
-            for _ in 0..AT_ONCE {
-                match socket.try_recv_from(&mut buffer) {
-                    Ok((length, from)) => {
-                        let client = from.ip();
-                        if self.answers(client) && rates.allow(client, Instant::now()) {
-                            turns.add(&buffer[..length], from);
-                        }
-                    }
+            for _ in 0..TAKEN / datagrams::AT_ONCE {
+                match received.take(&socket) {
+                    Ok(()) => {}
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(_) => {} // an ICMP error of an earlier answer
+                    Err(_) => continue, // an ICMP error of an earlier answer
+                }
+                let now = Instant::now();
+                for (bytes, from) in received.iter() {
+                    let client = from.ip();
+                    if self.answers(client) && rates.allow(client, now) {
+                        turns.add(bytes, from);
+                    }
+                }
+                if !received.is_full() {
+                    break;
                 }
             }
-            match turns.take() {
-                Some(Datagram { bytes, from }) => self.datagram(&socket, bytes, from).await,
-                None => {
-                    let _ = socket.readable().await;
-                }
+            if turns.is_empty() {
+                let _ = socket.readable().await;
             }
-            tokio::task::consume_budget().await;
+            let answered = self.answer_some(&socket, &mut turns, &mut replies);
+            replies.send(&socket);
+            // As if they had been answered one by one: all others of the daemon want their turns too.
+            for _ in 0..answered.max(1) {
+                tokio::task::consume_budget().await;
+            }
         }
     }
 
-    /// Answers one datagram, at once or when upstream has.
-    async fn datagram(self: &Arc<Self>, socket: &Arc<UdpSocket>, bytes: Vec<u8>, from: SocketAddr) {
-        match self.local(&bytes, Transport::Udp).await {
-            Local::Done(reply) => send(socket, reply, from),
-            Local::Remote(remote) => match self.upstream.take(from.ip()) {
-                None => send(socket, remote.failed(true), from),
-                Some(place) => {
-                    let (server, socket) = (self.clone(), socket.clone());
-                    tokio::spawn(async move {
-                        let reply = server.remote(*remote, &bytes, Transport::Udp, &place).await;
-                        send(&socket, reply, from);
-                    });
-                }
-            },
+    /// Answers those whose turn it is, at once or when upstream has; returns how many.
+    fn answer_some(
+        self: &Arc<Self>,
+        socket: &Arc<UdpSocket>,
+        turns: &mut Turns,
+        replies: &mut Replies,
+    ) -> usize {
+        let index = self.index();
+        for answered in 0..datagrams::AT_ONCE {
+            let Some(Datagram { bytes, from }) = turns.take() else {
+                return answered;
+            };
+            if quick::answer(&bytes, &index, &self.domain, replies.next()) {
+                replies.add(from);
+                turns.reuse(bytes);
+                continue;
+            }
+            let reply = match self.local(&bytes, Transport::Udp, &index) {
+                Local::Done(reply) => reply,
+                Local::Remote(remote) => match self.upstream.take(from.ip()) {
+                    None => remote.failed(true),
+                    Some(place) => {
+                        let (server, socket) = (self.clone(), socket.clone());
+                        tokio::spawn(async move {
+                            let reply = server.remote(*remote, &bytes, Transport::Udp, &place);
+                            send(&socket, reply.await, from);
+                        });
+                        continue;
+                    }
+                },
+            };
+            if let Some(reply) = reply {
+                replies.next().extend(reply);
+                replies.add(from);
+            }
         }
+        datagrams::AT_ONCE
+    }
+
+    /// As it is now. Held for as long as some answers take, and never while waiting.
+    pub fn index(&self) -> RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To change it, a few names at a time: nobody is answered meanwhile.
+    pub fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub async fn tcp(self: Arc<Self>, listener: TcpListener) {
@@ -162,7 +202,8 @@ impl Server {
             if !rates.allow(client, Instant::now()) {
                 return Ok(());
             }
-            let reply = match self.local(&bytes, Transport::Tcp).await {
+            let local = self.local(&bytes, Transport::Tcp, &self.index());
+            let reply = match local {
                 Local::Done(reply) => reply,
                 Local::Remote(remote) => match self.upstream.take(client) {
                     None => remote.failed(false),
@@ -176,15 +217,14 @@ impl Server {
         }
     }
 
-    async fn local(&self, bytes: &[u8], transport: Transport) -> Local {
+    fn local(&self, bytes: &[u8], transport: Transport, index: &Index) -> Local {
         let Ok(query) = Message::from_vec(bytes) else {
             return Local::Done(malformed(bytes));
         };
         if query.metadata.message_type != hickory_proto::op::MessageType::Query {
             return Local::Done(None);
         }
-        let answer = answer(&query, &*self.index.read().await, &self.domain);
-        match answer {
+        match answer(&query, index, &self.domain) {
             Answer::Reply(reply) => {
                 Local::Done(encode(&query, &reply, transport == Transport::Udp))
             }

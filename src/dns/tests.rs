@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    answer::{Answer, answer},
+    answer::{self, Answer, answer},
     records::{Index, records},
     *,
 };
@@ -180,6 +180,87 @@ fn names_of_the_cluster() -> TestResult {
     Ok(())
 }
 
+/// All of a reply, but for the order of its answers and the case of names, which is that of the question where
+/// a name is written by pointing there.
+fn whole(bytes: &[u8]) -> TestResult<String> {
+    let mut message = Message::from_vec(bytes)?;
+    message
+        .answers
+        .sort_by_key(|record| record.data.to_string());
+    let question = message.queries.first().map(|query| query.name().to_ascii());
+    Ok(format!(
+        "{question:?} {}",
+        format!("{message:?}").to_lowercase()
+    ))
+}
+
+#[test]
+fn usual_queries_are_answered_as_all_others() -> TestResult {
+    let (index, domain) = (index()?, "cluster.local");
+    let mut quick = Vec::new();
+    for (name, is_usual) in [
+        ("web.shop.svc.cluster.local.", true),
+        ("WeB.shop.SVC.Cluster.LOCAL.", true),
+        ("db.shop.svc.cluster.local.", true),
+        ("shop.svc.cluster.local.", true),
+        ("nowhere.svc.cluster.local.", true),
+        ("web.shop.svc.cluster.local.cluster.local.", true),
+        ("_http._tcp.web.shop.svc.cluster.local.", true),
+        ("10-1-2-3.a.shop.pod.cluster.local.", true),
+        ("many.shop.svc.cluster.local.", false), // too long, but for those who can take it
+        ("near.shop.svc.cluster.local.", false),
+        ("10-1-2-3.shop.pod.cluster.local.", false),
+        ("cluster.local.", true), // there are names below
+        ("svc.cluster.local.", true),
+        ("pod.cluster.local.", false),
+        ("example.org.", false),
+        ("xcluster.local.", false),
+        (".", false),
+        ("7.0.96.10.in-addr.arpa.", false),
+        ("*.cluster.local.", false),
+    ] {
+        for (kind, is_usual) in [
+            (RecordType::A, is_usual),
+            (RecordType::AAAA, is_usual),
+            (RecordType::SRV, false),
+        ] {
+            for payload in [None, Some(0), Some(512), Some(1232), Some(4096)] {
+                let mut query = query(name, kind)?;
+                query.metadata.id = 0x1234;
+                query.metadata.recursion_desired = payload.is_some();
+                query.edns = payload.map(|payload| {
+                    let mut edns = hickory_proto::op::Edns::new();
+                    edns.set_max_payload(payload);
+                    edns
+                });
+                let bytes = query.to_vec()?;
+                quick.clear();
+                let done = quick::answer(&bytes, &index, domain, &mut quick);
+                let about = format!("{name} {kind} {payload:?}");
+                // The absence of IPv6 addresses is short.
+                let is_short = name.starts_with("many.") && kind == RecordType::AAAA;
+                assert_eq!(done, is_usual || is_short, "{about}");
+                if done {
+                    let Answer::Reply(reply) = answer(&query, &index, domain) else {
+                        return Err(format!("{about}: not answered").into());
+                    };
+                    let reply = answer::encode(&query, &reply, true).ok_or("not encoded")?;
+                    assert_eq!(whole(&quick)?, whole(&reply)?, "{about}");
+                }
+                // What is cut short or has more to it is not usual.
+                for length in 0..bytes.len() {
+                    quick.clear();
+                    assert!(!quick::answer(&bytes[..length], &index, domain, &mut quick));
+                    assert!(quick.is_empty());
+                }
+                let longer = [&bytes[..], &[0]].concat();
+                assert!(!quick::answer(&longer, &index, domain, &mut quick));
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn a_service_that_goes_takes_its_names_along() -> TestResult {
     let mut index = index()?;
@@ -191,7 +272,11 @@ fn a_service_that_goes_takes_its_names_along() -> TestResult {
         "shop.svc.cluster.local",
         "7.0.96.10.in-addr.arpa",
     ] {
-        assert_eq!(index.find(name), records::Found::Nothing, "{name}");
+        let found = index.find(name);
+        assert!(
+            matches!(found, records::Found::Nothing),
+            "{name}: {found:?}"
+        );
     }
     Ok(())
 }
@@ -207,7 +292,7 @@ async fn long_answers_come_by_tcp_and_silence_upstream_is_a_failure() -> TestRes
         forwarder,
         vec!["127.0.0.0/8".parse()?],
     ));
-    *server.index.write().await = index()?;
+    *server.index_mut() = index()?;
     let (udp, tcp) = (
         UdpSocket::bind("127.0.0.1:0").await?,
         tokio::net::TcpListener::bind("127.0.0.1:0").await?,
@@ -257,7 +342,7 @@ async fn strangers_and_long_queries_are_not_answered() -> TestResult {
     let forwarder = Forwarder::new(folder.path().join("none"), Vec::new());
     let clients = vec!["127.0.0.1/32".parse()?];
     let server = Arc::new(Server::new("cluster.local".into(), forwarder, clients));
-    *server.index.write().await = index()?;
+    *server.index_mut() = index()?;
     let udp = UdpSocket::bind("127.0.0.1:0").await?;
     let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let (udp_address, tcp_address) = (udp.local_addr()?, tcp.local_addr()?);
@@ -301,7 +386,7 @@ async fn a_connection_without_a_query_is_closed() -> TestResult {
     let idle = Duration::from_millis(300);
     let server = Server::new("cluster.local".into(), forwarder, clients).with_idle(idle);
     let server = Arc::new(server);
-    *server.index.write().await = index()?;
+    *server.index_mut() = index()?;
     // Little is under way at once.
     let listening = tokio::net::TcpSocket::new_v4()?;
     listening.set_send_buffer_size(2048)?;
