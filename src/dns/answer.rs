@@ -6,7 +6,7 @@ use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, ResponseCode},
     rr::{
         DNSClass, Name, RData, Record, RecordType,
-        rdata::{A, AAAA, CNAME, PTR, SOA, SRV, TXT},
+        rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT},
     },
 };
 use rand::seq::SliceRandom;
@@ -16,6 +16,9 @@ use super::records::{Data, Found, Index, undashed};
 /// Seconds that others may remember an answer, and that there is none.
 pub const TTL: u32 = 5;
 const SCHEMA: &str = "1.1.0";
+/// Who answers for the zone, before the zone's name: the Service, and the name that is there without it.
+const DNS_SERVICE: &str = "kube-dns.kube-system.svc";
+const NAME_SERVER: &str = "ns.dns";
 /// What fits any path without fragments.
 pub const PAYLOAD: u16 = 1232;
 /// Serial, refresh, retry and expiry of the zone, which nobody copies, and for how long there is nothing.
@@ -86,8 +89,7 @@ pub fn answer(query: &Message, index: &Index, domain: &str) -> Answer {
             addresses.shuffle(&mut rand::rng());
             reply.add_answers(addresses);
         }
-        Found::Empty => {}
-        Found::Nothing => match special(&name, domain) {
+        Found::Empty | Found::Nothing => match special(&name, domain) {
             Some(Special::Version) if kind == RecordType::TXT => {
                 let data = RData::TXT(TXT::new(vec![SCHEMA.into()]));
                 reply.add_answer(record(&owner, data));
@@ -95,11 +97,24 @@ pub fn answer(query: &Message, index: &Index, domain: &str) -> Answer {
             Some(Special::Pod(address)) if fits(kind, address) => {
                 reply.add_answer(record(&owner, address_data(address)));
             }
-            Some(_) => {
-                if name == domain && kind == RecordType::SOA {
-                    reply.add_answers(soa(domain));
+            Some(Special::Zone) if kind == RecordType::SOA => {
+                reply.add_answers(soa(domain));
+            }
+            Some(Special::Zone) if kind == RecordType::NS => {
+                let server = format!("{DNS_SERVICE}.{domain}");
+                let server = Some(server).filter(|server| index.find(server).is_there());
+                let server = server.unwrap_or_else(|| format!("{NAME_SERVER}.{domain}"));
+                if let Some(server_name) = parse(&server) {
+                    reply.add_additionals(glue(index, &server, &server_name));
+                    reply.add_answer(record(&owner, RData::NS(NS(server_name))));
                 }
             }
+            Some(Special::NameServer) => {
+                let records = glue(index, &format!("{DNS_SERVICE}.{domain}"), &owner);
+                reply.add_answers(records.into_iter().filter(|one| one.record_type() == kind));
+            }
+            Some(_) => {}
+            None if matches!(found, Found::Empty) => {}
             None => {
                 reply.metadata.response_code = ResponseCode::NXDomain;
             }
@@ -115,7 +130,12 @@ pub fn answer(query: &Message, index: &Index, domain: &str) -> Answer {
 enum Special {
     Version,
     Pod(IpAddr),
+    /// The zone itself.
     Zone,
+    /// Who answers for the zone, as its SOA has it.
+    NameServer,
+    /// There are names below.
+    Empty,
 }
 
 fn special(name: &str, domain: &str) -> Option<Special> {
@@ -127,7 +147,8 @@ fn special(name: &str, domain: &str) -> Option<Special> {
     let mut next = || labels.next();
     match [next(), next(), next(), next()] {
         [Some("dns-version"), None, ..] => Some(Special::Version),
-        [Some("svc" | "pod"), None, ..] => Some(Special::Zone),
+        [Some("svc" | "pod" | "dns"), None, ..] => Some(Special::Empty),
+        [Some("ns"), Some("dns"), None, _] => Some(Special::NameServer),
         [Some(address), Some(_namespace), Some("pod"), None] => undashed(address).map(Special::Pod),
         _ => None,
     }
@@ -254,7 +275,7 @@ fn glue(index: &Index, target: &str, name: &Name) -> Vec<Record> {
 
 fn soa(domain: &str) -> Option<Record> {
     let zone = parse(domain)?;
-    let server = parse(&format!("ns.dns.{domain}"))?;
+    let server = parse(&format!("{NAME_SERVER}.{domain}"))?;
     let mail = parse(&format!("hostmaster.{domain}"))?;
     let [serial, refresh, retry, expire, minimum] = SOA_NUMBERS;
     // The intervals are far below what an i32 holds.

@@ -6,12 +6,11 @@
 //! does.
 //!
 //! `records.rs` says which names a Service gives, `answer.rs` turns a query into a reply, and `quick.rs`
-//! the usual ones with less ado; `serve.rs`, `datagrams.rs` and `forward.rs` do the I/O, `shares.rs`, `rate.rs` and
-//! `turns.rs` say how much one client may have, and when.
+//! the usual ones with less ado; `upstream` asks others and remembers; `serve.rs` and `datagrams.rs` do the I/O,
+//! `shares.rs`, `rate.rs` and `turns.rs` say how much one client may have, and when.
 
 mod answer;
 mod datagrams;
-mod forward;
 mod objects;
 mod quick;
 mod rate;
@@ -21,6 +20,7 @@ mod shares;
 #[cfg(test)]
 mod tests;
 mod turns;
+mod upstream;
 
 pub use objects::{endpoint_slice, is_ours, is_slice_name, service, slice_name};
 
@@ -32,7 +32,7 @@ use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use tokio::{net::UdpSocket, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use self::{forward::Forwarder, records::Records, serve::Server};
+use self::{records::Records, serve::Server, upstream::Upstream};
 use crate::{
     accepting,
     informer::{
@@ -68,8 +68,8 @@ pub async fn run(
 ) -> Result<(), Error> {
     let domain = config.domain.trim_matches('.').to_lowercase();
     let own = config.listen.iter().map(SocketAddr::ip).collect();
-    let forwarder = Forwarder::new(config.resolv_conf, own);
-    let server = Arc::new(Server::new(domain, forwarder, config.clients));
+    let upstream = Upstream::new(config.resolv_conf, own);
+    let server = Arc::new(Server::new(domain, upstream, config.clients));
     let mut services = Services::start(&informers).await;
     update(&server, services.all());
     let mut sockets = listen(&server, &config.listen).await?;

@@ -162,6 +162,12 @@ pub type Each<'a> = std::iter::FlatMap<
     fn(&'a Given) -> std::slice::Iter<'a, Data>,
 >;
 
+impl Found<'_> {
+    pub fn is_there(&self) -> bool {
+        matches!(self, Self::Records(_))
+    }
+}
+
 /// All names of all Services. There may be many, so that what is kept of each has no room to spare.
 #[derive(Debug, Default)]
 pub struct Index {

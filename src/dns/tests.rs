@@ -33,6 +33,9 @@ fn index() -> TestResult<Index> {
         index.update(&key, records(&service, &slices, "cluster.local"));
         Ok(())
     };
+    let dns = json!({"spec": {"clusterIP": "10.96.0.10"}, "metadata": {"name": "kube-dns", "namespace": "kube-system"}});
+    let dns: Service = serde_json::from_value(dns)?;
+    let key = Key::new("kube-system", "kube-dns");
     let web = json!({"clusterIP": "10.96.0.7", "ports": [{"name": "http", "port": 80}]});
     add("web", web, &[])?;
     let addresses: Vec<_> = (1..=100)
@@ -67,6 +70,7 @@ fn index() -> TestResult<Index> {
         json!({"type": "ExternalName", "externalName": "example.org"}),
         &[],
     )?;
+    index.update(&key, records(&dns, &[], "cluster.local"));
     Ok(index)
 }
 
@@ -91,6 +95,25 @@ fn shown(message: &Message) -> String {
         ResponseCode::NoError => lines.join(" "),
         code => format!("{code:?}"),
     }
+}
+
+const SOA: &str = "ns.dns.cluster.local. hostmaster.cluster.local. 1 7200 1800 86400 5";
+
+/// A zone that has no Service yet has a SOA too, and a server without a Service has a name.
+#[test]
+fn the_zone_is_there_without_services() -> TestResult {
+    for (name, kind, want) in [
+        ("cluster.local.", RecordType::SOA, SOA),
+        ("cluster.local.", RecordType::NS, "ns.dns.cluster.local."),
+        ("ns.dns.cluster.local.", RecordType::A, ""),
+    ] {
+        let query = query(name, kind)?;
+        let Answer::Reply(reply) = answer(&query, &Index::default(), "cluster.local") else {
+            return Err(format!("{name} was not answered").into());
+        };
+        assert_eq!(shown(&reply), want, "{name} {kind}");
+    }
+    Ok(())
 }
 
 #[test]
@@ -147,6 +170,19 @@ fn names_of_the_cluster() -> TestResult {
             "10.1.2.3",
         ),
         ("dns-version.cluster.local.", RecordType::TXT, "1.1.0"),
+        // As CoreDNS has them.
+        ("Cluster.LOCAL.", RecordType::SOA, SOA),
+        (
+            "cluster.local.",
+            RecordType::NS,
+            "kube-dns.kube-system.svc.cluster.local.",
+        ),
+        ("cluster.local.", RecordType::A, ""),
+        ("ns.dns.cluster.local.", RecordType::A, "10.96.0.10"),
+        ("ns.dns.cluster.local.", RecordType::AAAA, ""),
+        ("dns.cluster.local.", RecordType::A, ""),
+        ("svc.cluster.local.", RecordType::SOA, ""),
+        ("x.dns.cluster.local.", RecordType::A, "NXDomain"),
         (
             "web.shop.svc.cluster.local.cluster.local.",
             RecordType::A,
@@ -267,6 +303,11 @@ fn a_service_that_goes_takes_its_names_along() -> TestResult {
     for name in ["web", "db", "many", "far", "near", "lost"] {
         index.update(&Key::new("shop", name), Records::new());
     }
+    assert!(
+        index
+            .find("kube-dns.kube-system.svc.cluster.local")
+            .is_there()
+    );
     for name in [
         "web.shop.svc.cluster.local",
         "shop.svc.cluster.local",
@@ -286,10 +327,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[tokio::test]
 async fn long_answers_come_by_tcp_and_silence_upstream_is_a_failure() -> TestResult {
     let folder = tempfile::tempdir()?;
-    let forwarder = Forwarder::new(folder.path().join("none"), Vec::new());
+    let upstream = Upstream::new(folder.path().join("none"), Vec::new());
     let server = Arc::new(Server::new(
         "cluster.local".into(),
-        forwarder,
+        upstream,
         vec!["127.0.0.0/8".parse()?],
     ));
     *server.index_mut() = index()?;
@@ -339,9 +380,9 @@ async fn long_answers_come_by_tcp_and_silence_upstream_is_a_failure() -> TestRes
 #[tokio::test]
 async fn strangers_and_long_queries_are_not_answered() -> TestResult {
     let folder = tempfile::tempdir()?;
-    let forwarder = Forwarder::new(folder.path().join("none"), Vec::new());
+    let upstream = Upstream::new(folder.path().join("none"), Vec::new());
     let clients = vec!["127.0.0.1/32".parse()?];
-    let server = Arc::new(Server::new("cluster.local".into(), forwarder, clients));
+    let server = Arc::new(Server::new("cluster.local".into(), upstream, clients));
     *server.index_mut() = index()?;
     let udp = UdpSocket::bind("127.0.0.1:0").await?;
     let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
@@ -381,10 +422,10 @@ async fn strangers_and_long_queries_are_not_answered() -> TestResult {
 #[tokio::test]
 async fn a_connection_without_a_query_is_closed() -> TestResult {
     let folder = tempfile::tempdir()?;
-    let forwarder = Forwarder::new(folder.path().join("none"), Vec::new());
+    let upstream = Upstream::new(folder.path().join("none"), Vec::new());
     let clients = vec!["127.0.0.1/32".parse()?];
     let idle = Duration::from_millis(300);
-    let server = Server::new("cluster.local".into(), forwarder, clients).with_idle(idle);
+    let server = Server::new("cluster.local".into(), upstream, clients).with_idle(idle);
     let server = Arc::new(server);
     *server.index_mut() = index()?;
     // Little is under way at once.
