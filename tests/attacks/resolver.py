@@ -2,7 +2,7 @@
 
     resolver.py upstream ADDRESS           answers names that end in `good`, never any other; for a minute, those that
                                            end in `short.good` for a second
-    resolver.py flood ADDRESS              2,060 connections, and queries, of which every other one nobody answers, for ever
+    resolver.py flood ADDRESS              2,060 connections, and queries that nobody answers, for ever
     resolver.py fill ADDRESS COUNT         asks for so many names that end in `good`, and ends
     resolver.py ask ADDRESS NAME udp|tcp   prints the response code and the last four bytes
 """
@@ -74,7 +74,6 @@ def flood(address):
         number += 1
         try:
             silent.send(query("n%d.silent" % number, number % 65536))
-            silent.send(query("kubernetes.default.svc.cluster.local", number % 65536))
             if number % 100 == 0:
                 # Half a query, and another one that nobody answers.
                 for connection in held[number % 2000:number % 2000 + 50]:
