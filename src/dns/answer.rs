@@ -6,7 +6,7 @@ use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, ResponseCode},
     rr::{
         DNSClass, Name, RData, Record, RecordType,
-        rdata::{A, AAAA, CNAME, PTR, SOA, SRV, TXT},
+        rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT},
     },
 };
 use rand::seq::SliceRandom;
@@ -14,10 +14,15 @@ use rand::seq::SliceRandom;
 use super::records::{Data, Found, Index, undashed};
 
 /// Seconds that others may remember an answer, and that there is none.
-const TTL: u32 = 5;
+pub const TTL: u32 = 5;
 const SCHEMA: &str = "1.1.0";
+/// Who answers for the zone, before the zone's name: the Service, and the name that is there without it.
+const DNS_SERVICE: &str = "kube-dns.kube-system.svc";
+const NAME_SERVER: &str = "ns.dns";
 /// What fits any path without fragments.
-const PAYLOAD: u16 = 1232;
+pub const PAYLOAD: u16 = 1232;
+/// Serial, refresh, retry and expiry of the zone, which nobody copies, and for how long there is nothing.
+pub const SOA_NUMBERS: [u32; 5] = [1, 7200, 1800, 86_400, TTL];
 
 /// What to do with a query.
 #[derive(Debug)]
@@ -84,8 +89,7 @@ pub fn answer(query: &Message, index: &Index, domain: &str) -> Answer {
             addresses.shuffle(&mut rand::rng());
             reply.add_answers(addresses);
         }
-        Found::Empty => {}
-        Found::Nothing => match special(&name, domain) {
+        Found::Empty | Found::Nothing => match special(&name, domain) {
             Some(Special::Version) if kind == RecordType::TXT => {
                 let data = RData::TXT(TXT::new(vec![SCHEMA.into()]));
                 reply.add_answer(record(&owner, data));
@@ -93,11 +97,24 @@ pub fn answer(query: &Message, index: &Index, domain: &str) -> Answer {
             Some(Special::Pod(address)) if fits(kind, address) => {
                 reply.add_answer(record(&owner, address_data(address)));
             }
-            Some(_) => {
-                if name == domain && kind == RecordType::SOA {
-                    reply.add_answers(soa(domain));
+            Some(Special::Zone) if kind == RecordType::SOA => {
+                reply.add_answers(soa(domain));
+            }
+            Some(Special::Zone) if kind == RecordType::NS => {
+                let server = format!("{DNS_SERVICE}.{domain}");
+                let server = Some(server).filter(|server| index.find(server).is_there());
+                let server = server.unwrap_or_else(|| format!("{NAME_SERVER}.{domain}"));
+                if let Some(server_name) = parse(&server) {
+                    reply.add_additionals(glue(index, &server, &server_name));
+                    reply.add_answer(record(&owner, RData::NS(NS(server_name))));
                 }
             }
+            Some(Special::NameServer) => {
+                let records = glue(index, &format!("{DNS_SERVICE}.{domain}"), &owner);
+                reply.add_answers(records.into_iter().filter(|one| one.record_type() == kind));
+            }
+            Some(_) => {}
+            None if matches!(found, Found::Empty) => {}
             None => {
                 reply.metadata.response_code = ResponseCode::NXDomain;
             }
@@ -113,7 +130,12 @@ pub fn answer(query: &Message, index: &Index, domain: &str) -> Answer {
 enum Special {
     Version,
     Pod(IpAddr),
+    /// The zone itself.
     Zone,
+    /// Who answers for the zone, as its SOA has it.
+    NameServer,
+    /// There are names below.
+    Empty,
 }
 
 fn special(name: &str, domain: &str) -> Option<Special> {
@@ -121,16 +143,23 @@ fn special(name: &str, domain: &str) -> Option<Special> {
         return Some(Special::Zone);
     }
     let rest = name.strip_suffix(domain)?.strip_suffix('.')?;
-    let labels: Vec<&str> = rest.split('.').collect();
-    match labels.as_slice() {
-        ["dns-version"] => Some(Special::Version),
-        ["svc" | "pod"] => Some(Special::Zone),
-        [address, _namespace, "pod"] => undashed(address).map(Special::Pod),
+    let mut labels = rest.split('.');
+    let mut next = || labels.next();
+    match [next(), next(), next(), next()] {
+        [Some("dns-version"), None, ..] => Some(Special::Version),
+        [Some("svc" | "pod" | "dns"), None, ..] => Some(Special::Empty),
+        [Some("ns"), Some("dns"), None, _] => Some(Special::NameServer),
+        [Some(address), Some(_namespace), Some("pod"), None] => undashed(address).map(Special::Pod),
         _ => None,
     }
 }
 
-fn is_ours(name: &str, domain: &str) -> bool {
+/// Whether the name is there though no Service gives it.
+pub fn is_special(name: &str, domain: &str) -> bool {
+    special(name, domain).is_some()
+}
+
+pub fn is_ours(name: &str, domain: &str) -> bool {
     let rest = name.strip_suffix(domain);
     rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
@@ -153,7 +182,7 @@ fn alias(
     }
     match index.find(target) {
         Found::Records(data) => {
-            let addresses = data.into_iter().filter_map(|data| match data {
+            let addresses = data.filter_map(|data| match data {
                 Data::Address(address) if fits(kind, *address) => {
                     Some(record(&target_name, address_data(*address)))
                 }
@@ -197,14 +226,18 @@ pub fn reply_to(query: &Message) -> Message {
 /// them.
 pub fn encode(query: &Message, reply: &Message, udp: bool) -> Option<Vec<u8>> {
     let bytes = reply.to_vec().ok()?;
-    let room = match &query.edns {
-        Some(edns) => edns.max_payload().clamp(512, PAYLOAD),
-        None => 512,
-    };
-    match udp && bytes.len() > usize::from(room) {
-        true => cut(reply, usize::from(room)),
+    let room = room(query.edns.as_ref().map(Edns::max_payload));
+    match udp && bytes.len() > room {
+        true => cut(reply, room),
         false => Some(bytes),
     }
+}
+
+/// How long a datagram may be for a client that says what it can take, or does not.
+pub fn room(payload: Option<u16>) -> usize {
+    payload
+        .map_or(512, |payload| payload.clamp(512, PAYLOAD))
+        .into()
 }
 
 /// As many answers as fit into `room` bytes, marked as cut: some resolvers take what they get and
@@ -231,7 +264,6 @@ fn cut(reply: &Message, room: usize) -> Option<Vec<u8>> {
 fn glue(index: &Index, target: &str, name: &Name) -> Vec<Record> {
     match index.find(target) {
         Found::Records(data) => data
-            .into_iter()
             .filter_map(|data| match data {
                 Data::Address(address) => Some(record(name, address_data(*address))),
                 _ => None,
@@ -243,9 +275,12 @@ fn glue(index: &Index, target: &str, name: &Name) -> Vec<Record> {
 
 fn soa(domain: &str) -> Option<Record> {
     let zone = parse(domain)?;
-    let server = parse(&format!("ns.dns.{domain}"))?;
+    let server = parse(&format!("{NAME_SERVER}.{domain}"))?;
     let mail = parse(&format!("hostmaster.{domain}"))?;
-    let data = SOA::new(server, mail, 1, 7200, 1800, 86_400, TTL);
+    let [serial, refresh, retry, expire, minimum] = SOA_NUMBERS;
+    // The intervals are far below what an i32 holds.
+    let [refresh, retry, expire] = [refresh, retry, expire].map(|seconds| seconds as i32);
+    let data = SOA::new(server, mail, serial, refresh, retry, expire, minimum);
     Some(record(&zone, RData::SOA(data)))
 }
 

@@ -5,13 +5,14 @@
 //! Always true: a query of the cluster's zone never leaves the node, and never waits for one that
 //! does.
 //!
-//! `records.rs` says which names a Service gives, `answer.rs` turns a query into a reply,
-//! `serve.rs` and `forward.rs` do the I/O, `shares.rs`, `rate.rs` and
-//! `turns.rs` say how much one client may have, and when.
+//! `records.rs` says which names a Service gives, `answer.rs` turns a query into a reply, and `quick.rs`
+//! the usual ones with less ado; `upstream` asks others and remembers; `serve.rs` and `datagrams.rs` do the I/O,
+//! `shares.rs`, `rate.rs` and `turns.rs` say how much one client may have, and when.
 
 mod answer;
-mod forward;
+mod datagrams;
 mod objects;
+mod quick;
 mod rate;
 mod records;
 mod serve;
@@ -19,6 +20,7 @@ mod shares;
 #[cfg(test)]
 mod tests;
 mod turns;
+mod upstream;
 
 pub use objects::{endpoint_slice, is_ours, is_slice_name, service, slice_name};
 
@@ -30,7 +32,7 @@ use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use tokio::{net::UdpSocket, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use self::{forward::Forwarder, records::Records, serve::Server};
+use self::{records::Records, serve::Server, upstream::Upstream};
 use crate::{
     accepting,
     informer::{
@@ -42,6 +44,9 @@ use crate::{
 
 /// Datagrams that the kernel holds while the daemon is busy, in bytes with the kernel's own.
 const RECEIVE_BUFFER: usize = 2 << 20;
+
+/// Services whose names are changed while nobody is answered.
+const AT_ONCE: usize = 64;
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -63,17 +68,17 @@ pub async fn run(
 ) -> Result<(), Error> {
     let domain = config.domain.trim_matches('.').to_lowercase();
     let own = config.listen.iter().map(SocketAddr::ip).collect();
-    let forwarder = Forwarder::new(config.resolv_conf, own);
-    let server = Arc::new(Server::new(domain, forwarder, config.clients));
+    let upstream = Upstream::new(config.resolv_conf, own);
+    let server = Arc::new(Server::new(domain, upstream, config.clients));
     let mut services = Services::start(&informers).await;
-    update(&server, services.all()).await;
+    update(&server, services.all());
     let mut sockets = listen(&server, &config.listen).await?;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
             () = pulse::asked() => {}
             changed = services.next() => match changed {
-                Some(changed) => update(&server, changed).await,
+                Some(changed) => update(&server, changed),
                 None => return Ok(()),
             },
             Some(ended) = sockets.join_next() => return Err(Error::Socket(ended.err())),
@@ -102,7 +107,7 @@ async fn listen(server: &Arc<Server>, addresses: &[SocketAddr]) -> Result<JoinSe
     Ok(tasks)
 }
 
-async fn update(server: &Server, changed: Vec<Joined>) {
+fn update(server: &Server, changed: Vec<Joined>) {
     let records: Vec<(_, Records)> = changed
         .into_iter()
         .map(|joined| {
@@ -118,9 +123,12 @@ async fn update(server: &Server, changed: Vec<Joined>) {
             (joined.key, records.unwrap_or_default())
         })
         .collect();
-    let mut index = server.index.write().await;
-    for (key, records) in records {
-        index.update(&key, records);
+    let mut records = records.into_iter().peekable();
+    while records.peek().is_some() {
+        let mut index = server.index_mut();
+        for (key, records) in records.by_ref().take(AT_ONCE) {
+            index.update(&key, records);
+        }
     }
 }
 

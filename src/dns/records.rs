@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use k8s_openapi::api::{
@@ -146,65 +147,131 @@ fn reverse(address: IpAddr) -> String {
 }
 
 /// What the index knows of a name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Found<'a> {
-    Records(Vec<&'a Data>),
+    Records(Each<'a>),
     /// There are names below it.
     Empty,
     Nothing,
 }
 
-/// All names of all Services.
+/// The data of one name.
+pub type Each<'a> = std::iter::FlatMap<
+    std::slice::Iter<'a, Given>,
+    std::slice::Iter<'a, Data>,
+    fn(&'a Given) -> std::slice::Iter<'a, Data>,
+>;
+
+impl Found<'_> {
+    pub fn is_there(&self) -> bool {
+        matches!(self, Self::Records(_))
+    }
+}
+
+/// All names of all Services. There may be many, so that what is kept of each has no room to spare.
 #[derive(Debug, Default)]
 pub struct Index {
-    owners: HashMap<Key, Records>,
-    names: HashMap<String, BTreeMap<Key, Vec<Data>>>,
+    /// The names that each Service gives, in order.
+    owners: HashMap<Arc<Key>, Box<[Arc<str>]>>,
+    /// By the Services' keys.
+    names: HashMap<Arc<str>, Vec<Given>>,
     /// How many names lie below each name.
     above: HashMap<String, usize>,
+}
+
+/// What one Service says of a name.
+#[derive(Clone, Debug)]
+pub struct Given {
+    owner: Arc<Key>,
+    data: Box<[Data]>,
+}
+
+impl Given {
+    fn each(&self) -> std::slice::Iter<'_, Data> {
+        self.data.iter()
+    }
 }
 
 impl Index {
     /// Takes over what a Service gives now; nothing, if it went.
     pub fn update(&mut self, key: &Key, records: Records) {
-        for name in self
-            .owners
-            .remove(key)
-            .into_iter()
-            .flat_map(|old| old.into_keys())
-        {
-            let gone = self.names.get_mut(&name).is_some_and(|owners| {
-                owners.remove(key);
-                owners.is_empty()
-            });
-            if gone {
-                self.names.remove(&name);
-                for parent in parents(&name) {
-                    if let Some(count) = self.above.get_mut(parent) {
-                        *count -= 1;
-                        if *count == 0 {
-                            self.above.remove(parent);
-                        }
-                    }
+        if self.is_so(key, &records) {
+            return;
+        }
+        let gone = self.owners.remove(key);
+        for name in gone.into_iter().flatten() {
+            self.take(key, &name);
+        }
+        if records.is_empty() {
+            return;
+        }
+        let owner = Arc::new(key.clone());
+        let mut names = Vec::with_capacity(records.len());
+        for (name, data) in records {
+            names.push(self.give(&owner, name, data.into()));
+        }
+        self.owners.insert(owner, names.into());
+    }
+
+    /// Whether the Service gives just these.
+    fn is_so(&self, key: &Key, records: &Records) -> bool {
+        let given = self.owners.get(key).map(|names| &**names);
+        let names = given.unwrap_or_default();
+        let mut pairs = names.iter().zip(records);
+        names.len() == records.len()
+            && pairs.all(|(name, (wanted, data))| {
+                let of_name = self.names.get(name).map_or(&[][..], |all| all);
+                let mut ours = of_name.iter().filter(|given| *given.owner == *key);
+                **name == **wanted && ours.all(|given| *given.data == **data)
+            })
+    }
+
+    fn take(&mut self, key: &Key, name: &str) {
+        let Some(all) = self.names.get_mut(name) else {
+            return;
+        };
+        all.retain(|given| *given.owner != *key);
+        if !all.is_empty() {
+            return;
+        }
+        self.names.remove(name);
+        for parent in parents(name) {
+            if let Some(count) = self.above.get_mut(parent) {
+                *count -= 1;
+                if *count == 0 {
+                    self.above.remove(parent);
                 }
             }
         }
-        for (name, data) in &records {
-            if !self.names.contains_key(name) {
-                for parent in parents(name) {
-                    *self.above.entry(parent.to_owned()).or_default() += 1;
+    }
+
+    /// The name, as it is kept.
+    fn give(&mut self, owner: &Arc<Key>, name: String, data: Box<[Data]>) -> Arc<str> {
+        let owner = owner.clone();
+        if let Some((kept, _)) = self.names.get_key_value(&*name) {
+            let kept = kept.clone();
+            if let Some(all) = self.names.get_mut(&kept) {
+                let at = all.partition_point(|given| given.owner < owner);
+                all.insert(at, Given { owner, data });
+            }
+            return kept;
+        }
+        for parent in parents(&name) {
+            match self.above.get_mut(parent) {
+                Some(count) => *count += 1,
+                None => {
+                    self.above.insert(parent.to_owned(), 1);
                 }
             }
-            let owners = self.names.entry(name.clone()).or_default();
-            owners.insert(key.clone(), data.clone());
         }
-        if !records.is_empty() {
-            self.owners.insert(key.clone(), records);
-        }
+        let name: Arc<str> = name.into();
+        self.names.insert(name.clone(), vec![Given { owner, data }]);
+        name
     }
 
     pub fn find(&self, name: &str) -> Found<'_> {
         match self.names.get(name) {
-            Some(owners) => Found::Records(owners.values().flatten().collect()),
+            Some(all) => Found::Records(all.iter().flat_map(Given::each as fn(_) -> _)),
             None if self.above.contains_key(name) => Found::Empty,
             None => Found::Nothing,
         }

@@ -7,7 +7,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::{Duration, Instant},
 };
 
@@ -19,26 +19,27 @@ use ipnet::IpNet;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
-    sync::RwLock,
     time::timeout,
 };
 
 use super::{
     answer::{Answer, answer, encode, reply_to},
-    forward::{Forwarder, Transport},
+    datagrams::{self, Received, Replies},
+    quick,
     rate::Rates,
     records::Index,
     shares::{Place, Shares},
     turns::{Datagram, Turns},
+    upstream::{Asked, Transport, Upstream},
 };
 use crate::accepting::Failures;
 
-/// TCP connections, and queries waiting for upstream (a descriptor each): of all clients together, and
-/// of one.
+/// TCP connections, and queries waiting for upstream (a descriptor each, and some more): of all clients together,
+/// and of one.
 const CONNECTIONS: (usize, usize) = (1024, 128);
 const UPSTREAM: (usize, usize) = (1024, 256);
-/// Datagrams taken before one is answered.
-const AT_ONCE: usize = 256;
+/// Datagrams taken before some are answered.
+const TAKEN: usize = 256;
 /// Between two queries of a connection, and for a reply to be taken.
 const IDLE: Duration = Duration::from_secs(10);
 /// No query is longer, not even by TCP.
@@ -48,24 +49,24 @@ const QUERY: usize = 4096;
 #[derive(Debug)]
 pub struct Server {
     pub domain: String,
-    pub index: RwLock<Index>,
-    pub forwarder: Forwarder,
+    index: RwLock<Index>,
+    pub upstream: Upstream,
     /// Who is answered.
     clients: Vec<IpNet>,
     connections: Arc<Shares>,
-    upstream: Arc<Shares>,
+    waiting: Arc<Shares>,
     idle: Duration,
 }
 
 impl Server {
-    pub fn new(domain: String, forwarder: Forwarder, clients: Vec<IpNet>) -> Self {
+    pub fn new(domain: String, upstream: Upstream, clients: Vec<IpNet>) -> Self {
         Self {
             domain,
             index: RwLock::default(),
-            forwarder,
+            upstream,
             clients,
             connections: Shares::new(CONNECTIONS.0, CONNECTIONS.1),
-            upstream: Shares::new(UPSTREAM.0, UPSTREAM.1),
+            waiting: Shares::new(UPSTREAM.0, UPSTREAM.1),
             idle: IDLE,
         }
     }
@@ -85,45 +86,95 @@ impl Server {
     pub async fn udp(self: Arc<Self>, socket: UdpSocket) {
         let socket = Arc::new(socket);
         let (mut rates, mut turns) = (Rates::default(), Turns::default());
-        let mut buffer = vec![0; QUERY];
+        let (mut received, mut replies) = (Received::new(QUERY), Replies::default());
         loop {
-            for _ in 0..AT_ONCE {
-                match socket.try_recv_from(&mut buffer) {
-                    Ok((length, from)) => {
-                        let client = from.ip();
-                        if self.answers(client) && rates.allow(client, Instant::now()) {
-                            turns.add(&buffer[..length], from);
-                        }
-                    }
+            for _ in 0..TAKEN / datagrams::AT_ONCE {
+                match received.take(&socket) {
+                    Ok(()) => {}
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(_) => {} // an ICMP error of an earlier answer
+                    Err(_) => continue, // an ICMP error of an earlier answer
+                }
+                let now = Instant::now();
+                for (bytes, from) in received.iter() {
+                    let client = from.ip();
+                    if self.answers(client) && rates.allow(client, now) {
+                        turns.add(bytes, from);
+                    }
+                }
+                if !received.is_full() {
+                    break;
                 }
             }
-            match turns.take() {
-                Some(Datagram { bytes, from }) => self.datagram(&socket, bytes, from).await,
-                None => {
-                    let _ = socket.readable().await;
-                }
+            if turns.is_empty() {
+                let _ = socket.readable().await;
             }
-            tokio::task::consume_budget().await;
+            let answered = self.answer_some(&socket, &mut turns, &mut replies);
+            replies.send(&socket);
+            // As if they had been answered one by one: all others of the daemon want their turns too.
+            for _ in 0..answered.max(1) {
+                tokio::task::consume_budget().await;
+            }
         }
     }
 
-    /// Answers one datagram, at once or when upstream has.
-    async fn datagram(self: &Arc<Self>, socket: &Arc<UdpSocket>, bytes: Vec<u8>, from: SocketAddr) {
-        match self.local(&bytes, Transport::Udp).await {
-            Local::Done(reply) => send(socket, reply, from),
-            Local::Remote(remote) => match self.upstream.take(from.ip()) {
-                None => send(socket, remote.failed(true), from),
-                Some(place) => {
-                    let (server, socket) = (self.clone(), socket.clone());
-                    tokio::spawn(async move {
-                        let reply = server.remote(*remote, &bytes, Transport::Udp, &place).await;
-                        send(&socket, reply, from);
-                    });
-                }
-            },
+    /// Answers some whose turn it is, at once or when upstream has; returns how many. One that is not usual is the
+    /// last: the socket has room for all clients, and fills up while few of them are served.
+    fn answer_some(
+        self: &Arc<Self>,
+        socket: &Arc<UdpSocket>,
+        turns: &mut Turns,
+        replies: &mut Replies,
+    ) -> usize {
+        let index = self.index();
+        for answered in 0..datagrams::AT_ONCE {
+            let Some(Datagram { bytes, from }) = turns.take() else {
+                return answered;
+            };
+            if quick::answer(&bytes, &index, &self.domain, replies.next()) {
+                replies.add(from);
+                turns.reuse(bytes);
+                continue;
+            }
+            if let Some(reply) = self.answer_slowly(socket, &bytes, from, &index) {
+                replies.next().extend(reply);
+                replies.add(from);
+            }
+            return answered + 1;
         }
+        datagrams::AT_ONCE
+    }
+
+    /// `None`: no reply is due, or it comes when upstream has it.
+    fn answer_slowly(
+        self: &Arc<Self>,
+        socket: &Arc<UdpSocket>,
+        bytes: &[u8],
+        from: SocketAddr,
+        index: &Index,
+    ) -> Option<Vec<u8>> {
+        let remote = match self.local(bytes, Transport::Udp, index) {
+            Local::Done(reply) => return reply,
+            Local::Remote(remote) => remote,
+        };
+        let Some(place) = self.waiting.take(from.ip()) else {
+            return remote.failed(Transport::Udp);
+        };
+        let (server, socket) = (self.clone(), socket.clone());
+        tokio::spawn(async move {
+            let reply = server.remote(*remote, Transport::Udp, &place);
+            send(&socket, reply.await, from);
+        });
+        None
+    }
+
+    /// As it is now. Held for as long as some answers take, and never while waiting.
+    pub fn index(&self) -> RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To change it, a few names at a time: nobody is answered meanwhile.
+    pub fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub async fn tcp(self: Arc<Self>, listener: TcpListener) {
@@ -162,11 +213,12 @@ impl Server {
             if !rates.allow(client, Instant::now()) {
                 return Ok(());
             }
-            let reply = match self.local(&bytes, Transport::Tcp).await {
+            let local = self.local(&bytes, Transport::Tcp, &self.index());
+            let reply = match local {
                 Local::Done(reply) => reply,
-                Local::Remote(remote) => match self.upstream.take(client) {
-                    None => remote.failed(false),
-                    Some(place) => self.remote(*remote, &bytes, Transport::Tcp, &place).await,
+                Local::Remote(remote) => match self.waiting.take(client) {
+                    None => remote.failed(Transport::Tcp),
+                    Some(place) => self.remote(*remote, Transport::Tcp, &place).await,
                 },
             };
             let Some(reply) = reply else { return Ok(()) };
@@ -176,19 +228,24 @@ impl Server {
         }
     }
 
-    async fn local(&self, bytes: &[u8], transport: Transport) -> Local {
+    fn local(&self, bytes: &[u8], transport: Transport, index: &Index) -> Local {
         let Ok(query) = Message::from_vec(bytes) else {
             return Local::Done(malformed(bytes));
         };
         if query.metadata.message_type != hickory_proto::op::MessageType::Query {
             return Local::Done(None);
         }
-        let answer = answer(&query, &*self.index.read().await, &self.domain);
-        match answer {
+        match answer(&query, index, &self.domain) {
             Answer::Reply(reply) => {
                 Local::Done(encode(&query, &reply, transport == Transport::Udp))
             }
-            Answer::Forward => Local::Remote(Box::new(Remote::Forward { query })),
+            Answer::Forward => match Asked::read(bytes) {
+                None => Local::Done(malformed(bytes)),
+                Some(asked) => match self.upstream.remembered(&asked, transport) {
+                    Some(reply) => Local::Done(Some(reply)),
+                    None => Local::Remote(Box::new(Remote::Forward { asked })),
+                },
+            },
             Answer::Chase { reply, target } => Local::Remote(Box::new(Remote::Chase {
                 query,
                 reply: Box::new(reply),
@@ -197,56 +254,44 @@ impl Server {
         }
     }
 
-    /// What upstream says; a failure, if it says nothing or somebody else needs the place.
-    async fn remote(
-        &self,
-        remote: Remote,
-        bytes: &[u8],
-        transport: Transport,
-        place: &Place,
-    ) -> Option<Vec<u8>> {
-        let udp = transport == Transport::Udp;
+    /// What upstream says; a failure, if somebody else needs the place.
+    async fn remote(&self, remote: Remote, transport: Transport, place: &Place) -> Option<Vec<u8>> {
         let said = tokio::select! {
-            said = self.said(&remote, bytes, transport) => said,
+            said = self.said(&remote, transport, place.client()) => said,
             () = place.evicted() => None,
         };
-        match said {
-            Some(reply) => Some(reply),
-            None => remote.failed(udp),
-        }
+        said.or_else(|| remote.failed(transport))
     }
 
-    async fn said(&self, remote: &Remote, bytes: &[u8], transport: Transport) -> Option<Vec<u8>> {
+    async fn said(&self, remote: &Remote, transport: Transport, client: IpAddr) -> Option<Vec<u8>> {
         match remote {
-            Remote::Forward { .. } => self.forwarder.ask(bytes, transport).await,
+            Remote::Forward { asked } => Some(self.upstream.ask(asked, transport, client).await),
             Remote::Chase {
                 query,
                 reply,
                 target,
             } => {
-                let found = self.chase(query, target.clone(), transport).await?;
+                let asked = target_of(query, target.clone())?;
+                let found = self.upstream.ask(&asked, transport, client).await;
+                let found = Message::from_vec(&found).ok()?;
                 let mut reply = (**reply).clone();
                 reply.metadata.response_code = found.metadata.response_code;
+                reply.metadata.truncation = found.metadata.truncation;
                 reply.add_answers(found.answers);
                 encode(query, &reply, transport == Transport::Udp)
             }
         }
     }
+}
 
-    /// Asks upstream for the target of an alias.
-    async fn chase(&self, query: &Message, target: Name, transport: Transport) -> Option<Message> {
-        let kind = query.queries.first()?.query_type();
-        let mut question = Message::query();
-        question.metadata.id = rand::random();
-        question.metadata.op_code = OpCode::Query;
-        question.metadata.recursion_desired = true;
-        question.add_query(Query::query(target, kind));
-        let answer = self
-            .forwarder
-            .ask(&question.to_vec().ok()?, transport)
-            .await?;
-        Message::from_vec(&answer).ok()
-    }
+/// The question for the target of an alias.
+fn target_of(query: &Message, target: Name) -> Option<Asked> {
+    let kind = query.queries.first()?.query_type();
+    let mut question = Message::query();
+    question.metadata.op_code = OpCode::Query;
+    question.metadata.recursion_desired = true;
+    question.add_query(Query::query(target, kind));
+    Asked::read(&question.to_vec().ok()?)
 }
 
 enum Local {
@@ -257,7 +302,7 @@ enum Local {
 
 enum Remote {
     Forward {
-        query: Message,
+        asked: Asked,
     },
     Chase {
         query: Message,
@@ -267,11 +312,15 @@ enum Remote {
 }
 
 impl Remote {
-    fn failed(&self, udp: bool) -> Option<Vec<u8>> {
-        let (Self::Forward { query } | Self::Chase { query, .. }) = self;
-        let mut reply = reply_to(query);
-        reply.metadata.response_code = ResponseCode::ServFail;
-        encode(query, &reply, udp)
+    fn failed(&self, transport: Transport) -> Option<Vec<u8>> {
+        match self {
+            Self::Forward { asked } => Some(Upstream::failure(asked, transport)),
+            Self::Chase { query, .. } => {
+                let mut reply = reply_to(query);
+                reply.metadata.response_code = ResponseCode::ServFail;
+                encode(query, &reply, transport == Transport::Udp)
+            }
+        }
     }
 }
 

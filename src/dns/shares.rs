@@ -104,6 +104,11 @@ impl Taken {
 }
 
 impl Place {
+    /// Who has it.
+    pub fn client(&self) -> IpAddr {
+        self.client
+    }
+
     /// Resolves when somebody else needs the place.
     pub async fn evicted(&self) {
         self.evicted.cancelled().await;

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    answer::{Answer, answer},
+    answer::{self, Answer, answer},
     records::{Index, records},
     *,
 };
@@ -33,6 +33,9 @@ fn index() -> TestResult<Index> {
         index.update(&key, records(&service, &slices, "cluster.local"));
         Ok(())
     };
+    let dns = json!({"spec": {"clusterIP": "10.96.0.10"}, "metadata": {"name": "kube-dns", "namespace": "kube-system"}});
+    let dns: Service = serde_json::from_value(dns)?;
+    let key = Key::new("kube-system", "kube-dns");
     let web = json!({"clusterIP": "10.96.0.7", "ports": [{"name": "http", "port": 80}]});
     add("web", web, &[])?;
     let addresses: Vec<_> = (1..=100)
@@ -67,6 +70,7 @@ fn index() -> TestResult<Index> {
         json!({"type": "ExternalName", "externalName": "example.org"}),
         &[],
     )?;
+    index.update(&key, records(&dns, &[], "cluster.local"));
     Ok(index)
 }
 
@@ -91,6 +95,25 @@ fn shown(message: &Message) -> String {
         ResponseCode::NoError => lines.join(" "),
         code => format!("{code:?}"),
     }
+}
+
+const SOA: &str = "ns.dns.cluster.local. hostmaster.cluster.local. 1 7200 1800 86400 5";
+
+/// A zone that has no Service yet has a SOA too, and a server without a Service has a name.
+#[test]
+fn the_zone_is_there_without_services() -> TestResult {
+    for (name, kind, want) in [
+        ("cluster.local.", RecordType::SOA, SOA),
+        ("cluster.local.", RecordType::NS, "ns.dns.cluster.local."),
+        ("ns.dns.cluster.local.", RecordType::A, ""),
+    ] {
+        let query = query(name, kind)?;
+        let Answer::Reply(reply) = answer(&query, &Index::default(), "cluster.local") else {
+            return Err(format!("{name} was not answered").into());
+        };
+        assert_eq!(shown(&reply), want, "{name} {kind}");
+    }
+    Ok(())
 }
 
 #[test]
@@ -147,6 +170,19 @@ fn names_of_the_cluster() -> TestResult {
             "10.1.2.3",
         ),
         ("dns-version.cluster.local.", RecordType::TXT, "1.1.0"),
+        // As CoreDNS has them.
+        ("Cluster.LOCAL.", RecordType::SOA, SOA),
+        (
+            "cluster.local.",
+            RecordType::NS,
+            "kube-dns.kube-system.svc.cluster.local.",
+        ),
+        ("cluster.local.", RecordType::A, ""),
+        ("ns.dns.cluster.local.", RecordType::A, "10.96.0.10"),
+        ("ns.dns.cluster.local.", RecordType::AAAA, ""),
+        ("dns.cluster.local.", RecordType::A, ""),
+        ("svc.cluster.local.", RecordType::SOA, ""),
+        ("x.dns.cluster.local.", RecordType::A, "NXDomain"),
         (
             "web.shop.svc.cluster.local.cluster.local.",
             RecordType::A,
@@ -180,18 +216,108 @@ fn names_of_the_cluster() -> TestResult {
     Ok(())
 }
 
+/// All of a reply, but for the order of its answers and the case of names, which is that of the question where
+/// a name is written by pointing there.
+fn whole(bytes: &[u8]) -> TestResult<String> {
+    let mut message = Message::from_vec(bytes)?;
+    message
+        .answers
+        .sort_by_key(|record| record.data.to_string());
+    let question = message.queries.first().map(|query| query.name().to_ascii());
+    Ok(format!(
+        "{question:?} {}",
+        format!("{message:?}").to_lowercase()
+    ))
+}
+
+#[test]
+fn usual_queries_are_answered_as_all_others() -> TestResult {
+    let (index, domain) = (index()?, "cluster.local");
+    let mut quick = Vec::new();
+    for (name, is_usual) in [
+        ("web.shop.svc.cluster.local.", true),
+        ("WeB.shop.SVC.Cluster.LOCAL.", true),
+        ("db.shop.svc.cluster.local.", true),
+        ("shop.svc.cluster.local.", true),
+        ("nowhere.svc.cluster.local.", true),
+        ("web.shop.svc.cluster.local.cluster.local.", true),
+        ("_http._tcp.web.shop.svc.cluster.local.", true),
+        ("10-1-2-3.a.shop.pod.cluster.local.", true),
+        ("many.shop.svc.cluster.local.", false), // too long, but for those who can take it
+        ("near.shop.svc.cluster.local.", false),
+        ("10-1-2-3.shop.pod.cluster.local.", false),
+        ("cluster.local.", true), // there are names below
+        ("svc.cluster.local.", true),
+        ("pod.cluster.local.", false),
+        ("example.org.", false),
+        ("xcluster.local.", false),
+        (".", false),
+        ("7.0.96.10.in-addr.arpa.", false),
+        ("*.cluster.local.", false),
+    ] {
+        for (kind, is_usual) in [
+            (RecordType::A, is_usual),
+            (RecordType::AAAA, is_usual),
+            (RecordType::SRV, false),
+        ] {
+            for payload in [None, Some(0), Some(512), Some(1232), Some(4096)] {
+                let mut query = query(name, kind)?;
+                query.metadata.id = 0x1234;
+                query.metadata.recursion_desired = payload.is_some();
+                query.edns = payload.map(|payload| {
+                    let mut edns = hickory_proto::op::Edns::new();
+                    edns.set_max_payload(payload);
+                    edns
+                });
+                let bytes = query.to_vec()?;
+                quick.clear();
+                let done = quick::answer(&bytes, &index, domain, &mut quick);
+                let about = format!("{name} {kind} {payload:?}");
+                // The absence of IPv6 addresses is short.
+                let is_short = name.starts_with("many.") && kind == RecordType::AAAA;
+                assert_eq!(done, is_usual || is_short, "{about}");
+                if done {
+                    let Answer::Reply(reply) = answer(&query, &index, domain) else {
+                        return Err(format!("{about}: not answered").into());
+                    };
+                    let reply = answer::encode(&query, &reply, true).ok_or("not encoded")?;
+                    assert_eq!(whole(&quick)?, whole(&reply)?, "{about}");
+                }
+                // What is cut short or has more to it is not usual.
+                for length in 0..bytes.len() {
+                    quick.clear();
+                    assert!(!quick::answer(&bytes[..length], &index, domain, &mut quick));
+                    assert!(quick.is_empty());
+                }
+                let longer = [&bytes[..], &[0]].concat();
+                assert!(!quick::answer(&longer, &index, domain, &mut quick));
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn a_service_that_goes_takes_its_names_along() -> TestResult {
     let mut index = index()?;
     for name in ["web", "db", "many", "far", "near", "lost"] {
         index.update(&Key::new("shop", name), Records::new());
     }
+    assert!(
+        index
+            .find("kube-dns.kube-system.svc.cluster.local")
+            .is_there()
+    );
     for name in [
         "web.shop.svc.cluster.local",
         "shop.svc.cluster.local",
         "7.0.96.10.in-addr.arpa",
     ] {
-        assert_eq!(index.find(name), records::Found::Nothing, "{name}");
+        let found = index.find(name);
+        assert!(
+            matches!(found, records::Found::Nothing),
+            "{name}: {found:?}"
+        );
     }
     Ok(())
 }
@@ -201,13 +327,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[tokio::test]
 async fn long_answers_come_by_tcp_and_silence_upstream_is_a_failure() -> TestResult {
     let folder = tempfile::tempdir()?;
-    let forwarder = Forwarder::new(folder.path().join("none"), Vec::new());
+    let upstream = Upstream::new(folder.path().join("none"), Vec::new());
     let server = Arc::new(Server::new(
         "cluster.local".into(),
-        forwarder,
+        upstream,
         vec!["127.0.0.0/8".parse()?],
     ));
-    *server.index.write().await = index()?;
+    *server.index_mut() = index()?;
     let (udp, tcp) = (
         UdpSocket::bind("127.0.0.1:0").await?,
         tokio::net::TcpListener::bind("127.0.0.1:0").await?,
@@ -254,10 +380,10 @@ async fn long_answers_come_by_tcp_and_silence_upstream_is_a_failure() -> TestRes
 #[tokio::test]
 async fn strangers_and_long_queries_are_not_answered() -> TestResult {
     let folder = tempfile::tempdir()?;
-    let forwarder = Forwarder::new(folder.path().join("none"), Vec::new());
+    let upstream = Upstream::new(folder.path().join("none"), Vec::new());
     let clients = vec!["127.0.0.1/32".parse()?];
-    let server = Arc::new(Server::new("cluster.local".into(), forwarder, clients));
-    *server.index.write().await = index()?;
+    let server = Arc::new(Server::new("cluster.local".into(), upstream, clients));
+    *server.index_mut() = index()?;
     let udp = UdpSocket::bind("127.0.0.1:0").await?;
     let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let (udp_address, tcp_address) = (udp.local_addr()?, tcp.local_addr()?);
@@ -296,12 +422,12 @@ async fn strangers_and_long_queries_are_not_answered() -> TestResult {
 #[tokio::test]
 async fn a_connection_without_a_query_is_closed() -> TestResult {
     let folder = tempfile::tempdir()?;
-    let forwarder = Forwarder::new(folder.path().join("none"), Vec::new());
+    let upstream = Upstream::new(folder.path().join("none"), Vec::new());
     let clients = vec!["127.0.0.1/32".parse()?];
     let idle = Duration::from_millis(300);
-    let server = Server::new("cluster.local".into(), forwarder, clients).with_idle(idle);
+    let server = Server::new("cluster.local".into(), upstream, clients).with_idle(idle);
     let server = Arc::new(server);
-    *server.index.write().await = index()?;
+    *server.index_mut() = index()?;
     // Little is under way at once.
     let listening = tokio::net::TcpSocket::new_v4()?;
     listening.set_send_buffer_size(2048)?;

@@ -2,9 +2,13 @@
 //! Pure.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     net::{IpAddr, SocketAddr},
 };
+
+/// What is kept for the next ones: so many buffers, none of them longer, and so many queues.
+const SPARE: (usize, usize) = (256, 512);
+const QUEUES: usize = 64;
 
 /// Datagrams that wait: of all clients together, and of one.
 const WAITING: (usize, usize) = (1024, 64);
@@ -15,6 +19,9 @@ pub struct Turns {
     by_client: HashMap<IpAddr, VecDeque<Datagram>>,
     /// Each client with something in `by_client`, once.
     order: VecDeque<IpAddr>,
+    /// Buffers and queues of those that were answered, for the next ones.
+    spare: Vec<Vec<u8>>,
+    queues: Vec<VecDeque<Datagram>>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -27,32 +34,55 @@ impl Turns {
     /// `false` if it is dropped: the client has its share, or nobody could be served in time.
     pub fn add(&mut self, bytes: &[u8], from: SocketAddr) -> bool {
         let client = from.ip();
-        let waiting = self.by_client.get(&client).map_or(0, VecDeque::len);
-        if self.count >= WAITING.0 || waiting >= WAITING.1 {
+        if self.count >= WAITING.0 {
             return false;
         }
-        if waiting == 0 {
-            self.order.push_back(client);
+        let queue = match self.by_client.entry(client) {
+            Entry::Occupied(waiting) => waiting.into_mut(),
+            Entry::Vacant(none) => {
+                self.order.push_back(client);
+                none.insert(self.queues.pop().unwrap_or_default())
+            }
+        };
+        if queue.len() >= WAITING.1 {
+            return false;
         }
         self.count += 1;
-        let bytes = bytes.to_vec();
-        let queue = self.by_client.entry(client).or_default();
-        queue.push_back(Datagram { bytes, from });
+        let mut kept = self.spare.pop().unwrap_or_default();
+        kept.extend_from_slice(bytes);
+        queue.push_back(Datagram { bytes: kept, from });
         true
     }
 
     /// The oldest of the client whose turn it is.
     pub fn take(&mut self) -> Option<Datagram> {
         let client = self.order.pop_front()?;
-        let queue = self.by_client.get_mut(&client)?;
-        let datagram = queue.pop_front()?;
+        let Entry::Occupied(mut waiting) = self.by_client.entry(client) else {
+            return None;
+        };
+        let datagram = waiting.get_mut().pop_front()?;
         self.count -= 1;
-        if queue.is_empty() {
-            self.by_client.remove(&client);
+        if waiting.get().is_empty() {
+            let queue = waiting.remove();
+            if self.queues.len() < QUEUES {
+                self.queues.push(queue);
+            }
         } else {
             self.order.push_back(client);
         }
         Some(datagram)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Takes back the bytes of one that was answered.
+    pub fn reuse(&mut self, mut bytes: Vec<u8>) {
+        if self.spare.len() < SPARE.0 && bytes.capacity() <= SPARE.1 {
+            bytes.clear();
+            self.spare.push(bytes);
+        }
     }
 }
 

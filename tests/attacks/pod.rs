@@ -8,6 +8,11 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
 use crate::lab::{Cluster, text, until};
 
 /// A running pod that does nothing.
@@ -98,6 +103,11 @@ impl Running {
         output.read_line(&mut line).unwrap();
         assert_eq!(line.trim(), "ready");
         Self { child, output }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let process = Pid::from_raw(self.child.id().try_into().unwrap());
+        kill(process, signal).unwrap();
     }
 
     /// What it says until it ends by itself.

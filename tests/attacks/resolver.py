@@ -1,7 +1,9 @@
 """DNS from all sides.
 
-    resolver.py upstream ADDRESS           answers names that end in `good`, never any other
+    resolver.py upstream ADDRESS           answers names that end in `good`, never any other; for a minute, those that
+                                           end in `short.good` for a second
     resolver.py flood ADDRESS              2,060 connections, and queries that nobody answers, for ever
+    resolver.py fill ADDRESS COUNT         asks for so many names that end in `good`, and ends
     resolver.py ask ADDRESS NAME udp|tcp   prints the response code and the last four bytes
 """
 
@@ -50,7 +52,8 @@ def upstream(address):
 def answer(asked):
     if b"\4good\0" not in asked:
         return None
-    record = b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, 60, 4) + socket.inet_aton("192.0.2.80")
+    time_to_live = 1 if b"\5short\4good\0" in asked else 60
+    record = b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, time_to_live, 4) + socket.inet_aton("192.0.2.80")
     return asked[:2] + b"\x81\x80" + asked[4:6] + b"\0\1\0\0\0\0" + asked[12:] + record
 
 
@@ -83,6 +86,23 @@ def flood(address):
             print("ready", flush=True)
 
 
+def fill(address, count):
+    client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    client.settimeout(1)
+    client.connect((address, 53))
+    answered, asked, waiting = 0, 0, 0
+    while answered < int(count):
+        while waiting < 50:
+            asked, waiting = asked + 1, waiting + 1
+            client.send(query("n%d.fill.good" % asked, asked % 65536))
+        try:
+            answered += client.recv(4096)[3] & 15 == 0
+            waiting -= 1
+        except TimeoutError:
+            waiting = 0
+    print(answered)
+
+
 def ask(address, name, transport):
     if transport == "tcp":
         connection = socket.create_connection((address, 53), 5)
@@ -107,4 +127,4 @@ def ask(address, name, transport):
 
 
 if __name__ == "__main__":
-    {"upstream": upstream, "flood": flood, "ask": ask}[sys.argv[1]](*sys.argv[2:])
+    {"upstream": upstream, "flood": flood, "fill": fill, "ask": ask}[sys.argv[1]](*sys.argv[2:])

@@ -56,6 +56,7 @@ use crate::{
         pulse,
         steps::{Step, reached},
     },
+    ticks,
 };
 
 /// A run of a plugin takes no longer: half of what the original gives a whole sandbox.
@@ -342,7 +343,7 @@ impl CniNetwork {
             self.shared.take_network(loaded);
             let changed = watches.iter().map(|watch| Box::pin(watch.changed()));
             let mut changed = futures::future::select_all(changed);
-            let again = tokio::time::sleep(LOOK_AGAIN);
+            let again = ticks::sleep(LOOK_AGAIN);
             let mut again = std::pin::pin!(again);
             loop {
                 tokio::select! {
