@@ -35,7 +35,8 @@ const THROUGHPUTS: usize = 240;
 const THROUGHPUT: Duration = Duration::from_millis(250);
 /// A start is over, and what it needed is given back.
 const SETTLED: Duration = Duration::from_secs(30);
-const IDLE: Duration = Duration::from_secs(200);
+/// What comes every five minutes is among it.
+const IDLE: Duration = Duration::from_secs(300);
 
 fn main() {
     let words = std::env::args()
