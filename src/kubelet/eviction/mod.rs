@@ -62,7 +62,7 @@ use crate::{
 /// How often the node is looked at, and pods with limits are measured.
 const EVERY: Duration = Duration::from_secs(10);
 /// So many looks are left out at a node that is short of nothing and runs no pod: nobody could be evicted.
-const QUIET: u32 = 2;
+const QUIET: u32 = 5;
 /// A disk that takes longer to say how full it is hangs.
 const DISK_WITHIN: Duration = Duration::from_secs(5);
 /// How long an evicted pod may take to be gone before the next look.
