@@ -14,6 +14,8 @@ enum State {
     /// Nothing was given back yet.
     #[default]
     Start,
+    /// What a start leaves for the moment after it is still there.
+    Started,
     /// So many minutes ago: what comes back in the first few is needed.
     Lately { minutes: u32 },
     /// What was needed, and for how many minutes more than a little came.
@@ -32,7 +34,8 @@ impl Quiet {
     /// `resident`: bytes in memory now, if that is known.
     pub fn is_over(&mut self, resident: Option<usize>) -> bool {
         let (now, over) = match (&self.state, resident) {
-            (State::Start, _) | (_, None) => (State::Lately { minutes: 0 }, true),
+            (State::Start, _) => (State::Started, true),
+            (State::Started, _) | (_, None) => (State::Lately { minutes: 0 }, true),
             (State::Lately { minutes }, Some(bytes)) => match minutes + 1 < Self::BACK {
                 true => (
                     State::Lately {
@@ -72,8 +75,8 @@ mod tests {
         };
         // The start; what came back in a few minutes is the quiet, and stays so for long.
         assert_eq!(
-            minutes(&[40, 24, 27, 27, 30]),
-            [true, false, false, false, false]
+            minutes(&[40, 30, 24, 27, 27, 30]),
+            [true, true, false, false, false, false]
         );
         assert_eq!(minutes(&[30, 31, 38]), [false; 3]);
         // Much more came: it goes, and what comes back then is looked at anew.

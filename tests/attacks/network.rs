@@ -154,11 +154,10 @@ fn what_is_the_nodes_stays_the_nodes() {
 #[test]
 #[ignore = "needs root"]
 fn what_is_the_nodes_stays_the_nodes_over_ipv6() {
-    let cluster = Cluster::new();
+    let mut cluster = Cluster::new();
     cluster.host.add_ipv6(1);
-    let ranges = ["--pod-cidr=fd42::/64", "--service-cidr=fd96::/112"];
-    let up = cluster.vetch(&[&["up", "--detach"], &ranges[..]].concat());
-    assert!(up.status.success(), "{}", text(&up));
+    cluster.flags = vec!["--pod-cidr=fd42::/64", "--service-cidr=fd96::/112"];
+    cluster.up();
     let impossible = [
         ("::1", LOOPBACK),
         ("::", "may not be unspecified (::)"),

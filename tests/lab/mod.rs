@@ -330,6 +330,8 @@ pub struct Cluster {
     pub kubectl: PathBuf,
     /// As [`program`], unless a test compares two.
     pub program: PathBuf,
+    /// Of `vetch up`, beside `--detach`.
+    pub flags: Vec<&'static str>,
 }
 
 impl Cluster {
@@ -346,6 +348,7 @@ impl Cluster {
             host: Host::new(),
             kubectl: kubectl.into(),
             program: program(),
+            flags: Vec::new(),
         };
         interrupted::remove_then(cluster.root.path(), cluster.host.pid());
         cluster
@@ -359,7 +362,7 @@ impl Cluster {
     }
 
     pub fn up(&self) {
-        let output = self.vetch(&["up", "--detach"]);
+        let output = self.vetch(&[&["up", "--detach"], &self.flags[..]].concat());
         assert!(output.status.success(), "{}", text(&output));
     }
 
