@@ -2,8 +2,10 @@
 //!
 //! By itself it keeps what one large image or list needed, for good: it raises the size from which a
 //! block is mapped alone with each such block that is freed, and makes eight heaps a core.
-#![allow(unsafe_code)] // one call of the C library, which nothing safe stands for
+#![allow(unsafe_code)] // calls of the C library, which nothing safe stands for
 
+#[cfg(target_env = "gnu")]
+mod heap;
 #[cfg(target_env = "gnu")]
 mod quiet;
 
@@ -41,7 +43,7 @@ pub fn freed_much() {
 
 /// Gives back the pages that lie free between used ones, and what is mapped of the program's code: when a
 /// start is over, and whenever a minute finds more in memory than the quiet after the last time. After
-/// [`freed_much`] the free pages only.
+/// [`freed_much`], and when a minute finds much that was freed since the last time, the free pages only.
 #[cfg(target_env = "gnu")]
 pub async fn keep_small() {
     /// The last of it is an answer, which somebody has to read; and each time keeps everyone else from
@@ -51,6 +53,7 @@ pub async fn keep_small() {
     let mut minutes = ticks::every(Duration::from_secs(60));
     let mut start = std::pin::pin!(tokio::time::sleep(START));
     let mut quiet = quiet::Quiet::default();
+    let mut heap = heap::Heap::default();
     loop {
         let is_due = tokio::select! {
             () = &mut start, if !start.is_elapsed() => true,
@@ -61,15 +64,24 @@ pub async fn keep_small() {
             }
         };
         if is_due {
-            match quiet.is_over(program_text::resident()) {
-                true => program_text::unmap(),
-                false => continue,
+            if quiet.is_over(program_text::resident()) {
+                program_text::unmap();
+            } else if !heap.has_more_free(free_bytes()) {
+                continue;
             }
         }
         // SAFETY: any thread may call it at any time; it touches free memory only.
         let trim = || unsafe { libc::malloc_trim(0) };
         let _ = tokio::task::spawn_blocking(trim).await;
+        heap.trimmed(free_bytes());
     }
+}
+
+/// In blocks that are free, whether or not the kernel has their pages back.
+#[cfg(target_env = "gnu")]
+fn free_bytes() -> usize {
+    // SAFETY: any thread may call it at any time; it reads the allocator's own lists, under its locks.
+    unsafe { libc::mallinfo2() }.fordblks
 }
 
 /// Other C libraries' allocators keep nothing.

@@ -287,12 +287,12 @@ fn changes_that_a_definition_forbids_are_refused_in_its_words() {
         (
             "Rule",
             json!({"source": {"git": "https://a.example.com", "oci": "b"}}),
-            "spec.source: Invalid value",
+            "<nil>: Invalid value: \"\": \"spec.source\" must validate one and only one schema (oneOf). Found 2 valid alternatives",
         ),
         (
             "Rule",
             json!({"match": {"any": [], "all": []}}),
-            "spec.match in body must not validate the schema (not)",
+            "<nil>: Invalid value: \"\": \"spec.match\" must not validate the schema (not)",
         ),
     ] {
         let said = write(kind, &spec);

@@ -113,6 +113,7 @@ impl ApiServer {
         }
         if writing.dry_run {
             held.settle(false).await;
+            self.could_store(writing, &object).await?;
             return Ok(self.written(writing, &writing.name, object, old.revision, warnings));
         }
         // The store's bytes have none, and without one they are written as they are here.
@@ -196,6 +197,16 @@ impl ApiServer {
             stored = converted.map_err(Refused::Other)?;
         }
         Ok(Some(stored))
+    }
+
+    /// A dry run leaves out the store's part alone: what could not be converted for the store fails.
+    pub async fn could_store(&self, writing: &Writing, object: &Value) -> Result<(), Status> {
+        if writing.row.custom.is_none() {
+            return Ok(());
+        }
+        let stored = self.stored_form(writing.row, object).await;
+        let stored = stored.map_err(|refused| refused.status(writing.row, &writing.name));
+        stored.map(|_| ())
     }
 
     pub async fn commit_delete(

@@ -293,7 +293,10 @@ impl ApiServer {
             Ok((name, _)) if writing.dry_run && self.is_there(writing, &name).await => {
                 Err(Status::already_exists(row.group, row.plural, &name))
             }
-            Ok((name, object)) if writing.dry_run => Ok((name, object, 0)),
+            Ok((name, object)) if writing.dry_run => {
+                let could = self.could_store(writing, &object).await;
+                could.map(|()| (name, object, 0))
+            }
             Ok((name, mut object)) => {
                 let mut stored = self.commit_new(writing, &name, &object, &round.held).await;
                 // Who owns what is the first that an object can do without.

@@ -40,12 +40,23 @@ use crate::accepting::{self, Failures};
 
 /// A client that does not finish the handshake in this time is dropped.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// The first request's head must be there after this.
-const FIRST_REQUEST: Duration = Duration::from_secs(10);
-/// A connection without a request ends after this, also one with half a head.
-const IDLE: Duration = Duration::from_secs(90);
-/// An idle HTTP/2 client that was told to go has this long to do so.
-const LINGER: Duration = Duration::from_secs(2);
+/// How long clients may leave a connection unused.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// The first request's head must be there after this.
+    first: Duration,
+    /// A connection without a request ends after this, also one with half a head.
+    idle: Duration,
+    /// An idle HTTP/2 client that was told to go has this long to do so, and again after a request that it
+    /// had sent before it heard of that.
+    linger: Duration,
+}
+
+const PATIENCE: Patience = Patience {
+    first: Duration::from_secs(10),
+    idle: Duration::from_secs(90),
+    linger: Duration::from_secs(2),
+};
 /// A request's head over HTTP/1.1, and a connection's buffer.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 const MAX_HTTP2_STREAMS: u32 = 250;
@@ -97,7 +108,7 @@ impl Listener {
                 let shown = stream.get_ref().1.peer_certificates();
                 let certificates = shown.map(|shown| Arc::new(shown.to_vec()));
                 let answer = move |request| answer(request, certificates.clone());
-                connection(stream, slot, shutdown, answer).await;
+                connection(stream, slot, shutdown, PATIENCE, answer).await;
             }
         })
         .await;
@@ -112,8 +123,10 @@ impl Listener {
         B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static,
     {
         let shutdown = self.shutdown.clone();
-        self.accept(move |stream, slot| connection(stream, slot, shutdown.clone(), answer.clone()))
-            .await;
+        self.accept(move |stream, slot| {
+            connection(stream, slot, shutdown.clone(), PATIENCE, answer.clone())
+        })
+        .await;
     }
 
     async fn accept<F>(self, serve: impl Fn(Held, Arc<Slot>) -> F)
@@ -158,6 +171,7 @@ async fn connection<S, F, B>(
     stream: S,
     slot: Arc<Slot>,
     shutdown: CancellationToken,
+    patience: Patience,
     answer: impl Fn(Request<Incoming>) -> F + Send + 'static,
 ) where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -182,8 +196,13 @@ async fn connection<S, F, B>(
     let builder = builder(PING_EVERY, PONG_WITHIN);
     let mut serving = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     let mut going = false;
+    let mut told_to_go = None;
     loop {
-        let look_again = slot.look_again(FIRST_REQUEST, IDLE);
+        let (idle, not_before) = match told_to_go {
+            None => (patience.idle, None),
+            Some(at) => (patience.linger, Some(at + patience.linger)),
+        };
+        let look_again = slot.look_again(patience.first, idle);
         tokio::select! {
             result = serving.as_mut() => {
                 if let Err(error) = result {
@@ -196,16 +215,16 @@ async fn connection<S, F, B>(
                 going = true;
                 serving.as_mut().graceful_shutdown();
             }
-            () = sleep_until(look_again) => {
-                if !slot.is_overdue(FIRST_REQUEST, IDLE) {
+            () = sleep_until(look_again.max(not_before.unwrap_or(look_again))) => {
+                if !slot.is_overdue(patience.first, idle) {
                     continue;
                 }
                 // One that never asked anything is owed nothing.
-                if slot.has_asked() {
-                    serving.as_mut().graceful_shutdown();
-                    let _ = tokio::time::timeout(LINGER, serving.as_mut()).await;
+                if told_to_go.is_some() || !slot.has_asked() {
+                    break;
                 }
-                break;
+                serving.as_mut().graceful_shutdown();
+                told_to_go = Some(Instant::now());
             }
         }
     }
@@ -239,7 +258,7 @@ fn builder(ping_every: Duration, pong_within: Duration) -> auto::Builder<TokioEx
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(IDLE)
+        .header_read_timeout(PATIENCE.idle)
         .max_buf_size(MAX_HEAD_BYTES);
     builder
         .http2()
@@ -401,5 +420,76 @@ mod tests {
             "{said:?}"
         );
         assert!(serving.await.unwrap().is_err());
+    }
+
+    /// What a client asks before it has read that the server wants it to go is answered.
+    #[tokio::test]
+    async fn a_request_that_crosses_the_goodbye_is_answered() {
+        const PATIENCE: Patience = Patience {
+            first: Duration::from_secs(10),
+            idle: Duration::from_millis(100),
+            linger: Duration::from_millis(100),
+        };
+        let (mut client, server) = tokio::io::duplex(64 << 10);
+        let limits = Connections::new(Limits::new(16, 2));
+        let slot = limits.admit(std::net::Ipv4Addr::LOCALHOST.into()).unwrap();
+        let serving = tokio::spawn(connection(
+            server,
+            Arc::new(slot),
+            CancellationToken::new(),
+            PATIENCE,
+            async |request: Request<Incoming>| {
+                if request.uri().path() == "/index.html" {
+                    tokio::time::sleep(PATIENCE.linger * 5).await;
+                }
+                Response::new(Full::new(bytes::Bytes::new()))
+            },
+        ));
+        const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+        const HEADERS: u8 = 1;
+        const GOODBYE: u8 = 7;
+        /// A request's only frame: GET, http, a path of the table (4: `/`, 5: `/index.html`).
+        fn get(stream: u8, path: u8) -> [u8; 12] {
+            [
+                0,
+                0,
+                3,
+                HEADERS,
+                5,
+                0,
+                0,
+                0,
+                stream,
+                0x82,
+                0x86,
+                0x80 + path,
+            ]
+        }
+        async fn read_to(
+            client: &mut tokio::io::DuplexStream,
+            kind: u8,
+            stream: u8,
+        ) -> io::Result<()> {
+            loop {
+                let mut head = [0; 9];
+                client.read_exact(&mut head).await?;
+                let length = usize::from(head[1]) << 8 | usize::from(head[2]);
+                client.read_exact(&mut vec![0; length]).await?;
+                if (head[3], head[8]) == (kind, stream) {
+                    return Ok(());
+                }
+            }
+        }
+        let mut asked = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        asked.extend(SETTINGS);
+        asked.extend(get(1, 4));
+        client.write_all(&asked).await.unwrap();
+        read_to(&mut client, HEADERS, 1).await.unwrap();
+        read_to(&mut client, GOODBYE, 0).await.unwrap();
+        // Sent before the goodbye was read, as far as the server knows.
+        client.write_all(&get(3, 5)).await.unwrap();
+        read_to(&mut client, HEADERS, 3).await.unwrap();
+        drop(client);
+        serving.await.unwrap();
     }
 }

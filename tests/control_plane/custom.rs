@@ -315,3 +315,54 @@ async fn what_was_accepted_may_stay() -> TestResult {
     assert_eq!(causes, ["spec.a: Too long: may not be more than 2 bytes"]);
     Ok(())
 }
+
+/// A dry run converts as the store would have it; who cannot be asked is named as the original names it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_webhook_of_conversion_that_is_not_there() -> TestResult {
+    let lab = Lab::new().await?;
+    let group = "converted.example.com";
+    let version = |name: &str, storage: bool| {
+        json!({"name": name, "served": true, "storage": storage, "schema": {"openAPIV3Schema": {
+            "type": "object", "x-kubernetes-preserve-unknown-fields": true}}})
+    };
+    let service = json!({"namespace": "default", "name": "absent", "path": "/convert"});
+    let definition: CustomResourceDefinition = object(json!({
+        "metadata": {"name": format!("tabs.{group}")},
+        "spec": {
+            "group": group, "scope": "Namespaced", "names": {"plural": "tabs", "kind": "Tab"},
+            "versions": [version("v1", false), version("v2", true)],
+            "conversion": {"strategy": "Webhook", "webhook": {
+                "conversionReviewVersions": ["v1"], "clientConfig": {"service": service}}},
+        },
+    }))?;
+    let definitions: Api<CustomResourceDefinition> = Api::all(lab.client.clone());
+    let name = format!("tabs.{group}");
+    let params = PostParams::default();
+    definitions.create(&params, &definition).await?;
+    until("the definition is established", || {
+        established(&definitions, &name)
+    })
+    .await?;
+    let kind =
+        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, "v1", "Tab"), "tabs");
+    let tabs: Tabs = Api::namespaced_with(lab.client.clone(), "default", &kind);
+    for dry_run in [true, false] {
+        let params = PostParams {
+            dry_run,
+            ..PostParams::default()
+        };
+        let made = tabs.create(&params, &tab(group, "t", json!({}))?).await;
+        let Err(kube::Error::Api(status)) = made else {
+            return Err(format!("{made:?}").into());
+        };
+        assert_eq!(status.code, 500);
+        assert_eq!(
+            status.message,
+            format!(
+                "conversion webhook for {group}/v1, Kind=Tab failed: Post \
+                 \"https://absent.default.svc:443/convert?timeout=30s\": service \"absent\" not found"
+            )
+        );
+    }
+    Ok(())
+}

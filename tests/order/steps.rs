@@ -171,15 +171,20 @@ impl Lab {
         assert!(ca.contains("CERTIFICATE"), "{step:?}");
     }
 
-    /// The host, but for the process that supervisors are forked from: it comes with the first of them.
+    /// The host, but for what each daemon has of its own: the process that supervisors are forked from,
+    /// which comes with the first of them, and the port that what comes from loopback addresses is led to.
     fn picture(&self) -> Vec<String> {
-        let mut picture = self.cluster.host.picture();
         let zygote = |line: &str| line == "vetch:zygote";
-        for part in &mut picture {
+        let lasting = |line: &str| match line.split_once("@loopback-ports dnat to ") {
+            Some((rule, _)) => format!("{rule}\n"),
+            None => format!("{line}\n"),
+        };
+        let picture = self.cluster.host.picture().into_iter();
+        let parts = picture.map(|part| {
             let lines = part.lines().filter(|line| !zygote(line));
-            *part = lines.map(|line| format!("{line}\n")).collect();
-        }
-        picture
+            lines.map(lasting).collect()
+        });
+        parts.collect()
     }
 
     /// Nothing is left of the pod.

@@ -27,6 +27,7 @@ use serde_json::Value;
 use super::{
     objects::Lookup,
     registry::kinds::value::{has, number, text},
+    status::Reason,
     streaming,
 };
 use crate::pki::{self, Live};
@@ -122,7 +123,10 @@ impl Caller {
             } => {
                 let address = streaming::service_address(lookup, namespace, name, *port)
                     .await
-                    .map_err(|status| status.message)?;
+                    .map_err(|status| match status.reason == Reason::NotFound {
+                        true => format!("service {name:?} not found"),
+                        false => status.message,
+                    })?;
                 let path = if path.is_empty() { "/" } else { path };
                 let host = format!("{name}.{namespace}.svc:{port}");
                 (format!("https://{address}{path}{query}"), Some(host))

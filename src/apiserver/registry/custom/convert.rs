@@ -69,9 +69,10 @@ impl Converter {
             Err(error) => Err(error.to_string()),
         };
         converted.map_err(|why| {
-            let (group, kind) = (to.split('/').next().unwrap_or_default(), &self.kind);
-            let what = format!("conversion webhook for {group}, Kind={kind} failed: {why}");
-            Status::new(Reason::InternalError, what)
+            let from = objects.first().map_or(to, |one| text(one, "apiVersion"));
+            let kind = &self.kind;
+            let what = format!("conversion webhook for {from}, Kind={kind} failed: {why}");
+            Status::new(Reason::Unknown, what)
         })
     }
 }

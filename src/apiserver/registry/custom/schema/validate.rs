@@ -12,6 +12,9 @@ use super::{
 };
 use crate::apiserver::{registry::Causes, status::CauseType};
 
+/// The field of a violation that is the whole object's.
+const ROOT: &str = "<nil>";
+
 /// Every violation of the schema, with its path. What is as it was in `old` is taken as it is: it was
 /// accepted, maybe by another schema.
 pub fn validate(schema: &Tree, object: &Value, old: Option<&Value>, causes: &mut Causes) {
@@ -56,7 +59,7 @@ pub fn check(schema: &Tree, value: &Value, old: Option<&Value>, path: &str, caus
         ),
         Value::String(text) => strings(schema, text, path, causes),
         Value::Array(list) => lists(schema, list, old, value, path, causes),
-        Value::Object(map) => objects(schema, map, old, value, path, causes),
+        Value::Object(map) => objects(schema, map, old, path, causes),
         _ => {}
     }
     let parts = |name: &str| schema[name].as_array();
@@ -69,18 +72,33 @@ pub fn check(schema: &Tree, value: &Value, old: Option<&Value>, path: &str, caus
     if let Some(any) = parts("anyOf")
         && !any.iter().any(|part| fits(part, causes))
     {
-        let detail = said("must validate at least one schema (anyOf)");
-        causes.invalid(path, value, &detail);
+        composite(causes, path, "at least one schema (anyOf)");
     }
-    if let Some(one) = parts("oneOf")
-        && one.iter().filter(|part| fits(part, causes)).count() != 1
-    {
-        let detail = said("must validate one and only one schema (oneOf)");
-        causes.invalid(path, value, &detail);
+    if let Some(one) = parts("oneOf") {
+        match one.iter().filter(|part| fits(part, causes)).count() {
+            0 => composite(
+                causes,
+                path,
+                "one and only one schema (oneOf). Found none valid",
+            ),
+            1 => {}
+            count => {
+                let what =
+                    format!("one and only one schema (oneOf). Found {count} valid alternatives");
+                composite(causes, path, &what);
+            }
+        }
     }
     if schema["not"].is_object() && fits(&schema["not"], causes) {
-        causes.invalid(path, value, &said("must not validate the schema (not)"));
+        let detail = format!("{path:?} must not validate the schema (not)");
+        causes.invalid(ROOT, "", &detail);
     }
+}
+
+/// A value that fits the wrong number of schemas. As in the original it is named in the words only: the field
+/// is the object.
+fn composite(causes: &mut Causes, path: &str, what: &str) {
+    causes.invalid(ROOT, "", &format!("{path:?} must validate {what}"));
 }
 
 fn type_fits(schema: &Tree, value: &Value) -> bool {
@@ -218,7 +236,6 @@ fn objects(
     schema: &Tree,
     map: &Map<String, Value>,
     old: Option<&Value>,
-    value: &Value,
     path: &str,
     causes: &mut Causes,
 ) {
@@ -232,7 +249,7 @@ fn objects(
     {
         causes.invalid(
             path,
-            value,
+            size,
             &format!("{path} in body should have at least {least} properties"),
         );
     }
