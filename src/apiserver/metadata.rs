@@ -232,35 +232,36 @@ pub fn validate(row: &Resource, object: &Value, causes: &mut Causes) {
 }
 
 fn validate_owners(metadata: &Value, causes: &mut Causes) {
-    let mut controllers = 0;
-    for (index, owner) in metadata
-        .get("ownerReferences")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .enumerate()
-    {
-        for field in ["apiVersion", "kind", "name", "uid"] {
-            if owner
-                .get(field)
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-                .is_empty()
-            {
-                causes.required(
-                    format!("metadata.ownerReferences[{index}].{field}"),
-                    "must not be empty",
-                );
+    const PATH: &str = "metadata.ownerReferences";
+    let owners = metadata.get("ownerReferences").unwrap_or(&Value::Null);
+    let mut controllers = Vec::new();
+    for owner in owners.as_array().into_iter().flatten() {
+        let field = |name: &str| owner.get(name).and_then(Value::as_str).unwrap_or_default();
+        let version = field("apiVersion");
+        let (_, number) = version.rsplit_once('/').unwrap_or(("", version));
+        for (name, is_empty, detail) in [
+            ("apiVersion", number.is_empty(), "version must not be empty"),
+            ("kind", field("kind").is_empty(), "must not be empty"),
+            ("name", field("name").is_empty(), "must not be empty"),
+            ("uid", field("uid").is_empty(), "must not be empty"),
+        ] {
+            if is_empty {
+                causes.invalid(format!("{PATH}.{name}"), field(name), detail);
             }
         }
-        controllers += u32::from(owner.get("controller") == Some(&Value::Bool(true)));
+        if (version, field("kind")) == ("v1", "Event") {
+            let detail = "/v1, Kind=Event is disallowed from being an owner";
+            causes.invalid(PATH, owner, detail);
+        }
+        if owner.get("controller") == Some(&Value::Bool(true)) {
+            controllers.push(format!("{}/{}", field("kind"), field("name")));
+        }
     }
-    if controllers > 1 {
-        causes.invalid(
-            "metadata.ownerReferences",
-            controllers,
-            "Only one reference can have Controller set to true",
+    if let [first, second, ..] = &*controllers {
+        let detail = format!(
+            "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {second}"
         );
+        causes.invalid(PATH, owners, &detail);
     }
 }
 
@@ -364,6 +365,40 @@ mod tests {
             );
         }
         assert!(label_problem(&"a".repeat(64)).is_some());
+    }
+
+    #[test]
+    fn who_may_own_an_object() {
+        let owner = |version: &str, kind: &str, uid: &str| json!({"apiVersion": version, "kind": kind, "name": "a", "uid": uid, "controller": true});
+        for (owners, want) in [
+            (json!([owner("apps/v1", "ReplicaSet", "u")]), ""),
+            (
+                json!([owner("apps/", "ReplicaSet", "")]),
+                "metadata.ownerReferences.apiVersion: Invalid value: \"apps/\": version must not be empty; \
+                 metadata.ownerReferences.uid: Invalid value: \"\": must not be empty",
+            ),
+            (
+                json!([owner("v1", "Event", "u")]),
+                "/v1, Kind=Event is disallowed from being an owner",
+            ),
+            (
+                json!([owner("v1", "A", "u"), owner("v1", "B", "u")]),
+                "Only one reference can have Controller set to true. Found \"true\" in references for A/a and B/a",
+            ),
+        ] {
+            let mut causes = Causes::default();
+            validate_owners(&json!({"ownerReferences": owners}), &mut causes);
+            let all: Vec<String> = causes
+                .0
+                .into_iter()
+                .map(|cause| format!("{}: {}", cause.field, cause.message))
+                .collect();
+            let found = all.join("; ");
+            assert!(
+                found.ends_with(want) && found.is_empty() == want.is_empty(),
+                "{found}"
+            );
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::{
     Error,
     daemon::{self, Config},
     detached, disable, need_root,
-    node::Ranges,
+    node::{self, Ranges},
     node_args::NodeArgs,
     notify::Notifier,
 };
@@ -96,6 +96,10 @@ impl Up {
             services: self.service_cidr.unwrap_or(usual.services),
         };
         ranges.check()?;
+        // One that cannot be read is written anew.
+        if let Ok(Some(recorded)) = node::recorded_services(&machine.paths) {
+            ranges.continues(&recorded)?;
+        }
         let pool = ranges.pool(self.load_balancer_pool)?;
         disable::refuse_idle_pool(&machine.disabled, &pool)?;
         if self.node.detach {

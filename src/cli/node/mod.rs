@@ -25,7 +25,7 @@ pub use self::{
     identity::Identity,
     names::{Ranges, cgroup_below, cluster_cidr, cluster_dns, gateway},
     readiness::Readiness,
-    removal::{recorded_cni, recorded_name, remove},
+    removal::{recorded_cni, recorded_name, recorded_services, remove},
     settings::{VXLAN_PORT, dns_addresses},
 };
 use self::{

@@ -54,6 +54,21 @@ impl Ranges {
         }
     }
 
+    /// Whether a cluster whose Services had addresses in `recorded` can go on with these: their first family
+    /// is that of objects which cannot change it.
+    pub fn continues(&self, recorded: &PerFamily<IpNet>) -> Result<(), Error> {
+        let given = self.services;
+        if given.families().next() == recorded.families().next() {
+            return Ok(());
+        }
+        Err(format!(
+            "this cluster's Services have addresses in {recorded}, not in {given}: start it with the flags of its \
+             first start, --service-cidr {recorded} and a --pod-cidr of the same families, or remove it with \
+             `vetch reset`"
+        )
+        .into())
+    }
+
     /// Whether a cluster can have these.
     pub fn check(&self) -> Result<(), Error> {
         let Self { pods, services } = self;
@@ -244,6 +259,31 @@ mod tests {
             match want {
                 None => assert_eq!(found, Ok(()), "{pods} {services}"),
                 Some(want) => assert!(found.clone().unwrap_err().contains(want), "{found:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_cluster_keeps_its_first_family() {
+        let ranges = |services: &str| Ranges {
+            pods: "10.42.0.0/24".parse().unwrap(),
+            services: services.parse().unwrap(),
+        };
+        for (first, now, holds) in [
+            ("10.96.0.0/12", "10.111.0.0/28", true),
+            ("10.96.0.0/12", "10.96.0.0/12,fd96::/112", true),
+            ("fd96::/112,10.96.0.0/12", "fd97::/112", true),
+            ("fd96::/112", "10.96.0.0/12", false),
+            ("10.96.0.0/12", "fd96::/112,10.96.0.0/12", false),
+        ] {
+            let found = ranges(now).continues(&first.parse().unwrap());
+            match holds {
+                true => found.unwrap(),
+                false => {
+                    let found = found.unwrap_err().to_string();
+                    let flag = format!("--service-cidr {first} and a --pod-cidr");
+                    assert!(found.contains(&flag), "{found}");
+                }
             }
         }
     }

@@ -35,6 +35,12 @@ pub fn recorded_name(paths: &Paths) -> Result<Option<String>, Error> {
     Ok(Recorded::load(paths)?.map(|recorded| recorded.name))
 }
 
+/// The ranges of services with which the node last ran below this root.
+pub fn recorded_services(paths: &Paths) -> Result<Option<PerFamily<IpNet>>, Error> {
+    let recorded = Recorded::load(paths)?.map(|recorded| recorded.services.parse());
+    Ok(recorded.transpose()?)
+}
+
 /// The folders of the plugins that make the pods' network, if plugins do.
 pub fn recorded_cni(paths: &Paths) -> Result<Option<Folders>, Error> {
     Ok(Recorded::load(paths)?.and_then(|recorded| recorded.cni))
