@@ -55,16 +55,20 @@ pub async fn keep_small() {
     let mut quiet = quiet::Quiet::default();
     let mut heap = heap::Heap::default();
     loop {
-        let is_due = tokio::select! {
-            () = &mut start, if !start.is_elapsed() => true,
-            _ = minutes.tick() => true,
+        let due = tokio::select! {
+            () = &mut start, if !start.is_elapsed() => Due::Start,
+            _ = minutes.tick() => Due::Minute,
             () = FREED.notified() => {
                 tokio::time::sleep(SOON).await;
-                false
+                Due::Freed
             }
         };
-        if is_due {
+        if due != Due::Freed {
             if quiet.is_over(program_text::resident()) {
+                // A start needs much, and soon; what is needed later is little, here and there.
+                if due == Due::Minute {
+                    program_text::map_single_pages();
+                }
                 program_text::unmap();
             } else if !heap.has_more_free(free_bytes()) {
                 continue;
@@ -75,6 +79,15 @@ pub async fn keep_small() {
         let _ = tokio::task::spawn_blocking(trim).await;
         heap.trimmed(free_bytes());
     }
+}
+
+/// Why it is time to give memory back.
+#[cfg(target_env = "gnu")]
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Due {
+    Start,
+    Minute,
+    Freed,
 }
 
 /// In blocks that are free, whether or not the kernel has their pages back.

@@ -3,11 +3,15 @@
 //! Most of what a start runs through is not needed again, and would count as this process's memory for as
 //! long as nobody else wants it. Unmapped, it is the page cache's; what is needed again comes back by
 //! itself.
-#![allow(unsafe_code)] // two calls of the C library, which nothing safe stands for
+#![allow(unsafe_code)] // calls of the C library and of the kernel, which nothing safe stands for
+
+mod single_pages;
 
 use std::{ffi::c_void, ops::Range};
 
 use nix::unistd::{SysconfVar, sysconf};
+
+pub use single_pages::map_single_pages;
 
 /// Lets go of all of it. Any thread may go on running it meanwhile.
 pub fn unmap() {
