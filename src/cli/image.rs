@@ -169,7 +169,11 @@ pub async fn handle(
             return Ok(Outcome::Images(vec![ImageLine { tried, ..image }]));
         }
         Request::ImageImport { path } => images.import(&path, Some(progress)).await?,
-        Request::ImageList => images.list().await?,
+        Request::ImageList => {
+            let found = images.list();
+            let lines = found.iter().map(|image| line(image));
+            return Ok(Outcome::Images(lines.collect()));
+        }
         Request::ImageRemove { reference } => {
             images.remove(&reference).await?;
             Vec::new()

@@ -140,7 +140,7 @@ impl ImageGc {
 
     /// Keeps the disk of images below the limit until told to stop.
     pub async fn run(self, shutdown: CancellationToken) {
-        let known = self.shared.images.list().await.unwrap_or_default();
+        let known = self.shared.images.list();
         self.shared
             .seen
             .lock()
@@ -234,7 +234,7 @@ impl ImageGc {
 
     /// Brings `seen` up to date, and lists what may go.
     async fn candidates(&self, seen: &mut HashMap<String, Seen>) -> Vec<String> {
-        let images = self.shared.images.list().await.unwrap_or_default();
+        let images = self.shared.images.list();
         let containers: Vec<Record> = self
             .shared
             .runtime

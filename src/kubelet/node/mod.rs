@@ -13,6 +13,7 @@ pub use host::processes;
 use std::{
     collections::BTreeMap,
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -35,7 +36,7 @@ use super::{
 use crate::{
     addresses::family::PerFamily,
     informer::{Informer, Informers, Key, revision_of},
-    runtime::image::Images,
+    runtime::image::{Image, Images},
     supervision::pulse,
     ticks::Ticks,
 };
@@ -177,6 +178,7 @@ pub async fn run(
         events,
         pressures: *pressures.borrow_and_update(),
         sent: None,
+        basis: None,
         refused,
         own: informers.some(&own),
         disk: None,
@@ -238,11 +240,36 @@ struct Keeper {
     pressures: Pressures,
     /// What was sent last, without heartbeats, and when.
     sent: Option<(Value, Instant)>,
+    /// What that was found to say again.
+    basis: Option<Basis>,
     refused: watch::Sender<Refused>,
     /// The node's object, as it is watched.
     own: Informer<Node>,
     /// How large the node's disk was when it was measured last.
     disk: Option<(u64, Instant)>,
+}
+
+/// What a status is made of, but for what is the same until the daemon ends: as long as this is the same, the
+/// status is, too.
+struct Basis {
+    /// The revision of the node's object.
+    node: u64,
+    pressures: Pressures,
+    disk_bytes: u64,
+    health: Health,
+    images: Vec<Arc<Image>>,
+}
+
+impl PartialEq for Basis {
+    fn eq(&self, other: &Self) -> bool {
+        let same = |(a, b): (&Arc<Image>, &Arc<Image>)| Arc::ptr_eq(a, b);
+        self.node == other.node
+            && self.pressures == other.pressures
+            && self.disk_bytes == other.disk_bytes
+            && self.health == other.health
+            && self.images.len() == other.images.len()
+            && self.images.iter().zip(&other.images).all(same)
+    }
 }
 
 impl Keeper {
@@ -257,10 +284,6 @@ impl Keeper {
             tracing::warn!("the node's disk cannot be measured");
             return;
         };
-        let images = self.images.list().await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "the node's images cannot be listed");
-            Vec::new()
-        });
         // Others write conditions too, and somebody may have deleted the object.
         match self.own.get(&Key::new("", &self.config.node)) {
             // What is watched may be older than the answer to the last write.
@@ -270,6 +293,17 @@ impl Keeper {
             Some(_) => {}
             None => self.read().await,
         }
+        let basis = Basis {
+            node: revision_of(&self.node),
+            pressures: self.pressures,
+            disk_bytes,
+            health: health.clone(),
+            images: self.images.list(),
+        };
+        let is_recent = |(_, at): &(Value, Instant)| at.elapsed() < SEND_AFTER;
+        if self.sent.as_ref().is_some_and(is_recent) && self.basis.as_ref() == Some(&basis) {
+            return;
+        }
         let seen = Seen {
             config: &self.config,
             host: &self.host,
@@ -277,7 +311,7 @@ impl Keeper {
             budget: &self.budget,
             disk_bytes,
             health,
-            images: &images,
+            images: &basis.images,
             before: &self.node,
         };
         let status = status::status(&seen, Timestamp::now());
@@ -287,6 +321,7 @@ impl Keeper {
             .as_ref()
             .is_some_and(|(sent, at)| *sent == plain && at.elapsed() < SEND_AFTER);
         if fresh && status::is_held(&self.node, &status) {
+            self.basis = Some(basis);
             return;
         }
         let write = api::write_status(&self.client, &self.config.node, &status);

@@ -1,6 +1,6 @@
 //! The Node's status from what was seen. Pure: no clock, no I/O.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use k8s_openapi::{api::core::v1::Node, jiff::Timestamp};
 use serde_json::{Map, Value, json};
@@ -27,7 +27,7 @@ pub struct Seen<'a> {
     pub disk_bytes: u64,
     pub pressures: Pressures,
     pub health: &'a Health,
-    pub images: &'a [Image],
+    pub images: &'a [Arc<Image>],
     /// The object as it was last written.
     pub before: &'a Node,
 }
@@ -305,8 +305,8 @@ fn info(host: &Host) -> Value {
     info
 }
 
-fn images(images: &[Image]) -> Vec<Value> {
-    let mut images: Vec<&Image> = images.iter().collect();
+fn images(images: &[Arc<Image>]) -> Vec<Value> {
+    let mut images: Vec<&Arc<Image>> = images.iter().collect();
     images.sort_by(|a, b| {
         b.size_bytes
             .cmp(&a.size_bytes)

@@ -293,14 +293,10 @@ impl Images {
         Ok(images)
     }
 
-    pub async fn list(&self) -> Result<Vec<Image>, Error> {
-        let images = self.shared.read();
-        let mut images: Vec<Image> = images
-            .values()
-            .map(|image| image.as_ref().clone())
-            .collect();
+    pub fn list(&self) -> Vec<Arc<Image>> {
+        let mut images: Vec<Arc<Image>> = self.shared.read().values().cloned().collect();
         images.sort_by(|a, b| a.names.cmp(&b.names));
-        Ok(images)
+        images
     }
 
     /// Removes a name; the last one takes the image with it, and the layers that nobody uses. Those
