@@ -1,4 +1,4 @@
-//! The range of Services' addresses is used up, and grows, on a cluster that runs.
+//! The range of Services' addresses: it is used up, and grows, on a cluster that runs; a start of another family.
 
 mod lab;
 
@@ -96,4 +96,28 @@ fn a_full_range_grows() {
     cluster.ok("delete service extra");
     cluster.wait("get servicecidr more --ignore-not-found", "");
     lab::until("its route is gone", || route().is_empty());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_start_without_the_first_ones_flags_names_them() {
+    let mut cluster = Cluster::new();
+    cluster.host.add_ipv6(1);
+    cluster.flags = vec!["--pod-cidr=fd42::/64", "--service-cidr=fd96::/112"];
+    cluster.up();
+    let down = || {
+        let output = cluster.vetch(&["down"]);
+        assert!(output.status.success(), "{}", text(&output));
+    };
+    down();
+    let refused = cluster.vetch(&["up", "--detach"]);
+    assert!(!refused.status.success());
+    let words = "--service-cidr fd96::/112 and a --pod-cidr of the same families";
+    assert!(text(&refused).contains(words), "{}", text(&refused));
+    // Nothing has begun, and the cluster is as it was.
+    cluster.up();
+    assert_eq!(
+        cluster.field("service/kubernetes", ".spec.clusterIP"),
+        "fd96::1"
+    );
 }

@@ -377,6 +377,39 @@ impl Keeper {
 mod tests {
     use super::*;
 
+    #[test]
+    fn what_a_status_is_made_of() {
+        let basis = || Basis {
+            node: 7,
+            pressures: Pressures::default(),
+            disk_bytes: 1000,
+            health: Health::Ready,
+            images: Vec::new(),
+        };
+        assert!(basis() == basis());
+        let under_pressure = Pressures {
+            disk: true,
+            ..Pressures::default()
+        };
+        for other in [
+            Basis { node: 8, ..basis() },
+            Basis {
+                pressures: under_pressure,
+                ..basis()
+            },
+            Basis {
+                disk_bytes: 2000,
+                ..basis()
+            },
+            Basis {
+                health: Health::NotReady("why".into()),
+                ..basis()
+            },
+        ] {
+            assert!(other != basis());
+        }
+    }
+
     #[tokio::test]
     async fn what_the_api_refuses_is_told_until_it_takes_it() {
         let (refused, told) = watch::channel(Refused::default());
