@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::lab::{Cluster, text, until};
+use crate::lab::{Cluster, text, until, until_none};
 
 /// A part that failed is well again after this.
 const HEALED_WITHIN: Duration = Duration::from_secs(10);
@@ -69,22 +69,44 @@ fn parts(cluster: &Cluster) -> Vec<String> {
     names.map(str::to_owned).collect()
 }
 
-/// Each of the parts was seen to be down, and all is well again in time.
-fn heal(cluster: &Cluster, parts: &[&String], since: Instant) {
+/// Each of the parts is seen to be down.
+fn reported(cluster: &Cluster, parts: &[&String]) {
     let mut unseen: Vec<String> = parts
         .iter()
         .map(|part| format!("[-]{part} failed: reason withheld"))
         .collect();
-    until(&format!("{parts:?} are reported"), || {
+    until_none("each part is reported", || {
         let checks = checks(cluster);
         unseen.retain(|down| !checks.contains(down));
-        unseen.is_empty()
+        unseen.clone()
     });
+}
+
+/// All is well again in time.
+fn well(cluster: &Cluster, parts: &[&String], since: Instant) {
     until(&format!("all is well after {parts:?}"), || {
         checks(cluster).contains("livez check passed")
     });
     let took = since.elapsed();
     assert!(took < HEALED_WITHIN, "{parts:?} took {took:?}");
+}
+
+/// Each of the parts was seen to be down, and all is well again in time.
+fn heal(cluster: &Cluster, parts: &[&String], since: Instant) {
+    reported(cluster, parts);
+    well(cluster, parts, since);
+}
+
+/// As [`heal`], of many parts that panic at once: the first may be well again before the last has its order.
+fn panic_and_heal(cluster: &Cluster, parts: &[&String]) {
+    let since = std::thread::scope(|scope| {
+        scope.spawn(|| reported(cluster, parts));
+        for part in parts {
+            provoke(cluster, part, "Panic");
+        }
+        Instant::now()
+    });
+    well(cluster, parts, since);
 }
 
 fn restarts(cluster: &Cluster) -> String {
@@ -140,10 +162,7 @@ fn every_part_comes_back() {
             .sh(&format!("curl -s -m 5 http://{address}/cgi-bin/name"));
     }
     // What there are many of fails at once, which is worse.
-    let since = Instant::now();
-    many.iter()
-        .for_each(|part| provoke(&cluster, part, "Panic"));
-    heal(&cluster, &many, since);
+    panic_and_heal(&cluster, &many);
     let metrics = cluster.ok("get --raw /metrics");
     for part in all.iter().filter(|part| part.contains('/')) {
         let line = format!("vetch_part_restarts_total{{part=\"{part}\"}} 1");
