@@ -115,7 +115,8 @@ impl Told {
             .entries
             .iter()
             .map(|entry| {
-                let text = std::str::from_utf8(&entry.value).expect("text");
+                let value = entry.value.bytes();
+                let text = std::str::from_utf8(&value).expect("text");
                 let number = text.trim_end().parse().expect("a number");
                 (&*entry.key, (number, entry.mod_revision))
             })
@@ -168,7 +169,8 @@ async fn count_up(store: Arc<Embedded>, writer: usize) {
         let (expect, value) = match &current {
             None => (Expect::Absent, 1),
             Some(entry) => {
-                let text = std::str::from_utf8(&entry.value).expect("text");
+                let value = entry.value.bytes();
+                let text = std::str::from_utf8(&value).expect("text");
                 let last: u64 = text.trim_end().parse().expect("a number");
                 (Expect::ModRevision(entry.mod_revision), last + 1)
             }

@@ -9,10 +9,15 @@
 //! The engines: [`embedded`] here; a real etcd cluster later behind the same trait.
 
 pub mod embedded;
+mod value;
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+
+pub use value::Value;
+#[cfg(test)]
+pub use value::noise;
 
 /// One number for the whole store, +1 per write.
 pub type Revision = u64;
@@ -21,7 +26,7 @@ pub type Revision = u64;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub key: Arc<str>,
-    pub value: Bytes,
+    pub value: Value,
     pub create_revision: Revision,
     pub mod_revision: Revision,
 }

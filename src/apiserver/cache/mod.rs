@@ -19,7 +19,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::{
@@ -262,7 +261,7 @@ impl Cache {
     fn place(
         &self,
         key: &Arc<str>,
-        value: &Bytes,
+        value: &store::Value,
         revision: Revision,
     ) -> Option<(Arc<Kind>, Arc<Object>)> {
         let (storage, rest) = split(key)?;

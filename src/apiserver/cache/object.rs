@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use crate::store::Revision;
+use crate::store::{self, Revision};
 
 /// Forms of larger objects are not kept, but shared by all that need them at the same time: else
 /// each byte in the store would be there three times in memory.
@@ -83,7 +83,7 @@ enum Content {
     Parsed(Arc<Value>),
     /// As the store has it, which shares the bytes: parsed it would be many times as large.
     Stored {
-        bytes: Bytes,
+        stored: store::Value,
         parsed: Mutex<Weak<Value>>,
         recent: Arc<Recent>,
     },
@@ -138,39 +138,46 @@ impl Object {
     pub fn kept(
         key: Arc<str>,
         rest: &str,
-        stored: Bytes,
+        stored: store::Value,
         revision: Revision,
         recent: &Arc<Recent>,
     ) -> Result<Self, serde_json::Error> {
-        let weight = proto::json_weight(&stored);
-        if weight <= HEAVY {
-            return Self::new(key, rest, &stored, revision);
+        if !stored.is_compressed() {
+            let bytes = stored.bytes();
+            if proto::json_weight(&bytes) <= HEAVY {
+                return Self::new(key, rest, &bytes, revision);
+            }
         }
         // Whoever looks first parses it: the one task that follows the store does not.
+        let (size, weight) = (stored.size(), stored.memory());
         let content = Content::Stored {
-            bytes: stored.clone(),
+            stored,
             parsed: Mutex::default(),
             recent: recent.clone(),
         };
-        Ok(Self::of(key, rest, content, stored.len(), revision))
+        Ok(Self {
+            weight,
+            ..Self::of(key, rest, content, size, revision)
+        })
     }
 
     /// The object as a whole, with the resourceVersion in it.
     pub fn value(&self) -> Arc<Value> {
-        let (bytes, parsed, recent) = match &self.content {
+        let (stored, parsed, recent) = match &self.content {
             Content::Parsed(value) => return value.clone(),
             Content::Stored {
-                bytes,
+                stored,
                 parsed,
                 recent,
-            } => (bytes, parsed, recent),
+            } => (stored, parsed, recent),
         };
         let lock = || parsed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(value) = lock().upgrade() {
             return value;
         }
         // Not under the lock: a thread that yields to others may be at it, and they would wait for it.
-        let value = parse(bytes, self.revision).unwrap_or_else(|error| {
+        let bytes = stored.bytes();
+        let value = parse(&bytes, self.revision).unwrap_or_else(|error| {
             tracing::error!(key = %self.key, %error, "an object in the store is not JSON");
             Value::Null
         });
@@ -180,7 +187,7 @@ impl Object {
             return other;
         }
         *parsed = Arc::downgrade(&value);
-        recent.keep(value.clone(), proto::json_weight(bytes));
+        recent.keep(value.clone(), proto::json_weight(&bytes));
         value
     }
 
@@ -200,8 +207,9 @@ impl Object {
         }
     }
 
+    /// Whether it is too large for its encodings to be kept, or not even kept parsed.
     pub fn is_large(&self) -> bool {
-        self.size > LARGE
+        self.size > LARGE || matches!(self.content, Content::Stored { .. })
     }
 
     /// Compact JSON, encoded on first use and shared from then on.
@@ -361,7 +369,7 @@ mod tests {
         let recent = Arc::new(Recent::default());
         let object = |items: usize| {
             let value = json!({"metadata": {}, "data": vec![json!({"a": 1}); items]});
-            let stored = Bytes::from(value.to_string());
+            let stored = store::Value::new(value.to_string().into());
             let key = "/registry/x/d/n".into();
             Object::kept(key, "d/n", stored, 7, &recent).unwrap()
         };

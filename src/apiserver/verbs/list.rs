@@ -235,7 +235,13 @@ async fn past(
     let root = cache::key(row.storage, "", "");
     let make = |entry: &store::Entry| {
         let rest = entry.key.strip_prefix(&*root).unwrap_or_default();
-        Object::new(entry.key.clone(), rest, &entry.value, entry.mod_revision).map(Arc::new)
+        Object::new(
+            entry.key.clone(),
+            rest,
+            &entry.value.bytes(),
+            entry.mod_revision,
+        )
+        .map(Arc::new)
     };
     slice
         .entries

@@ -24,7 +24,9 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::{oneshot, watch};
 
-use super::{Committed, Entry, Error, Event, Range, Revision, Slice, Store, Usage, Watch, Write};
+use super::{
+    Committed, Entry, Error, Event, Op, Range, Revision, Slice, Store, Usage, Value, Watch, Write,
+};
 pub use quota::Quota;
 use state::State;
 
@@ -157,15 +159,17 @@ impl Store for Embedded {
     }
 
     async fn commit(&self, write: Write) -> Result<Committed, Error> {
-        if let super::Op::Put { value, .. } = &write.op
-            && value.len() > MAX_VALUE_BYTES
-        {
-            return Err(Error::TooLarge {
-                size: value.len(),
-                limit: MAX_VALUE_BYTES,
-            });
-        }
-        self.ask(|reply| writer::Request::Commit(write, reply))
+        let kept = match &write.op {
+            Op::Put { value, .. } if value.len() > MAX_VALUE_BYTES => {
+                return Err(Error::TooLarge {
+                    size: value.len(),
+                    limit: MAX_VALUE_BYTES,
+                });
+            }
+            Op::Put { value, .. } => Value::new(value.clone()),
+            Op::Delete => Value::default(),
+        };
+        self.ask(|reply| writer::Request::Commit(write, kept, reply))
             .await?
     }
 

@@ -96,7 +96,7 @@ impl State {
     /// Puts an entry read back from the log; makes no history.
     pub fn restore(&mut self, entry: Entry) {
         self.live_bytes += size(&entry);
-        self.quota.added(&entry.key, entry.value.len());
+        self.quota.added(&entry.key, entry.value.size());
         if let Some(old) = self.current.insert(entry.key.clone(), entry) {
             self.let_go(&old);
         }
@@ -110,7 +110,7 @@ impl State {
 
     fn let_go(&mut self, old: &Entry) {
         self.live_bytes -= size(old);
-        self.quota.removed(&old.key, old.value.len());
+        self.quota.removed(&old.key, old.value.size());
     }
 
     /// Applies one committed change.
@@ -245,7 +245,12 @@ pub fn holds(expect: Expect, current: Option<&Entry>) -> bool {
 }
 
 fn size(entry: &Entry) -> usize {
-    entry.key.len() + entry.value.len()
+    entry.key.len() + entry.value.size()
+}
+
+/// What it takes in memory.
+fn memory(entry: &Entry) -> usize {
+    entry.key.len() + entry.value.memory()
 }
 
 fn weight(event: &Event) -> usize {
@@ -253,21 +258,22 @@ fn weight(event: &Event) -> usize {
     // The former state is held by this event alone once the one that made it is gone.
     OVERHEAD
         + match event {
-            Event::Put { entry, previous } => size(entry) + previous.as_ref().map_or(0, size),
-            Event::Delete { previous, .. } => size(previous),
+            Event::Put { entry, previous } => memory(entry) + previous.as_ref().map_or(0, memory),
+            Event::Delete { previous, .. } => memory(previous),
         }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::{Value, noise};
 
     /// A new value of as many bytes as that.
     fn put(state: &mut State, bytes: usize, second: u64) {
         let revision = state.revision + 1;
         let entry = Entry {
             key: "/registry/a/b".into(),
-            value: vec![b' '; bytes].into(),
+            value: Value::new(noise(bytes).into()),
             create_revision: 1,
             mod_revision: revision,
         };

@@ -45,7 +45,7 @@ async fn dump(store: &Embedded, at: Option<Revision>) -> BTreeMap<String, String
         })
         .await
         .unwrap();
-    let text = |entry: &Entry| String::from_utf8(entry.value.to_vec()).unwrap();
+    let text = |entry: &Entry| String::from_utf8(entry.value.bytes().to_vec()).unwrap();
     slice
         .entries
         .iter()
@@ -178,7 +178,7 @@ async fn pages_of_one_snapshot() {
         .await
         .unwrap();
     assert_eq!(second.entries.len(), 1);
-    assert_eq!(&second.entries[0].value[..], b"1");
+    assert_eq!(&second.entries[0].value.bytes()[..], b"1");
 }
 
 #[tokio::test]

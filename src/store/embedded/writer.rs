@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use super::{Quota, Shared, io_error, record, record::Record, state, state::State};
 use crate::store::{
-    Committed, Durability, Entry, Error, Event, Expect, Op, Revision, Space, Write,
+    Committed, Durability, Entry, Error, Event, Expect, Op, Revision, Space, Value, Write,
 };
 
 /// Writes that go out with one sync at most.
@@ -37,7 +37,8 @@ const CEILING_STEP: Revision = 4096;
 const EXPIRE_AGAIN: Duration = Duration::from_secs(10);
 
 pub enum Request {
-    Commit(Write, oneshot::Sender<Result<Committed, Error>>),
+    /// With the value as it is kept: whoever writes makes that, and not the one thread for all.
+    Commit(Write, Value, oneshot::Sender<Result<Committed, Error>>),
     Compact(Revision, oneshot::Sender<()>),
 }
 
@@ -92,7 +93,7 @@ impl Log {
                     state.revision = state.revision.max(revision);
                     expiries.insert(key.clone(), (expires, revision));
                     // A copy of its own: a slice would keep the whole log in memory.
-                    let value = Bytes::copy_from_slice(&value);
+                    let value = Value::new(Bytes::copy_from_slice(&value));
                     state.restore(Entry {
                         key,
                         value,
@@ -218,7 +219,7 @@ impl Log {
         };
         for entry in state.entries() {
             let expires = expiries.get(&entry.key).copied().unwrap_or(0);
-            put(self.batch, entry, expires).encode(&mut bytes);
+            put(self.batch, entry, entry.value.bytes(), expires).encode(&mut bytes);
             if bytes.len() > 1 << 20 {
                 flush(&mut bytes)?;
             }
@@ -240,14 +241,14 @@ impl Log {
     }
 }
 
-fn put(batch: u64, entry: &Entry, expires: u64) -> Record {
+fn put(batch: u64, entry: &Entry, value: Bytes, expires: u64) -> Record {
     Record::Put {
         batch,
         revision: entry.mod_revision,
         created: entry.create_revision,
         expires,
         key: entry.key.clone(),
-        value: entry.value.clone(),
+        value,
     }
 }
 
@@ -273,7 +274,7 @@ pub fn run(mut log: Log, shared: &Shared, inbox: &mpsc::Receiver<Request>) {
         let mut commits = Vec::new();
         for request in first.into_iter().chain(inbox.try_iter().take(BATCH)) {
             match request {
-                Request::Commit(write, reply) => commits.push((write, Some(reply))),
+                Request::Commit(write, kept, reply) => commits.push((write, kept, Some(reply))),
                 Request::Compact(revision, reply) => {
                     shared
                         .state
@@ -355,16 +356,24 @@ fn expired(log: &mut Log) -> Vec<Write> {
 
 type Reply = Option<oneshot::Sender<Result<Committed, Error>>>;
 
+/// A write with the value as it is kept.
+type Asked = (Write, Value, Reply);
+
+/// That nobody has asked for: a deletion, which has no value.
+fn deletion(write: Write) -> Asked {
+    (write, Value::default(), None)
+}
+
 /// Checks a batch against what is there, logs it, and shows it when it is as durable as asked. The
 /// time of `over` has passed: that needs no disk.
 fn commit(
     log: &mut Log,
     shared: &Shared,
-    mut commits: Vec<(Write, Reply)>,
+    mut commits: Vec<Asked>,
     over: Vec<Write>,
     live_expiries: &mut HashMap<Arc<str>, u64>,
 ) {
-    commits.extend(over.iter().cloned().map(|write| (write, None)));
+    commits.extend(over.iter().cloned().map(deletion));
     if commits.is_empty() {
         return;
     }
@@ -381,7 +390,7 @@ fn commit(
     };
     if let Err(error) = rewritten {
         let reason = error.to_string();
-        for (_, reply) in commits {
+        for (.., reply) in commits {
             answer(
                 reply,
                 Err(Error::ReadOnly {
@@ -443,7 +452,7 @@ fn expire_unlogged(
         _ => None,
     });
     let due: Vec<_> = due.map(Reverse).collect();
-    let commits = over.into_iter().map(|write| (write, None)).collect();
+    let commits = over.into_iter().map(deletion).collect();
     let plan = plan(log, &shared.read(), commits);
     if plan.ceiling > log.ceiling {
         log.expiries.extend(due);
@@ -487,7 +496,7 @@ struct Plan {
     ceiling: Revision,
 }
 
-fn plan(log: &Log, state: &State, commits: Vec<(Write, Reply)>) -> Plan {
+fn plan(log: &Log, state: &State, commits: Vec<Asked>) -> Plan {
     let mut plan = Plan {
         bytes: Vec::new(),
         accepted: Vec::new(),
@@ -500,7 +509,7 @@ fn plan(log: &Log, state: &State, commits: Vec<(Write, Reply)>) -> Plan {
     let mut revision = state.revision;
     // What earlier writes of this batch take.
     let mut grown = 0;
-    for (write, reply) in commits {
+    for (write, kept, reply) in commits {
         let current = pending
             .get(&write.key)
             .cloned()
@@ -526,7 +535,7 @@ fn plan(log: &Log, state: &State, commits: Vec<(Write, Reply)>) -> Plan {
             let new = Quota::cost(&write.key, value.len());
             let old = current
                 .as_ref()
-                .map_or(0, |entry| Quota::cost(&entry.key, entry.value.len()));
+                .map_or(0, |entry| Quota::cost(&entry.key, entry.value.size()));
             let growth = new.saturating_sub(old);
             if !state.has_room(&write.key, growth, grown, write.space) {
                 plan.refused.push((reply, Error::NoSpace));
@@ -552,12 +561,12 @@ fn plan(log: &Log, state: &State, commits: Vec<(Write, Reply)>) -> Plan {
                     .map_or(revision, |entry| entry.create_revision);
                 let entry = Entry {
                     key: write.key,
-                    value,
+                    value: kept,
                     create_revision,
                     mod_revision: revision,
                 };
                 let expires = ttl.map_or(0, |ttl| now() + ttl.as_secs().max(1));
-                put(log.batch, &entry, expires).encode(&mut plan.bytes);
+                put(log.batch, &entry, value, expires).encode(&mut plan.bytes);
                 pending.insert(entry.key.clone(), Some(entry.clone()));
                 (Event::Put { entry, previous }, expires)
             }
@@ -606,6 +615,10 @@ mod tests {
         }
     }
 
+    fn asked(write: Write, reply: Reply) -> Asked {
+        (write, Value::new(Bytes::from_static(b"value")), reply)
+    }
+
     #[test]
     fn what_is_over_goes_though_the_disk_is_full() {
         let dir = tempfile::tempdir().unwrap();
@@ -618,7 +631,7 @@ mod tests {
         let mut live = HashMap::new();
         let hour = Some(Duration::from_secs(3600));
         let events = ["a", "b", "c"];
-        let commits = events.map(|key| (put(key, hour), None)).into();
+        let commits = events.map(|key| asked(put(key, hour), None)).into();
         commit(&mut log, &shared, commits, Vec::new(), &mut live);
         let revision = |key: &str| shared.read().get(key).map(|entry| entry.mod_revision);
         let ends = |log: &mut Log, key: &str| {
@@ -632,7 +645,7 @@ mod tests {
             ends(&mut log, key);
             let (reply, mut answer) = oneshot::channel();
             let over = expired(&mut log);
-            let commits = vec![(put("user", None), Some(reply))];
+            let commits = vec![asked(put("user", None), Some(reply))];
             commit(&mut log, &shared, commits, over, &mut live);
             let refused = answer.try_recv().unwrap();
             assert!(
