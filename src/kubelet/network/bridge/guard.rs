@@ -12,7 +12,8 @@
 //! - A family that the pods have no addresses of does not come through at all.
 //! - Frames by links that are not pods' are let through: other bridges of the host are not ours.
 //!
-//! One packet costs one lookup, with one pod or a hundred.
+//! One packet costs one lookup of what belongs together, with one pod or a hundred, and others in sets so small that
+//! the kernel keeps them as bits. Few and short rules: each costs as much as it takes longer to send 64 KB.
 
 use std::net::IpAddr;
 
@@ -32,23 +33,32 @@ const PORTS: &str = "ports";
 const PODS: &str = "pods";
 /// The same of IPv6: the first byte after the frame's head is not the same in all packets.
 const PODS_IPV6: &str = "pods-ipv6";
+/// First bytes of addresses that no packet may be sent to.
+const UNROUTED: &str = "unrouted";
+/// The first two of IPv6 ones.
+const UNROUTED_IPV6: &str = "unrouted-ipv6";
 /// What no packet of IPv6 may begin with after its header.
 const REFUSED: &str = "refused-ipv6";
+/// What most packets of IPv6 have there, and nothing more is to be asked about.
+const TRANSPORTS: &str = "transports-ipv6";
 /// Before anything else has a say, connection tracking and br_netfilter among them.
 const PRIORITY: i32 = -300;
 const IPV4: [u8; 2] = [0x08, 0x00];
 const IPV6: [u8; 2] = [0x86, 0xdd];
 /// Version 4 and five words of header: no options, of which source routes are some.
 const PLAIN_HEADER: u8 = 0x45;
+/// Also where the bridge may route loopback addresses, for the sake of host ports.
 const LOOPBACK: u8 = 127;
 /// The first byte of multicast addresses; reserved ones and broadcast come after them.
 const NOT_UNICAST: u8 = 0xe0;
 /// The same of IPv6, where link-local and reserved ones are among those after it.
-const NOT_ROUTED: u8 = 0xfe;
+const NOT_ROUTED: u16 = 0xfe00;
 /// The first two bytes of `::`, `::1`, and IPv4 addresses written as IPv6 ones.
-const NOT_IPV6: [u8; 2] = [0, 0];
+const NOT_IPV6: u16 = 0;
 /// Hop-by-hop options, routing headers and destination options: what IPv4 has options for.
 const EXTENSIONS: [u8; 3] = [0, 43, 60];
+/// TCP, UDP, SCTP.
+const PLAIN: [u8; 3] = [6, 17, 132];
 const ICMPV6: u8 = 58;
 /// Types of neighbour discovery: router and neighbour solicitations and advertisements, redirects.
 const DISCOVERY: (u8, u8) = (133, 137);
@@ -124,45 +134,37 @@ pub fn whole<'a>(
 fn ipv4(batch: &mut Batch, table: &Table, most: u32) {
     let together = [Type::Link, Type::FrameHead, Type::Ipv4];
     let set = Set::new(PODS, &together, SetKind::Set).at_most(most);
-    batch.add_set(table, &set).add_chain(table, "own");
-    for rule in [
-        // Also where the bridge may route loopback addresses, for the sake of host ports.
-        Rule::new()
-            .network(Reg(0), 16, 1)
-            .equal(Reg(0), &[LOOPBACK]),
-        Rule::new()
-            .network(Reg(0), 16, 1)
-            .at_least(Reg(0), &[NOT_UNICAST]),
-    ] {
-        batch.add_rule(table, "own", rule.verdict(&Verdict::Drop));
-    }
-    batch.add_rule(table, "own", Rule::new().verdict(&Verdict::Accept));
+    let unrouted = (NOT_UNICAST..=u8::MAX).chain([LOOPBACK]);
+    batch
+        .add_set(table, &set)
+        .add_set(table, &Set::new(UNROUTED, &[Type::Protocol], SetKind::Set))
+        .add_elements(table, UNROUTED, unrouted.map(|first| element(&[first])));
     let known = Rule::new()
+        .network(Reg(0), 16, 1)
+        .not_in_set(UNROUTED, Reg(0))
         .load_input_link(Reg(0))
         .frame_head(Reg(4))
         .source_v4(Reg(8))
         .in_set(PODS, Reg(0));
-    let known = known.verdict(&Verdict::Goto("own".into()));
-    batch.add_rule(table, "prerouting", known);
+    batch.add_rule(table, "prerouting", known.verdict(&Verdict::Accept));
 }
 
 fn ipv6(batch: &mut Batch, table: &Table, most: u32) {
     let together = [Type::Link, Type::FrameEnds, Type::Ipv6];
     let set = Set::new(PODS_IPV6, &together, SetKind::Set).at_most(most);
-    let refused = EXTENSIONS.map(|header| Element {
-        key: vec![header],
-        value: Value::None,
-    });
+    let unrouted = (NOT_ROUTED..=u16::MAX).chain([NOT_IPV6]);
+    let unrouted = unrouted.map(|first| element(&first.to_be_bytes()));
     batch
         .add_set(table, &set)
-        .add_set(table, &Set::new(REFUSED, &[Type::Protocol], SetKind::Set))
-        .add_elements(table, REFUSED, refused)
+        .add_set(table, &Set::new(UNROUTED_IPV6, &[Type::Port], SetKind::Set))
+        .add_elements(table, UNROUTED_IPV6, unrouted)
         .add_chain(table, "own-ipv6");
+    for (name, headers) in [(REFUSED, EXTENSIONS), (TRANSPORTS, PLAIN)] {
+        batch
+            .add_set(table, &Set::new(name, &[Type::Protocol], SetKind::Set))
+            .add_elements(table, name, headers.map(|header| element(&[header])));
+    }
     for rule in [
-        Rule::new()
-            .network(Reg(0), 24, 1)
-            .at_least(Reg(0), &[NOT_ROUTED]),
-        Rule::new().network(Reg(0), 24, 2).equal(Reg(0), &NOT_IPV6),
         Rule::new().network(Reg(0), 6, 1).in_set(REFUSED, Reg(0)),
         Rule::new()
             .protocol(Reg(0))
@@ -174,13 +176,28 @@ fn ipv6(batch: &mut Batch, table: &Table, most: u32) {
         batch.add_rule(table, "own-ipv6", rule.verdict(&Verdict::Drop));
     }
     batch.add_rule(table, "own-ipv6", Rule::new().verdict(&Verdict::Accept));
-    let known = Rule::new()
-        .load_input_link(Reg(0))
-        .frame_ends(Reg(4))
-        .source_v6(Reg(8))
-        .in_set(PODS_IPV6, Reg(0));
-    let known = known.verdict(&Verdict::Goto("own-ipv6".into()));
-    batch.add_rule(table, "prerouting", known);
+    let routed = |rule: Rule| {
+        rule.network(Reg(0), 24, 2)
+            .not_in_set(UNROUTED_IPV6, Reg(0))
+            .load_input_link(Reg(0))
+            .frame_ends(Reg(4))
+            .source_v6(Reg(8))
+            .in_set(PODS_IPV6, Reg(0))
+    };
+    let plain = Rule::new().network(Reg(0), 6, 1).in_set(TRANSPORTS, Reg(0));
+    for (rule, verdict) in [
+        (plain, Verdict::Accept),
+        (Rule::new(), Verdict::Goto("own-ipv6".into())),
+    ] {
+        batch.add_rule(table, "prerouting", routed(rule).verdict(&verdict));
+    }
+}
+
+fn element(key: &[u8]) -> Element {
+    Element {
+        key: key.to_vec(),
+        value: Value::None,
+    }
 }
 
 fn add<'a>(batch: &mut Batch, table: &Table, ports: impl Iterator<Item = &'a Port> + Clone) {
@@ -193,10 +210,7 @@ fn add<'a>(batch: &mut Batch, table: &Table, ports: impl Iterator<Item = &'a Por
 }
 
 fn link(port: &Port) -> Element {
-    Element {
-        key: name(port).to_vec(),
-        value: Value::None,
-    }
+    element(&name(port))
 }
 
 /// What belongs together of the pod, with the sets that it is in.
@@ -215,11 +229,7 @@ fn pods(port: &Port) -> impl Iterator<Item = (&'static str, Element)> {
                 (PODS_IPV6, rest.concat())
             }
         };
-        let element = Element {
-            key: [&ends[..], &rest].concat(),
-            value: Value::None,
-        };
-        (set, element)
+        (set, element(&[&ends[..], &rest].concat()))
     })
 }
 
