@@ -257,6 +257,8 @@ impl ServiceTable {
         let host = self.family.loopback();
         let (address, to) = (Reg(0), Reg(self.registers()));
         let rule = Rule::new().destination_in(host, self.family.bits(), true);
+        // The set holds ports of TCP alone; `nft` takes its own listing back only where the rule says so.
+        let rule = rule.protocol(Reg(0)).equal(Reg(0), &[TCP]);
         let (rule, _) = self.load(rule, Door::Ports, 0);
         rule.in_set(&SetName::LoopbackPorts.name(), Reg(0))
             .immediate(address, &octets(host))

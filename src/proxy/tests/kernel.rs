@@ -361,7 +361,8 @@ fn the_listed_rules_load_again() -> TestResult {
             );
             let status = json!({"loadBalancer": {"ingress": given}});
             service.status = Some(serde_json::from_value(status)?);
-            lab.start(lab.plans(&service, &lab.slices(&[0, 1])))?;
+            let loopback = [(Family::V4, 32768), (Family::V6, 32768)];
+            lab.start_with(&loopback, lab.plans(&service, &lab.slices(&[0, 1])))?;
             let listed = lab.nft(&["list", "ruleset"])?;
             let tables = listed.matches("table ip").count();
             assert_eq!(tables, families.len(), "one table a family");

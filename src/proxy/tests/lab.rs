@@ -178,8 +178,17 @@ impl Lab {
 
     /// All of it written.
     pub fn start(&self, plans: Vec<(Key, Plan)>) -> TestResult<Writer> {
+        self.start_with(&[], plans)
+    }
+
+    /// Node ports of loopback addresses are led to these ports.
+    pub fn start_with(
+        &self,
+        loopback: &[(Family, u16)],
+        plans: Vec<(Key, Plan)>,
+    ) -> TestResult<Writer> {
         self.node.run(|| -> TestResult<Writer> {
-            let (mut writer, _) = Writer::open(&self.config(), &[], plans)?;
+            let (mut writer, _) = Writer::open(&self.config(), loopback, plans)?;
             writer.settle()?;
             Ok(writer)
         })?
