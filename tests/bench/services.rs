@@ -32,6 +32,7 @@ pub fn many() {
         let cluster = sides::roomy();
         std::thread::sleep(SETTLED);
         let before = usage::memory(&cluster);
+        let idle = usage::processor(cluster.daemon());
         let begun = Instant::now();
         sides::on(&cluster, async |client| {
             bulk::services(&client, 0..count, endpoints).await;
@@ -40,6 +41,12 @@ pub fn many() {
         let table = kernel::table(&cluster.host, TABLE).unwrap();
         await_all(&cluster, &table, count, endpoints);
         std::thread::sleep(SETTLED);
+        let spent = usage::processor(cluster.daemon()) - idle;
+        println!(
+            "{:<44} {:>12.3} ms of the daemon's processor, with its slice (goal 0.5)",
+            format!("services/{count}: a Service, made in a row"),
+            spent.as_secs_f64() * 1e3 / count as f64
+        );
         println!(
             "{:<44} {:>12.2} KB, with its slice of {endpoints} (made in {took:.0} s)",
             format!("services/{count}: PSS a Service"),
