@@ -35,6 +35,10 @@ pub fn machines() {
 fn measure(cluster: &Cluster, machine: &Machine, how: &str, wanted: &str) {
     machine.join(cluster, NODE);
     machine.import("busybox");
+    for host in [&cluster.host, &machine.host] {
+        // As where nobody has loaded br_netfilter, which vetch does not need.
+        host.sh("sysctl -qw net.bridge.bridge-nf-call-iptables=0 || true");
+    }
     let first = "jsonpath={.items[?(@.metadata.name!=\"second\")].metadata.name}";
     let first = cluster.ok_with(&["get", "nodes", "-o", first]);
     let (server, client) = sides::on(cluster, async |api| {

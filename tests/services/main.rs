@@ -15,8 +15,8 @@ use lab::until;
 use serde_json::json;
 
 use self::world::{
-    DROPPED, ENOUGH, Got, LARGE, Net, PORT, PROTOCOLS, Place, Protocol, SERVERS, Want, World,
-    cluster_ip, node_port, read,
+    DROPPED, ENOUGH, Got, LARGE, Net, PORT, Place, Protocol, SERVERS, Want, World, cluster_ip,
+    node_port, protocols, read,
 };
 
 /// One after the other on the same two machines: what makes them costs more than what is asked of them.
@@ -35,8 +35,9 @@ fn every_feature(world: &World) {
     rules_load_again(world);
 }
 
-/// Administrators save a machine's rules by `nft list ruleset` and load them again: all that is ours must be what
-/// `nft` takes, but for the rule that remembers an IPv6 client (`nft` 1.0.6 runs out of registers there).
+/// Administrators save a machine's rules by `nft list ruleset` and load them again: what is ours must be what `nft`
+/// takes, but for the guard in the family `bridge`, which compares what `nft` has no words for, and the rule that
+/// remembers an IPv6 client (`nft` 1.0.6 runs out of registers there).
 fn rules_load_again(world: &World) {
     world.serve(
         "saved",
@@ -53,8 +54,8 @@ fn rules_load_again(world: &World) {
     let host = &world.cluster.host;
     let file = world.cluster.path("rules.nft");
     until("the rules are there", || {
-        let listed = host.sh("nft list ruleset");
-        let tables = ["table bridge vetch", "vetch-proxy", "vetch-policy"];
+        let listed = host.sh("nft list ruleset ip && nft list ruleset ip6");
+        let tables = ["vetch-proxy", "vetch-policy"];
         let remembers = |line: &&str| line.contains("update @") && line.contains("ip6 saddr");
         let taken: Vec<&str> = listed.lines().filter(|line| !remembers(line)).collect();
         std::fs::write(&file, taken.join("\n") + "\n").unwrap();
@@ -95,7 +96,7 @@ fn node_ports(world: &World) {
     let made = world.serve("ports", &json!({"type": "NodePort"}));
     let everyone: Vec<&Place> = [world.pods(), world.machines(), vec![&world.outside]].concat();
     for net in &world.nets {
-        for protocol in PROTOCOLS {
+        for &protocol in protocols() {
             for number in [1, 2] {
                 let to = SocketAddr::new(net.host(number), node_port(&made, protocol));
                 for client in &everyone {
@@ -112,7 +113,7 @@ fn external_traffic(world: &World) {
     let made = world.serve("outside", &more);
     let each = |clients: &[&Place], number: u8, want: Want| {
         for net in &world.nets {
-            for protocol in PROTOCOLS {
+            for &protocol in protocols() {
                 let to = SocketAddr::new(net.host(number), node_port(&made, protocol));
                 for client in clients {
                     world.expect(client, to, protocol, want);
@@ -159,7 +160,7 @@ fn affinity(world: &World) {
     let made = world.serve("sticky", &json!({"sessionAffinity": "ClientIP"}));
     for net in &world.nets {
         let to = cluster_ip(&made, *net);
-        for protocol in PROTOCOLS {
+        for &protocol in protocols() {
             for client in &world.clients {
                 until("the Service is served", || {
                     matches!(client.ask(to, protocol, 1), Got::Answer(..))
@@ -204,7 +205,7 @@ fn nobody_serves(world: &World) {
     world.check(&world.pods(), to, Want::Refused);
     world.check(&world.machines(), to, Want::Refused);
     for net in &world.nets {
-        for protocol in PROTOCOLS {
+        for &protocol in protocols() {
             let to = SocketAddr::new(net.host(2), node_port(&made, protocol));
             world.expect(&world.outside, to, protocol, Want::Refused);
         }
@@ -224,7 +225,7 @@ fn large_packets(world: &World) {
             host.sh(&format!("ip link set host0 mtu {mtu}"));
         }
         for net in &world.nets {
-            for protocol in PROTOCOLS {
+            for &protocol in protocols() {
                 let inside = cluster_ip(&made, *net);
                 let outside = SocketAddr::new(net.host(1), node_port(&made, protocol));
                 let clients = world.clients.iter().map(|client| (client, inside));

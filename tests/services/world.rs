@@ -10,11 +10,13 @@ use std::{
     },
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd,
+    sync::OnceLock,
     thread,
     time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 
 use super::lab::{self, Cluster, Host, Machine, netns_of};
 
@@ -30,15 +32,27 @@ pub const LARGE: usize = 8 << 10;
 pub enum Protocol {
     Tcp,
     Udp,
+    Sctp,
 }
 
-pub const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
+/// Those that the kernel has.
+pub fn protocols() -> &'static [Protocol] {
+    static ALL: OnceLock<&[Protocol]> = OnceLock::new();
+    ALL.get_or_init(|| match sctp(IpAddr::from([127, 0, 0, 1])) {
+        Ok(_) => &[Protocol::Tcp, Protocol::Udp, Protocol::Sctp],
+        Err(error) => {
+            println!("nothing is asked over SCTP, which the kernel lacks: {error}");
+            &[Protocol::Tcp, Protocol::Udp]
+        }
+    })
+}
 
 impl Protocol {
     pub fn name(self) -> &'static str {
         match self {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
         }
     }
 }
@@ -103,6 +117,10 @@ impl Place {
                 let tcp = TcpListener::bind(at).unwrap();
                 (tcp, UdpSocket::bind(at).unwrap())
             });
+            if protocols().contains(&Protocol::Sctp) {
+                let listener = self.enter(move || listen_sctp(at)).unwrap();
+                thread::spawn(move || serve_sctp(&listener, name));
+            }
             thread::spawn(move || {
                 for stream in tcp.incoming().flatten() {
                     thread::spawn(move || answer(stream, name));
@@ -124,6 +142,7 @@ impl Place {
         let answer = self.enter(|| match protocol {
             Protocol::Tcp => ask_tcp(to, &question),
             Protocol::Udp => ask_udp(to, &question),
+            Protocol::Sctp => ask_sctp(to, &question),
         });
         match answer {
             Ok(said) => read(&said, &question),
@@ -187,6 +206,50 @@ pub fn ask_udp(to: SocketAddr, question: &[u8]) -> std::io::Result<Vec<u8>> {
     Ok(said)
 }
 
+fn sctp(like: IpAddr) -> std::io::Result<Socket> {
+    let domain = match like {
+        IpAddr::V4(_) => Domain::IPV4,
+        IpAddr::V6(_) => Domain::IPV6,
+    };
+    Socket::new(domain, Type::STREAM, Some(libc::IPPROTO_SCTP.into()))
+}
+
+fn listen_sctp(at: SocketAddr) -> std::io::Result<Socket> {
+    let socket = sctp(at.ip())?;
+    socket.bind(&at.into())?;
+    socket.listen(16)?;
+    Ok(socket)
+}
+
+/// One message each way, as neither side can close its half alone.
+fn serve_sctp(listener: &Socket, name: &'static str) {
+    while let Ok((stream, from)) = listener.accept() {
+        thread::spawn(move || {
+            let client = from.as_socket().expect("an address").ip();
+            if let Ok(question) = receive(&stream) {
+                let said = [head(name, client), question].concat();
+                let _ = stream.send(&said);
+            }
+        });
+    }
+}
+
+fn ask_sctp(to: SocketAddr, question: &[u8]) -> std::io::Result<Vec<u8>> {
+    let socket = sctp(to.ip())?;
+    socket.set_write_timeout(Some(DROPPED))?;
+    socket.set_read_timeout(Some(5 * DROPPED))?;
+    socket.connect(&to.into())?;
+    socket.send(question)?;
+    receive(&socket)
+}
+
+fn receive(mut socket: &Socket) -> std::io::Result<Vec<u8>> {
+    let mut buffer = vec![0; 2 * LARGE];
+    let length = socket.read(&mut buffer)?;
+    buffer.truncate(length);
+    Ok(buffer)
+}
+
 pub fn read(said: &[u8], question: &[u8]) -> Got {
     let end = said.iter().position(|byte| *byte == b'\n').expect("a line");
     assert!(
@@ -216,7 +279,7 @@ pub fn pod(name: &str, node: &str, app: &str) -> Value {
 /// A Service of the two servers; `more` is the rest of its spec.
 pub fn service(name: &str, more: &Value) -> Value {
     let port = |protocol: Protocol| json!({"name": protocol.name().to_lowercase(), "port": PORT, "protocol": protocol.name()});
-    let mut spec = json!({"selector": {"app": "server"}, "ports": PROTOCOLS.map(port),
+    let mut spec = json!({"selector": {"app": "server"}, "ports": protocols().iter().copied().map(port).collect::<Vec<_>>(),
         "ipFamilyPolicy": "PreferDualStack"});
     for (key, value) in more.as_object().into_iter().flatten() {
         spec[key] = value.clone();
@@ -383,8 +446,7 @@ impl World {
         let end = begun + lab::patiently(Duration::from_secs(5));
         loop {
             let got = client.asks(to, protocol, want.tries());
-            let is_datagram = protocol == Protocol::Udp;
-            let wrong = self.judge(client, to, want, (&got, is_datagram));
+            let wrong = self.judge(client, to, want, (&got, protocol));
             match wrong {
                 None => {
                     let late = begun.elapsed();
@@ -408,7 +470,7 @@ impl World {
         client: &Place,
         to: SocketAddr,
         want: Want,
-        (got, is_datagram): (&BTreeSet<Got>, bool),
+        (got, protocol): (&BTreeSet<Got>, Protocol),
     ) -> Option<String> {
         let only = |one: Got| {
             let all = got.iter().all(|got| [&one, &Got::NotSent].contains(&got));
@@ -416,10 +478,12 @@ impl World {
         };
         match want {
             // The kernel does not say it more often than once in a while.
-            Want::Refused if is_datagram && got.len() == 2 => {
+            Want::Refused if protocol == Protocol::Udp && got.len() == 2 => {
                 let words = BTreeSet::from([Got::Refused, Got::Silence]);
                 return (*got != words).then(|| "answers".to_owned());
             }
+            // An association's kernel hears that a port is unreachable, and goes on trying (RFC 9260, 10).
+            Want::Refused if protocol == Protocol::Sctp => return only(Got::Silence),
             Want::Refused => return only(Got::Refused),
             Want::Silence => return only(Got::Silence),
             _ => {}
@@ -449,7 +513,7 @@ impl World {
     /// Asks in each family over both protocols: `to` says which address, `want` what comes of it.
     pub fn check(&self, clients: &[&Place], to: impl Fn(Net) -> SocketAddr, want: Want) {
         for net in &self.nets {
-            for protocol in PROTOCOLS {
+            for &protocol in protocols() {
                 for client in clients {
                     self.expect(client, to(*net), protocol, want);
                 }

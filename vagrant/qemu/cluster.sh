@@ -76,7 +76,7 @@ tunnelled() {
 }
 # What the daemon takes of the machine's memory.
 takes() {
-	awk '/^Pss:/ { printf "        the daemon takes %d MB\n", $2 / 1024 }' "/proc/$(pgrep -ox vetch)/smaps_rollup"
+	awk '/^Pss:/ { printf "        the daemon takes %d MB\n", $2 / 1024 }' "/proc/$(cut -d' ' -f1 /run/vetch/vetch.lock)/smaps_rollup"
 }
 gone() {
 	kubectl get node machine3 --no-headers | grep -q NotReady

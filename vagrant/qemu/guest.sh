@@ -36,12 +36,12 @@ crates() {
 	ok "limits inside a container" boxed timeout 30 /lab/tests/limits-* --include-ignored forks_stop_at_the_limit
 }
 
-# attacks MODULE. Each test starts a cluster of its own; an emulated processor takes several times as long.
-attacks() {
+# tests PROGRAM NAMES. Each test starts a cluster of its own; an emulated processor takes several times as long.
+tests() {
 	local test
 	export VETCH_TEST_KUBECTL=/usr/local/bin/kubectl VETCH_TEST_IMAGES=/lab/images VETCH_TEST_PATIENCE=10 TMPDIR=/var/tmp
-	for test in $(/lab/tests/attacks --list "$1::" | sed -n 's/: test$//p'); do
-		ok "$test" timeout -k 10 600 /lab/tests/attacks --include-ignored --exact "$test"
+	for test in $("/lab/tests/$1" --list "$2" | sed -n 's/: test$//p'); do
+		ok "$test" timeout -k 10 900 "/lab/tests/$1" --include-ignored --exact "$test"
 	done
 }
 
@@ -62,7 +62,8 @@ for part in ${1//,/ }; do
 	case $part in
 	crates) crates ;;
 	runtime) ok "tests of the runtime" timeout 120 /lab/tests/runtime --include-ignored --test-threads=1 ;;
-	escapes | network) attacks "$part" ;;
+	escapes | network) tests attacks "$part::" ;;
+	services) tests services every_feature_over_ipv4 ;;
 	clock | cluster | firewalld | node | restart) . /lab/$part.sh ;;
 	esac
 	burden
