@@ -12,9 +12,10 @@ use std::{
 
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
-/// What is logged unless `RUST_LOG` says otherwise. A machine that joins finds out by its token whom it talks
-/// to; the client's warning that it does not look at the certificate would only alarm.
-const USUAL: &str = "info,kube_client::client::tls=error";
+/// What is logged unless `RUST_LOG` says otherwise. Of the client's own warnings none tells more than what follows: a
+/// machine that joins finds out by its token whom it talks to, whatever its certificate; and who watches says when a
+/// watch has ended.
+const USUAL: &str = "info,kube_client::client=error";
 
 /// Sends what is traced to standard error, from `info` on unless `RUST_LOG` says otherwise.
 pub fn start() {
