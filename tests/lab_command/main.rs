@@ -1,5 +1,7 @@
 //! `vetch lab`: a cluster of several machines on one, its faults, and that nothing of it is left. As root.
 
+mod families;
+#[path = "../lab/mod.rs"]
 mod lab;
 
 use std::{
@@ -77,8 +79,14 @@ impl Machine {
     }
 
     fn up(&self, name: &str, nodes: &str) -> String {
-        let words = ["up", "--name", name, "--nodes", nodes, "--"];
-        self.ok(&[&words[..], &FLAGS[..]].concat())
+        self.up_with(name, nodes, "ipv4")
+    }
+
+    /// With machines, pods and Services of these addresses.
+    fn up_with(&self, name: &str, nodes: &str, ip_family: &str) -> String {
+        let words = ["up", "--name", name, "--nodes", nodes, "--ip-family"];
+        let words = [&words[..], &[ip_family, "--"], &FLAGS[..]].concat();
+        self.ok(&words)
     }
 
     fn kubectl(&self, lab: &str, words: &[&str]) -> Output {
