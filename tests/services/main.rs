@@ -32,6 +32,7 @@ fn every_feature(world: &World) {
     senders_of_datagrams(world);
     near_ones_first(world);
     loopback::node_ports(world);
+    loopback::host_ports(world);
 }
 
 fn cluster_ips(world: &World) {
