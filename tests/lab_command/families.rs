@@ -1,7 +1,16 @@
 //! Labs with IPv6 alone and with both families: what holds of machines, pods and Services with IPv4 holds there too.
 
-use super::{Machine, lab, pod, text, until};
 use std::net::IpAddr;
+
+use super::{FLAGS, Machine, pod, text, until};
+
+impl Machine {
+    /// With machines, pods and Services of such addresses.
+    fn up_with(&self, nodes: &str, ip_family: &str) -> String {
+        let words = ["up", "--nodes", nodes, "--ip-family", ip_family, "--"];
+        self.ok(&[&words[..], &FLAGS[..]].concat())
+    }
+}
 
 fn service(name: &str) -> String {
     format!(
@@ -75,7 +84,7 @@ fn families(addresses: &[String]) -> (usize, usize) {
 
 fn is_a_cluster_with_faults(ip_family: &str, of_each: (usize, usize)) {
     let machine = Machine::new();
-    let said = machine.up_with("default", "1", ip_family);
+    let said = machine.up_with("1", ip_family);
     let groups = machine.groups("default");
     let lab = Lab {
         machine: &machine,
@@ -166,7 +175,7 @@ fn a_lab_of_both_families() {
     is_a_cluster_with_faults("dual", (1, 1));
 }
 
-/// A machine without IPv6 is told so before anything of a lab is there.
+/// The links of a lab have IPv6 also where the machine gives it to no new link; its settings stay as they are.
 #[test]
 #[ignore = "needs root"]
 fn a_machine_may_have_ipv6_switched_off() {
@@ -175,7 +184,7 @@ fn a_machine_may_have_ipv6_switched_off() {
         .host
         .sh("sysctl -qw net.ipv6.conf.default.disable_ipv6=1");
     let before = machine.host.picture();
-    machine.up_with("default", "0", "dual");
+    machine.up_with("0", "dual");
     assert_eq!(machine.ready("default"), 1);
     machine.ok(&["down"]);
     assert_eq!(machine.host.picture(), before);

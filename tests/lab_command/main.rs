@@ -79,14 +79,8 @@ impl Machine {
     }
 
     fn up(&self, name: &str, nodes: &str) -> String {
-        self.up_with(name, nodes, "ipv4")
-    }
-
-    /// With machines, pods and Services of these addresses.
-    fn up_with(&self, name: &str, nodes: &str, ip_family: &str) -> String {
-        let words = ["up", "--name", name, "--nodes", nodes, "--ip-family"];
-        let words = [&words[..], &[ip_family, "--"], &FLAGS[..]].concat();
-        self.ok(&words)
+        let words = ["up", "--name", name, "--nodes", nodes, "--"];
+        self.ok(&[&words[..], &FLAGS[..]].concat())
     }
 
     fn kubectl(&self, lab: &str, words: &[&str]) -> Output {
