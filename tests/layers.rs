@@ -47,7 +47,7 @@ const ALLOWED: [(&str, &[&str]); 29] = [
         "joining",
         &["addresses", "bootstrap_token", "node_identity", "pki"],
     ),
-    ("lab", &["pki", "runtime"]),
+    ("lab", &["addresses", "pki", "runtime"]),
     ("listener", &["accepting"]),
     ("loopback", &["accepting", "addresses", "listener"]),
     (

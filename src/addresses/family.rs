@@ -71,6 +71,12 @@ impl OfFamily for IpNet {
     }
 }
 
+impl OfFamily for Family {
+    fn family(&self) -> Family {
+        *self
+    }
+}
+
 /// One or two of them, of different families.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PerFamily<T> {
@@ -146,6 +152,14 @@ impl<T: OfFamily> PerFamily<T> {
             secondary: self.secondary.as_ref().map(change).transpose()?,
         })
     }
+}
+
+impl PerFamily<Family> {
+    /// Both, IPv4 first.
+    pub const DUAL: Self = Self {
+        primary: Family::V4,
+        secondary: Some(Family::V6),
+    };
 }
 
 impl PerFamily<IpNet> {

@@ -10,7 +10,7 @@ use std::{
 use clap::{Args, Subcommand};
 
 use super::{Error, block_on, daemon, need_root, node};
-use crate::lab::{self, Fault, Labs, Name, Row, Size, Wanted, plan};
+use crate::lab::{self, Fault, IpFamily, Labs, Name, Row, Size, Wanted, plan};
 
 /// A cluster of several machines on this one, for trying things
 #[derive(Args)]
@@ -29,6 +29,9 @@ enum Verb {
         /// Further machines, which are nodes
         #[arg(long, default_value_t = 2, value_name = "N")]
         nodes: u8,
+        /// Which addresses machines, pods and Services have
+        #[arg(long, value_enum, default_value_t = Addresses::Ipv4, value_name = "FAMILY")]
+        ip_family: Addresses,
         /// Flags of `vetch up` and `vetch agent` for every machine, such as --images-dir
         #[arg(last = true, value_name = "FLAG")]
         flags: Vec<String>,
@@ -97,6 +100,24 @@ enum Verb {
     },
 }
 
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Addresses {
+    Ipv4,
+    Ipv6,
+    /// Both, IPv4 first
+    Dual,
+}
+
+impl From<Addresses> for IpFamily {
+    fn from(addresses: Addresses) -> Self {
+        match addresses {
+            Addresses::Ipv4 => Self::Ipv4,
+            Addresses::Ipv6 => Self::Ipv6,
+            Addresses::Dual => Self::Dual,
+        }
+    }
+}
+
 #[derive(Args)]
 struct LabsArg {
     /// Keep labs below this folder, instead of in /var/lib/vetch-labs
@@ -135,11 +156,16 @@ impl Lab {
             Verb::Up {
                 servers,
                 nodes,
+                ip_family,
                 flags,
                 of,
             } => {
-                let size = Size::new(servers, nodes)?;
-                up(&of, &Wanted { size, flags }, program, out)?;
+                let wanted = Wanted {
+                    size: Size::new(servers, nodes)?,
+                    ip_family: ip_family.into(),
+                    flags,
+                };
+                up(&of, &wanted, program, out)?;
             }
             Verb::Down { of } => {
                 lab::down(&of.root.labs()?, &of.name)?;
@@ -190,14 +216,18 @@ fn up(of: &LabArgs, wanted: &Wanted, program: PathBuf, out: &mut dyn Write) -> R
 }
 
 fn show(out: &mut dyn Write, rows: &[Row]) -> std::io::Result<()> {
-    writeln!(out, "{:<16} {:<10} {:<16} STATE", "LAB", "HOST", "ADDRESS")?;
+    /// As wide as an IPv4 address needs it.
+    const LEAST: usize = 16;
+    let widths = rows.iter().map(|row| row.address.len());
+    let wide = widths.max().unwrap_or_default().max(LEAST);
+    writeln!(
+        out,
+        "{:<16} {:<10} {:<wide$} STATE",
+        "LAB", "HOST", "ADDRESS"
+    )?;
     for row in rows {
-        let (lab, host) = (&row.lab, &row.host);
-        writeln!(
-            out,
-            "{lab:<16} {host:<10} {:<16} {}",
-            row.address, row.state
-        )?;
+        let (lab, host, address) = (&row.lab, &row.host, &row.address);
+        writeln!(out, "{lab:<16} {host:<10} {address:<wide$} {}", row.state)?;
     }
     Ok(())
 }
@@ -208,18 +238,27 @@ mod tests {
 
     #[test]
     fn hosts_are_listed_in_columns() {
-        let row = Row {
+        let row = |address: &str| Row {
             lab: "default".into(),
             host: "node1".into(),
-            address: "10.200.0.3".into(),
+            address: address.into(),
             state: "cut".into(),
         };
-        let mut out = Vec::new();
-        show(&mut out, &[row]).unwrap();
-        assert_eq!(
-            String::from_utf8(out).unwrap(),
-            "LAB              HOST       ADDRESS          STATE\n\
-             default          node1      10.200.0.3       cut\n"
-        );
+        for (address, want) in [
+            (
+                "10.200.0.3",
+                "LAB              HOST       ADDRESS          STATE\n\
+                 default          node1      10.200.0.3       cut\n",
+            ),
+            (
+                "10.200.0.3,fd00::3",
+                "LAB              HOST       ADDRESS            STATE\n\
+                 default          node1      10.200.0.3,fd00::3 cut\n",
+            ),
+        ] {
+            let mut out = Vec::new();
+            show(&mut out, &[row(address)]).unwrap();
+            assert_eq!(String::from_utf8(out).unwrap(), want);
+        }
     }
 }

@@ -122,7 +122,7 @@ impl Starter {
             return Ok(());
         };
         let client = client(&server_kubeconfig(lab, server)?).await;
-        let client = client.map_err(|error| Error::NoCluster(server.address, error))?;
+        let client = client.map_err(|error| Error::NoCluster(*server.address.primary(), error))?;
         let ready = join_all(hosts.iter().map(|host| {
             let client = client.clone();
             async move {
@@ -200,7 +200,7 @@ pub fn kubeconfig(labs: &Labs, name: &Name) -> Result<String, Error> {
 pub fn server_kubeconfig(lab: &Lab, server: &Host) -> Result<String, Error> {
     let path = lab.root(&server.name).join("etc/admin.kubeconfig");
     let text = fs::read_to_string(&path).map_err(Error::io("read", path))?;
-    Ok(plan::from_outside(&text, server.address))
+    Ok(plan::from_outside(&text, *server.address.primary()))
 }
 
 /// What there is of a host.

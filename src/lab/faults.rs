@@ -16,6 +16,7 @@ use super::{
     plan::{self, SWITCH, Step},
     record::{Faults, Host, Record, Role},
 };
+use crate::addresses::family::PerFamily;
 
 /// One thing that goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,7 +193,7 @@ struct Healing<'a> {
     starter: &'a Starter,
     switch: &'a Process,
     flags: Vec<String>,
-    range: ipnet::Ipv4Net,
+    range: PerFamily<ipnet::IpNet>,
 }
 
 impl Healing<'_> {
@@ -202,7 +203,7 @@ impl Healing<'_> {
         let mut process = holder::find(&lab.holder(&host.name))?;
         if let Some(process) = &process {
             // The link went with the switch, if that was gone.
-            network::wire(self.switch, process, host, self.range)?;
+            network::wire(self.switch, process, host, &self.range)?;
         }
         for step in plan::healing(daemons::life(lab, host)?, &host.faults) {
             let there = process.as_ref().ok_or_else(|| off(lab, &host.name));
@@ -210,7 +211,7 @@ impl Healing<'_> {
                 Step::MakeHost => {
                     remove_group(host)?;
                     let program = &self.starter.program;
-                    process = Some(make_host(program, lab, self.switch, host, self.range)?);
+                    process = Some(make_host(program, lab, self.switch, host, &self.range)?);
                 }
                 Step::SetLinkUp => network::set_link(self.switch, host, true)?,
                 Step::LetPacketsPass => {

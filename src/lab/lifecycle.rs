@@ -2,12 +2,13 @@
 
 use std::{
     fs,
-    net::Ipv4Addr,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use futures::{StreamExt, stream};
+use ipnet::IpNet;
 use netns::host::Process;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -20,7 +21,7 @@ use super::{
     plan::{self, Join, Life, SWITCH},
     record::{Host, Record, Role, Stage},
 };
-use crate::{causes::causes, logging, pki};
+use crate::{addresses::family::PerFamily, causes::causes, logging, pki};
 
 /// How many machines join at the same time: each takes a core for a moment.
 pub const AT_ONCE: usize = 16;
@@ -103,11 +104,11 @@ fn begin(
     for other in labs.all()? {
         // One whose record cannot be read has its route still.
         if let Ok(Some(record)) = Record::load(&other.record_path()) {
-            taken.push(record.range);
+            taken.extend(record.range.iter());
         }
     }
     let folder = &locked.lab.dir;
-    let range = plan::free_range(folder, &taken).ok_or(Error::NoRange)?;
+    let range = plan::free_ranges(folder, wanted.ip_family, &taken)?;
     let record = plan::record(folder, range, wanted, group);
     locked.save(&record)?;
     Ok(record)
@@ -126,10 +127,10 @@ async fn make(locked: &Locked, mut record: Record, starter: &Starter) -> Result<
     let mut join = None;
     let mut processes = Vec::new();
     for server in of(Role::Server) {
-        let process = make_host(&starter.program, lab, &switch, &server, record.range)?;
+        let process = make_host(&starter.program, lab, &switch, &server, &record.range)?;
         let (program, lab_of_nodes) = (starter.program.clone(), lab.clone());
         let (switch, hosts, range) = (switch.clone(), nodes.clone(), record.range);
-        let make = move |host: &Host| make_host(&program, &lab_of_nodes, &switch, host, range);
+        let make = move |host: &Host| make_host(&program, &lab_of_nodes, &switch, host, &range);
         // Beside the server's start.
         let others = tokio::task::spawn_blocking(move || hosts.iter().map(make).collect());
         let started = starter.start(lab, &process, &server, None, &record.flags);
@@ -196,7 +197,7 @@ pub fn make_host(
     lab: &Lab,
     switch: &Process,
     host: &Host,
-    range: ipnet::Ipv4Net,
+    range: &PerFamily<IpNet>,
 ) -> Result<Process, Error> {
     let run = lab.root(&host.name).join("run");
     let process = holder::start(program, &lab.holder(&host.name), &host.name, Some(&run))?;
@@ -241,7 +242,7 @@ pub fn list(labs: &Labs, only: Option<&Name>) -> Result<Vec<Row>, Error> {
         if only.is_some_and(|only| *only != lab.name) {
             continue;
         }
-        let row = |host: &str, address: Option<Ipv4Addr>, state: String| Row {
+        let row = |host: &str, address: Option<PerFamily<IpAddr>>, state: String| Row {
             lab: lab.name.to_string(),
             host: host.to_owned(),
             address: address.map_or_else(|| "-".to_owned(), |address| address.to_string()),

@@ -22,7 +22,7 @@ mod network;
 pub mod plan;
 mod record;
 
-use std::{io, net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{io, net::IpAddr, path::PathBuf, time::Duration};
 
 pub use self::{
     daemons::kubeconfig,
@@ -30,9 +30,9 @@ pub use self::{
     faults::{Fault, heal, inflict},
     folder::Labs,
     lifecycle::{Row, down, list, up},
-    plan::{Name, Size, Wanted},
+    plan::{IpFamily, Name, Size, Wanted},
 };
-use crate::{format, pki};
+use crate::{addresses::family::Family, format, pki};
 
 /// Why a lab could not be made, changed or removed.
 #[derive(Debug, thiserror::Error)]
@@ -52,10 +52,15 @@ pub enum Error {
     #[error("{0} is the lab's network, and no machine that could fail so")]
     NoMachine(String),
     #[error(
-        "no range of addresses is free for the lab: of 10.200.0.0/16, 172.30.0.0/16 and 192.168.0.0/16 routes of this \
-         machine take every part"
+        "no range of {family} addresses is free for the lab: of {} routes of this machine take every part",
+        plan::pools(*family)
     )]
-    NoRange,
+    NoRange { family: Family },
+    #[error(
+        "this machine's kernel has no IPv6, which the lab needs: boot it without `ipv6.disable=1`, or make the lab \
+         with --ip-family ipv4"
+    )]
+    NoIpv6,
     #[error(
         "{path} is too long a name for a host's folder, by {over} bytes: sockets in it would have longer names than \
          the kernel takes; use a shorter --name or --root"
@@ -79,7 +84,7 @@ pub enum Error {
     #[error("interrupted")]
     Interrupted,
     #[error("the address {0} of the lab's server leads to no cluster")]
-    NoCluster(Ipv4Addr, #[source] Box<dyn std::error::Error + Send + Sync>),
+    NoCluster(IpAddr, #[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("{action} {path}")]
     Io {
         action: &'static str,

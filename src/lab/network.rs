@@ -1,13 +1,17 @@
 //! The links of a lab: a bridge on the host `switch`, a veth pair from it to each machine of the lab, and one to the
 //! machine that all of it is on, which is all that it has there.
 
-use std::{net::Ipv4Addr, os::fd::AsFd};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::AsFd,
+};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netns::{
     Namespace,
     host::Process,
     route::{Change, Disturbance, Prefix, Socket, Veth},
+    sysctl,
 };
 
 use super::{
@@ -15,6 +19,7 @@ use super::{
     plan::{self, End},
     record::{Faults, Host, Record},
 };
+use crate::addresses::family::{Family, PerFamily};
 
 const BRIDGE: &str = "lab";
 /// The bridge's port towards the machine.
@@ -24,28 +29,22 @@ const LINK: &str = "eth0";
 const MTU: u32 = 1500;
 
 /// All that this machine has an address in or a route to.
-pub fn taken() -> Result<Vec<Ipv4Net>, Error> {
+pub fn taken() -> Result<Vec<IpNet>, Error> {
     let mut socket = Socket::open()?;
     let addresses = socket.addresses()?.into_iter().map(|(_, prefix)| prefix);
     let all = socket.destinations()?.into_iter().chain(addresses);
-    Ok(all.filter_map(v4).collect())
-}
-
-fn v4(prefix: Prefix) -> Option<Ipv4Net> {
-    match prefix.address {
-        std::net::IpAddr::V4(address) => Ipv4Net::new(address, prefix.length).ok(),
-        std::net::IpAddr::V6(_) => None,
-    }
+    let nets = all.filter_map(|prefix| IpNet::new(prefix.address, prefix.length).ok());
+    Ok(nets.collect())
 }
 
 /// The bridge, and the link between it and the machine.
 pub fn make_switch(switch: &Process, record: &Record) -> Result<(), Error> {
     let (machine, space) = (Namespace::current()?, namespace(switch)?);
-    let address = plan::machine_address(record.range);
+    let address = plan::machine_address(&record.range);
     remove_link(&record.link)?;
     space.run(|| -> Result<(), netns::Error> {
         let mut socket = Socket::open()?;
-        let bridge_mac = plan::mac(record.range.network(), End::Switch);
+        let bridge_mac = plan::mac(record.range.primary().network(), End::Switch);
         let lo = socket.link("lo")?.index;
         socket.apply(vec![
             Change::add_bridge(BRIDGE, bridge_mac),
@@ -56,24 +55,40 @@ pub fn make_switch(switch: &Process, record: &Record) -> Result<(), Error> {
             name: UPLINK,
             peer_name: &record.link,
             peer_netns: machine.as_fd(),
-            mac: plan::mac(address, End::Switch),
-            peer_mac: plan::mac(address, End::Host),
+            mac: plan::mac(*address.primary(), End::Switch),
+            peer_mac: plan::mac(*address.primary(), End::Host),
             mtu: MTU,
             master: Some(bridge),
         };
         socket.apply(vec![Change::set_up(bridge), Change::add_veth(&pair)])
     })??;
+    if record.range.of(Family::V6).is_some() {
+        allow_ipv6(&record.link)?;
+    }
     let mut socket = Socket::open()?;
     let link = socket.link(&record.link)?.index;
-    socket.apply(vec![
-        Change::add_address(link, prefix(address, record.range)),
-        Change::set_up(link),
-    ])?;
+    let mut changes = add_addresses(link, &address, &record.range);
+    changes.push(Change::set_up(link));
+    socket.apply(changes)?;
     Ok(())
 }
 
+/// Machines may have IPv6 switched off for links that are new. `link`: one, or `all` of the namespace.
+fn allow_ipv6(link: &str) -> Result<(), Error> {
+    let setting = format!("net/ipv6/conf/{link}/disable_ipv6");
+    match sysctl::read(&setting)? {
+        None => Err(Error::NoIpv6),
+        Some(_) => Ok(sysctl::write(&setting, "0")?),
+    }
+}
+
 /// The link between a host and the switch; one that is there stays.
-pub fn wire(switch: &Process, process: &Process, host: &Host, range: Ipv4Net) -> Result<(), Error> {
+pub fn wire(
+    switch: &Process,
+    process: &Process,
+    host: &Host,
+    range: &PerFamily<IpNet>,
+) -> Result<(), Error> {
     let (switch, space) = (namespace(switch)?, namespace(process)?);
     let there = space.run(|| Socket::open()?.link(LINK))?;
     match there {
@@ -91,24 +106,26 @@ pub fn wire(switch: &Process, process: &Process, host: &Host, range: Ipv4Net) ->
             name: &host.name,
             peer_name: LINK,
             peer_netns: space.as_fd(),
-            mac: plan::mac(host.address, End::Switch),
-            peer_mac: plan::mac(host.address, End::Host),
+            mac: plan::mac(*host.address.primary(), End::Switch),
+            peer_mac: plan::mac(*host.address.primary(), End::Host),
             mtu: MTU,
             master: Some(bridge),
         };
         socket.apply(vec![Change::add_veth(&pair)])
     })??;
-    space.run(|| -> Result<(), netns::Error> {
+    space.run(|| -> Result<(), Error> {
+        if range.of(Family::V6).is_some() {
+            allow_ipv6("all")?;
+        }
         let mut socket = Socket::open()?;
         let (lo, link) = (socket.link("lo")?.index, socket.link(LINK)?.index);
-        let everywhere = Prefix::new(Ipv4Addr::UNSPECIFIED.into(), 0);
-        let machine = plan::machine_address(range);
-        socket.apply(vec![
-            Change::set_up(lo),
-            Change::set_up(link),
-            Change::add_address(link, prefix(host.address, range)),
-            Change::add_route(link, everywhere, Some(machine.into())),
-        ])
+        let mut changes = vec![Change::set_up(lo), Change::set_up(link)];
+        changes.extend(add_addresses(link, &host.address, range));
+        for machine in plan::machine_address(range).iter() {
+            let everywhere = Prefix::new(unspecified(machine), 0);
+            changes.push(Change::add_route(link, everywhere, Some(*machine)));
+        }
+        Ok(socket.apply(changes)?)
     })??;
     Ok(())
 }
@@ -171,8 +188,24 @@ fn namespace(process: &Process) -> Result<Namespace, netns::Error> {
     Namespace::of_process(process.pid())
 }
 
-fn prefix(address: Ipv4Addr, range: Ipv4Net) -> Prefix {
-    Prefix::new(address.into(), range.prefix_len())
+/// Each address with the length of its family's range.
+fn add_addresses(
+    link: u32,
+    addresses: &PerFamily<IpAddr>,
+    ranges: &PerFamily<IpNet>,
+) -> Vec<Change> {
+    let both = addresses.iter().zip(ranges.iter());
+    both.map(|(address, range)| {
+        Change::add_address(link, Prefix::new(*address, range.prefix_len()))
+    })
+    .collect()
+}
+
+fn unspecified(same_family: &IpAddr) -> IpAddr {
+    match same_family {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
 }
 
 fn absent_is_fine(done: Result<(), netns::Error>) -> Result<(), netns::Error> {

@@ -1,12 +1,26 @@
 //! What a lab consists of, and what must be done to it. Pure: no clock, no I/O.
 
-use std::{fmt, net::Ipv4Addr, path::Path, str::FromStr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
+    str::FromStr,
+};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use sha2::{Digest, Sha256};
 
-use super::record::{Faults, Host, Record, Role, Stage};
-use crate::hex::hex;
+use super::{
+    Error,
+    record::{Faults, Host, Record, Role, Stage},
+};
+use crate::{
+    addresses::{
+        family::{Family, PerFamily},
+        ranges::{nth, overlap},
+    },
+    hex::hex,
+};
 
 /// The lab that is meant when none is named.
 pub const USUAL_NAME: &str = "default";
@@ -80,10 +94,30 @@ impl Size {
     }
 }
 
+/// Which addresses the machines, pods and Services of a lab have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IpFamily {
+    Ipv4,
+    Ipv6,
+    /// Both, IPv4 first.
+    Dual,
+}
+
+impl IpFamily {
+    fn families(self) -> PerFamily<Family> {
+        match self {
+            Self::Ipv4 => PerFamily::one(Family::V4),
+            Self::Ipv6 => PerFamily::one(Family::V6),
+            Self::Dual => PerFamily::DUAL,
+        }
+    }
+}
+
 /// What somebody wants to have.
 #[derive(Clone, Debug)]
 pub struct Wanted {
     pub size: Size,
+    pub ip_family: IpFamily,
     /// For `vetch up` and `vetch agent` on every host.
     pub flags: Vec<String>,
 }
@@ -101,14 +135,17 @@ fn tag(folder: &Path) -> [u8; 4] {
 /// The whole lab, of which nothing is there yet. `group` names the control group of what runs below a root.
 pub fn record(
     folder: &Path,
-    range: Ipv4Net,
+    range: PerFamily<IpNet>,
     wanted: &Wanted,
     group: impl Fn(&Path) -> String,
 ) -> Record {
     let servers = (1..=wanted.size.servers).map(|number| (Role::Server, number));
     let nodes = (1..=wanted.size.nodes).map(|number| (Role::Node, number));
     // The first address is the machine's.
-    let addresses = range.hosts().skip(1);
+    let addresses = (2..=u8::MAX).map_while(|number| {
+        let address = range.try_map(|range| nth(range, number).ok_or(()));
+        address.ok()
+    });
     let hosts = servers.chain(nodes).zip(addresses);
     let hosts = hosts.map(|((role, number), address)| {
         let name = match role {
@@ -124,7 +161,7 @@ pub fn record(
         }
     });
     Record {
-        version: Record::VERSION,
+        version: Record::version(&range),
         stage: Stage::Making,
         link: link(folder),
         range,
@@ -142,31 +179,66 @@ pub fn too_long(root: &Path) -> Option<usize> {
     (over > 0).then_some(over)
 }
 
-/// A range for a lab that meets none of those that are taken. Labs below different folders start to look at
-/// different places, so that two that are made in the same moment hardly ever take the same.
-pub fn free_range(folder: &Path, taken: &[Ipv4Net]) -> Option<Ipv4Net> {
-    /// Where nothing well known lies: clusters have pods in 10.42.0.0/16 and services in 10.96.0.0/12, Docker begins
-    /// with 172.17.0.0/16, and networks at home with 192.168.0.0/24.
-    const POOLS: [(u8, u8); 3] = [(10, 200), (172, 30), (192, 168)];
+/// Ranges for a lab that meet none of those that are taken, one of each family.
+pub fn free_ranges(
+    folder: &Path,
+    ip_family: IpFamily,
+    taken: &[IpNet],
+) -> Result<PerFamily<IpNet>, Error> {
+    let free = |family: &Family| {
+        let family = *family;
+        free_range(folder, family, taken).ok_or(Error::NoRange { family })
+    };
+    ip_family.families().try_map(free)
+}
+
+/// Labs below different folders start to look at different places, so that two that are made in the same moment
+/// hardly ever take the same.
+fn free_range(folder: &Path, family: Family, taken: &[IpNet]) -> Option<IpNet> {
     /// Shorter prefixes are ways out, such as the two halves of everything that a VPN sets.
     const WAY_OUT: u8 = 8;
-    let first = tag(folder)[0];
+    let is_free = |range: &IpNet| {
+        let mut others = taken.iter().filter(|other| other.prefix_len() >= WAY_OUT);
+        !others.any(|other| overlap(range, other))
+    };
+    match family {
+        Family::V4 => ranges_v4(folder).map(IpNet::V4).find(is_free),
+        Family::V6 => ranges_v6(folder).map(IpNet::V6).find(is_free),
+    }
+}
+
+/// Where nothing well known lies: clusters have pods in 10.42.0.0/16 and services in 10.96.0.0/12, Docker begins
+/// with 172.17.0.0/16, and networks at home with 192.168.0.0/24.
+const POOLS: [(u8, u8); 3] = [(10, 200), (172, 30), (192, 168)];
+
+fn ranges_v4(folder: &Path) -> impl Iterator<Item = Ipv4Net> {
+    let [first, ..] = tag(folder);
     let all = POOLS
         .into_iter()
-        .flat_map(|pool| (0..=u8::MAX).map(move |part| (pool, first.wrapping_add(part))));
-    let mut ranges =
-        all.map(|((a, b), part)| Ipv4Net::new_assert(Ipv4Addr::new(a, b, part, 0), 24));
-    ranges.find(|range| {
-        let meets = |other: &&Ipv4Net| {
-            other.prefix_len() >= WAY_OUT && (other.contains(range) || range.contains(*other))
-        };
-        !taken.iter().any(|other| meets(&other))
+        .flat_map(move |pool| (0..=u8::MAX).map(move |part| (pool, first.wrapping_add(part))));
+    all.map(|((a, b), part)| Ipv4Net::new_assert(Ipv4Addr::new(a, b, part, 0), 24))
+}
+
+/// Unique local addresses (RFC 4193): the global ID follows from the folder, and the subnets are tried in turn.
+fn ranges_v6(folder: &Path) -> impl Iterator<Item = Ipv6Net> {
+    let [a, b, c, d] = tag(folder).map(u16::from);
+    (0..=u8::MAX).map(move |part| {
+        let network = Ipv6Addr::new(0xfd00 | a, b << 8 | c, d, part.into(), 0, 0, 0, 0);
+        Ipv6Net::new_assert(network, 64)
     })
 }
 
-/// The address of the machine in the lab.
-pub fn machine_address(range: Ipv4Net) -> Ipv4Addr {
-    range.hosts().next().unwrap_or(range.network())
+/// Where ranges are taken from, for messages.
+pub fn pools(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "10.200.0.0/16, 172.30.0.0/16 and 192.168.0.0/16",
+        Family::V6 => "this lab's part of fd00::/8",
+    }
+}
+
+/// The addresses of the machine in the lab.
+pub fn machine_address(range: &PerFamily<IpNet>) -> PerFamily<IpAddr> {
+    range.map(|range| nth(range, 1).unwrap_or(range.network()))
 }
 
 /// The end of a link: of all in a lab each has a hardware address of its own.
@@ -177,8 +249,12 @@ pub enum End {
 }
 
 /// Locally administered, and the same whenever the link is made again.
-pub fn mac(address: Ipv4Addr, end: End) -> netns::route::Mac {
-    let [a, b, c, d] = address.octets();
+pub fn mac(address: IpAddr, end: End) -> netns::route::Mac {
+    let [a, b, c, d] = match address {
+        IpAddr::V4(address) => address.octets(),
+        // Those that differ between the hosts of a lab.
+        IpAddr::V6(address) => (u128::from(address) as u32).to_be_bytes(),
+    };
     let end = match end {
         End::Switch => 1,
         End::Host => 0,
@@ -225,7 +301,30 @@ pub fn arguments(root: &Path, host: &Host, join: Option<&Join>, flags: &[String]
         words.extend(["--server", &join.server, "--token", &join.token]);
     }
     let words = words.into_iter().map(str::to_owned);
-    words.chain(flags.iter().cloned()).collect()
+    let ranges = match host.role {
+        Role::Server => cluster_ranges(&host.address),
+        Role::Node => Vec::new(),
+    };
+    words.chain(ranges).chain(flags.iter().cloned()).collect()
+}
+
+/// The ranges of pods and Services of a cluster whose machines have such addresses: nothing where its usual ones
+/// are of these families.
+fn cluster_ranges(machine: &PerFamily<IpAddr>) -> Vec<String> {
+    if machine.of(Family::V6).is_none() {
+        return Vec::new();
+    }
+    let ranges = |v4: &str, v6: &str| {
+        let of = |family| match family {
+            Family::V4 => v4.to_owned(),
+            Family::V6 => v6.to_owned(),
+        };
+        machine.families().map(of).collect::<Vec<_>>().join(",")
+    };
+    vec![
+        format!("--pod-cidr={}", ranges("10.42.0.0/24", "fd42::/64")),
+        format!("--service-cidr={}", ranges("10.96.0.0/16", "fd96::/112")),
+    ]
 }
 
 /// One thing to do for a host that shall work again.
@@ -275,7 +374,11 @@ pub fn is_called(status: &str, inner: i32) -> bool {
 }
 
 /// The administrator's kubeconfig of a server as it is of use from outside of it.
-pub fn from_outside(kubeconfig: &str, server: Ipv4Addr) -> String {
+pub fn from_outside(kubeconfig: &str, server: IpAddr) -> String {
+    let server = match server {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("[{address}]"),
+    };
     kubeconfig.replace("https://127.0.0.1:", &format!("https://{server}:"))
 }
 

@@ -1,12 +1,13 @@
 //! What a lab is, on disk: all that `lab down` must know is in it before any of it is made.
 
-use std::{fmt, fs, net::Ipv4Addr, path::Path};
+use std::{fmt, fs, net::IpAddr, path::Path};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
 use crate::{
+    addresses::family::{Family, PerFamily},
     format::{self, Unreadable},
     pki,
 };
@@ -18,7 +19,8 @@ pub struct Record {
     pub stage: Stage,
     /// The machine's own end of the lab's network.
     pub link: String,
-    pub range: Ipv4Net,
+    /// One of each family that the lab has.
+    pub range: PerFamily<IpNet>,
     pub hosts: Vec<Host>,
     /// For `vetch up` and `vetch agent` on every host.
     #[serde(default)]
@@ -38,7 +40,7 @@ pub enum Stage {
 pub struct Host {
     pub name: String,
     pub role: Role,
-    pub address: Ipv4Addr,
+    pub address: PerFamily<IpAddr>,
     /// The control group that its pods are in, which is the machine's.
     pub group: String,
     #[serde(default)]
@@ -91,9 +93,17 @@ impl fmt::Display for Faults {
 }
 
 impl Record {
-    /// The format that is written, and the oldest that is still read.
-    pub const VERSION: u32 = 1;
+    /// The latest format, and the oldest that is still read.
+    const LATEST: u32 = 2;
     const OLDEST: u32 = 1;
+
+    /// The format of a record with such addresses: programs that know version 1 alone know no IPv6.
+    pub fn version(range: &PerFamily<IpNet>) -> u32 {
+        match range.of(Family::V6) {
+            Some(_) => Self::LATEST,
+            None => Self::OLDEST,
+        }
+    }
 
     pub fn server(&self) -> Option<&Host> {
         self.hosts.iter().find(|host| host.role == Role::Server)
@@ -117,7 +127,7 @@ impl Record {
 
     /// `None` where there is none.
     pub fn load(path: &Path) -> Result<Option<Self>, Error> {
-        let read = || format::parse(&fs::read(path)?, Self::OLDEST..=Self::VERSION);
+        let read = || format::parse(&fs::read(path)?, Self::OLDEST..=Self::LATEST);
         match format::patiently(read) {
             Ok(record) => Ok(Some(record)),
             Err(Unreadable::Absent) => Ok(None),
@@ -144,15 +154,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lab.json");
         assert_eq!(Record::load(&path).unwrap(), None);
+        let range: PerFamily<IpNet> = "10.200.1.0/24,fd00::/64".parse().unwrap();
         let mut record = Record {
-            version: Record::VERSION,
+            version: Record::version(&range),
             stage: Stage::Making,
             link: "vlab0".into(),
-            range: "10.200.1.0/24".parse().unwrap(),
+            range,
             hosts: vec![Host {
                 name: "server1".into(),
                 role: Role::Server,
-                address: Ipv4Addr::new(10, 200, 1, 2),
+                address: "10.200.1.2,fd00::2".parse().unwrap(),
                 group: "vetch-0".into(),
                 faults: Faults::default(),
             }],
@@ -167,6 +178,21 @@ mod tests {
         record.set_faults("server1", &faults);
         assert_eq!(record.hosts[0].faults.to_string(), "cut, delayed 20 ms");
         record.save(&path).unwrap();
+        assert_eq!(Record::load(&path).unwrap(), Some(record.clone()));
+        // Of IPv4 alone it is what it was before there were others.
+        let only: PerFamily<IpNet> = "10.200.1.0/24".parse().unwrap();
+        record.version = Record::version(&only);
+        record.range = only;
+        record.hosts[0].address = PerFamily::one("10.200.1.2".parse().unwrap());
+        record.save(&path).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        for line in [
+            "\"version\": 1,",
+            "\"range\": \"10.200.1.0/24\",",
+            "\"address\": \"10.200.1.2\",",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
         assert_eq!(Record::load(&path).unwrap(), Some(record));
         fs::write(&path, r#"{"version": 99}"#).unwrap();
         let error = Record::load(&path).unwrap_err();

@@ -129,7 +129,7 @@ impl Host {
         [
             "ip -o link | cut -d: -f2",
             "ip -o address | awk '{print $2, $4}'",
-            "ip route; ip rule",
+            "ip route; ip rule; ip -6 route; ip -6 rule",
             "nft list ruleset",
             "cut -d' ' -f2,3 /proc/self/mounts",
             "sysctl -a 2>/dev/null | grep -E '^net[.](ipv4|ipv6|bridge|netfilter)[.]' \

@@ -1,4 +1,4 @@
-//! Node ports on 127.0.0.1 and ::1, for programs of the machines alone.
+//! Node ports and host ports on 127.0.0.1 and ::1, for programs of the machines alone.
 
 use std::{
     io::{Read, Write},
@@ -9,7 +9,10 @@ use serde_json::json;
 
 use super::{
     lab::until,
-    world::{DROPPED, ENOUGH, Got, LARGE, Net, Protocol, Want, World, node_port},
+    world::{
+        DROPPED, ENOUGH, Got, LARGE, Net, PORT, Place, Protocol, SERVERS, Want, World, node_port,
+        pod,
+    },
 };
 
 /// As many as one family has at most.
@@ -56,6 +59,57 @@ pub fn node_ports(world: &World) {
         world.expect(&world.hosts[0], tcp(*net), Protocol::Tcp, Want::Refused);
     }
     world.drop_service("loopback");
+}
+
+/// A host port on `::1` that programs of the machine cannot reach is told; one that they can reach is not.
+pub fn host_ports(world: &World) {
+    let Some(v6) = world.nets.iter().find(|net| !net.host(1).is_ipv4()) else {
+        return;
+    };
+    const LED: u16 = 7001;
+    const NOT_LED: u16 = 7002;
+    const SCTP: u16 = 7003;
+    const EVERYWHERE: u16 = 7004;
+    let port = |number: u16, protocol: &str, address: &str| json!({"containerPort": PORT, "hostPort": number, "protocol": protocol, "hostIP": address});
+    let mut object = pod("ports", "second", "ports");
+    object["spec"]["containers"][0]["ports"] = json!([
+        port(LED, "TCP", "::1"),
+        port(NOT_LED, "UDP", "::1"),
+        port(SCTP, "SCTP", "::1"),
+        port(EVERYWHERE, "UDP", ""),
+    ]);
+    world.cluster.apply(&object.to_string());
+    let mut server = Place::pod(&world.cluster, "ports");
+    server.name = SERVERS[1];
+    server.serve();
+    let machine = &world.hosts[1];
+    let ask = |from: &Place, number, protocol, to: IpAddr| {
+        from.ask(SocketAddr::new(to, number), protocol, 1)
+    };
+    let here = Ipv6Addr::LOCALHOST.into();
+    until("the pod answers on ::1", || {
+        matches!(
+            ask(machine, LED, Protocol::Tcp, here),
+            Got::Answer("there", _)
+        )
+    });
+    let got = ask(&world.outside, EVERYWHERE, Protocol::Udp, v6.host(2));
+    assert!(matches!(got, Got::Answer("there", _)), "{got:?}");
+    let got = ask(machine, NOT_LED, Protocol::Udp, here);
+    assert!(!matches!(got, Got::Answer(..)), "{got:?}");
+
+    let events = "get events --field-selector involvedObject.name=ports,reason=HostPortNotSupported -o \
+                  jsonpath={.items[*].message}";
+    let says = |port: &str| {
+        format!("Host port {port} with hostIP ::1 cannot be reached by programs of the node")
+    };
+    let told = world.cluster.wait_for(events, |told| {
+        [format!("{NOT_LED}/UDP"), format!("{SCTP}/SCTP")]
+            .iter()
+            .all(|port| told.contains(&says(port)))
+    });
+    assert_eq!(told.matches("Host port ").count(), 2, "{told}");
+    world.cluster.ok("delete pod ports");
 }
 
 /// With as many connections as there may be, the next one waits until one of them ends.

@@ -33,6 +33,7 @@ fn every_feature(world: &World) {
     near_ones_first(world);
     loopback::node_ports(world);
     rules_load_again(world);
+    loopback::host_ports(world);
 }
 
 /// Administrators save a machine's rules by `nft list ruleset` and load them again: what is ours must be what `nft`

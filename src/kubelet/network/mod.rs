@@ -9,6 +9,7 @@ mod bandwidth;
 pub mod bridge;
 pub mod cni;
 pub mod env;
+mod unmet;
 
 use std::{collections::BTreeMap, net::IpAddr, os::fd::BorrowedFd};
 
@@ -21,8 +22,9 @@ pub use self::{
         can_guard, peers,
         ports::{Forward, HostAddress, forwards, host_address},
     },
+    unmet::Unmet,
 };
-use self::{bridge::BridgeNetwork, cni::CniNetwork};
+use self::{bridge::BridgeNetwork, cni::CniNetwork, unmet::Ipv6Loopback};
 use crate::{
     addresses::family::PerFamily,
     causes::causes,
@@ -50,29 +52,6 @@ pub struct PodRequest<'a> {
 pub struct Attached {
     pub addresses: PerFamily<IpAddr>,
     pub unmet: Vec<Unmet>,
-}
-
-/// What a pod asks for and this network does not have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unmet {
-    HostPorts,
-    Bandwidth,
-}
-
-impl Unmet {
-    /// The event's reason and message.
-    pub fn told(self) -> (&'static str, &'static str) {
-        match self {
-            Self::HostPorts => (
-                "HostPortNotSupported",
-                "Host ports are not opened: no CNI plugin of this node's network has the capability portMappings",
-            ),
-            Self::Bandwidth => (
-                "BandwidthNotSupported",
-                "Bandwidth is not limited: no CNI plugin of this node's network has the capability bandwidth",
-            ),
-        }
-    }
 }
 
 /// Whether pods can get a network.
@@ -106,10 +85,12 @@ impl PodNetwork {
                 if pod.bandwidth.is_limited() {
                     bridge.shape(uid, netns, pod.bandwidth).await?;
                 }
-                Ok(Attached {
-                    addresses,
-                    unmet: Vec::new(),
-                })
+                let loopback = match bridge.serves_ipv6_loopback() {
+                    true => Ipv6Loopback::PassedOn,
+                    false => Ipv6Loopback::Unserved,
+                };
+                let unmet = unmet::ports(&addresses, pod.forwards, loopback);
+                Ok(Attached { addresses, unmet })
             }
             Self::Cni(cni) => Ok(cni.attach(pod, netns).await?),
         }

@@ -2,25 +2,30 @@ use std::collections::BTreeSet;
 
 use super::*;
 
-fn net(text: &str) -> Ipv4Net {
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn v4_net(text: &str) -> Ipv4Net {
     text.parse().unwrap()
 }
 
 fn wanted(servers: u8, nodes: u8) -> Wanted {
     Wanted {
         size: Size::new(servers, nodes).unwrap(),
+        ip_family: IpFamily::Ipv4,
         flags: vec!["--swap=limited".into()],
     }
 }
 
 fn lab(nodes: u8) -> Record {
+    lab_in("10.200.7.0/24", nodes)
+}
+
+fn lab_in(ranges: &str, nodes: u8) -> Record {
     let group = |root: &Path| format!("vetch-{}", root.file_name().unwrap().display());
-    record(
-        Path::new("/l/a"),
-        net("10.200.7.0/24"),
-        &wanted(1, nodes),
-        group,
-    )
+    let ranges = ranges.parse().unwrap();
+    record(Path::new("/l/a"), ranges, &wanted(1, nodes), group)
 }
 
 #[test]
@@ -85,7 +90,7 @@ fn a_lab_is_all_there_before_it_is_made() {
             ("node2", Role::Node, "10.200.7.4".into(), "vetch-node2"),
         ]
     );
-    assert_eq!(machine_address(lab.range).to_string(), "10.200.7.1");
+    assert_eq!(machine_address(&lab.range).to_string(), "10.200.7.1");
     assert_eq!(lab.stage, Stage::Making);
     assert!(lab.link.len() <= 15, "{}", lab.link);
     assert_ne!(lab.link, link(Path::new("/l/b")));
@@ -93,28 +98,41 @@ fn a_lab_is_all_there_before_it_is_made() {
 
 #[test]
 fn the_largest_lab_has_addresses_and_names_for_all() {
-    let lab = lab(MOST_HOSTS - 1);
-    assert_eq!(lab.hosts.len(), usize::from(MOST_HOSTS));
-    let mut macs = BTreeSet::new();
-    for host in &lab.hosts {
-        assert!(lab.range.contains(&host.address));
-        assert!(host.name.len() <= 15, "{}", host.name);
-        for end in [End::Switch, End::Host] {
-            assert!(macs.insert(mac(host.address, end)));
+    for ranges in [
+        "10.200.7.0/24",
+        "fd01:203:4::/64",
+        "10.200.7.0/24,fd01:203:4::/64",
+    ] {
+        let lab = lab_in(ranges, MOST_HOSTS - 1);
+        assert_eq!(lab.hosts.len(), usize::from(MOST_HOSTS));
+        let mut macs = BTreeSet::new();
+        let machine = machine_address(&lab.range);
+        for address in { lab.hosts.iter().map(|host| &host.address) }.chain([&machine]) {
+            assert!(address.families().eq(lab.range.families()), "{address}");
+            assert!(address.iter().all(|one| lab.range.contains(one)));
+            for end in [End::Switch, End::Host] {
+                assert!(macs.insert(mac(*address.primary(), end)));
+            }
         }
+        assert!(lab.hosts.iter().all(|host| host.name.len() <= 15));
+        assert_eq!(lab.version, if ranges.contains(':') { 2 } else { 1 });
     }
 }
 
 #[test]
 fn ranges_meet_none_that_is_taken() {
     let folder = Path::new("/l/a");
-    let first = free_range(folder, &[]).unwrap();
-    assert!(net("10.200.0.0/16").contains(&first), "{first}");
-    assert_ne!(Some(first), free_range(Path::new("/l/b"), &[]));
+    let free = |folder: &Path, taken: &[IpNet]| match free_range(folder, Family::V4, taken) {
+        Some(IpNet::V4(range)) => Some(range),
+        Some(IpNet::V6(range)) => panic!("{range}"),
+        None => None,
+    };
+    let first = free(folder, &[]).unwrap();
+    assert!(v4_net("10.200.0.0/16").contains(&first), "{first}");
+    assert_ne!(Some(first), free(Path::new("/l/b"), &[]));
     let pool = |taken: &[&str]| {
-        let taken: Vec<Ipv4Net> = taken.iter().map(|text| net(text)).collect();
-        free_range(folder, &taken)
-            .map(|range| range.supernet().unwrap().addr().octets()[..2].to_vec())
+        let taken: Vec<IpNet> = taken.iter().map(|text| net(text)).collect();
+        free(folder, &taken).map(|range| range.supernet().unwrap().addr().octets()[..2].to_vec())
     };
     for (taken, want) in [
         (&[][..], Some(vec![10, 200])),
@@ -128,13 +146,41 @@ fn ranges_meet_none_that_is_taken() {
         assert_eq!(pool(taken), want, "{taken:?}");
     }
     // An address in it is enough.
-    let inside = Ipv4Net::from(first.hosts().nth(76).unwrap());
-    let next = free_range(folder, &[inside]).unwrap();
+    let inside = IpNet::from(IpAddr::V4(first.hosts().nth(76).unwrap()));
+    let next = free(folder, &[inside]).unwrap();
     assert_ne!(next, first);
     // The last that is free is found.
     let all = (0..=u8::MAX).map(|part| Ipv4Net::new_assert(Ipv4Addr::new(10, 200, part, 0), 24));
-    let but_one: Vec<Ipv4Net> = all.filter(|range| *range != net("10.200.9.0/24")).collect();
-    assert_eq!(free_range(folder, &but_one), Some(net("10.200.9.0/24")));
+    let but_one = all.filter(|range| *range != v4_net("10.200.9.0/24"));
+    let but_one: Vec<IpNet> = but_one.map(IpNet::V4).collect();
+    assert_eq!(free(folder, &but_one), Some(v4_net("10.200.9.0/24")));
+}
+
+#[test]
+fn ranges_of_each_family() {
+    let folder = Path::new("/l/a");
+    let ranges = |ip_family, taken: &[IpNet]| free_ranges(folder, ip_family, taken);
+    let both = ranges(IpFamily::Dual, &[]).unwrap();
+    let (v4, v6) = (*both.primary(), *both.of(Family::V6).unwrap());
+    assert!(net("10.200.0.0/16").contains(&v4), "{v4}");
+    assert!(net("fd00::/8").contains(&v6), "{v6}");
+    assert_eq!(v6.prefix_len(), 64);
+    assert_eq!(ranges(IpFamily::Ipv4, &[]).unwrap(), PerFamily::one(v4));
+    assert_eq!(ranges(IpFamily::Ipv6, &[]).unwrap(), PerFamily::one(v6));
+    assert_ne!(
+        free_ranges(Path::new("/l/b"), IpFamily::Ipv6, &[]).unwrap(),
+        PerFamily::one(v6)
+    );
+    // Another one beside a range that is taken; ways out, such as that to all of RFC 4193, do not count.
+    let next = ranges(IpFamily::Ipv6, &[v6, net("fc00::/7"), net("::/0")]).unwrap();
+    assert_ne!(*next.primary(), v6);
+    // The machine is in the whole of it.
+    let whole = IpNet::new(v6.addr(), 40).unwrap().trunc();
+    let error = ranges(IpFamily::Dual, &[whole]).unwrap_err();
+    assert!(
+        error.to_string().contains("no range of IPv6 addresses"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -191,6 +237,26 @@ fn daemons_are_started_as_users_do_it() {
         line(1, None),
         "agent --detach --root /l/a/node1 --node-name node1 --swap=limited"
     );
+    // Ranges of other families than the usual ones are the server's to say.
+    for (ranges, want) in [
+        (
+            "fd01::/64",
+            "--pod-cidr=fd42::/64 --service-cidr=fd96::/112",
+        ),
+        (
+            "10.200.7.0/24,fd01::/64",
+            "--pod-cidr=10.42.0.0/24,fd42::/64 --service-cidr=10.96.0.0/16,fd96::/112",
+        ),
+    ] {
+        let lab = lab_in(ranges, 1);
+        let line = |host: usize| {
+            let host = &lab.hosts[host];
+            arguments(&Path::new("/l").join(&host.name), host, None, &lab.flags).join(" ")
+        };
+        let start = "up --detach --root /l/server1 --node-name server1";
+        assert_eq!(line(0), format!("{start} {want} --swap=limited"));
+        assert!(!line(1).contains("cidr"), "{}", line(1));
+    }
 }
 
 #[test]
@@ -246,8 +312,13 @@ fn processes_by_their_inner_number() {
 #[test]
 fn the_kubeconfig_leads_to_the_server() {
     let inside = "  cluster:\n    server: \"https://127.0.0.1:6443\"\n";
-    assert_eq!(
-        from_outside(inside, Ipv4Addr::new(10, 200, 7, 2)),
-        "  cluster:\n    server: \"https://10.200.7.2:6443\"\n"
-    );
+    for (server, want) in [
+        ("10.200.7.2", "https://10.200.7.2:6443"),
+        ("fd01::2", "https://[fd01::2]:6443"),
+    ] {
+        assert_eq!(
+            from_outside(inside, server.parse().unwrap()),
+            format!("  cluster:\n    server: \"{want}\"\n")
+        );
+    }
 }

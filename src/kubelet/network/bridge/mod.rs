@@ -145,6 +145,11 @@ impl BridgeNetwork {
         self.shared.gateways
     }
 
+    /// Whether ports of the node are passed on from `::1`, over TCP.
+    pub fn serves_ipv6_loopback(&self) -> bool {
+        self.shared.loopback.is_some()
+    }
+
     /// What knows how other nodes' pods are reached tells it there.
     pub fn to_peers(&self) -> ToPeers {
         self.shared.to_peers.clone()

@@ -16,6 +16,8 @@ use crate::runtime::files;
 
 /// A plugin has so long to say which versions it speaks.
 pub const VERSION_WITHIN: Duration = Duration::from_secs(10);
+/// To say how it is, as long as for everything else.
+const STATUS_WITHIN: Duration = Duration::from_secs(60);
 
 /// Why there is no network for new pods.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +36,9 @@ pub enum Error {
         path: PathBuf,
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// In the words of the original's.
+    #[error("Network plugin returns error")]
+    Status(#[source] exec::Failed),
 }
 
 /// Looks at the folders once.
@@ -56,6 +61,15 @@ pub async fn load(folders: &Folders) -> Result<Network, Error> {
         path,
         source: Box::new(error),
     })
+}
+
+/// The network, if its plugins say that they can take pods. Those that speak no version with STATUS are not asked.
+pub async fn able(programs: &[PathBuf], network: Network) -> Result<Network, Error> {
+    for invocation in plan::status(&network, programs) {
+        let answered = exec::run(programs, &invocation, STATUS_WITHIN).await;
+        answered.map_err(Error::Status)?;
+    }
+    Ok(network)
 }
 
 fn read(folder: &Path) -> Result<(PathBuf, Described), Error> {

@@ -44,7 +44,10 @@ use self::{
     plan::{Attachment, Invocation, LINK, Netns, PortMapping},
     records::{Record, Records, State},
 };
-use super::{Attached, PodRequest, Readiness, Unmet};
+use super::{
+    Attached, PodRequest, Readiness,
+    unmet::{self, Ipv6Loopback, Unmet},
+};
 use crate::{
     addresses::family::PerFamily,
     backoff::Backoff,
@@ -69,6 +72,8 @@ const NETWORK_WITHIN: Duration = Duration::from_secs(5);
 const SETTLE: Duration = Duration::from_millis(50);
 /// The folders are looked at so often, whatever their watches say: links lead out of them.
 const LOOK_AGAIN: Duration = Duration::from_secs(120);
+/// Plugins that can say whether they are able to take pods are asked so often.
+const STATUS_EVERY: Duration = Duration::from_secs(10);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
 /// How often plugins are asked to take a pod back that goes with all of the cluster.
@@ -333,21 +338,29 @@ impl CniNetwork {
         loop {
             // First the watch, then the look: nothing that happens in between is missed.
             watches.iter_mut().for_each(FolderWatch::renew);
-            let mut looking = std::pin::pin!(loading::load(folders));
-            let loaded = loop {
-                tokio::select! {
-                    () = pulse::asked() => {}
-                    loaded = &mut looking => break loaded,
+            let loaded = turning(loading::load(folders)).await;
+            let mut asked = None;
+            let able = match loaded {
+                Ok(network) => {
+                    asked = network.version.has_status().then(|| network.clone());
+                    turning(loading::able(&folders.programs, network)).await
                 }
+                Err(error) => Err(error),
             };
-            self.shared.take_network(loaded);
+            self.shared.take_network(able);
             let changed = watches.iter().map(|watch| Box::pin(watch.changed()));
             let mut changed = futures::future::select_all(changed);
             let again = ticks::sleep(LOOK_AGAIN);
             let mut again = std::pin::pin!(again);
+            let mut status = ticks::every(STATUS_EVERY);
             loop {
                 tokio::select! {
                     () = pulse::asked() => {}
+                    _ = status.tick(), if asked.is_some() => {
+                        let Some(network) = asked.clone() else { continue };
+                        let able = turning(loading::able(&folders.programs, network)).await;
+                        self.shared.take_network(able);
+                    }
                     _ = &mut changed => {
                         tokio::time::sleep(SETTLE).await;
                         break;
@@ -408,17 +421,31 @@ impl CniNetwork {
     }
 }
 
-/// Whether pods would get a network by these folders, after the plugins were asked for their versions.
+/// Whether pods would get a network by these folders, after the plugins were asked for their versions and their
+/// status.
 pub async fn look(folders: &Folders) -> Result<(), loading::Error> {
-    loading::load(folders).await.map(drop)
+    let network = loading::load(folders).await?;
+    loading::able(&folders.programs, network).await.map(drop)
+}
+
+/// Answers meanwhile that the loop turns.
+async fn turning<T>(work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            () = pulse::asked() => {}
+            done = &mut work => return done,
+        }
+    }
 }
 
 /// What a pod has got, and what of its request no plugin was told.
 fn attached(addresses: PerFamily<IpAddr>, pod: &PodRequest<'_>, network: &Network) -> Attached {
-    let mut unmet = Vec::new();
-    if !pod.forwards.is_empty() && !network.takes(Capability::PortMappings) {
-        unmet.push(Unmet::HostPorts);
-    }
+    let mut unmet = match network.takes(Capability::PortMappings) {
+        true => unmet::ports(&addresses, pod.forwards, Ipv6Loopback::OfPlugins),
+        false if pod.forwards.is_empty() => Vec::new(),
+        false => vec![Unmet::HostPorts],
+    };
     if pod.bandwidth.is_limited() && !network.takes(Capability::Bandwidth) {
         unmet.push(Unmet::Bandwidth);
     }

@@ -29,6 +29,7 @@ pub enum Verb {
     Add,
     Del,
     Gc,
+    Status,
     Version,
 }
 
@@ -38,6 +39,7 @@ impl Verb {
             Self::Add => "ADD",
             Self::Del => "DEL",
             Self::Gc => "GC",
+            Self::Status => "STATUS",
             Self::Version => "VERSION",
         }
     }
@@ -238,6 +240,22 @@ pub fn gc(network: &Network, programs: &[PathBuf], container_ids: &[String]) -> 
             verb: Verb::Gc,
             environment: common(Verb::Gc, programs),
             input: input(network, plugin, None, None, &more),
+        })
+        .collect()
+}
+
+/// The runs that ask the plugins whether they can take pods; none where they are not to be asked.
+pub fn status(network: &Network, programs: &[PathBuf]) -> Vec<Invocation> {
+    if !network.version.has_status() {
+        return Vec::new();
+    }
+    let plugins = network.plugins.iter();
+    plugins
+        .map(|plugin| Invocation {
+            plugin: plugin.kind.clone(),
+            verb: Verb::Status,
+            environment: common(Verb::Status, programs),
+            input: input(network, plugin, None, None, &[]),
         })
         .collect()
 }
@@ -463,6 +481,20 @@ mod tests {
         later.gc = config::Gc::Disabled;
         assert!(gc(&later, &[], &ids).is_empty());
         assert_eq!(later.version, Version::V1_1_0);
+    }
+
+    #[test]
+    fn who_is_asked_for_its_status() {
+        assert!(status(&network("1.0.0"), &[]).is_empty());
+        let runs = status(&network("1.1.0"), &["/b".into()]);
+        let kinds: Vec<&str> = runs.iter().map(|run| run.plugin.as_str()).collect();
+        assert_eq!(kinds, ["bridge", "portmap", "bandwidth"]);
+        assert_eq!(
+            told(&runs[1]),
+            json!({"type": "portmap", "cniVersion": "1.1.0", "name": "net"})
+        );
+        assert_eq!(variable(&runs[0], "CNI_COMMAND").as_deref(), Some("STATUS"));
+        assert_eq!(variable(&runs[0], "CNI_CONTAINERID"), None);
     }
 
     #[test]

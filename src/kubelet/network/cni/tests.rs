@@ -25,6 +25,12 @@ if [ $CNI_COMMAND = VERSION ]; then
     cat $D/versions
     exit
 fi
+if [ $CNI_COMMAND = STATUS ]; then
+    echo "$name $input" >>$D/asked
+    [ -e $D/fail-STATUS-$name ] || exit 0
+    echo '{"code": 50, "msg": "the plugin is not available", "details": "no route reflector"}'
+    exit 1
+fi
 previous=no
 case $input in *prevResult*) previous=yes;; esac
 netns=no
@@ -447,6 +453,48 @@ async fn there_is_a_network_as_soon_as_its_files_are_there() {
     })
     .await;
     assert!(node.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root"]
+async fn plugins_say_whether_they_can_take_pods() {
+    let (node, netns) = (Node::new("1.1.0"), Namespace::create().unwrap());
+    node.write("fail-STATUS-second", "");
+    let network = node.open().await;
+    kept(&network, async {
+        let why = becomes(&network, |now| matches!(now, Readiness::NotReady(_))).await;
+        let want = "Network plugin returns error: plugin type=\"second\" failed (status): \
+                    the plugin is not available; no route reflector (code 50)";
+        assert_eq!(why, Readiness::NotReady(want.to_owned()));
+        let found = look(&node.config().folders).await.unwrap_err();
+        assert_eq!(causes(&found), want);
+        let why = attach(&network, "one", &netns, &[]).await.unwrap_err();
+        assert!(why.ends_with(want), "{why}");
+        assert!(node.is_empty());
+        // They are asked again, though nothing changes in the folders.
+        fs::remove_file(node.at("fail-STATUS-second")).unwrap();
+        becomes(&network, |now| *now == Readiness::Ready).await;
+        look(&node.config().folders).await.unwrap();
+        attach(&network, "one", &netns, &[]).await.unwrap();
+        // Pods that are there stay.
+        node.write("fail-STATUS-first", "");
+        becomes(&network, |now| *now != Readiness::Ready).await;
+        attach(&network, "one", &netns, &[]).await.unwrap();
+        network.detach("one").await.unwrap();
+        let asked = fs::read_to_string(node.at("asked")).unwrap();
+        assert!(
+            asked.contains("first {\"cniVersion\":\"1.1.0\",\"name\":\"net\""),
+            "{asked}"
+        );
+    })
+    .await;
+    assert!(node.is_empty());
+    // Nobody asks who cannot answer.
+    let node = Node::new("1.0.0");
+    node.write("fail-STATUS-first", "");
+    let network = node.open().await;
+    kept(&network, becomes(&network, |now| *now == Readiness::Ready)).await;
+    assert!(!node.at("asked").exists());
 }
 
 #[test]

@@ -53,6 +53,11 @@ impl Version {
     pub fn has_gc(self) -> bool {
         self >= Self::V1_1_0
     }
+
+    /// Whether plugins can be asked if they are able to take pods.
+    pub fn has_status(self) -> bool {
+        self >= Self::V1_1_0
+    }
 }
 
 impl FromStr for Version {

@@ -1,5 +1,7 @@
 //! `vetch lab`: a cluster of several machines on one, its faults, and that nothing of it is left. As root.
 
+mod families;
+#[path = "../lab/mod.rs"]
 mod lab;
 
 use std::{

@@ -1,5 +1,7 @@
 //! Services of the type LoadBalancer with addresses of a pool, on machines of one link. As root.
 
+mod ipv6;
+#[path = "../lab/mod.rs"]
 mod lab;
 
 use std::{
@@ -53,11 +55,9 @@ fn seen_within(host: &Host, address: &str, seconds: &str) -> Option<String> {
     let mut command = host.command("curl");
     let output = command.args(["-sf", "-m", seconds, &url]).output().unwrap();
     let told = String::from_utf8_lossy(&output.stdout);
-    let told = told.trim().trim_start_matches("[::ffff:");
-    output
-        .status
-        .success()
-        .then(|| told.trim_end_matches(']').to_owned())
+    let told = told.trim().trim_matches(['[', ']']);
+    let told = told.trim_start_matches("::ffff:");
+    output.status.success().then(|| told.to_owned())
 }
 
 fn seen_from(host: &Host, address: &str) -> Option<String> {
@@ -94,8 +94,9 @@ fn is_told(cluster: &Cluster, object: &str, reason: &str, says: &str) {
 
 /// Whether the address alone is on a link of the host.
 fn holds(host: &Host, address: &str) -> bool {
-    host.sh("ip -o -4 address")
-        .contains(&format!(" {address}/32 "))
+    let length = if address.contains(':') { 128 } else { 32 };
+    host.sh("ip -o address")
+        .contains(&format!(" {address}/{length} "))
 }
 
 fn mac(host: &Host) -> String {
@@ -113,11 +114,11 @@ fn neighbour(host: &Host, address: &str) -> String {
     words.nth(1).unwrap_or_default().to_owned()
 }
 
-/// The address from 192.168.77.100 on that comes to the first one of these nodes.
-fn address_of(node: &str, other: &str) -> String {
+/// The address from 100 on behind the prefix that comes to the first one of these nodes.
+fn address_of(prefix: &str, node: &str, other: &str) -> String {
     let weight =
         |node: &str, address: &str| Sha256::digest(format!("{node}/{address}"))[..8].to_vec();
-    let mut addresses = (100..120).map(|last| format!("192.168.77.{last}"));
+    let mut addresses = (100..120).map(|last| format!("{prefix}{last}"));
     let found = addresses.find(|address| weight(node, address) > weight(other, address));
     found.expect("twenty addresses do not all come to one of two nodes")
 }
@@ -150,7 +151,7 @@ fn one_node_answers_for_an_address_and_another_takes_over() {
     machine.import("busybox");
     let others = ".items[?(@.metadata.name!=\"second\")].metadata.name";
     let first = cluster.field("nodes", others);
-    let address = &address_of("second", &first);
+    let address = &address_of("192.168.77.", "second", &first);
     cluster.apply(&format!(
         "{}{}",
         pod("here", &first, "web"),
