@@ -63,7 +63,7 @@ for part in ${1//,/ }; do
 	crates) crates ;;
 	runtime) ok "tests of the runtime" timeout 120 /lab/tests/runtime --include-ignored --test-threads=1 ;;
 	escapes | network) attacks "$part" ;;
-	clock | cluster | firewalld | node | restart) . /lab/$part.sh ;;
+	clock | cluster | firewalld | node | restart | wireguard) . /lab/$part.sh ;;
 	esac
 	burden
 done
