@@ -28,6 +28,13 @@ fn has_wireguard(cluster: &Cluster) -> bool {
     cluster.host.sh(line).trim() == "yes"
 }
 
+/// Whether the pod gets an answer at that address.
+fn reaches(cluster: &Cluster, from: &str, to: &str) -> bool {
+    let line = format!("timeout 2 wget -qO- http://{to}/name");
+    let got = cluster.kubectl_with(&["exec", from, "--", "sh", "-c", &line]);
+    got.status.success()
+}
+
 #[test]
 #[ignore = "needs root"]
 fn what_encryption_there_is() {
@@ -96,11 +103,6 @@ fn nothing_is_sent_in_plain_where_encryption_is_requested() {
     // Neither by a route of ours nor by one of somebody else's.
     let there = cluster.field("pod/there", ".status.podIP");
     let here = cluster.field("pod/here", ".status.podIP");
-    let reaches = |from: &str, to: &str| {
-        let line = format!("timeout 2 wget -qO- http://{to}/name");
-        let got = cluster.kubectl_with(&["exec", from, "--", "sh", "-c", &line]);
-        got.status.success()
-    };
     assert_eq!(cluster.host.sh("ip route show proto 86"), "");
     assert_eq!(machine.host.sh("ip route show proto 86"), "");
     let range = |node: &str| cluster.field(&format!("node/{node}"), ".spec.podCIDR");
@@ -109,7 +111,7 @@ fn nothing_is_sent_in_plain_where_encryption_is_requested() {
     let to_first = format!("ip route add {first_range} via 192.168.77.1");
     cluster.host.sh(&to_second);
     machine.host.sh(&to_first);
-    assert!(!reaches("here", &there) && !reaches("there", &here));
+    assert!(!reaches(&cluster, "here", &there) && !reaches(&cluster, "there", &here));
     let ask = format!("timeout 2 curl -s http://{there}/name || echo nothing");
     assert_eq!(
         cluster.host.sh(&ask).trim(),
@@ -138,7 +140,7 @@ fn nothing_is_sent_in_plain_where_encryption_is_requested() {
         let list = cluster.host.sh(&format!("nft list table {own}"));
         list.matches("drop").count() == 5
     });
-    assert!(!reaches("here", &there));
+    assert!(!reaches(&cluster, "here", &there));
     cluster.host.sh(&to_second.replace("add", "del"));
     machine.host.sh(&to_first.replace("add", "del"));
 
@@ -146,7 +148,7 @@ fn nothing_is_sent_in_plain_where_encryption_is_requested() {
     let asked = "get configmap pod-network -n kube-system -o jsonpath={.data.encryption}";
     cluster.ok("delete configmap pod-network -n kube-system");
     cluster.wait(asked, "wireguard");
-    assert!(!reaches("here", &there));
+    assert!(!reaches(&cluster, "here", &there));
 
     // Without the flag all nodes go back, and nothing of it stays.
     assert!(cluster.vetch(&["down"]).status.success());
@@ -154,7 +156,9 @@ fn nothing_is_sent_in_plain_where_encryption_is_requested() {
     cluster.up();
     cluster.wait(asked, "none");
     for (from, to) in [("here", &there), ("there", &here)] {
-        until(&format!("{from} reaches {to}"), || reaches(from, to));
+        until(&format!("{from} reaches {to}"), || {
+            reaches(&cluster, from, to)
+        });
     }
     assert_eq!(forge(), "there", "what was tried before can be done");
     machine.host.sh("ip route del 10.42.200.0/24");

@@ -1,5 +1,7 @@
 //! Pods of one machine and of another: on a link, behind a router, with one family of addresses or two.
 
+use std::path::Path;
+
 use k8s_openapi::api::core::v1::{Node, ObjectReference};
 use netns::route::{self, Change, Veth, Vxlan};
 use serde_json::json;

@@ -74,6 +74,8 @@ pub struct WireGuard {
     link: Option<(u32, PublicKey)>,
     /// As they were set last.
     set: BTreeMap<PublicKey, Peer>,
+    /// All of it was taken away, and nothing made since.
+    is_removed: bool,
 }
 
 /// A link that is as wanted.
@@ -98,6 +100,7 @@ impl WireGuard {
             private_key: None,
             link: None,
             set: BTreeMap::new(),
+            is_removed: false,
         }
     }
 
@@ -144,6 +147,7 @@ impl WireGuard {
         socket: &mut nft::Socket,
         others: &BTreeSet<IpNet>,
     ) -> Result<(), Error> {
+        self.is_removed = false;
         let is_other = *others != self.others;
         let ranges = self.ranges.iter().zip(self.clusters.iter());
         for (guard, (own, cluster)) in self.guards.iter_mut().zip(ranges) {
@@ -164,6 +168,7 @@ impl WireGuard {
         mut peers: BTreeMap<PublicKey, Peer>,
         mtu: u32,
     ) -> Result<Option<Settled>, Error> {
+        self.is_removed = false;
         let mut generic = match Socket::open() {
             Err(error) if error.is_absent() => return Ok(None),
             opened => opened?,
@@ -259,7 +264,7 @@ impl WireGuard {
         tables: &mut nft::Socket,
     ) -> Result<(), Error> {
         let is_gone = |guard: &Programmer| guard.doubt().is_none();
-        if self.link.is_none() && self.others.is_empty() && self.guards.iter().all(is_gone) {
+        if self.is_removed && self.guards.iter().all(is_gone) {
             return Ok(());
         }
         absent_is_fine(socket.apply(vec![Change::delete_link(&self.config.link)]))?;
@@ -271,7 +276,9 @@ impl WireGuard {
             guard.replace(tables, batch)?;
         }
         self.others.clear();
-        key::forget(&self.config.folder)
+        key::forget(&self.config.folder)?;
+        self.is_removed = true;
+        Ok(())
     }
 }
 
