@@ -9,8 +9,8 @@
 //! - A socket belongs to the namespace of the thread that opened it, for good.
 //! - An error names the message that failed and carries the kernel's own words where it has any.
 //!
-//! Start at [`route::Socket`] for links, at [`nft::Batch`] for packet rules, at
-//! [`monitor::Monitor`] for what others change, and at [`host::Process`] for a host of one's own.
+//! Start at [`route::Socket`] for links, at [`wireguard::Socket`] for the peers of some of them, at [`nft::Batch`] for
+//! packet rules, at [`monitor::Monitor`] for what others change, and at [`host::Process`] for a host of one's own.
 
 pub mod announce;
 pub mod conntrack;
@@ -24,6 +24,7 @@ mod socket;
 pub mod static_routes;
 pub mod sysctl;
 mod wire;
+pub mod wireguard;
 
 pub use namespace::Namespace;
 

@@ -118,6 +118,7 @@ struct Host {
     seccomp: bool,
     bridge_netfilter: bool,
     bridge_tables: bool,
+    wireguard: bool,
     v2_controllers: String,
     v1_swap: bool,
     v2_swap: bool,
@@ -145,6 +146,7 @@ impl Host {
     fn read() -> Self {
         Self {
             bridge_tables: crate::kubelet::network::can_guard(),
+            wireguard: netns::wireguard::is_supported(),
             ..Self::read_settled()
         }
     }
@@ -165,6 +167,7 @@ impl Host {
             seccomp: text("/proc/self/status").contains("Seccomp:"),
             bridge_netfilter: exists("/proc/sys/net/bridge/bridge-nf-call-iptables"),
             bridge_tables: false,
+            wireguard: false,
             v2_controllers: text("/sys/fs/cgroup/cgroup.controllers"),
             v1_swap: exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes"),
             // The root group has no limits of its own: look whether a child has.
@@ -273,6 +276,13 @@ fn findings(host: &Host) -> Vec<Finding> {
             host.bridge_netfilter,
             Need::Wish,
             "modprobe br_netfilter; without it pods on one bridge are reached through services by routing only",
+        ),
+        finding(
+            "WireGuard",
+            host.wireguard,
+            Need::Wish,
+            "modprobe wireguard, as root, or a kernel with CONFIG_WIREGUARD (Debian, Ubuntu and Fedora have it); without it \
+             pods of other machines are not reached where encryption is requested (--pod-encryption wireguard)",
         ),
     ]
 }

@@ -29,6 +29,7 @@ use super::{
     node_role,
     notify::Notifier,
     paths::Paths,
+    pod_encryption::{self, PodEncryption},
     preload, token,
 };
 use crate::{
@@ -71,6 +72,8 @@ pub struct Config {
     pub services: PerFamily<IpNet>,
     /// Of this node.
     pub pod_cidrs: PerFamily<IpNet>,
+    /// How packets of pods go from machine to machine.
+    pub pod_encryption: PodEncryption,
     /// Bytes that the store may hold.
     pub store_quota: usize,
     /// Whether Services may name addresses to take traffic for.
@@ -158,6 +161,7 @@ pub async fn run(config: Config, notifier: &Notifier) -> Result<(), Error> {
         let pki = pki.clone();
         move |shutdown| pki::renew_in_time(pki.clone(), shutdown)
     });
+    pod_encryption::keep(&running, handle.client(own_user()), config.pod_encryption).await;
     serve(&running, &handle, listener, tls)?;
 
     say(notifier, "starting scheduler and controllers");

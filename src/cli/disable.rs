@@ -49,6 +49,11 @@ pub fn balancing(disabled: &[Part], pool: Pool, api_port: u16, kubelet_port: u16
         own("TCP", api_port, "the API server"),
         own("TCP", kubelet_port, "the kubelet"),
         own("UDP", node::VXLAN_PORT, "the tunnel between machines"),
+        own(
+            "UDP",
+            node::WIREGUARD_PORT,
+            "the encrypted tunnel between machines",
+        ),
     ];
     Balancing::Ours { reserved, pool }
 }

@@ -30,6 +30,7 @@ mod nodes;
 mod notify;
 mod oom;
 mod paths;
+mod pod_encryption;
 mod policy;
 mod preload;
 mod registries;
@@ -167,6 +168,7 @@ mod tests {
     fn spellings_others_rely_on() {
         for line in [
             "vetch up --root /x --detach",
+            "vetch up --pod-encryption wireguard",
             "vetch kubeconfig --root /x",
             "vetch image import f.tar --root /x",
             "vetch agent --server https://192.0.2.1:6443 --token abcdef.0123456789abcdef --root /x",

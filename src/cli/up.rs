@@ -11,6 +11,7 @@ use super::{
     node::{self, Ranges},
     node_args::NodeArgs,
     notify::Notifier,
+    pod_encryption::PodEncryption,
 };
 use crate::{
     addresses::{family::PerFamily, pool},
@@ -37,6 +38,9 @@ pub struct Up {
     /// another /24 below another --root]
     #[arg(long, value_name = "CIDR[,CIDR]")]
     pod_cidr: Option<PerFamily<IpNet>>,
+    /// Encrypt what pods send to pods of other machines; every node follows
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pod_encryption: PodEncryption,
     /// How much all objects may take; writes that add to them are refused beyond
     #[arg(long, default_value = "256Mi", value_name = "SIZE", value_parser = size)]
     store_quota: usize,
@@ -96,6 +100,7 @@ impl Up {
             services: self.service_cidr.unwrap_or(usual.services),
         };
         ranges.check()?;
+        self.pod_encryption.check(&machine)?;
         // One that cannot be read is written anew.
         if let Ok(Some(recorded)) = node::recorded_services(&machine.paths) {
             ranges.continues(&recorded)?;
@@ -123,6 +128,7 @@ impl Up {
             port: self.port,
             services: ranges.services,
             pod_cidrs: ranges.pods,
+            pod_encryption: self.pod_encryption,
             store_quota: self.store_quota,
             external_ips: match self.deny_service_external_ips {
                 true => ExternalIps::Denied,

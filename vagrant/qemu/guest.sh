@@ -64,7 +64,7 @@ for part in ${1//,/ }; do
 	runtime) ok "tests of the runtime" timeout 120 /lab/tests/runtime --include-ignored --test-threads=1 ;;
 	escapes | network) tests attacks "$part::" ;;
 	services) tests services every_feature_over_ipv4 ;;
-	clock | cluster | firewalld | node | restart) . /lab/$part.sh ;;
+	clock | cluster | firewalld | node | restart | wireguard) . /lab/$part.sh ;;
 	esac
 	burden
 done

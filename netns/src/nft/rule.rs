@@ -152,9 +152,13 @@ impl Rule {
         })
     }
 
-    /// Goes on only if the packet came in by (or, `outgoing`, leaves by) a link of this name.
+    /// Goes on only if the packet came in by (or leaves by) a link of this name, or (`not_`) by another one.
     pub fn input_link(self, name: &str) -> Self {
         self.link(6, name, true)
+    }
+
+    pub fn not_input_link(self, name: &str) -> Self {
+        self.link(6, name, false)
     }
 
     pub fn output_link(self, name: &str) -> Self {

@@ -14,8 +14,8 @@ use netlink_packet_route::{
     route::{RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType},
 };
 use rtnetlink::{
-    LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder,
-    packet_core::Emitable,
+    LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, LinkWireguard,
+    RouteMessageBuilder, packet_core::Emitable,
 };
 
 use super::{Mac, Prefix};
@@ -23,7 +23,7 @@ use crate::wire::{self, Attrs, Message};
 
 const CREATE: i32 = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
 const REPLACE: i32 = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
-/// Whose routes those of [`RouteKind::Via`] are: a number that nobody else is known to use.
+/// Whose routes those of [`RouteKind::Via`] and [`RouteKind::Tunnel`] are: a number that nobody else is known to use.
 pub const VIA_PROTOCOL: u8 = 86;
 /// Which of several IPv6 routes to the same destination counts: the kernel's own for an address' network has
 /// this.
@@ -131,6 +131,8 @@ pub enum RouteKind {
     /// By another machine on the link, whose network need not be known. It bears [`VIA_PROTOCOL`], by which
     /// it is found again.
     Via(IpAddr),
+    /// By a link that knows itself where packets go. It bears [`VIA_PROTOCOL`], too.
+    Tunnel,
 }
 
 /// One change, ready to be sent.
@@ -172,6 +174,14 @@ impl Change {
         }
         let link = link.build();
         let what = format!("add the VXLAN link {name}");
+        Self::new(libc::RTM_NEWLINK, CREATE, &link, what)
+    }
+
+    /// A WireGuard link, without a key and without peers. It stays down until it has its address. `EOPNOTSUPP`: this
+    /// kernel has none.
+    pub fn add_wireguard(name: &str, mtu: u32) -> Self {
+        let link = LinkWireguard::new(name).mtu(mtu).down().build();
+        let what = format!("add the WireGuard link {name}");
         Self::new(libc::RTM_NEWLINK, CREATE, &link, what)
     }
 
@@ -328,6 +338,9 @@ impl Change {
                 message.header.flags = RouteFlags::Onlink;
                 let gateway = RouteAttribute::Gateway(gateway.into());
                 message.attributes.push(gateway);
+            }
+            RouteKind::Tunnel => {
+                message.header.protocol = RouteProtocol::from(VIA_PROTOCOL);
             }
             RouteKind::Connected(IpAddr::V6(_)) => {
                 message.header.protocol = RouteProtocol::Kernel;

@@ -197,7 +197,7 @@ impl Socket {
         Ok(found)
     }
 
-    /// Routes of [`RouteKind::Via`] of one address family, whoever made them.
+    /// Routes of [`RouteKind::Via`] and [`RouteKind::Tunnel`] of one address family, whoever made them.
     pub fn routes_via(&mut self, ipv6: bool) -> Result<Vec<Route>, Error> {
         let family = family(ipv6);
         let fixed = [family, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -283,7 +283,7 @@ fn family(ipv6: bool) -> u8 {
 fn via(wanted: &WantedRoute) -> Option<IpAddr> {
     match wanted.kind {
         RouteKind::Via(gateway) => Some(gateway),
-        RouteKind::Link | RouteKind::Connected(_) | RouteKind::Local => None,
+        RouteKind::Link | RouteKind::Tunnel | RouteKind::Connected(_) | RouteKind::Local => None,
     }
 }
 

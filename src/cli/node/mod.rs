@@ -25,15 +25,15 @@ pub use self::{
     identity::Identity,
     names::{Ranges, cgroup_below, cluster_cidr, cluster_dns, gateway},
     readiness::Readiness,
-    removal::{recorded_cni, recorded_name, recorded_services, remove},
-    settings::{VXLAN_PORT, dns_addresses},
+    removal::{encrypts, recorded_cni, recorded_name, recorded_services, remove},
+    settings::{VXLAN_PORT, WIREGUARD_PORT, dns_addresses},
 };
 use self::{
     names::Names,
     readiness::{READY_WITHIN, REFUSED_FOR, lacking, not_ready, reached, refused},
     removal::Recorded,
     settings::{
-        kubelet_config, own, policy_config, proxy_config, resolv_conf, runtime_config, tunnel,
+        kubelet_config, own, policy_config, proxy_config, resolv_conf, runtime_config, tunnels,
     },
 };
 use super::{Error, paths::Paths};
@@ -133,11 +133,12 @@ impl Node {
         // How pods of other nodes are reached is the plugins' business where they make the network.
         if let PodNetwork::Bridge(bridge) = &network {
             parts.start("part/pod-routes", Policy::Restart, {
-                let (watching, own) = (watching.clone(), own(&config));
-                let (tunnel, ways) = (tunnel(&config, &names), bridge.to_peers());
+                let (watching, node, own) =
+                    (watching.clone(), identity.kubelet.clone(), own(&config));
+                let (tunnels, ways) = (tunnels(&config, &names), bridge.to_peers());
                 move |shutdown| {
-                    let (watching, own) = (watching.clone(), own.clone());
-                    peers::run(watching, own, tunnel.clone(), ways.clone(), shutdown)
+                    let (watching, node, own) = (watching.clone(), node.clone(), own.clone());
+                    peers::run(watching, node, own, tunnels.clone(), ways.clone(), shutdown)
                 }
             });
         }

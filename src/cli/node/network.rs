@@ -8,7 +8,7 @@ use super::{
     Config,
     names::{Names, cluster_cidr},
     removal::Recorded,
-    settings::{bridge_config, cni_config, tunnel},
+    settings::{bridge_config, cni_config, tunnels},
 };
 use crate::{
     cli::Error,
@@ -87,7 +87,7 @@ async fn leave_bridge(config: &Config, names: &Names, runtime: &Runtime) -> Resu
     }
     bridge.remove().await?;
     let clusters = config.pod_cidrs.map(cluster_cidr);
-    Ok(peers::remove(clusters, tunnel(config, names)).await?)
+    Ok(peers::remove(config.pod_cidrs, clusters, tunnels(config, names)).await?)
 }
 
 async fn leave_cni(config: &Config, folders: &Folders, runtime: &Runtime) -> Result<(), Error> {

@@ -9,7 +9,9 @@ use super::{
     Config, PodLimits,
     names::{Names, Ranges, cluster_cidr, cluster_dns},
     network,
-    settings::{kubelet_config, policy_config, proxy_config, runtime_config, tunnel},
+    settings::{
+        kubelet_config, network_folder, policy_config, proxy_config, runtime_config, tunnels,
+    },
 };
 use crate::{
     addresses::family::PerFamily,
@@ -17,7 +19,14 @@ use crate::{
     format,
     kubelet::{
         self,
-        network::{PodNetwork, cni::Folders, peers},
+        network::{
+            PodNetwork,
+            cni::Folders,
+            peers::{
+                self,
+                requested::{Encryption, Requested},
+            },
+        },
         node::Description,
         settings::ResourceSettings,
     },
@@ -44,6 +53,12 @@ pub fn recorded_services(paths: &Paths) -> Result<Option<PerFamily<IpNet>>, Erro
 /// The folders of the plugins that make the pods' network, if plugins do.
 pub fn recorded_cni(paths: &Paths) -> Result<Option<Folders>, Error> {
     Ok(Recorded::load(paths)?.and_then(|recorded| recorded.cni))
+}
+
+/// Whether packets of pods were encrypted on their way to other nodes, or not sent, when the node last ran.
+pub fn encrypts(paths: &Paths) -> bool {
+    let requested = Requested::recorded(&network_folder(paths));
+    *requested.current() != Encryption::None
 }
 
 /// Takes away what a stopped daemon has left on the host: pods, their network, services. Works with
@@ -85,7 +100,7 @@ pub async fn remove(paths: &Paths) -> Result<(), Error> {
     network_policy::remove(policy_config(&config, &names, addresses)).await?;
     if let PodNetwork::Bridge(_) = network {
         let clusters = config.pod_cidrs.map(cluster_cidr);
-        peers::remove(clusters, tunnel(&config, &names)).await?;
+        peers::remove(config.pod_cidrs, clusters, tunnels(&config, &names)).await?;
     }
     network.remove().await?;
     if let Some(cni) = network::forgotten_cni(&config).await? {

@@ -26,6 +26,8 @@ use crate::{
 const MAX_PODS: u32 = 110;
 /// The kernel's own choice.
 pub const VXLAN_PORT: u16 = 8472;
+/// Of the encrypted tunnel; not 51820, which tunnels of the machine's own mostly have.
+pub const WIREGUARD_PORT: u16 = 51871;
 
 pub(super) fn runtime_config(paths: &Paths, names: &Names) -> runtime::Config {
     runtime::Config {
@@ -35,9 +37,14 @@ pub(super) fn runtime_config(paths: &Paths, names: &Names) -> runtime::Config {
     }
 }
 
+/// What is on record of the pods' network.
+pub(super) fn network_folder(paths: &Paths) -> PathBuf {
+    paths.state.join("network")
+}
+
 pub(super) fn bridge_config(config: &Config, names: &Names) -> bridge::Config {
     bridge::Config {
-        state_dir: config.paths.state.join("network"),
+        state_dir: network_folder(&config.paths),
         pod_cidrs: config.pod_cidrs,
         bridge: names.bridge.clone(),
         table: names.table.clone(),
@@ -77,9 +84,23 @@ pub(super) fn own(config: &Config) -> peers::Own {
     }
 }
 
+/// The tunnels to other machines.
+pub(super) fn tunnels(config: &Config, names: &Names) -> peers::Config {
+    peers::Config {
+        tunnel: tunnel(config, names),
+        wireguard: peers::WireGuardConfig {
+            link: format!("{}w", names.bridge),
+            port: WIREGUARD_PORT,
+            table: format!("{}-wireguard", names.table),
+            bridge: names.bridge.clone(),
+            folder: network_folder(&config.paths),
+        },
+    }
+}
+
 /// The tunnel to machines behind routers. Its number follows from the range of services: clusters below other
 /// roots on the same machines have others.
-pub(super) fn tunnel(config: &Config, names: &Names) -> peers::TunnelConfig {
+fn tunnel(config: &Config, names: &Names) -> peers::TunnelConfig {
     let digest = Sha256::digest(config.services.to_string());
     let id = u32::from_be_bytes([0, digest[0], digest[1], digest[2]]);
     peers::TunnelConfig {
@@ -116,6 +137,12 @@ fn own_ports(config: &Config) -> OwnPorts {
         [
             own(None, TCP, config.kubelet_port, "the kubelet"),
             own(None, UDP, VXLAN_PORT, "the tunnel between machines"),
+            own(
+                None,
+                UDP,
+                WIREGUARD_PORT,
+                "the encrypted tunnel between machines",
+            ),
             own(
                 Some(kubelet::HEALTH.0),
                 TCP,

@@ -76,7 +76,7 @@ pub fn diagnose(facts: &Facts, now: Timestamp, flag: &str, within: Duration) -> 
         facts
             .nodes
             .iter()
-            .flat_map(|node| node_findings(node, flag)),
+            .flat_map(|node| node_findings(node, facts.encrypts, flag)),
     );
     found.extend(pods(&facts.pods, now));
     found
@@ -200,7 +200,7 @@ fn certificate(
 /// By which a node says that CNI plugins give its pods no network.
 const NO_NETWORK: &str = "reason:NetworkPluginNotReady";
 
-fn node_findings(node: &NodeLine, flag: &str) -> Vec<Finding> {
+fn node_findings(node: &NodeLine, encrypts: bool, flag: &str) -> Vec<Finding> {
     let name = &node.name;
     let mut found = Vec::new();
     match node.ready {
@@ -233,6 +233,18 @@ fn node_findings(node: &NodeLine, flag: &str) -> Vec<Finding> {
                 format!("free what is short; `kubectl describe node {name}` says what"),
             )
         }));
+        if encrypts && node.public_key.is_none() {
+            found.push(finding(
+                format!(
+                    "the node {name} has no WireGuard key, and pod encryption is requested: its pods and those of other \
+                     nodes do not reach each other"
+                ),
+                format!(
+                    "`vetch check` on its machine says whether its kernel has WireGuard; `kubectl describe node {name}` \
+                     says more; `vetch up --pod-encryption none` does without"
+                ),
+            ));
+        }
     }
     found
 }
@@ -305,6 +317,24 @@ mod tests {
         Machine::Agent {
             node: "n".to_owned(),
             removed: removed.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_node_without_a_key_is_told_where_there_must_be_one() {
+        let key = Some("AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=".to_owned());
+        for (encrypts, public_key, wrong) in [
+            (false, None, false),
+            (true, key.clone(), false),
+            (true, None, true),
+            (false, key, false),
+        ] {
+            let mut facts = well();
+            facts.encrypts = encrypts;
+            facts.nodes[0].public_key = public_key;
+            let found = diagnose(&facts, now(), "", Duration::ZERO);
+            let is_told = found.iter().any(|one| one.what.contains("WireGuard key"));
+            assert_eq!(is_told, wrong, "{found:?}");
         }
     }
 

@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{Node, NodeCondition};
 use kube::ResourceExt;
 use serde::Serialize;
 
-use crate::kubelet::network::cni::Folders;
+use crate::kubelet::network::{cni::Folders, peers::PUBLIC_KEY};
 
 const ROLE: &str = "node-role.kubernetes.io/";
 
@@ -29,6 +29,8 @@ pub struct Facts {
     /// Where the plugins are that make this machine's pods' network, if plugins do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cni: Option<Folders>,
+    /// Packets of pods are encrypted on their way between machines, or not sent.
+    pub encrypts: bool,
     /// What could not be asked, and why.
     pub problems: Vec<String>,
 }
@@ -70,6 +72,9 @@ pub struct NodeLine {
     pub version: String,
     pub created: Option<Timestamp>,
     pub addresses: Vec<String>,
+    /// Of its encrypted tunnel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -193,6 +198,7 @@ impl NodeLine {
                 .filter(|one| one.type_.ends_with("IP"))
                 .map(|one| one.address)
                 .collect(),
+            public_key: node.annotations().get(PUBLIC_KEY).cloned(),
         }
     }
 

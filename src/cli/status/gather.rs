@@ -49,6 +49,7 @@ pub async fn gather(paths: &Paths, flag: &str) -> Facts {
         Ok(cni) => facts.cni = cni,
         Err(error) => facts.problems.push(causes(error.as_ref())),
     }
+    facts.encrypts = node::encrypts(paths);
     match Membership::load(&agent::record(paths)) {
         Ok(Some(kept)) => of_agent(&mut facts, kept).await,
         Ok(None) if paths.state.join("store").exists() => of_server(&mut facts, paths, flag).await,

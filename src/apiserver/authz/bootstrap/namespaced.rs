@@ -53,6 +53,12 @@ pub const ROLES: &[(&str, &str, &[Row])] = &[
             named("get update", "core", "configmaps", "kube-scheduler"),
         ],
     ),
+    // Ours: what every node must know of the pods' network.
+    (
+        SYSTEM,
+        "vetch:pod-network-reader",
+        &[named(READ, "core", "configmaps", "pod-network")],
+    ),
     (
         PUBLIC,
         "system:controller:bootstrap-signer",
@@ -121,6 +127,12 @@ pub const BINDINGS: &[(&str, &str, &str, Subjects)] = &[
         "system:controller:token-cleaner",
         "system:controller:token-cleaner",
         &["account:kube-system/token-cleaner"],
+    ),
+    (
+        SYSTEM,
+        "vetch:pod-network-reader",
+        "vetch:pod-network-reader",
+        &["user:system:kube-proxy"],
     ),
     (
         PUBLIC,

@@ -6,27 +6,45 @@ use std::{
     sync::Arc,
 };
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
+use netns::wireguard::PublicKey;
 
 use crate::addresses::{
     family::{Family, OfFamily, PerFamily},
     ranges::overlap,
 };
 
+/// The annotation of a Node that tells the public key of its encrypted tunnel, as `wg` writes keys.
+pub const PUBLIC_KEY: &str = "vetch.io/wireguard-public-key";
+
 /// Where the pods of a range are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     pub node: String,
+    pub key: NodeKey,
     /// By which its machine is reached: the first that it tells of each family that this machine has too.
     pub addresses: BTreeMap<Family, IpAddr>,
+}
+
+/// The key that a Node tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeKey {
+    Known(PublicKey),
+    /// It tells none, or something that is none.
+    Missing,
+    /// This node, which is older or the one where this runs, tells the same one.
+    Of(String),
 }
 
 /// What is known of the other nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peers {
     pub by_range: BTreeMap<IpNet, Peer>,
+    /// All that other nodes have of the cluster's ranges, reached or not, without overlaps.
+    pub others: BTreeSet<IpNet>,
     /// Nodes whose pods are not reached, and why.
     pub refused: BTreeMap<String, String>,
 }
@@ -80,14 +98,19 @@ pub enum Way {
 /// The other nodes with their ranges of this node's families. Of two that have the same the older one counts,
 /// and nobody has one of this node's or one that is not the cluster's.
 pub fn plan(nodes: &[Arc<Node>], own: &Own) -> Peers {
-    let mut nodes: Vec<&Arc<Node>> = nodes
-        .iter()
-        .filter(|node| node.name_any() != own.name)
-        .collect();
-    nodes.sort_by_key(|node| (node.creation_timestamp(), node.uid()));
+    let is_own = |node: &Node| node.name_any() == own.name;
+    let mut nodes: Vec<&Arc<Node>> = nodes.iter().collect();
+    nodes.sort_by_key(|node| (!is_own(node), node.creation_timestamp(), node.uid()));
+    let mut keys = BTreeMap::new();
+    let mut others = Vec::new();
     let mut peers = Peers::default();
     for node in nodes {
         let name = node.name_any();
+        let key = key(node, &mut keys);
+        if is_own(node) {
+            continue;
+        }
+        others.extend(ranges(node).filter(|range| is_others(range, own)));
         let addresses = addresses(node, own);
         if addresses.is_empty() {
             continue; // it has not told yet
@@ -122,6 +145,7 @@ pub fn plan(nodes: &[Arc<Node>], own: &Own) -> Peers {
                 None => {
                     let peer = Peer {
                         node: name.clone(),
+                        key: key.clone(),
                         addresses: addresses.clone(),
                     };
                     peers.by_range.insert(range, peer);
@@ -129,6 +153,7 @@ pub fn plan(nodes: &[Arc<Node>], own: &Own) -> Peers {
             }
         }
     }
+    peers.others = IpNet::aggregate(&others).into_iter().collect();
     peers
 }
 
@@ -142,6 +167,15 @@ pub fn way(of: Family, peer: &Peer, families: &[Family], reach: &BTreeMap<IpAddr
     if let Some((via, Reach::Link(link))) = reached(of) {
         return Way::Direct { link: *link, via };
     }
+    tunnelled(peer, families, reach)
+}
+
+/// By a tunnel over the first of the families in which the machine is reached, on a link or not.
+pub fn tunnelled(peer: &Peer, families: &[Family], reach: &BTreeMap<IpAddr, Reach>) -> Way {
+    let reached = |family: Family| {
+        let address = peer.addresses.get(&family)?;
+        Some((*address, reach.get(address)?))
+    };
     let mut why = None;
     for (machine, reach) in families.iter().filter_map(|family| reached(*family)) {
         match reach {
@@ -168,6 +202,39 @@ pub fn machines(peers: &Peers) -> BTreeSet<IpAddr> {
     peers
         .flat_map(|peer| peer.addresses.values().copied())
         .collect()
+}
+
+/// As annotations tell it.
+pub fn written(key: &PublicKey) -> String {
+    BASE64_STANDARD.encode(key.0)
+}
+
+fn parsed(text: &str) -> Option<PublicKey> {
+    let bytes = BASE64_STANDARD.decode(text).ok()?;
+    bytes.try_into().ok().map(PublicKey)
+}
+
+/// `keys`: of nodes before this one.
+fn key(node: &Node, keys: &mut BTreeMap<PublicKey, String>) -> NodeKey {
+    let told = node.annotations().get(PUBLIC_KEY);
+    let Some(key) = told.and_then(|text| parsed(text)) else {
+        return NodeKey::Missing;
+    };
+    match keys.get(&key) {
+        Some(other) => NodeKey::Of(other.clone()),
+        None => {
+            keys.insert(key, node.name_any());
+            NodeKey::Known(key)
+        }
+    }
+}
+
+/// Whether packets of the range can only be another node's.
+fn is_others(range: &IpNet, own: &Own) -> bool {
+    let family = range.family();
+    let (own_range, cluster) = (own.ranges.of(family), own.clusters.of(family));
+    cluster.is_some_and(|cluster| cluster.contains(range))
+        && own_range.is_none_or(|own_range| !overlap(own_range, range))
 }
 
 fn ranges(node: &Node) -> impl Iterator<Item = IpNet> {
@@ -328,12 +395,90 @@ mod tests {
         ] {
             let peer = Peer {
                 node: "b".to_owned(),
+                key: NodeKey::Missing,
                 addresses: addresses.iter().map(|one| (one.family(), *one)).collect(),
             };
             let reach = [(v4, reach4), (v6, reach6)].into();
             let mut families = Family::ALL;
             families.sort_by_key(|family| *family != primary);
             assert_eq!(way(of, &peer, &families, &reach), want, "{of} {peer:?}");
+            // An encrypted tunnel leads to machines on a link, too, over the first family.
+            let sealed = tunnelled(&peer, &families, &reach);
+            match want {
+                Way::Direct { link, via } if peer.addresses.len() == 1 => {
+                    let machine = via;
+                    assert_eq!(sealed, Way::Tunnel { link, machine });
+                }
+                Way::Direct { .. } => assert_eq!(sealed, tunnel(1, v4)),
+                want => assert_eq!(sealed, want),
+            }
         }
+    }
+
+    fn with_key(node: Arc<Node>, key: &str) -> Arc<Node> {
+        let mut node = Node::clone(&node);
+        let annotations = node.metadata.annotations.get_or_insert_default();
+        annotations.insert(PUBLIC_KEY.to_owned(), key.to_owned());
+        Arc::new(node)
+    }
+
+    #[test]
+    fn whose_a_key_is() {
+        let own = own("192.0.2.1", "10.42.0.0/24", "10.42.0.0/16");
+        let keys = [1, 2, 3].map(|byte| PublicKey([byte; 32]));
+        let texts = keys.map(|key| written(&key));
+        let at = |name: &str, made: &str, number: u8, key: &str| {
+            let range = format!("10.42.{number}.0/24");
+            with_key(node(name, made, &range, &format!("192.0.2.{number}")), key)
+        };
+        let nodes = [
+            at("thief", NEW, 4, &texts[1]),
+            at("a", NEW, 0, &texts[0]),
+            at("b", OLD, 2, &texts[1]),
+            // What this node itself tells is nobody else's.
+            at("mirror", OLD, 3, &texts[0]),
+            at("short", OLD, 5, "AAAA"),
+            at("c", OLD, 6, &texts[2]),
+            node("silent", OLD, "10.42.7.0/24", "192.0.2.7"),
+        ];
+        let peers = plan(&nodes, &own);
+        let found: Vec<(&str, &NodeKey)> = peers
+            .by_range
+            .values()
+            .map(|peer| (peer.node.as_str(), &peer.key))
+            .collect();
+        let of = |name: &str| NodeKey::Of(name.to_owned());
+        assert_eq!(
+            found,
+            [
+                ("b", &NodeKey::Known(keys[1])),
+                ("mirror", &of("a")),
+                ("thief", &of("b")),
+                ("short", &NodeKey::Missing),
+                ("c", &NodeKey::Known(keys[2])),
+                ("silent", &NodeKey::Missing),
+            ]
+        );
+        // As `wg` writes them.
+        assert_eq!(texts[0], "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=");
+    }
+
+    #[test]
+    fn what_is_others() {
+        let own = own("192.0.2.1", "10.42.0.0/24", "10.42.0.0/16");
+        let nodes = [
+            node("a", OLD, "10.42.0.0/24", "192.0.2.1"),
+            node("b", OLD, "10.42.2.0/24", "192.0.2.2"),
+            // They tell no address, or have what another one has had for longer.
+            node("silent", OLD, "10.42.3.0/24", "127.0.0.1"),
+            node("thief", NEW, "10.42.2.128/25", "192.0.2.3"),
+            // Never what is this node's, or not the cluster's.
+            node("mine", NEW, "10.42.0.128/25", "192.0.2.4"),
+            node("all", NEW, "10.42.0.0/16", "192.0.2.6"),
+            node("far", NEW, "10.9.0.0/24,fd42::/64", "192.0.2.5"),
+        ];
+        let others = plan(&nodes, &own).others;
+        let others: Vec<String> = others.iter().map(IpNet::to_string).collect();
+        assert_eq!(others, ["10.42.2.0/23"]);
     }
 }

@@ -22,10 +22,13 @@ use netns::{
     route::{Change, Link, Mac, Prefix, Socket, Vxlan},
 };
 
-use super::super::{
-    masquerade::of_packets,
-    mtu::{LEAST_IPV4, LEAST_IPV6},
-    wiring,
+use super::{
+    super::{
+        masquerade::of_packets,
+        mtu::{LEAST_IPV4, LEAST_IPV6},
+        wiring,
+    },
+    absent_is_fine,
 };
 use crate::{
     addresses::family::{Family, OfFamily, PerFamily},
@@ -66,7 +69,6 @@ pub struct End {
 pub struct Tunnel {
     outer: Family,
     config: Config,
-    socket: nft::Socket,
     guard: Programmer,
     /// Where the table lets packets come from.
     admitted: BTreeSet<IpAddr>,
@@ -79,34 +81,24 @@ pub struct Tunnel {
 
 impl Tunnel {
     /// Of a cluster with pods of these families, over one of them.
-    pub fn open(
-        mut config: Config,
-        families: impl Iterator<Item = Family>,
-        outer: Family,
-    ) -> Result<Self, Error> {
+    pub fn new(mut config: Config, families: impl Iterator<Item = Family>, outer: Family) -> Self {
         if families.into_iter().next() != Some(outer) {
             config.link.push('2');
         }
-        Ok(Self {
+        Self {
             outer,
             guard: Programmer::new(table(&config, outer)),
-            socket: nft::Socket::open()?,
             config,
             admitted: BTreeSet::new(),
             neighbours: BTreeMap::new(),
             machines: BTreeMap::new(),
             index: None,
-        })
+        }
     }
 
     /// The family of machines' addresses.
     pub fn outer(&self) -> Family {
         self.outer
-    }
-
-    /// The port of the socket by which the table is written.
-    pub fn own_port(&self) -> Result<u32, Error> {
-        self.socket.port()
     }
 
     pub fn notice(&mut self, changes: &Changes) -> bool {
@@ -133,16 +125,17 @@ impl Tunnel {
     pub fn settle(
         &mut self,
         socket: &mut Socket,
+        tables: &mut nft::Socket,
         own: (&str, &PerFamily<IpNet>, Option<Ipv6Addr>),
         peers: &BTreeMap<IpNet, End>,
         mtu: u32,
     ) -> Result<u32, Error> {
         // First who may send: else anybody could in between.
         let machines: BTreeSet<IpAddr> = peers.values().map(|peer| peer.machine).collect();
-        self.guard.verify(&mut self.socket)?;
+        self.guard.verify(tables)?;
         if self.guard.doubt().is_some() || machines != self.admitted {
             let whole = whole(&self.config, self.outer, &machines);
-            self.guard.replace(&mut self.socket, whole)?;
+            self.guard.replace(tables, whole)?;
             self.admitted = machines;
         }
         let (name, ranges, local) = own;
@@ -222,26 +215,19 @@ impl Tunnel {
     }
 
     /// Takes link and table away, also those of an earlier daemon.
-    pub fn remove(&mut self, socket: &mut Socket) -> Result<(), Error> {
+    pub fn remove(&mut self, socket: &mut Socket, tables: &mut nft::Socket) -> Result<(), Error> {
         if self.index.is_none() && self.guard.doubt().is_none() {
             return Ok(());
         }
         absent_is_fine(socket.apply(vec![Change::delete_link(&self.config.link)]))?;
         let mut batch = Batch::new();
         batch.remove_table(self.guard.table());
-        self.guard.replace(&mut self.socket, batch)?;
+        self.guard.replace(tables, batch)?;
         self.neighbours.clear();
         self.machines.clear();
         self.admitted.clear();
         self.index = None;
         Ok(())
-    }
-}
-
-fn absent_is_fine(done: Result<(), Error>) -> Result<(), Error> {
-    match done {
-        Err(error) if !error.is_absent() => Err(error),
-        _ => Ok(()),
     }
 }
 

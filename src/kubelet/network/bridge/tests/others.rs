@@ -1,5 +1,7 @@
 //! Pods of one machine and of another: on a link, behind a router, with one family of addresses or two.
 
+use std::path::Path;
+
 use k8s_openapi::api::core::v1::{Node, ObjectReference};
 use netns::route::{self, Change, Veth, Vxlan};
 use serde_json::json;
@@ -7,7 +9,9 @@ use serde_json::json;
 use super::*;
 use crate::{
     events::{Recorder, Source},
-    kubelet::network::bridge::peers::{self, Own, Routes, TunnelConfig},
+    kubelet::network::bridge::peers::{
+        self, Config as PeersConfig, Own, Routes, TunnelConfig, WireGuardConfig,
+    },
 };
 
 const CLUSTERS: [(&str, &str); 2] = [("10.7", "10.7.0.0/16"), ("fd07", "fd07::/56")];
@@ -155,16 +159,25 @@ fn connect(case: &Case, a: &Namespace, b: &Namespace, router: &Namespace) -> Tes
     assign(b, case.addresses[1])
 }
 
-fn tunnel() -> TunnelConfig {
-    TunnelConfig {
-        link: "vetch0x".into(),
-        vxlan: Vxlan {
-            id: 7,
-            port: 8472,
-            local: None,
+fn tunnels(folder: &Path) -> PeersConfig {
+    PeersConfig {
+        tunnel: TunnelConfig {
+            link: "vetch0x".into(),
+            vxlan: Vxlan {
+                id: 7,
+                port: 8472,
+                local: None,
+            },
+            table: "vetch-tunnel".into(),
+            bridge: "vetch0".into(),
         },
-        table: "vetch-tunnel".into(),
-        bridge: "vetch0".into(),
+        wireguard: WireGuardConfig {
+            link: "vetch0w".into(),
+            port: 51871,
+            table: "vetch-wireguard".into(),
+            bridge: "vetch0".into(),
+            folder: folder.into(),
+        },
     }
 }
 
@@ -191,7 +204,12 @@ fn clusters(ranges: &str) -> PerFamily<IpNet> {
     list.join(",").parse().expect("literal ranges")
 }
 
-async fn routes(case: &Case, at: usize, network: &BridgeNetwork) -> TestResult<Routes> {
+async fn routes(
+    case: &Case,
+    at: usize,
+    network: &BridgeNetwork,
+    folder: &Path,
+) -> TestResult<Routes> {
     let own = Own {
         name: ["a", "b"][at].to_owned(),
         addresses: case.addresses[at].parse()?,
@@ -210,7 +228,7 @@ async fn routes(case: &Case, at: usize, network: &BridgeNetwork) -> TestResult<R
     let about = ObjectReference::default();
     Ok(Routes::open(
         own,
-        &tunnel(),
+        &tunnels(folder),
         network.to_peers(),
         events,
         about,
@@ -227,7 +245,7 @@ fn reached(case: &Case) -> TestResult {
     for at in [0, 1] {
         let start = async || -> TestResult<_> {
             let network = opened(folders[at].path(), case.ranges[at]).await?;
-            let routes = routes(case, at, &network).await?;
+            let routes = routes(case, at, &network, folders[at].path()).await?;
             routes.want(&nodes);
             assert!(routes.settle()?.is_empty());
             // The second look finds all of it.
@@ -263,7 +281,9 @@ fn reached(case: &Case) -> TestResult {
     }
     for at in [0, 1] {
         let remove = async || -> TestResult {
-            peers::remove(clusters(case.ranges[at]), tunnel()).await?;
+            let ranges = case.ranges[at];
+            let tunnels = tunnels(folders[at].path());
+            peers::remove(ranges.parse()?, clusters(ranges), tunnels).await?;
             made[at].0.remove().await?;
             assert_eq!(ip("-4 route show proto 86")?, "");
             assert_eq!(ip("-6 route show proto 86")?, "");
