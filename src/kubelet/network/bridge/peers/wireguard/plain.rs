@@ -29,6 +29,9 @@ pub fn table(config: &Config, family: Family) -> Table {
     Table::new(of_packets(family), config.table.as_str())
 }
 
+/// Loads an address of the packet.
+type Load = fn(Rule) -> Rule;
+
 /// The table of the family of `own` and `cluster` anew.
 pub fn whole(config: &Config, own: &IpNet, cluster: &IpNet, others: &BTreeSet<IpNet>) -> Batch {
     let family = own.family();
@@ -39,7 +42,7 @@ pub fn whole(config: &Config, own: &IpNet, cluster: &IpNet, others: &BTreeSet<Ip
         priority,
         policy: Policy::Accept,
     };
-    let (kind, source, destination): (_, fn(Rule) -> Rule, fn(Rule) -> Rule) = match family {
+    let (kind, source, destination): (_, Load, Load) = match family {
         Family::V4 => (
             Type::Ipv4,
             |rule| rule.source_v4(Reg(0)),
