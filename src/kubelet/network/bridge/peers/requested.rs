@@ -28,7 +28,7 @@ const NONE: &str = "none";
 const WIREGUARD: &str = "wireguard";
 const RECORD: &str = "encryption";
 const FIRST_WAIT: Duration = Duration::from_millis(200);
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// How packets of pods go from machine to machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
