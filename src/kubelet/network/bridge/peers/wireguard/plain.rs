@@ -45,19 +45,20 @@ pub fn whole(config: &Config, own: &IpNet, cluster: &IpNet, others: &BTreeSet<Ip
     let (kind, source, destination): (_, Load, Load) = match family {
         Family::V4 => (
             Type::Ipv4,
-            from.source_v4(Reg(0)),
-            to.destination_v4(Reg(0)),
+            |rule| rule.source_v4(Reg(0)),
+            |rule| rule.destination_v4(Reg(0)),
         ),
         Family::V6 => (
             Type::Ipv6,
-            from.source_v6(Reg(0)),
-            to.destination_v6(Reg(0)),
+            |rule| rule.source_v6(Reg(0)),
+            |rule| rule.destination_v6(Reg(0)),
         ),
     };
+    let (link, bridge) = (config.link.as_str(), config.bridge.as_str());
     let (network, length) = (cluster.network(), cluster.prefix_len());
     let others = others.iter().filter(|range| range.family() == family);
-    let from_others = from.in_set(OTHERS, Reg(0));
-    let to_others = to.in_set(OTHERS, Reg(0));
+    let from_others = source(Rule::new().not_input_link(link)).in_set(OTHERS, Reg(0));
+    let to_others = destination(Rule::new().not_output_link(link)).in_set(OTHERS, Reg(0));
     let sent = Rule::new()
         .input_link(bridge)
         .not_output_link(bridge)
