@@ -61,8 +61,8 @@ impl PodEncryption {
     }
 }
 
-/// Writes the ConfigMap, before the first node asks for it, and keeps it as it is wanted, also when somebody has changed
-/// or deleted it.
+/// Writes the ConfigMap, where encryption is requested before the first node asks for it, and keeps it as it is wanted,
+/// also when somebody has changed or deleted it.
 pub async fn keep(parts: &Parts, client: Client, chosen: PodEncryption) {
     let informers = Informers::of("pod-encryption", client.clone(), parts.clone());
     let informers = informers.beside_the_server();
@@ -70,7 +70,11 @@ pub async fn keep(parts: &Parts, client: Client, chosen: PodEncryption) {
         client,
         encryption: chosen.into(),
     });
-    if let Err(error) = told.write().await {
+    // Only what is requested must be known before the first node asks: without a ConfigMap nothing is, and a write here
+    // would hold up every start.
+    if told.encryption != Encryption::None
+        && let Err(error) = told.write().await
+    {
         // What users have set up may refuse it.
         tracing::warn!(%error, "which pod encryption is requested is not told yet, will retry");
     }
