@@ -8,7 +8,7 @@ use std::{
 use serde_json::json;
 
 use super::{
-    lab::until,
+    lab::{patiently, until},
     world::{
         DROPPED, ENOUGH, Got, LARGE, Net, PORT, Place, Protocol, SERVERS, Want, World, node_port,
         pod,
@@ -126,6 +126,8 @@ fn bounded(world: &World, to: SocketAddr) {
     waiting.shutdown(std::net::Shutdown::Write).unwrap();
     assert!(waiting.peek(&mut [0]).is_err(), "it is served at once");
     drop(held);
+    let answered = patiently(5 * DROPPED);
+    waiting.set_read_timeout(Some(answered)).unwrap();
     let mut said = String::new();
     (&waiting).read_to_string(&mut said).unwrap();
     assert!(said.ends_with('x'), "{said}");
