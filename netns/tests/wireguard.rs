@@ -56,6 +56,9 @@ fn a_kernel_without_it_says_so() -> TestResult {
 #[ignore = "needs root"]
 fn peers_are_as_they_were_set() -> TestResult {
     if !wireguard::is_supported() {
+        println!(
+            "skipped: this kernel has no WireGuard; `vagrant/qemu/run crates` has one that does"
+        );
         return Ok(());
     }
     Namespace::create()?.run(|| -> TestResult {
@@ -99,6 +102,9 @@ fn peers_are_as_they_were_set() -> TestResult {
 #[ignore = "needs root"]
 fn two_hosts_talk_by_it_over_both_families() -> TestResult {
     if !wireguard::is_supported() {
+        println!(
+            "skipped: this kernel has no WireGuard; `vagrant/qemu/run crates` has one that does"
+        );
         return Ok(());
     }
     for outer in ["192.0.2", "fd00:"] {
@@ -175,6 +181,9 @@ fn two_hosts_talk_by_it_over_both_families() -> TestResult {
 #[ignore = "needs root"]
 fn a_port_is_one_links() -> TestResult {
     if !wireguard::is_supported() {
+        println!(
+            "skipped: this kernel has no WireGuard; `vagrant/qemu/run crates` has one that does"
+        );
         return Ok(());
     }
     Namespace::create()?.run(|| -> TestResult {
